@@ -1,0 +1,126 @@
+"""Sources: one small file a data set, from its raw layout to clips.
+
+A source lists `Item`s cheaply (one video file, one scene, one walk) and turns
+each into zero or more `Clip`s. Items are the unit of parallel work: they are
+picklable and independent, and the same item always gives the same clips.
+
+To add a data set, write `xfactor/data/sources/NAME.py` with a class `Source`
+(a frozen dataclass whose fields are the options of `convert_datasets.py`) and
+add NAME to `NAMES`.
+"""
+
+import abc
+from collections.abc import Iterator
+import dataclasses
+import importlib
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xfactor.errors import UserError
+
+NAMES = ('synthetic', 'video', 'vizdoom')
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """A unit of conversion work.
+
+  Attributes:
+    id: Unique within the source and stable between runs and machines (a
+      relative path or a number, never an absolute path).
+    payload: Whatever `Source.clips` needs; picklable.
+    split: The split that the source dictates, or None where the converter
+      splits by a hash of the clip's id.
+    size: Estimate of the bytes this item becomes, for balancing shards.
+  """
+
+  id: str
+  payload: Any = None
+  split: str | None = None
+  size: int = 1
+
+
+@dataclasses.dataclass
+class Clip:
+  """One continuous shot of one static scene, ready to be written.
+
+  Cameras are OpenCV (x right, y down, z forward).
+
+  Attributes:
+    id: Unique within the data set, stable, made of letters, digits and `/._-`.
+    frames: One JPEG (RGB, `height` x `width`) a frame, in order of time.
+    height: Pixels, the same for all frames.
+    width: Pixels, the same for all frames.
+    timestamps: float64 [N] seconds from the start of the footage, or None.
+    intrinsics: float32 [N, 4] (fx, fy, cx, cy), normalised: fx and cx by the
+      width, fy and cy by the height, so that the centre of the image is 0.5;
+      or None where unknown.
+    world_to_camera: float32 [N, 3, 4] [R|t], or None where unknown.
+    depth: One 16-bit greyscale PNG a frame, z-depth in thousandths of a scene
+      unit (0 = unknown), or None.
+    replaced: Number of unreadable frames for which a neighbour stands in.
+  """
+
+  id: str
+  frames: list[bytes]
+  height: int
+  width: int
+  timestamps: np.ndarray | None = None
+  intrinsics: np.ndarray | None = None
+  world_to_camera: np.ndarray | None = None
+  depth: list[bytes] | None = None
+  replaced: int = 0
+
+
+class Source(abc.ABC):
+  """What a data set's file implements.
+
+  Class attributes:
+    name: The data set's default name on disk.
+    version: Semantic version of what the source produces.
+    description: One sentence for the data set's metadata.
+  """
+
+  name: ClassVar[str]
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str]
+
+  @abc.abstractmethod
+  def items(self) -> list[Item]:
+    """Lists the units of work, in a stable order.
+
+    Raises:
+      UserError: If the source folder is missing, empty or not of this layout.
+    """
+
+  @abc.abstractmethod
+  def clips(self, item: Item) -> Iterator[Clip]:
+    """Yields the clips of one item; pure: same item, same clips.
+
+    Raises:
+      UserError: If nothing in the item can be read; the converter records it
+        beside the data set and goes on with the other items.
+    """
+
+
+def make(name: str, **options: Any) -> Source:
+  """Returns the source called `name` with the given options.
+
+  Raises:
+    UserError: If there is no such source or it has no such option.
+  """
+  if name not in NAMES:
+    raise UserError(
+        f'there is no data set source {name!r}; choose one of '
+        f'{", ".join(NAMES)}'
+    )
+  cls = importlib.import_module(f'{__name__}.{name}').Source
+  fields = {f.name for f in dataclasses.fields(cls)}
+  for key in options:
+    if key not in fields:
+      raise UserError(
+          f'the {name} source has no option {key!r}; it takes '
+          f'{", ".join(sorted(fields))}'
+      )
+  return cls(**options)
