@@ -1,0 +1,258 @@
+"""What every model is built of: patches, RoPE, norms, MLPs, scanned layers.
+
+All parameters are float32; `dtype` is that of matrix products and attention.
+The residual stream stays float32: LayerScale starts at 0.01, so that the first
+layers add updates that bfloat16 would round away.
+"""
+
+from collections.abc import Callable, Sequence
+
+import einops
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from xfactor.errors import UserError
+from xfactor.models import attention
+
+_XAVIER = nnx.initializers.xavier_uniform()
+_BIAS = nnx.initializers.normal(1e-6)
+
+REMAT_POLICIES = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def patchify(
+    images: Float[Array, '*b h w c'], size: int
+) -> Float[Array, '*b t p']:
+  """Cuts images into row-major patches; a patch is row, column, channel."""
+  return einops.rearrange(
+      images, '... (h y) (w x) c -> ... (h w) (y x c)', y=size, x=size
+  )
+
+
+def unpatchify(
+    patches: Float[Array, '*b t p'], size: int, height: int, width: int
+) -> Float[Array, '*b h w c']:
+  """Inverse of `patchify` for images of `height` x `width` pixels."""
+  return einops.rearrange(
+      patches,
+      '... (h w) (y x c) -> ... (h y) (w x) c',
+      h=height // size,
+      w=width // size,
+      y=size,
+      x=size,
+  )
+
+
+def grid_positions(height: int, width: int) -> Int[Array, 't 2']:
+  """(row, column) of each patch of a `height` x `width` grid, row-major."""
+  rows, columns = jnp.divmod(jnp.arange(height * width), width)
+  return jnp.stack([rows, columns], -1)
+
+
+def rope_table(
+    positions: Int[Array, '*b t 2'], head_dim: int
+) -> Float[Array, '*b t d 2']:
+  """(cos, sin) of 2-d rotary embeddings (the official get_2d_sincos_rope).
+
+  The first half of the head's channels turns with the row, the second with the
+  column, at frequencies 10000^(-m / (head_dim / 4)), each for two channels.
+  """
+  quarter = head_dim // 4
+  frequencies = 10000.0 ** (-jnp.arange(quarter) / quarter)
+  angles = positions[..., None].astype(jnp.float32) * frequencies
+  angles = einops.repeat(angles, '... rc m -> ... (rc m two)', two=2)
+  return jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def apply_rope(
+    x: Float[Array, 'b v t n d'], table: Float[Array, '#b t d 2']
+) -> Float[Array, 'b v t n d']:
+  """Turns neighbouring channel pairs of every head by the table's angles."""
+  cos, sin = (table[:, None, :, None, :, i] for i in range(2))
+  pairs = x.reshape(*x.shape[:-1], -1, 2)
+  turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x.shape)
+  return x * cos + turned * sin
+
+
+def linear(
+    din: int,
+    dout: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    use_bias: bool = True,
+) -> nnx.Linear:
+  """A dense layer with the reference's initialisers."""
+  return nnx.Linear(
+      din,
+      dout,
+      use_bias=use_bias,
+      dtype=dtype,
+      kernel_init=_XAVIER,
+      bias_init=_BIAS,
+      rngs=rngs,
+  )
+
+
+def layer_norm(
+    features: int, *, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.LayerNorm:
+  """LayerNorm with epsilon 1e-6 and float32 statistics and output."""
+  return nnx.LayerNorm(
+      features, epsilon=1e-6, use_bias=use_bias, dtype=jnp.float32, rngs=rngs
+  )
+
+
+def gelu(x: Array) -> Array:
+  """GELU by the tanh approximation, as everywhere in the reference."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+class MLP(nnx.Module):
+  """Dense layers with GELU between them."""
+
+  def __init__(
+      self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: jnp.dtype
+  ):
+    self.layers = nnx.List([
+        linear(din, dout, rngs=rngs, dtype=dtype)
+        for din, dout in zip(sizes[:-1], sizes[1:], strict=True)
+    ])
+
+  def __call__(self, x: Array) -> Array:
+    for i, layer in enumerate(self.layers):
+      x = layer(gelu(x) if i else x)
+    return x
+
+
+class HeadNorm(nnx.Module):
+  """RMSNorm over a head's channels with one scale vector per head."""
+
+  def __init__(self, heads: int, head_dim: int):
+    self.scale = nnx.Param(jnp.ones((heads, head_dim)))
+
+  def __call__(
+      self, x: Float[Array, '*b n d']
+  ) -> Float[Array, '*b n d']:
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(x**2, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(mean_square + 1e-5)
+    return jnp.einsum('...ND,ND->...ND', x, self.scale[...])
+
+
+class LayerScale(nnx.Module):
+  """A learned gain for each channel of a residual branch, 0.01 at first."""
+
+  def __init__(self, features: int):
+    self.scale = nnx.Param(jnp.full((features,), 0.01))
+
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    return jnp.einsum('...C,C->...C', x.astype(jnp.float32), self.scale[...])
+
+
+class MultiViewBlock(nnx.Module):
+  """The reference's MVLayer: attention over all views beside each view's own.
+
+  Both attentions read one projection; their outputs are concatenated. A GELU
+  stands between the second norm and its MLP, as in the public code.
+  """
+
+  def __init__(
+      self,
+      features: int,
+      heads: int,
+      *,
+      rngs: nnx.Rngs,
+      dtype: jnp.dtype,
+      kernel: str,
+  ):
+    self.heads = heads
+    self.dtype = dtype
+    self.kernel = kernel
+    self.norm_attention = layer_norm(features, rngs=rngs, use_bias=False)
+    self.qkv = linear(
+        features, 6 * features, rngs=rngs, dtype=dtype, use_bias=False
+    )
+    head_dim = features // heads
+    self.norm_q = HeadNorm(heads, head_dim)
+    self.norm_k = HeadNorm(heads, head_dim)
+    self.norm_self_q = HeadNorm(heads, head_dim)
+    self.norm_self_k = HeadNorm(heads, head_dim)
+    self.out = linear(2 * features, features, rngs=rngs, dtype=dtype)
+    self.scale_attention = LayerScale(features)
+    self.norm_mlp = layer_norm(features, rngs=rngs)
+    self.mlp = MLP(
+        (features, 4 * features, features), rngs=rngs, dtype=dtype
+    )
+    self.scale_mlp = LayerScale(features)
+
+  def __call__(
+      self,
+      x_BVTC: Float[Array, 'b v t c'],
+      rope: Float[Array, '#b t d 2'],
+  ) -> Float[Array, 'b v t c']:
+    x_BVTC = x_BVTC + self.scale_attention(self._attention(x_BVTC, rope))
+    hidden = gelu(self.norm_mlp(x_BVTC))
+    return x_BVTC + self.scale_mlp(self.mlp(hidden))
+
+  def _attention(self, x_BVTC: Array, rope: Array) -> Array:
+    views = x_BVTC.shape[1]
+    q, k, v, self_q, self_k, self_v = einops.rearrange(
+        self.qkv(self.norm_attention(x_BVTC)),
+        'b v t (six n d) -> six b v t n d',
+        six=6,
+        n=self.heads,
+    )
+    turn = lambda norm, x: apply_rope(norm(x), rope).astype(self.dtype)
+    q, k = turn(self.norm_q, q), turn(self.norm_k, k)
+    self_q = turn(self.norm_self_q, self_q)
+    self_k = turn(self.norm_self_k, self_k)
+
+    def attend_folded(pattern, *qkv):
+      folded = (einops.rearrange(x, f'b v t n d -> {pattern}') for x in qkv)
+      out = attention.attend(*folded, kernel=self.kernel)
+      return einops.rearrange(
+          out, f'{pattern} -> b v t (n d)', v=views
+      )
+
+    across = attend_folded('b (v t) n d', q, k, v)
+    within = attend_folded('(b v) t n d', self_q, self_k, self_v)
+    return self.out(jnp.concatenate([across, within], axis=-1))
+
+
+class Stack(nnx.Module):
+  """Identical layers, their parameters stacked: one compiled body, scanned."""
+
+  def __init__(
+      self,
+      depth: int,
+      make_layer: Callable[[nnx.Rngs], nnx.Module],
+      *,
+      rngs: nnx.Rngs,
+      remat: str,
+  ):
+    if remat not in REMAT_POLICIES:
+      raise UserError(
+          f'config.model.remat={remat!r} is no policy; choose one of '
+          f'{", ".join(REMAT_POLICIES)}'
+      )
+    self.remat = remat
+    self.layers = nnx.split_rngs(splits=depth)(nnx.vmap(make_layer))(rngs)
+
+  def __call__(self, x: Array, *args: Array) -> Array:
+    graphdef, stacked = nnx.split(self.layers)
+
+    def body(x, layer):
+      return nnx.merge(graphdef, layer)(x, *args), None
+
+    if self.remat != 'none':
+      body = jax.checkpoint(
+          body, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+      )
+    return jax.lax.scan(body, x, stacked)[0]

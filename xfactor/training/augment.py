@@ -1,0 +1,212 @@
+"""Colour jitter and blur, the paper's pose-preserving augmentations.
+
+Drawing and applying are apart: `draw` makes every random number of a batch
+from one key, `apply` is deterministic. Images are float [-1, 1]; all images of
+an example share its draw, so that the pose is all that differs between them.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Strengths of the augmentations; defaults are the paper's.
+
+  Attributes:
+    jitter_prob: Share of examples that are colour jittered.
+    brightness: Largest shift, of [0, 1].
+    contrast: Largest change of the factor about the image's mean.
+    saturation: Largest change of the factor in HSV.
+    hue: Largest turn, of one full circle.
+    blur_prob: Share of examples that are blurred.
+    blur_sigma: Smallest and largest standard deviation, pixels.
+    blur_taps: Length of the Gaussian kernel, pixels, odd.
+  """
+
+  jitter_prob: float = 0.9
+  brightness: float = 0.2
+  contrast: float = 0.2
+  saturation: float = 0.2
+  hue: float = 0.05
+  blur_prob: float = 0.3
+  blur_sigma: tuple[float, float] = (0.1, 2.0)
+  blur_taps: int = 7
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draws:
+  """What `draw` drew, one row an example; `order[i]` is the place of op i."""
+
+  jitter: Bool[Array, ' b']
+  order: Int[Array, 'b 4']
+  brightness: Float[Array, ' b']
+  contrast: Float[Array, ' b']
+  saturation: Float[Array, ' b']
+  hue: Float[Array, ' b']
+  blur: Bool[Array, ' b']
+  sigma: Float[Array, ' b']
+
+
+def draw(key: PRNGKeyArray, batch: int, config: Config) -> Draws:
+  """Draws the augmentation of each of `batch` examples."""
+  keys = jax.random.split(key, 8)
+
+  def uniform(key, low, high):
+    return jax.random.uniform(key, (batch,), minval=low, maxval=high)
+
+  def about(key, centre, spread):
+    return uniform(key, centre - spread, centre + spread)
+
+  return Draws(
+      jitter=jax.random.bernoulli(keys[0], config.jitter_prob, (batch,)),
+      order=jnp.argsort(jax.random.uniform(keys[1], (batch, 4)), axis=1),
+      brightness=about(keys[2], 0.0, config.brightness),
+      contrast=about(keys[3], 1.0, config.contrast),
+      saturation=about(keys[4], 1.0, config.saturation),
+      hue=about(keys[5], 0.0, config.hue),
+      blur=jax.random.bernoulli(keys[6], config.blur_prob, (batch,)),
+      sigma=uniform(keys[7], *config.blur_sigma),
+  )
+
+
+def apply(
+    images: Float[Array, 'b *v h w 3'], draws: Draws, config: Config
+) -> Float[Array, 'b *v h w 3']:
+  """Jitters the colours, clips, blurs and clips again, as the public code."""
+  jittered = 2 * jitter_colours((images + 1) / 2, draws) - 1
+  jitter = _per_example(draws.jitter, images)
+  images = jnp.clip(jnp.where(jitter, jittered, images), -1, 1)
+  kernel = gaussian_kernel(draws.sigma, config.blur_taps)
+  identity = jnp.zeros(config.blur_taps).at[config.blur_taps // 2].set(1)
+  kernel = jnp.where(draws.blur[:, None], kernel, identity[None])
+  return jnp.clip(blur(images, kernel), -1, 1)
+
+
+def jitter_colours(
+    images: Float[Array, 'b *v h w 3'], draws: Draws
+) -> Float[Array, 'b *v h w 3']:
+  """The four colour operations in each example's own order, without clipping.
+
+  Every round computes one of each and keeps that which is due; saturation and
+  hue share a way to HSV and back.
+  """
+
+  def one_round(x, place):
+    brightness, contrast, saturation, hue = (
+        _per_example(draws.order[:, op] == place, x) for op in range(4)
+    )
+    shift, gain, factor, turn = (
+        _per_example(value, x)
+        for value in (
+            draws.brightness,
+            draws.contrast,
+            draws.saturation,
+            draws.hue,
+        )
+    )
+    h, s, v = _rgb_to_hsv(x)
+    s = jnp.where(saturation[..., 0], _scale_saturation(s, factor), s)
+    h = jnp.where(hue[..., 0], _turn_hue(h, turn), h)
+    in_hsv = _hsv_to_rgb(h, s, v)
+    x = jnp.where(
+        brightness,
+        x + shift,
+        jnp.where(contrast, adjust_contrast(x, gain), in_hsv),
+    )
+    return x, None
+
+  return jax.lax.scan(one_round, images, jnp.arange(4))[0]
+
+
+def adjust_contrast(
+    images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
+) -> Float[Array, '*b h w 3']:
+  """Scales about each channel's spatial mean (dm_pix.adjust_contrast)."""
+  mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
+  return factor * (images - mean) + mean
+
+
+def adjust_saturation(
+    images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
+) -> Float[Array, '*b h w 3']:
+  """Scales saturation in HSV and clips it (dm_pix.adjust_saturation)."""
+  h, s, v = _rgb_to_hsv(images)
+  return _hsv_to_rgb(h, _scale_saturation(s, factor), v)
+
+
+def adjust_hue(
+    images: Float[Array, '*b h w 3'], turn: Float[Array, '*#b 1 1 1']
+) -> Float[Array, '*b h w 3']:
+  """Turns the hue, in full circles (dm_pix.adjust_hue)."""
+  h, s, v = _rgb_to_hsv(images)
+  return _hsv_to_rgb(_turn_hue(h, turn), s, v)
+
+
+def _scale_saturation(s: Array, factor: Array) -> Array:
+  return jnp.clip(s * factor[..., 0], 0, 1)
+
+
+def _turn_hue(h: Array, turn: Array) -> Array:
+  return (h + turn[..., 0]) % 1.0
+
+
+def _rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
+  red, green, blue = (rgb[..., i] for i in range(3))
+  value = jnp.max(rgb, axis=-1)
+  spread = value - jnp.min(rgb, axis=-1)
+  safe = jnp.where(spread == 0, 1.0, spread)
+  sector = jnp.where(
+      value == red,
+      (green - blue) / safe,
+      jnp.where(
+          value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe
+      ),
+  )
+  hue = jnp.where(spread == 0, 0.0, (sector / 6) % 1.0)
+  saturation = jnp.where(
+      value > 0, spread / jnp.where(value > 0, value, 1.0), 0.0
+  )
+  return hue, saturation, value
+
+
+def _hsv_to_rgb(h: Array, s: Array, v: Array) -> Array:
+  # Channel n is v(1 - s max(0, min(k, 4 - k, 1))) with k = (n + 6h) mod 6.
+  k = (jnp.array([5.0, 3.0, 1.0]) + 6 * h[..., None]) % 6
+  ramp = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+  return v[..., None] * (1 - s[..., None] * ramp)
+
+
+def gaussian_kernel(
+    sigma: Float[Array, '*b'], taps: int
+) -> Float[Array, '*b k']:
+  """Sampled Gaussians that sum to one; sigma in pixels."""
+  offset = jnp.arange(taps) - taps // 2
+  weights = jnp.exp(-0.5 * (offset / sigma[..., None]) ** 2)
+  return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def blur(
+    images: Float[Array, 'b *v h w c'], kernel: Float[Array, 'b k']
+) -> Float[Array, 'b *v h w c']:
+  """Separable blur with each example's kernel; outside counts as zero (grey)."""
+  taps = kernel.shape[-1]
+  for axis in (-3, -2):
+    length = images.shape[axis]
+    pad = [(0, 0)] * images.ndim
+    pad[axis] = (taps // 2, taps // 2)
+    padded = jnp.pad(images, pad)
+    images = sum(
+        _per_example(kernel[:, i], images)
+        * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+        for i in range(taps)
+    )
+  return images
+
+
+def _per_example(values: Array, images: Array) -> Array:
+  return values.reshape(-1, *(1,) * (images.ndim - 1))
