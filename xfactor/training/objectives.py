@@ -16,6 +16,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+import numpy as np
 
 from xfactor.models import layers
 from xfactor.models.xfactor import XFactor
@@ -37,6 +38,7 @@ class Config:
   Attributes:
     l1_weight: Weight of the mean absolute error in [-1, 1].
     lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
+    lpips_dtype: Of LPIPS's convolutions: 'float32' or 'bfloat16'.
     unmasked_prob: Share of steps whose examples are all left whole.
     self_target_prob: Share of examples whose target is one of their contexts.
     augmentation: What the pose encoder sees.
@@ -44,6 +46,7 @@ class Config:
 
   l1_weight: float = 1.0
   lpips_weight: float = 0.5
+  lpips_dtype: str = 'float32'
   unmasked_prob: float = 0.05
   self_target_prob: float = 0.05
   augmentation: augment.Config = augment.Config()
@@ -104,9 +107,17 @@ def quadrant_bits(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
   )
 
 
-def is_unmasked(key: PRNGKeyArray, config: Config) -> Array:
-  """Whether the whole step of this key leaves its examples unsplit."""
-  return jax.random.bernoulli(jax.random.fold_in(key, 1), config.unmasked_prob)
+def is_whole_step(seed: int, step: int, config: Config) -> bool:
+  """Whether no example of this step is split; known to every host unasked."""
+  rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+  return bool(rng.random() < config.unmasked_prob)
+
+
+def kinds_of_step(config: Config) -> list[bool]:
+  """Whether steps may be split (False), whole (True), or either."""
+  return [False] * (config.unmasked_prob < 1) + [True] * (
+      config.unmasked_prob > 0
+  )
 
 
 def split_halves(

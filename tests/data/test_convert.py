@@ -1,0 +1,541 @@
+"""Conversion: the same bytes however it went; bad input ends in one sentence."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from xfactor.data import convert, records, sources
+from xfactor.errors import UserError
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+
+def jpeg(seed: int, size: int) -> bytes:
+  """Returns an image of noise."""
+  image = np.random.default_rng(seed).integers(
+    0, 256, (size, size, 3), dtype=np.uint8
+  )
+  return simplejpeg.encode_jpeg(image, quality=90)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake(sources.Source):
+  """Clips of noise, one an item; clip i has `frames` + i frames."""
+
+  name: ClassVar[str] = 'fake'
+  description: ClassVar[str] = 'Noise.'
+
+  count: int = 6
+  frames: int = 10
+  size: int = 16
+  split: str | None = None
+  cameras: bool = True
+  bad: tuple[int, ...] = ()
+  same_id: bool = False
+  delay: float = 0.0
+  dies: bool = False
+
+  def items(self):
+    return [
+      sources.Item(f'item/{i:03d}', i, self.split, 1000)
+      for i in range(self.count)
+    ]
+
+  def clips(self, item):
+    time.sleep(self.delay)
+    i = item.payload
+    if self.dies:
+      os.kill(os.getpid(), signal.SIGKILL)
+    if i in self.bad:
+      raise UserError(f'item {i}\nis broken')
+    n = self.frames + i
+    rng = np.random.default_rng(i)
+    yield sources.Clip(
+      id='same' if self.same_id else f'clip-{i:03d}',
+      frames=[jpeg(1000 * i + j, self.size) for j in range(n)],
+      height=self.size,
+      width=self.size,
+      timestamps=np.arange(n) / 3 if self.cameras else None,
+      intrinsics=rng.random((n, 4), np.float32) if self.cameras else None,
+      world_to_camera=(
+        rng.random((n, 3, 4), np.float32) if self.cameras else None
+      ),
+      replaced=i % 2,
+    )
+
+
+def run(source: sources.Source, folder: pathlib.Path, **options):
+  """Converts in this process, without a progress bar."""
+  return convert.convert(
+    source, folder, **{'workers': 0, 'quiet': True, **options}
+  )
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
+  """Returns every file of a folder."""
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in sorted(folder.rglob('*'))
+    if p.is_file()
+  }
+
+
+def clip_ids(folder: pathlib.Path, split: str) -> list[str]:
+  return records.open_split(folder, 'fake', split).clip_ids()
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory) -> dict[str, bytes]:
+  """The files of an uninterrupted conversion of `Fake()`."""
+  folder = tmp_path_factory.mktemp('straight')
+  run(Fake(), folder)
+  return snapshot(folder)
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path, straight):
+  summary = run(Fake(), tmp_path, workers=2)
+  assert snapshot(tmp_path) == straight
+  assert summary.new_frames == sum(10 + i for i in range(6))
+  assert sum(s.replaced for s in summary.splits.values()) == 3
+
+
+def test_summary_counts_what_is_there(tmp_path):
+  summary = run(Fake(bad=(2, 4)), tmp_path)
+  frames = sum(s.frames for s in summary.splits.values())
+  assert frames == 10 + 11 + 13 + 15
+  assert sum(s.clips for s in summary.splits.values()) == 4
+  assert summary.skipped == [
+    ('item/002', 'item 2 is broken'),
+    ('item/004', 'item 4 is broken'),
+  ]
+  manifest = records.read_json(tmp_path / 'fake/frames/1.0.0/manifest.json')
+  assert manifest['skipped'] == [list(s) for s in summary.skipped]
+  assert manifest['options']['bad'] == [2, 4]
+  report = convert.report(summary)
+  assert 'item/002: item 2 is broken' in report
+  assert [line.split()[0] for line in report.splitlines()[:3]] == [
+    'split',
+    'test',
+    'train',
+  ]
+
+
+def test_manifest_checksums_match_the_files(tmp_path):
+  import hashlib
+
+  run(Fake(), tmp_path)
+  for config in ('frames', 'clips'):
+    folder = tmp_path / 'fake' / config / '1.0.0'
+    manifest = records.read_json(folder / 'manifest.json')
+    listed = set()
+    for split in manifest['splits'].values():
+      for shard in split['shards']:
+        data = (folder / shard['file']).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard['sha256']
+        assert len(data) == shard['bytes']
+        listed.add(shard['file'])
+    assert listed == {p.name for p in folder.glob('*array_record*')}
+
+
+# Interruptions.
+
+
+def test_killed_run_continues_to_the_same_bytes(tmp_path, straight):
+  code = (
+    'import sys, test_convert as t\n'
+    'if __name__ == "__main__":\n'
+    '  t.convert.convert(t.Fake(delay=0.6), sys.argv[1], workers=2)\n'
+  )
+  script = tmp_path / 'script.py'
+  script.write_text(code)
+  data = tmp_path / 'data'
+  path = os.pathsep.join([str(REPOSITORY), str(pathlib.Path(__file__).parent)])
+  process = subprocess.Popen(
+    [sys.executable, script, data],
+    env={**os.environ, 'PYTHONPATH': path},
+    stderr=subprocess.DEVNULL,
+  )
+  work = data / 'fake' / '.incomplete-1.0.0'
+  for _ in range(3000):
+    if list(work.glob('part-*.json')) or process.poll() is not None:
+      break
+    time.sleep(0.01)
+  process.kill()
+  process.wait()
+  finished = {p.name: p.stat().st_mtime_ns for p in work.glob('part-*.json')}
+  assert 1 <= len(finished) < 6
+  with pytest.raises(UserError, match='its conversion was not finished'):
+    records.open_split(data, 'fake', 'train')
+
+  source = Fake(delay=0.6)
+  summary = run(source, data, workers=2)
+  # Each finished part was one clip; only the others were made now.
+  assert summary.new_frames < sum(10 + i for i in range(6))
+  again = snapshot(data)
+  assert again.keys() == straight.keys()
+  for name, content in again.items():
+    if not name.endswith('manifest.json'):  # It holds the option `delay`.
+      assert content == straight[name], name
+
+
+class _Broken(Exception):
+  pass
+
+
+@pytest.mark.parametrize(
+  ('target', 'nth'),
+  [
+    ('records.write_tfds_metadata', 1),
+    ('records.write_tfds_metadata', 2),
+    ('os.replace', 3),  # Among the frames that get their final names.
+    ('_publish', 1),
+    ('shutil.rmtree', 1),
+  ],
+)
+def test_interrupted_finish_is_repeated(
+  tmp_path, monkeypatch, straight, target, nth
+):
+  module, _, name = target.rpartition('.')
+  owner = getattr(convert, module) if module else convert
+  original = getattr(owner, name)
+  calls = []
+
+  def failing(*args, **kwargs):
+    if target == 'os.replace' and '/frames/' not in str(args[1]):
+      return original(*args, **kwargs)
+    calls.append(args)
+    if len(calls) == nth:
+      raise _Broken
+    return original(*args, **kwargs)
+
+  with monkeypatch.context() as m:
+    m.setattr(owner, name, failing)
+    with pytest.raises(_Broken):
+      run(Fake(), tmp_path)
+  run(Fake(), tmp_path)
+  assert snapshot(tmp_path) == straight
+
+
+def test_interrupted_between_clips_and_frames(tmp_path, monkeypatch, straight):
+  original = os.replace
+
+  def failing(source, target):
+    if pathlib.Path(target).parent.name == 'frames':
+      raise _Broken
+    original(source, target)
+
+  with monkeypatch.context() as m:
+    m.setattr(convert.os, 'replace', failing)
+    with pytest.raises(_Broken):
+      convert._publish(_finished(tmp_path))
+  run(Fake(), tmp_path)
+  assert snapshot(tmp_path) == straight
+
+
+def _finished(folder: pathlib.Path) -> convert.Plan:
+  """Returns a plan of which only the last step is missing."""
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(convert, '_publish', _raise(_Broken()))
+    with pytest.raises(_Broken):
+      run(Fake(), folder)
+  return convert.make_plan(Fake(), folder)
+
+
+def _raise(error: Exception):
+  def fail(*args, **kwargs):
+    raise error
+
+  return fail
+
+
+def test_a_part_whose_file_is_damaged_is_made_again(tmp_path, straight):
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(convert, '_fill_splits', _raise(_Broken()))
+    with pytest.raises(_Broken):
+      run(Fake(), tmp_path)
+  work = tmp_path / 'fake' / '.incomplete-1.0.0'
+  (file,) = work.glob('part-00002.*.frames')
+  file.write_bytes(file.read_bytes()[:-1])
+  assert run(Fake(), tmp_path).new_frames == 12
+  assert snapshot(tmp_path) == straight
+
+
+def test_other_options_do_not_continue_an_unfinished_run(tmp_path, straight):
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(convert, '_finish', _raise(_Broken()))
+    with pytest.raises(_Broken):
+      run(Fake(frames=12), tmp_path)
+  with pytest.raises(
+    UserError, match=r'frames was 12 and is now 10.*another --name'
+  ):
+    run(Fake(), tmp_path)
+  run(Fake(), tmp_path, overwrite=True)
+  assert snapshot(tmp_path) == straight
+
+
+def test_converting_twice(tmp_path):
+  run(Fake(), tmp_path)
+  before = snapshot(tmp_path)
+  summary = run(Fake(), tmp_path)
+  assert summary.already
+  assert 'already converted' in convert.report(summary)
+  with pytest.raises(UserError, match='size was 16 and is now 8.*--overwrite'):
+    run(Fake(size=8), tmp_path)
+  assert snapshot(tmp_path) == before
+  run(Fake(size=8), tmp_path, overwrite=True)
+  assert records.open_split(tmp_path, 'fake', 'train').height[0] == 8
+
+
+# Splits.
+
+
+def test_hash_split_keeps_clips_where_they_were(tmp_path):
+  run(Fake(count=30, frames=1), tmp_path / 'few', test_fraction=0.3)
+  run(Fake(count=60, frames=1), tmp_path / 'many', test_fraction=0.3)
+  few = set(clip_ids(tmp_path / 'few', 'test'))
+  many = set(clip_ids(tmp_path / 'many', 'test'))
+  assert few == {i for i in many if int(i[-3:]) < 30}
+  assert 3 <= len(few) <= 17
+  train = set(clip_ids(tmp_path / 'many', 'train'))
+  assert not train & many
+  assert len(train | many) == 60
+
+
+def test_source_decides_the_split(tmp_path):
+  summary = run(Fake(split='validation'), tmp_path)
+  assert set(summary.splits) == {'validation'}
+
+
+@pytest.mark.parametrize(
+  ('fraction', 'alone'), [(1e-9, 'test'), (1 - 1e-9, 'train')]
+)
+def test_neither_split_is_empty(tmp_path, fraction, alone):
+  run(Fake(), tmp_path, test_fraction=fraction)
+  ids = {s: clip_ids(tmp_path, s) for s in ('train', 'test')}
+  everything = [f'clip-{i:03d}' for i in range(6)]
+  order = sorted(everything, key=records.unit_hash)
+  assert ids[alone] == [order[0] if alone == 'test' else order[-1]]
+  assert sorted(ids['train'] + ids['test']) == everything
+  # The moved clip's frames moved with it.
+  for split, own in ids.items():
+    store = records.open_split(tmp_path, 'fake', split)
+    for i, clip_id in enumerate(own):
+      number = int(clip_id[-3:])
+      assert store.clip_frames(i, [3]) == [jpeg(1000 * number + 3, 16)]
+      assert store.clip(i).num_frames == 10 + number
+
+
+@pytest.mark.parametrize(('fraction', 'split'), [(0.0, 'train'), (1.0, 'test')])
+def test_extreme_fractions_are_taken_literally(tmp_path, fraction, split):
+  assert set(run(Fake(), tmp_path, test_fraction=fraction).splits) == {split}
+
+
+def test_deal_is_consecutive_balanced_and_blind_to_workers():
+  items = [sources.Item(str(i), size=1 + i % 7) for i in range(1000)]
+  parts = convert.deal(items)
+  assert [i for part in parts for i in part] == items
+  sizes = [sum(i.size for i in part) for part in parts]
+  assert len(parts) == convert.MIN_PARTS
+  assert max(sizes) - min(sizes) <= 14
+  large = [sources.Item(str(i), size=2**28) for i in range(200)]
+  assert len(convert.deal(large)) == 100
+  assert len(convert.deal([sources.Item('a', size=2**40)])) == 1
+  assert len(convert.deal(items[:3])) == 3
+
+
+# Bad input.
+
+
+def test_duplicate_clip_ids_name_both_items(tmp_path):
+  with pytest.raises(UserError, match=r"'same'.*'item/000'.*'item/001'"):
+    run(Fake(same_id=True), tmp_path)
+  assert not records.available(tmp_path)
+
+
+def test_nothing_convertible_leaves_nothing(tmp_path):
+  with pytest.raises(
+    UserError, match='nothing was converted: 2 of 2 items.*item 0 is broken'
+  ):
+    run(Fake(count=2, bad=(0, 1)), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_items(tmp_path):
+  with pytest.raises(UserError, match='nothing to convert'):
+    run(Fake(count=0), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'name': 'My Data'}, 'lower-case letters'),
+    ({'test_fraction': 1.5}, 'give it 0 to 1'),
+  ],
+)
+def test_bad_options(tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    run(Fake(), tmp_path, **options)
+
+
+def test_bucket_as_target():
+  with pytest.raises(UserError, match='gcloud storage cp'):
+    run(Fake(), 'gs://bucket/data')
+
+
+def test_target_that_cannot_be_made():
+  with pytest.raises(UserError, match='cannot make the folder /proc/x/fake'):
+    run(Fake(), '/proc/x')
+
+
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    # The words of array_record, from a run with /dev/full.
+    (
+      RuntimeError('write() failed: No space left on device; writing x'),
+      'is full; free some space and run the same command again',
+    ),
+    (OSError(28, 'No space left on device'), 'is full'),
+    (OSError(30, 'Read-only file system'), 'cannot write to'),
+    (PermissionError(13, 'Permission denied'), 'cannot write to'),
+  ],
+)
+def test_disk_troubles_are_one_sentence_and_keep_parts(
+  tmp_path, monkeypatch, straight, error, message
+):
+  original = records.ShardWriter.close
+  done = []
+
+  def failing(self):
+    done.append(self)
+    if len(done) > 4:  # Two parts have a file of frames and one of clips each.
+      raise error
+    return original(self)
+
+  with monkeypatch.context() as m:
+    m.setattr(records.ShardWriter, 'close', failing)
+    with pytest.raises(UserError, match=message):
+      run(Fake(), tmp_path)
+  work = tmp_path / 'fake' / '.incomplete-1.0.0'
+  assert len(list(work.glob('part-*.json'))) == 2
+  assert not list(work.glob('*.incomplete'))
+  assert run(Fake(), tmp_path).new_frames == 12 + 13 + 14 + 15
+  assert snapshot(tmp_path) == straight
+
+
+def test_killed_worker_is_one_sentence(tmp_path):
+  with pytest.raises(UserError, match='a worker process was killed'):
+    run(Fake(dies=True), tmp_path, workers=1)
+
+
+def test_two_conversions_at_once(tmp_path):
+  plan = convert.make_plan(Fake(), tmp_path)
+  plan.root.mkdir()
+  with (
+    convert._lock(plan),
+    pytest.raises(UserError, match='another conversion .* is running'),
+  ):
+    run(Fake(), tmp_path)
+  run(Fake(), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'id': 'a b'}, 'its id has characters'),
+    ({'frames': []}, 'no frames'),
+    ({'height': 15}, 'frame 0 is 16 x 16 instead of 15 x 16'),
+    ({'timestamps': np.zeros(9)}, r'timestamps of shape \(9,\)'),
+    ({'depth': [b'']}, '1 depth images for 10 frames'),
+  ],
+)
+def test_source_that_breaks_its_promise(monkeypatch, tmp_path, change, message):
+  original = Fake.clips
+
+  def clips(self, item):
+    for clip in original(self, item):
+      yield dataclasses.replace(clip, **change)
+
+  monkeypatch.setattr(Fake, 'clips', clips)
+  with pytest.raises(ValueError, match=message):
+    run(Fake(cameras=False), tmp_path)
+
+
+# The command.
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """A field of each kind."""
+
+  description: ClassVar[str] = 'Kinds.'
+
+  source: str
+  size: int = 64
+  fps: float | None = None
+  depth: bool = True
+  walks: tuple[str, ...] = ()
+
+
+def test_options_become_fields(monkeypatch):
+  monkeypatch.setattr(convert, '_source_class', lambda _: Options)
+
+  def parse(*args):
+    return convert.parse_options('kinds', args)
+
+  assert parse('--source=/a=b', '--size', '32', '--fps=2.5') == {
+    'source': '/a=b',
+    'size': 32,
+    'fps': 2.5,
+  }
+  assert parse('--nodepth', '--fps=none') == {'depth': False, 'fps': None}
+  assert parse('--depth', '--walks=a,b') == {'depth': True, 'walks': ('a', 'b')}
+  assert parse('--depth=false') == {'depth': False}
+  for args, message in (
+    (('--sise=3',), 'no option --sise; it takes --depth, --fps'),
+    (('--size=x',), "--size takes int, not 'x'"),
+    (('--fps=x',), "--fps takes float or none, not 'x'"),
+    (('--size',), '--size needs a value'),
+    (('size=3',), 'unexpected argument'),
+    (('--depth=maybe',), '--depth takes bool'),
+  ):
+    with pytest.raises(UserError, match=message):
+      parse(*args)
+  listed = convert.list_options('kinds')
+  assert '--source: str, required' in listed
+  assert '--fps: float or none, default None' in listed
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run(
+    [sys.executable, REPOSITORY / 'tools/convert_datasets.py', *args],
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_command_dry_run_writes_nothing(tmp_path):
+  done = command(
+    '--dataset=synthetic', f'--data_dir={tmp_path}', '--dry_run', '--scenes=3'
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'would convert 3 items' in done.stdout
+  assert not list(tmp_path.iterdir())
+
+
+def test_command_errors_are_one_line_and_exit_2(tmp_path):
+  done = command('--dataset=synthetic', f'--data_dir={tmp_path}', '--bogus=1')
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: the synthetic source has no option')
+  assert done.stderr.count('\n') == 1

@@ -1,0 +1,250 @@
+"""The synthetic source: exact geometry, determinism, sane options."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from xfactor.data import sources
+from xfactor.data.sources import raycaster, synthetic
+from xfactor.errors import UserError
+from xfactor.geometry import cameras
+
+SIZE = 64
+SCENES = range(6)
+
+
+def _clip(index=0, **options):
+  options = {'scenes': 16, 'frames': 6, 'size': SIZE, **options}
+  source = sources.make('synthetic', **options)
+  (clip,) = source.clips(source.items()[index])
+  return clip
+
+
+@pytest.fixture(scope='module')
+def clips():
+  return [_clip(index) for index in SCENES]
+
+
+def _images(clip):
+  frames = [simplejpeg.decode_jpeg(frame) for frame in clip.frames]
+  return np.stack(frames).astype(np.float32)
+
+
+def _depths(clip):
+  depths = [np.array(Image.open(io.BytesIO(png))) for png in clip.depth]
+  return np.stack(depths).astype(np.float32) / 1000
+
+
+def test_shapes_and_types(clips):
+  clip = clips[0]
+  assert clip.id == '000000'
+  assert (clip.height, clip.width, len(clip.frames)) == (SIZE, SIZE, 6)
+  assert _images(clip).shape == (6, SIZE, SIZE, 3)
+  assert Image.open(io.BytesIO(clip.depth[0])).mode == 'I;16'
+  assert _depths(clip).shape == (6, SIZE, SIZE)
+  assert clip.intrinsics.shape == (6, 4)
+  assert clip.intrinsics.dtype == np.float32
+  assert clip.world_to_camera.shape == (6, 3, 4)
+  assert clip.world_to_camera.dtype == np.float32
+  np.testing.assert_allclose(clip.timestamps, np.arange(6) / 10)
+
+
+def test_same_seed_same_bytes(clips):
+  again = _clip(1)
+  assert again.frames == clips[1].frames
+  assert again.depth == clips[1].depth
+  np.testing.assert_array_equal(
+      again.world_to_camera, clips[1].world_to_camera
+  )
+
+
+def test_scenes_and_seeds_differ(clips):
+  every = [*clips, _clip(0, seed=1)]
+  first = np.stack([_images(clip)[0] for clip in every])
+  for i in range(len(every)):
+    for j in range(i):
+      assert np.abs(first[i] - first[j]).mean() > 10
+
+
+def test_the_size_changes_the_resolution_only(clips):
+  large = _clip(0, size=2 * SIZE)
+  np.testing.assert_array_equal(
+      large.world_to_camera, clips[0].world_to_camera
+  )
+  shrunk = _images(large)[0].reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3))
+  assert np.median(np.abs(shrunk - _images(clips[0])[0])) < 6
+
+
+def test_cameras_are_rigid(clips):
+  for clip in clips:
+    rotation = clip.world_to_camera[:, :, :3]
+    identity = np.broadcast_to(np.eye(3), rotation.shape)
+    np.testing.assert_allclose(
+        rotation @ rotation.swapaxes(1, 2), identity, atol=1e-5
+    )
+    np.testing.assert_allclose(np.linalg.det(rotation), 1, atol=1e-5)
+    fov = 2 * np.degrees(np.arctan(0.5 / clip.intrinsics[:, 1]))
+    assert ((fov >= 50) & (fov <= 75)).all()
+
+
+def _reproject(clip, a, b):
+  """Takes every pixel of frame `a` to frame `b` by its depth.
+
+  Returns:
+    Colours in a and in b and depths expected and found in b, where unoccluded.
+  """
+  images, depths = _images(clip), _depths(clip)
+  k, pose = clip.intrinsics, clip.world_to_camera
+  origins, rays = cameras.pixel_rays(k[a], pose[a], SIZE, SIZE)
+  cosine = rays @ pose[a][2, :3]
+  points = origins + rays * (depths[a] / cosine)[..., None]
+  grid = (SIZE, SIZE)
+  xy, depth = cameras.project(
+      points,
+      np.broadcast_to(k[b], (*grid, 4)),
+      np.broadcast_to(pose[b], (*grid, 3, 4)),
+  )
+  # Bilinear lookup of frame b between the centres of its pixels.
+  x, y = np.moveaxis(xy * SIZE - 0.5, -1, 0)
+  seen = (x > 0) & (x < SIZE - 1.01) & (y > 0) & (y < SIZE - 1.01) & (depth > 0)
+  x, y, depth = x[seen], y[seen], depth[seen]
+  x0, y0 = x.astype(int), y.astype(int)
+  fx, fy = x - x0, y - y0
+
+  def lookup(image):
+    corners = [image[y0 + j, x0 + i].T for j in (0, 1) for i in (0, 1)]
+    top = corners[0] * (1 - fx) + corners[1] * fx
+    return (top * (1 - fy) + (corners[2] * (1 - fx) + corners[3] * fx) * fy).T
+
+  # A plane's inverse depth is linear in the image; its depth is not.
+  found = 1 / lookup(1 / depths[b])
+  visible = np.abs(found - depth) < 0.02 * depth
+  return images[a][seen][visible], lookup(images[b])[visible], depth, found
+
+
+def test_depth_and_cameras_reproject(clips):
+  for clip in clips:
+    for a, b in ((0, 1), (1, 0), (2, 3)):
+      colour, expected, depth, found = _reproject(clip, a, b)
+      assert len(colour) > 0.4 * SIZE**2
+      assert np.median(np.abs(colour - expected)) < 6
+      # The depth is stored to the millimetre.
+      assert np.median(np.abs(depth - found)) < 2e-3
+
+
+def test_frames_move(clips):
+  for clip in clips:
+    eyes = cameras.camera_centre(clip.world_to_camera)
+    assert np.linalg.norm(np.diff(eyes, axis=0), axis=-1).sum() > 0.3
+    images = _images(clip)
+    assert np.abs(images[0] - images[-1]).mean() > 5
+
+
+def test_nothing_touches_the_camera():
+  for index in range(12):
+    clip = _clip(index, frames=8, size=16)
+    # The corner of the widest view sees a point at the margin at a z-depth of
+    # margin times the cosine of its angle.
+    assert _depths(clip).min() > synthetic.MARGIN * 0.6
+    scene, _ = synthetic.build_scene(0, index, 64)
+    eyes = cameras.camera_centre(clip.world_to_camera)
+    assert raycaster.clearance(scene, eyes).min() > synthetic.MARGIN - 0.02
+
+
+def test_images_are_well_exposed(clips):
+  for clip in clips:
+    images = _images(clip)
+    assert 40 < images.mean() < 225
+    assert images.std() > 15
+
+
+def test_splits_stay_when_scenes_are_added():
+  few = [i.split for i in sources.make('synthetic', scenes=50).items()]
+  many = [i.split for i in sources.make('synthetic', scenes=2000).items()]
+  assert few == many[:50]
+  assert 'test' in many[:10]
+  assert 0.07 < np.mean([split == 'test' for split in many]) < 0.13
+
+
+def test_even_a_tiny_fraction_tests_one_in_ten_scenes():
+  items = sources.make('synthetic', scenes=10, test_fraction=1e-6).items()
+  assert [item.split for item in items].count('test') == 1
+  items = sources.make('synthetic', scenes=10, test_fraction=0.0).items()
+  assert {item.split for item in items} == {'train'}
+
+
+def test_depth_is_optional():
+  assert _clip(0, frames=2, size=16, with_depth=False).depth is None
+
+
+@pytest.mark.parametrize(('option', 'value'), [
+    ('frames', 1), ('size', 7), ('scenes', 0), ('seed', -1), ('quality', 0),
+    ('quality', 101), ('test_fraction', 1.5), ('test_fraction', float('nan')),
+])
+def test_bad_options_are_explained(option, value):
+  with pytest.raises(UserError, match=option):
+    sources.make('synthetic', **{option: value})
+
+
+def _shapes():
+  """A room with a box, a tube and a ball; nothing random."""
+  eye = np.eye(3)
+  return raycaster.Scene(
+      kind=np.array([raycaster.ROOM, raycaster.BOX, raycaster.TUBE,
+                     raycaster.ELLIPSOID]),
+      centre=np.float32([[0, 0, 1.5], [0, 0, 0.5], [1.5, 0, 0.5], [0, 1.5, 1]]),
+      half=np.float32([[3, 3, 1.5], [0.5, 0.5, 0.5], [0.3, 0.3, 0.5],
+                       [0.4, 0.4, 0.4]]),
+      rotation=np.float32([eye] * 4),
+      group=np.arange(4),
+      glow=np.zeros(4, np.float32),
+      tint=np.ones((4, 6, 3), np.float32),
+      texture=np.zeros((4, 6), int),
+      tile=np.zeros((4, 6), np.float32),
+      albedo=np.full((1, 4, 4, 3), 0.5, np.float32),
+      lights=(raycaster.Light(
+          np.float32([0, 0, 2.8]), np.float32([0.1, 0, 0]),
+          np.float32([0, 0.1, 0]), np.float32([5, 5, 5]),
+          np.zeros(3, np.float32)),),
+      key=0.25,
+  )
+
+
+def test_clearance_is_the_distance_to_the_nearest_surface():
+  points = np.float32([[-1, 0, 0.5], [0, 0, 0.5], [1.5, -0.7, 0.5],
+                       [0, 1.5, 1.8], [-2.9, -2.5, 1], [0, 0, 2.7]])
+  np.testing.assert_allclose(
+      raycaster.clearance(_shapes(), points),
+      [0.5, -0.5, 0.4, 0.4, 0.1, 0.3], atol=1e-6,
+  )
+
+
+def test_depth_of_known_shapes():
+  eyes = np.float32([[-2.5, 0, 0.5], [1.5, -2.5, 0.5], [0, 2.9, 1]])
+  targets = np.float32([[0, 0, 0.5], [1.5, 0, 0.5], [0, 1.5, 1]])
+  poses = cameras.look_at(eyes, targets, np.float32([0, 0, 1]))
+  k = np.tile(np.float32([1, 1, 0.5, 0.5]), (3, 1))
+  frames = raycaster.render(raycaster.bake(_shapes()), k, poses, 33)
+  middles = [depth[16, 16] for _, depth in frames]
+  np.testing.assert_allclose(middles, [2.0, 2.2, 1.0], atol=1e-5)
+
+
+def test_a_box_casts_a_shadow():
+  scene = _shapes()
+  baked = raycaster.bake(scene)
+  pose = cameras.look_at(
+      np.float32([[-2.5, -2.5, 2.5]]), np.float32([[0, 0, 0.5]]),
+      np.float32([0, 0, 1]))
+  k = np.float32([[0.7, 0.7, 0.5, 0.5]])
+  (image, _), = raycaster.render(baked, k, pose, 64)
+
+  def brightness(point):
+    (xy,), _ = cameras.project(np.float32([point]), k, pose)
+    x, y = (xy * 64).astype(int)
+    return image[y, x].mean()
+
+  # The floor beside the box, out of the lamp's sight, and farther out.
+  assert brightness([-0.65, 0, 0]) < 0.85 * brightness([-1.8, 0, 0])

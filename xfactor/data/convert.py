@@ -1,0 +1,1126 @@
+"""Raw data -> records: the conversion that tools/convert_datasets.py runs.
+
+The items of a source are dealt to a fixed number of parts, whatever the number
+of workers. A worker writes one part at a time: a file of frames and a file of
+clips for each split, then a small JSON that makes the part count as done.
+A killed run that is started again skips the parts that are done. When all are,
+their files get their final names and the data set appears at once:
+
+  DATA_DIR/NAME/.incomplete-VERSION/     all work in progress
+    options.json                         what the run was asked for
+    part-00007.json                      this part is done
+    part-00007.train.frames              its records, renamed at the end
+    part-00007.train.clips               its clips, merged at the end
+
+Which split: the source's word, else a hash of the clip's id, so that a clip
+keeps its split when others are added. In a small data set where the hash leaves
+a split empty, the clip with the smallest hash moves to `test` (or the one with
+the largest to `train`); only that clip may change sides when clips are added.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import importlib
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import process
+from multiprocessing import connection
+from typing import Any
+
+import simplejpeg
+import tqdm
+from absl import logging
+
+from xfactor.data import records, sources
+from xfactor.errors import UserError
+
+SHARD_BYTES = 512 * 2**20
+MIN_PARTS = 32
+EVAL_VIEWS, EVAL_WINDOW = 2, 20
+_NAME = re.compile(r'[a-z][a-z0-9_]*')
+_CLIP_ID = re.compile(r'[A-Za-z0-9/._-]+')
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+  """What was written to one split; `bytes` counts frames and clips."""
+
+  clips: int
+  frames: int
+  bytes: int
+  replaced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What a conversion did.
+
+  Attributes:
+    folder: DATA_DIR/NAME.
+    version: Semantic version.
+    splits: What is in each split.
+    skipped: (item id, reason) of items that could not be converted.
+    seconds: Wall time of this run.
+    new_frames: Frames that this run converted (others were done before).
+    already: Whether the data set was there and nothing was done.
+  """
+
+  folder: str
+  version: str
+  splits: dict[str, SplitSummary]
+  skipped: list[tuple[str, str]]
+  seconds: float
+  new_frames: int
+  already: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is to be done, known before anything is read or written."""
+
+  name: str
+  root: pathlib.Path
+  version: str
+  test_fraction: float
+  parts: list[list[sources.Item]]
+  options: dict[str, Any]
+
+  @property
+  def work(self) -> pathlib.Path:
+    """The folder of unfinished work."""
+    return self.root / f'.incomplete-{self.version}'
+
+  @property
+  def bytes(self) -> int:
+    """Estimate of the size."""
+    return sum(item.size for part in self.parts for item in part)
+
+
+# ==============================================================================
+# Planning
+# ==============================================================================
+
+
+def deal(items: Sequence[sources.Item]) -> list[list[sources.Item]]:
+  """Deals items to parts: consecutive, of about equal size, none empty.
+
+  Their number depends on the items alone: about 512 MiB each, but at least
+  `MIN_PARTS` (or one an item), for the sake of workers.
+  """
+  sizes = [max(item.size, 1) for item in items]
+  total = sum(sizes)
+  count = max(-(-total // SHARD_BYTES), min(len(items), MIN_PARTS))
+  parts = [[] for _ in range(count)]
+  before = 0
+  for item, size in zip(items, sizes, strict=True):
+    # By the item's middle, so that a large one does not end up in a late part.
+    parts[(2 * before + size) * count // (2 * total)].append(item)
+    before += size
+  return [part for part in parts if part]
+
+
+def make_plan(
+  source: sources.Source,
+  data_dir: str | os.PathLike[str],
+  name: str | None = None,
+  test_fraction: float = 0.1,
+) -> Plan:
+  """Lists the items and deals them to parts; reads no footage.
+
+  Raises:
+    UserError: If a name or number is not usable, the source lists nothing, or
+      two items have one id.
+  """
+  name = name or source.name
+  if not _NAME.fullmatch(name):
+    raise UserError(
+      f'the name {name!r} of a data set must be lower-case letters, digits '
+      'and underscores, and start with a letter'
+    )
+  if not 0 <= test_fraction <= 1:
+    raise UserError(f'--test_fraction is {test_fraction}; give it 0 to 1')
+  if '://' in os.fspath(data_dir):
+    raise UserError(
+      f'cannot convert into {data_dir}: array_record writes to local disks '
+      'only; convert to a local --data_dir, then copy the folder to the '
+      'bucket (gcloud storage cp -r)'
+    )
+  items = source.items()
+  if not items:
+    raise UserError(f'the {source.name} source lists nothing to convert')
+  seen = set()
+  for item in items:
+    if item.id in seen:
+      raise UserError(f'the {source.name} source lists item {item.id!r} twice')
+    seen.add(item.id)
+  parts = deal(items)
+  return Plan(
+    name=name,
+    root=pathlib.Path(data_dir).expanduser() / name,
+    version=source.version,
+    test_fraction=test_fraction,
+    parts=parts,
+    options={
+      'format': records.FORMAT,
+      'source': source.name,
+      'source_version': source.version,
+      'options': {
+        f.name: _plain(getattr(source, f.name))
+        for f in dataclasses.fields(source)
+      },
+      'test_fraction': test_fraction,
+      'items': records.digest(
+        [(i.id, i.split, i.size) for part in parts for i in part]
+      ),
+    },
+  )
+
+
+def _plain(value: Any) -> Any:
+  """Returns a value as JSON will give it back."""
+  if isinstance(value, tuple | list):
+    return [_plain(v) for v in value]
+  if isinstance(value, bool | int | float | str | None):
+    return value
+  return str(value)
+
+
+# ==============================================================================
+# One part (runs in a worker)
+# ==============================================================================
+
+
+@dataclasses.dataclass
+class _Progress:
+  """Numbers that a worker counts up and the main process adds up.
+
+  Each part has its own cells and one writer: no locks, which a killed worker
+  could take with it.
+  """
+
+  items: Any
+  frames: Any
+  stop: Any
+
+  @classmethod
+  def make(cls, parts: int) -> '_Progress':
+    context = multiprocessing.get_context('spawn')
+    return cls(
+      items=context.RawArray('q', parts),
+      frames=context.RawArray('q', parts),
+      stop=context.RawValue('b', 0),
+    )
+
+
+class _Stopped(Exception):
+  """The main process asked the workers to stop."""
+
+
+class _Outputs:
+  """The files of one part: a file of frames and one of clips a split."""
+
+  def __init__(self, work: pathlib.Path, stem: str):
+    self._work = work
+    self._stem = stem
+    self._writers: dict[str, dict[str, records.ShardWriter]] = {}
+    self._depth: dict[str, bool] = {}
+    self._clips: list[dict[str, Any]] = []
+
+  def _split(self, split: str) -> dict[str, records.ShardWriter]:
+    if split not in self._writers:
+      self._depth[split] = True
+      self._writers[split] = {
+        kind: records.ShardWriter(self._work / f'{self._stem}.{split}.{kind}')
+        for kind in ('frames', 'clips')
+      }
+    return self._writers[split]
+
+  def add(
+    self,
+    split: str,
+    item: str,
+    clip: records.Clip,
+    frames: Iterable[bytes],
+    depth: bool,
+  ) -> None:
+    """Writes one clip, given its frames' records, into a split."""
+    out = self._split(split)
+    clip = dataclasses.replace(clip, first_frame=out['frames'].records)
+    for record in frames:
+      out['frames'].write(record)
+    out['clips'].write(records.encode_clip(clip))
+    self._depth[split] &= depth
+    self._clips.append(
+      {
+        'id': clip.id,
+        'item': item,
+        'split': split,
+        'frames': clip.num_frames,
+        'height': clip.height,
+        'width': clip.width,
+        'replaced': clip.replaced,
+      }
+    )
+
+  def close(self) -> dict[str, Any]:
+    """Finishes the files and returns what is in them."""
+    return {
+      'splits': {
+        split: {
+          'depth': self._depth[split],
+          **{k: dataclasses.asdict(w.close()) for k, w in out.items()},
+        }
+        for split, out in sorted(self._writers.items())
+      },
+      'clips': self._clips,
+    }
+
+  def abort(self) -> None:
+    """Drops the files."""
+    for out in self._writers.values():
+      for writer in out.values():
+        writer.abort()
+
+
+def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
+  """Raises ValueError where a source breaks the promises of `Clip`."""
+  n = len(clip.frames)
+  problems = []
+  if not _CLIP_ID.fullmatch(clip.id):
+    problems.append('its id has characters other than letters, digits, /._-')
+  if not n:
+    problems.append('it has no frames')
+  if clip.depth is not None and len(clip.depth) != n:
+    problems.append(f'{len(clip.depth)} depth images for {n} frames')
+  for key, shape in (
+    ('timestamps', (n,)),
+    ('intrinsics', (n, 4)),
+    ('world_to_camera', (n, 3, 4)),
+  ):
+    array = getattr(clip, key)
+    if array is not None and array.shape != shape:
+      problems.append(f'{key} of shape {array.shape} instead of {shape}')
+  for i, frame in enumerate(clip.frames):
+    height, width, _, _ = simplejpeg.decode_jpeg_header(frame)
+    if (height, width) != (clip.height, clip.width):
+      problems.append(
+        f'frame {i} is {height} x {width} instead of '
+        f'{clip.height} x {clip.width}'
+      )
+      break
+  if problems:
+    raise ValueError(f'clip {clip.id!r} of {item.id!r}: {"; ".join(problems)}')
+
+
+def _split_of(clip_id: str, split: str | None, test_fraction: float) -> str:
+  if split is not None:
+    return split
+  return 'test' if records.unit_hash(clip_id) < test_fraction else 'train'
+
+
+def _write_part(
+  source: sources.Source,
+  plan: Plan,
+  number: int,
+  progress: _Progress,
+) -> dict[str, Any]:
+  """Converts one part and returns its summary, also left as part-N.json."""
+  stem = f'part-{number:05d}'
+  out = _Outputs(plan.work, stem)
+  skipped = []
+  try:
+    for item in plan.parts[number]:
+      try:
+        for clip in source.clips(item):
+          if progress.stop.value:
+            raise _Stopped
+          _check_clip(clip, item)
+          _add_clip(out, item, clip, plan.test_fraction)
+          progress.frames[number] += len(clip.frames)
+      except UserError as e:
+        skipped.append((item.id, ' '.join(str(e).split())))
+      except Exception as e:
+        e.add_note(f'while converting item {item.id!r}')
+        raise
+      progress.items[number] += 1
+    part = out.close() | {'skipped': skipped}
+    records.write_json(plan.work / f'{stem}.json', part)
+  except BaseException:
+    out.abort()
+    raise
+  return part
+
+
+def _add_clip(
+  out: _Outputs,
+  item: sources.Item,
+  clip: sources.Clip,
+  test_fraction: float,
+) -> None:
+  depth = clip.depth or [None] * len(clip.frames)
+  out.add(
+    _split_of(clip.id, item.split, test_fraction),
+    item.id,
+    records.Clip(
+      id=clip.id,
+      first_frame=0,
+      num_frames=len(clip.frames),
+      height=clip.height,
+      width=clip.width,
+      timestamps=clip.timestamps,
+      intrinsics=clip.intrinsics,
+      world_to_camera=clip.world_to_camera,
+      replaced=clip.replaced,
+    ),
+    map(records.encode_frame, clip.frames, depth),
+    clip.depth is not None,
+  )
+
+
+def _read_part(plan: Plan, number: int) -> dict[str, Any] | None:
+  """Returns the summary of a part that an earlier run finished, or None."""
+  path = plan.work / f'part-{number:05d}.json'
+  if not path.exists():
+    return None
+  part = records.read_json(path)
+  for split in part['splits'].values():
+    for kind in ('frames', 'clips'):
+      file = plan.work / split[kind]['file']
+      if not file.exists() or file.stat().st_size != split[kind]['bytes']:
+        return None
+  return part
+
+
+# ==============================================================================
+# All parts
+# ==============================================================================
+
+# What a worker process works on; set once by its initialiser.
+_job: tuple[Any, ...] = ()
+
+
+def _start_worker(*job: Any) -> None:
+  global _job
+  _job = job
+  # Ctrl-C reaches the whole process group; the main process alone decides.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def watch() -> None:
+    # A worker must not outlive a killed main process: the next run would write
+    # the same files.
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def _work_on(number: int) -> dict[str, Any]:
+  source, plan, progress = _job
+  return _write_part(source, plan, number, progress)
+
+
+def _run_parts(
+  source: sources.Source,
+  plan: Plan,
+  todo: list[int],
+  workers: int,
+  progress: _Progress,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (number, summary) of parts as they are done."""
+  if workers == 0 or not todo:
+    for number in todo:
+      yield number, _write_part(source, plan, number, progress)
+    return
+  pool = futures.ProcessPoolExecutor(
+    min(workers, len(todo)),
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=_start_worker,
+    initargs=(source, plan, progress),
+  )
+  try:
+    number_of = {pool.submit(_work_on, number): number for number in todo}
+    for future in futures.as_completed(number_of):
+      yield number_of[future], future.result()
+  except process.BrokenProcessPool as e:
+    raise UserError(
+      'a worker process was killed, most likely because memory ran out; '
+      'give fewer --workers and run the same command again: finished parts '
+      'are kept'
+    ) from e
+  finally:
+    progress.stop.value = 1
+    pool.shutdown(cancel_futures=True)
+
+
+class _Bar:
+  """The progress bar: items done, frames a second, time left."""
+
+  def __init__(self, plan: Plan, progress: _Progress, done: int, quiet: bool):
+    self._progress = progress
+    self._before = done
+    self._bar = tqdm.tqdm(
+      total=sum(map(len, plan.parts)),
+      initial=done,
+      desc=plan.name,
+      unit='item',
+      disable=quiet,
+      smoothing=0.1,
+    )
+    self._start = time.monotonic()
+
+  def update(self) -> None:
+    frames = sum(self._progress.frames)
+    rate = frames / max(time.monotonic() - self._start, 1e-6)
+    self._bar.set_postfix_str(
+      f'{frames} frames, {rate:.0f} frames/s', refresh=False
+    )
+    self._bar.update(self._before + sum(self._progress.items) - self._bar.n)
+    self._bar.refresh()
+
+  def close(self) -> None:
+    self.update()
+    self._bar.close()
+
+
+def _ticking(bar: _Bar) -> Callable[[], None]:
+  """Redraws the bar while in-process work is under way; returns the stop."""
+  stop = threading.Event()
+
+  def tick() -> None:
+    # A log file is better off without a line every half second.
+    while not stop.wait(0.5 if sys.stderr.isatty() else 30):
+      bar.update()
+
+  thread = threading.Thread(target=tick, daemon=True)
+  thread.start()
+
+  def end() -> None:
+    stop.set()
+    thread.join()
+    bar.close()
+
+  return end
+
+
+def _convert_parts(
+  source: sources.Source, plan: Plan, workers: int, quiet: bool
+) -> tuple[list[dict[str, Any]], int]:
+  """Returns the summaries of all parts and the number of new frames."""
+  parts = {n: _read_part(plan, n) for n in range(len(plan.parts))}
+  parts = {n: part for n, part in parts.items() if part is not None}
+  owner: dict[str, str] = {}
+  for _, part in sorted(parts.items()):
+    _claim(owner, part)
+  todo = [n for n in range(len(plan.parts)) if n not in parts]
+  if parts and not quiet:
+    logging.info(
+      'Continuing: %d of %d parts are done.', len(parts), len(plan.parts)
+    )
+  progress = _Progress.make(len(plan.parts))
+  bar = _Bar(plan, progress, sum(len(plan.parts[n]) for n in parts), quiet)
+  end = _ticking(bar)
+  try:
+    with contextlib.closing(
+      _run_parts(source, plan, todo, workers, progress)
+    ) as finished:
+      for number, part in finished:
+        _claim(owner, part)
+        parts[number] = part
+  finally:
+    end()
+  return [part for _, part in sorted(parts.items())], sum(progress.frames)
+
+
+def _claim(owner: dict[str, str], part: dict[str, Any]) -> None:
+  """Notes which item each clip came from.
+
+  Raises:
+    UserError: If an earlier clip has the same id.
+  """
+  for clip in part['clips']:
+    if clip['id'] in owner:
+      raise UserError(
+        f'two clips have the id {clip["id"]!r}: one from item '
+        f'{owner[clip["id"]]!r} and one from item {clip["item"]!r}; rename '
+        'one of them and convert again with --overwrite'
+      )
+    owner[clip['id']] = clip['item']
+
+
+# ==============================================================================
+# Finishing
+# ==============================================================================
+
+
+def _fill_splits(
+  plan: Plan, parts: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+  """Moves one clip where the hash left a split empty (see the module)."""
+  dictated = any(i.split is not None for part in plan.parts for i in part)
+  clips = [clip for part in parts for clip in part['clips']]
+  found = {clip['split'] for clip in clips}
+  if (
+    dictated
+    or not 0 < plan.test_fraction < 1
+    or len(clips) < 2
+    or len(found) > 1
+  ):
+    return parts
+  by_hash = sorted(clips, key=lambda c: (records.unit_hash(c['id']), c['id']))
+  if found == {'train'}:
+    moved, target = by_hash[0]['id'], 'test'
+  else:
+    moved, target = by_hash[-1]['id'], 'train'
+  for number, part in enumerate(parts):
+    if any(clip['id'] == moved for clip in part['clips']):
+      part = _rewrite_part(plan, number, part, {moved: target})
+      return [*parts[:number], part, *parts[number + 1 :]]
+  raise AssertionError(moved)
+
+
+def _rewrite_part(
+  plan: Plan, number: int, part: dict[str, Any], target: dict[str, str]
+) -> dict[str, Any]:
+  """Writes a part anew with some clips in other splits."""
+  (split,) = part['splits']
+  files = part['splits'][split]
+  frames = records.read_shard(plan.work / files['frames']['file'])
+  clips = records.read_shard(plan.work / files['clips']['file'])
+  # Another stem: until the JSON is replaced, the old files are the part.
+  out = _Outputs(plan.work, f'part-{number:05d}-moved')
+  for entry, record in zip(part['clips'], clips, strict=True):
+    clip = records.decode_clip(record)
+    own = [next(frames) for _ in range(clip.num_frames)]
+    out.add(
+      target.get(clip.id, split), entry['item'], clip, own, files['depth']
+    )
+  new = out.close() | {'skipped': part['skipped']}
+  records.write_json(plan.work / f'part-{number:05d}.json', new)
+  return new
+
+
+def _finish(plan: Plan, description: str, parts: list[dict[str, Any]]) -> None:
+  """Gives everything its final place; can be interrupted and repeated."""
+  splits = sorted({split for part in parts for split in part['splits']})
+  (plan.work / 'clips').mkdir(exist_ok=True)
+  depth = all(s['depth'] for part in parts for s in part['splits'].values())
+  frames, clips, manifest = {}, {}, {}
+  for split in splits:
+    own = [part for part in parts if split in part['splits']]
+    rows = [c for part in own for c in part['clips'] if c['split'] == split]
+    frames[split] = _name_frames(plan, split, own)
+    clips[split] = _merge_clips(plan, split, own)
+    manifest[split] = {
+      'clips': len(rows),
+      'frames': sum(row['frames'] for row in rows),
+      'replaced': sum(row['replaced'] for row in rows),
+      'frames_digest': records.digest(
+        [dataclasses.asdict(shard) for shard in frames[split]]
+      ),
+      'index_sha256': records.write_index(
+        plan.work / 'clips' / f'clips-{split}.index.npz',
+        [(r['id'], r['frames'], r['height'], r['width']) for r in rows],
+      ),
+    }
+  for config, shards in (('frames', frames), ('clips', clips)):
+    folder = plan.work / config
+    records.write_tfds_metadata(
+      folder,
+      name=plan.name,
+      config=config,
+      version=plan.version,
+      description=description,
+      shards=shards,
+      depth=depth,
+    )
+    own = {
+      split: entry
+      | {'shards': [dataclasses.asdict(shard) for shard in shards[split]]}
+      for split, entry in manifest.items()
+    }
+    records.write_json(
+      folder / 'manifest.json',
+      plan.options
+      | {
+        'name': plan.name,
+        'config': config,
+        'version': plan.version,
+        'splits': own,
+        'skipped': [s for part in parts for s in part['skipped']],
+      },
+    )
+
+
+def _name_frames(
+  plan: Plan, split: str, parts: list[dict[str, Any]]
+) -> list[records.Shard]:
+  """Renames the parts' frames to what TFDS expects."""
+  out = []
+  for i, part in enumerate(parts):
+    shard = records.Shard(**part['splits'][split]['frames'])
+    name = records.shard_name(plan.name, split, i, len(parts))
+    # A run that was interrupted here has renamed some files already.
+    if (plan.work / shard.file).exists():
+      os.replace(plan.work / shard.file, plan.work / 'frames' / name)
+    out.append(dataclasses.replace(shard, file=name))
+  return out
+
+
+def _merge_clips(
+  plan: Plan, split: str, parts: list[dict[str, Any]]
+) -> list[records.Shard]:
+  """Writes the clips anew, with first frames counted over the whole split."""
+  size = sum(part['splits'][split]['clips']['bytes'] for part in parts)
+  groups = -(-size // SHARD_BYTES)
+  groups = min(groups, len(parts))
+  first, out = 0, []
+  for g in range(groups):
+    name = records.shard_name(plan.name, split, g, groups)
+    writer = records.ShardWriter(plan.work / 'clips' / name)
+    begin, end = (len(parts) * i // groups for i in (g, g + 1))
+    for part in parts[begin:end]:
+      files = part['splits'][split]
+      for record in records.read_shard(plan.work / files['clips']['file']):
+        clip = records.decode_clip(record)
+        clip.first_frame += first
+        writer.write(records.encode_clip(clip))
+      first += files['frames']['records']
+    out.append(writer.close())
+  return out
+
+
+def _is_published(plan: Plan) -> bool:
+  """Whether only the last step, deleting the work folder, is missing."""
+  return (plan.work / 'parts.json').exists() and not (
+    plan.work / 'frames'
+  ).exists()
+
+
+def _publish(plan: Plan) -> None:
+  """Puts the finished folders in place, instead of older ones if any.
+
+  Frames come last: without them the data set does not count as there, and
+  their absence from the work folder tells that all is done.
+  """
+  for config in ('clips', 'frames'):
+    final = plan.root / config / plan.version
+    final.parent.mkdir(exist_ok=True)
+    if final.exists():
+      shutil.rmtree(final)
+    os.replace(plan.work / config, final)
+  shutil.rmtree(plan.work)
+
+
+# ==============================================================================
+# The whole
+# ==============================================================================
+
+
+def convert(
+  source: sources.Source,
+  data_dir: str | os.PathLike[str],
+  *,
+  name: str | None = None,
+  workers: int | None = None,
+  test_fraction: float = 0.1,
+  overwrite: bool = False,
+  quiet: bool = False,
+) -> Summary:
+  """Converts a source to records; continues where a killed run stopped.
+
+  Args:
+    source: What to convert; picklable.
+    data_dir: Local folder of converted data sets.
+    name: Of the data set; the source's own name by default.
+    workers: Processes; 0 works in this one, None takes one a core. The result
+      does not depend on it.
+    test_fraction: Share of clips, by hash, that become the test split where the
+      source does not say.
+    overwrite: Replace an existing data set, and drop unfinished work that was
+      begun with other options.
+    quiet: No progress bar.
+
+  Raises:
+    UserError: If the input or the target is unusable; its message says what to
+      do. Finished parts stay.
+  """
+  start = time.monotonic()
+  plan = make_plan(source, data_dir, name, test_fraction)
+  with _clear_messages(plan):
+    _make_root(plan)
+    with _lock(plan):
+      if _is_published(plan):
+        shutil.rmtree(plan.work)
+      done = plan.version in records.versions(data_dir, plan.name)
+      if done and not overwrite and not plan.work.exists():
+        _check_same(plan)
+        return _summary(plan, time.monotonic() - start, 0, already=True)
+      _open_work(plan, overwrite)
+      if workers is None:
+        workers = os.cpu_count() or 1
+      parts, new_frames = _all_parts(source, plan, workers, quiet)
+      _finish(plan, source.description, parts)
+      _publish(plan)
+  _fix_eval(plan)
+  return _summary(plan, time.monotonic() - start, new_frames)
+
+
+def _all_parts(
+  source: sources.Source, plan: Plan, workers: int, quiet: bool
+) -> tuple[list[dict[str, Any]], int]:
+  """Returns the summaries of all parts, converted now or by an earlier run."""
+  path = plan.work / 'parts.json'
+  if path.exists():
+    return records.read_json(path), 0
+  parts, new_frames = _convert_parts(source, plan, workers, quiet)
+  parts = _fill_splits(plan, parts)
+  if not any(part['clips'] for part in parts):
+    raise _nothing(plan, parts)
+  for config in ('frames', 'clips'):
+    (plan.work / config).mkdir(exist_ok=True)
+  # From here on a new run repeats the finish, no matter which files of parts
+  # already have their final names.
+  records.write_json(path, parts)
+  return parts, new_frames
+
+
+def _check_same(plan: Plan) -> None:
+  """Raises UserError if the data set was made with other options."""
+  old = records.read_json(plan.root / 'frames' / plan.version / 'manifest.json')
+  old = {key: old.get(key) for key in plan.options}
+  if old != plan.options:
+    raise UserError(
+      f'{plan.root} {plan.version} is there already, made with other options '
+      f'({_difference(old, plan.options)}); give another --name, or '
+      '--overwrite to replace it'
+    )
+
+
+def _make_root(plan: Plan) -> None:
+  try:
+    plan.root.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    if e.errno == errno.ENOSPC:
+      raise
+    raise UserError(
+      f'cannot make the folder {plan.root}: {e.strerror}; give a --data_dir '
+      'that you may write to'
+    ) from e
+
+
+def _open_work(plan: Plan, overwrite: bool) -> None:
+  """Makes the folder of unfinished work or checks that it is this command's."""
+  path = plan.work / 'options.json'
+  if path.exists():
+    old = records.read_json(path)
+    if old == plan.options:
+      return
+    if not overwrite:
+      raise UserError(
+        f'{plan.work} holds an unfinished conversion with other options '
+        f'({_difference(old, plan.options)}); run the same command as then '
+        'to continue it, or give another --name, or delete that folder'
+      )
+  if plan.work.exists():
+    shutil.rmtree(plan.work)
+  plan.work.mkdir()
+  records.write_json(path, plan.options)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+  """Names the options that differ."""
+  flat_old = {**old, **old['options']}
+  flat_new = {**new, **new['options']}
+  out = []
+  for key in sorted(flat_old.keys() | flat_new.keys()):
+    before, now = flat_old.get(key), flat_new.get(key)
+    if key == 'options' or before == now:
+      continue
+    out.append(
+      'the list of items in the source'
+      if key == 'items'
+      else f'{key} was {before!r} and is now {now!r}'
+    )
+  return ', '.join(out)
+
+
+def _nothing(plan: Plan, parts: list[dict[str, Any]]) -> UserError:
+  skipped = [s for part in parts for s in part['skipped']]
+  shutil.rmtree(plan.work)
+  with contextlib.suppress(OSError):  # Other versions may be there.
+    plan.root.rmdir()
+  why = f'; the first: {skipped[0][0]}: {skipped[0][1]}' if skipped else ''
+  return UserError(
+    f'nothing was converted: {len(skipped)} of '
+    f'{sum(map(len, plan.parts))} items could not be read and the others '
+    f'have no clips{why}'
+  )
+
+
+def _fix_eval(plan: Plan) -> None:
+  """Chooses the default evaluation examples, where clips are long enough."""
+  manifest = records.read_json(
+    plan.root / 'clips' / plan.version / 'manifest.json'
+  )
+  if 'test' not in manifest['splits']:
+    return
+  with contextlib.suppress(UserError):
+    records.eval_index(
+      plan.root.parent,
+      plan.name,
+      'test',
+      EVAL_VIEWS,
+      EVAL_WINDOW,
+      plan.version,
+    )
+
+
+def _summary(
+  plan: Plan, seconds: float, new_frames: int, already: bool = False
+) -> Summary:
+  frames, clips = (
+    records.read_json(plan.root / config / plan.version / 'manifest.json')
+    for config in ('frames', 'clips')
+  )
+  return Summary(
+    folder=str(plan.root),
+    version=plan.version,
+    splits={
+      split: SplitSummary(
+        clips=entry['clips'],
+        frames=entry['frames'],
+        bytes=sum(
+          shard['bytes']
+          for manifest in (frames, clips)
+          for shard in manifest['splits'][split]['shards']
+        ),
+        replaced=entry['replaced'],
+      )
+      for split, entry in frames['splits'].items()
+    },
+    skipped=[tuple(s) for s in frames['skipped']],
+    seconds=seconds,
+    new_frames=new_frames,
+    already=already,
+  )
+
+
+@contextlib.contextmanager
+def _lock(plan: Plan) -> Iterator[None]:
+  """Keeps two conversions of one data set apart; a killed one lets go."""
+  folder = os.open(plan.root, os.O_RDONLY)
+  try:
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  except BlockingIOError:
+    raise UserError(
+      f'another conversion of {plan.name!r} into {plan.root} is running'
+    ) from None
+  finally:
+    os.close(folder)
+
+
+@contextlib.contextmanager
+def _clear_messages(plan: Plan) -> Iterator[None]:
+  """Turns what a disk can do to us into one sentence."""
+  try:
+    yield
+  except (OSError, RuntimeError) as e:
+    # array_record raises RuntimeError with the system's words.
+    text = str(e)
+    if getattr(e, 'errno', 0) == errno.ENOSPC or 'No space left' in text:
+      raise UserError(
+        f'the disk of {plan.root} is full; free some space and run the same '
+        'command again: finished parts are kept'
+      ) from e
+    if (
+      isinstance(e, PermissionError)
+      or any(words in text for words in ('Read-only file', 'Permission denied'))
+      or getattr(e, 'errno', 0) == errno.EROFS
+    ):
+      raise UserError(
+        f'cannot write to {plan.root}: {e}; give a --data_dir that you may '
+        'write to'
+      ) from e
+    raise
+
+
+# ==============================================================================
+# What the user reads
+# ==============================================================================
+
+
+def describe(plan: Plan) -> str:
+  """Returns what a conversion would do, for --dry_run."""
+  items = [item for part in plan.parts for item in part]
+  splits: dict[str, int] = {}
+  for item in items:
+    key = item.split or f'by hash ({plan.test_fraction:g} test)'
+    splits[key] = splits.get(key, 0) + 1
+  existing = plan.root.absolute()
+  while not existing.exists():
+    existing = existing.parent
+  free = shutil.disk_usage(existing).free
+  options = ', '.join(f'{k}={v}' for k, v in plan.options['options'].items())
+  lines = [
+    f'would convert {len(items)} items in {len(plan.parts)} parts '
+    f'with the {plan.options["source"]} source ({options})',
+    'splits: ' + ', '.join(f'{k}: {n} items' for k, n in splits.items()),
+    f'into {plan.root}/frames/{plan.version} and clips/{plan.version}',
+    f'estimated size {plan.bytes / 2**20:.0f} MiB, free {free / 2**20:.0f} MiB',
+  ]
+  lines += [f'  {item.id}' for item in items[:20]]
+  if len(items) > 20:
+    lines.append(f'  ... and {len(items) - 20} more')
+  return '\n'.join(lines)
+
+
+def report(summary: Summary) -> str:
+  """Returns the closing table."""
+  rate = summary.new_frames / max(summary.seconds, 1e-6)
+  head = ('split', 'clips', 'frames', 'MiB', 'replaced')
+  rows = [
+    (
+      split,
+      str(s.clips),
+      str(s.frames),
+      f'{s.bytes / 2**20:.1f}',
+      str(s.replaced),
+    )
+    for split, s in sorted(summary.splits.items())
+  ]
+  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  lines = [
+    '  '.join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
+    for row in (head, *rows)
+  ]
+  if summary.already:
+    lines.append(
+      f'already converted: {summary.folder} {summary.version} (give '
+      '--overwrite to convert again)'
+    )
+  else:
+    lines.append(
+      f'{summary.folder} {summary.version}: {summary.new_frames} frames in '
+      f'{summary.seconds:.0f} s, {rate:.0f} frames/s'
+    )
+  if summary.skipped:
+    lines.append(f'skipped items: {len(summary.skipped)}')
+    lines += [f'  {item}: {why}' for item, why in summary.skipped[:20]]
+    if len(summary.skipped) > 20:
+      lines.append('  ... all of them are in manifest.json')
+  return '\n'.join(lines)
+
+
+def _source_class(dataset: str) -> type[sources.Source]:
+  return importlib.import_module(f'{sources.__name__}.{dataset}').Source
+
+
+def option_names(dataset: str) -> list[str]:
+  """Returns the names of a source's options."""
+  return [f.name for f in dataclasses.fields(_source_class(dataset))]
+
+
+def list_options(dataset: str) -> str:
+  """Returns the options of a source, one a line, with types and defaults."""
+  cls = _source_class(dataset)
+  hints = _hints(cls)
+  lines = [f'{dataset}: {cls.description}']
+  for field in dataclasses.fields(cls):
+    kinds = ' or '.join(_kind_name(kind) for kind in hints[field.name])
+    required = field.default is dataclasses.MISSING
+    default = 'required' if required else f'default {field.default}'
+    lines.append(f'  --{field.name}: {kinds}, {default}')
+  return '\n'.join(lines)
+
+
+def parse_options(dataset: str, args: Sequence[str]) -> dict[str, Any]:
+  """Parses `--size=256 --fps 10 --shuffle --nodepth` for a source's fields.
+
+  Values are turned into the types of the fields' annotations.
+
+  Args:
+    dataset: Name of the source.
+    args: What the user wrote.
+
+  Returns:
+    Keyword arguments for `sources.make`.
+
+  Raises:
+    UserError: If the source has no such option or the value does not fit.
+  """
+  hints = _hints(_source_class(dataset))
+  out: dict[str, Any] = {}
+  queue = list(args)
+  while queue:
+    arg = queue.pop(0)
+    if not arg.startswith('--'):
+      raise UserError(f'unexpected argument {arg!r}; options are --KEY=VALUE')
+    key, equals, value = arg[2:].partition('=')
+    if key not in hints and key[:2] == 'no' and bool in hints.get(key[2:], ()):
+      key, equals, value = key[2:], '=', 'false'
+    if key not in hints:
+      raise UserError(
+        f'the {dataset} source has no option --{key}; it takes '
+        + ', '.join(f'--{k}' for k in sorted(hints))
+      )
+    if not equals and bool in hints[key]:
+      value = 'true'
+    elif not equals:
+      if not queue or queue[0].startswith('--'):
+        raise UserError(f'--{key} needs a value')
+      value = queue.pop(0)
+    out[key] = _parse(key, value, hints[key])
+  return out
+
+
+def _hints(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
+  """Returns the types that each field takes."""
+  hints = typing.get_type_hints(cls)
+  out = {}
+  for field in dataclasses.fields(cls):
+    hint = hints[field.name]
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    out[field.name] = typing.get_args(hint) if union else (hint,)
+  return out
+
+
+def _kind_name(kind: Any) -> str:
+  if kind is type(None):
+    return 'none'
+  return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _parse(key: str, value: str, kinds: Sequence[Any]) -> Any:
+  """Returns a value as the first of the types that takes it."""
+  for kind in kinds:
+    try:
+      if kind is type(None):
+        if value.lower() in ('', 'none'):
+          return None
+      elif kind is bool:
+        return {'true': True, '1': True, 'false': False, '0': False}[
+          value.lower()
+        ]
+      elif typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[:1]
+        return tuple(_parse(key, v, inner) for v in value.split(','))
+      else:
+        return kind(value)
+    except (KeyError, ValueError):
+      continue
+  names = ' or '.join(map(_kind_name, kinds))
+  raise UserError(f'--{key} takes {names}, not {value!r}')

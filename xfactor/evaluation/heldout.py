@@ -1,0 +1,125 @@
+"""Evaluation of a recipe's data sets on their fixed held-out examples."""
+
+from collections.abc import Iterator
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from xfactor.data import pipeline, records
+from xfactor.evaluation import reconstruction
+from xfactor.models.functional import Params
+from xfactor.training import sharding, writers
+from xfactor.training.build import Build
+
+
+class Heldout:
+  """The held-out examples of every data set of a recipe, and their scores.
+
+  Which clips and frames are looked at is fixed in a file beside each data set,
+  so that runs can be compared.
+  """
+
+  def __init__(self, config: ConfigDict, build: Build, weights: Params | None):
+    """Opens the data sets.
+
+    Args:
+      config: The recipe.
+      build: What it built.
+      weights: Of LPIPS, or None to leave LPIPS out.
+
+    Raises:
+      UserError: If a data set, its split or long enough clips are missing.
+    """
+    sharding.check_batch(build.mesh, config.eval.batch, 'config.eval.batch')
+    self._config = config
+    self._evaluate = reconstruction.Evaluator(
+      build.functional, build.mesh, weights
+    )
+    self._indices = {
+      name: records.eval_index(
+        config.data.dir,
+        name,
+        config.eval.split,
+        num_views=config.data.contexts + 1,
+        window=config.eval.window,
+      )
+      for name in config.data.mix
+    }
+
+  def __call__(self, params: Params) -> dict[str, reconstruction.Result]:
+    """Scores parameters on every data set, by its name."""
+    return {
+      name: self._evaluate(
+        params,
+        self._batches(name),
+        num_images=min(self._config.eval.panel, self._config.eval.batch),
+      )
+      for name in self._indices
+    }
+
+  def _batches(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+    config, index = self._config, self._indices[name]
+    return pipeline.eval_batches(
+      config.data.dir,
+      name,
+      index,
+      image_size=config.data.image_size,
+      batch_size=config.eval.batch,
+      split=config.eval.split,
+      order=range(min(config.eval.examples, len(index.clips))),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+
+def write(
+  workdir: str | epath.Path,
+  step: int,
+  results: dict[str, reconstruction.Result],
+) -> None:
+  """Writes eval/STEP.json and, beside it, a folder STEP with the pictures."""
+  folder = epath.Path(workdir) / 'eval'
+  for name, result in results.items():
+    for kind, picture in panels(name, result).items():
+      writers.write_png(folder / f'{step:08d}' / f'{kind}.png', picture)
+  # Last, so that whoever sees the numbers finds the pictures.
+  writers.write_json(
+    folder / f'{step:08d}.json',
+    {
+      'step': step,
+      'data': {
+        name: {
+          'examples': result.num_examples,
+          'mean': result.means(),
+          'each': {
+            who: {k: v.tolist() for k, v in scores.items()}
+            for who, scores in result.scores.items()
+          },
+        }
+        for name, result in results.items()
+      },
+    },
+  )
+
+
+def panels(
+  name: str, result: reconstruction.Result
+) -> dict[str, np.ndarray]:
+  """The pictures of one data set, uint8, small ones enlarged."""
+  scale = max(1, 128 // result.images['truth'].shape[1])
+  return {
+    f'{name}_reconstruction': result.reconstruction_panel(scale=scale),
+    f'{name}_transfer': result.transfer_panel(scale=scale),
+  }
+
+
+def scalars(results: dict[str, reconstruction.Result]) -> dict[str, float]:
+  """Flat names for the log: NAME/psnr, NAME/copy_psnr, ..."""
+  return {
+    f'eval/{name}/{metric if who == "model" else f"{who}_{metric}"}': value
+    for name, result in results.items()
+    for who, means in result.means().items()
+    for metric, value in means.items()
+  }

@@ -1,0 +1,131 @@
+"""Pinhole cameras as small pure functions on `[..., d]`.
+
+OpenCV axes (x right, y down, z forward); the world's z points up. A pose is
+world-to-camera `[R|t]`, `[..., 3, 4]`. Intrinsics are (fx, fy, cx, cy) divided
+by the image's width and height, so an image spans 0..1 and its centre is 0.5.
+Every function takes `xnp`, NumPy by default, to run the same code in JAX.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+def _dot(a: Any, b: Any, xnp: Any) -> Any:
+  """Inner product over the last axis."""
+  # Not einsum: on TPU a float32 contraction defaults to bfloat16 inputs.
+  return xnp.sum(a * b, axis=-1)
+
+
+def _rotate(rotation: Any, x: Any, xnp: Any) -> Any:
+  """[..., 3, 3] times [..., 3]."""
+  return _dot(rotation, x[..., None, :], xnp)
+
+
+def normalize(x: Float[Any, '*n d'], xnp: Any = np) -> Float[Any, '*n d']:
+  """Scales vectors to unit length; zero vectors give NaN."""
+  return x / xnp.sqrt(_dot(x, x, xnp))[..., None]
+
+
+def look_at(
+    eye: Float[Any, '*n 3'],
+    target: Float[Any, '*n 3'],
+    up: Float[Any, '3'],
+    xnp: Any = np,
+) -> Float[Any, '*n 3 4']:
+  """World-to-camera pose of a camera at `eye` with `target` at its centre.
+
+  Args:
+    eye: Camera centres in the world.
+    target: Points to look at; must differ from `eye`.
+    up: World direction that points up in the image; must not be parallel to
+      the line of sight.
+    xnp: numpy or jax.numpy.
+  """
+  forward = normalize(target - eye, xnp)
+  # Explicit, because the tests forbid JAX to promote ranks.
+  up = xnp.broadcast_to(up, forward.shape)
+  right = normalize(xnp.cross(forward, up), xnp)
+  down = xnp.cross(forward, right)
+  rotation = xnp.stack([right, down, forward], axis=-2)
+  translation = -_rotate(rotation, eye, xnp)
+  return xnp.concatenate([rotation, translation[..., None]], axis=-1)
+
+
+def invert_pose(
+    pose: Float[Any, '*n 3 4'], xnp: Any = np
+) -> Float[Any, '*n 3 4']:
+  """Inverse of a rigid pose: world-to-camera becomes camera-to-world."""
+  rotation = xnp.swapaxes(pose[..., :3], -1, -2)
+  translation = -_rotate(rotation, pose[..., 3], xnp)
+  return xnp.concatenate([rotation, translation[..., None]], axis=-1)
+
+
+def compose(
+    a: Float[Any, '*n 3 4'], b: Float[Any, '*n 3 4'], xnp: Any = np
+) -> Float[Any, '*n 3 4']:
+  """The pose that applies `b` first and `a` second."""
+  columns = xnp.swapaxes(b, -1, -2)
+  moved = _rotate(a[..., None, :, :3], columns, xnp)
+  product = xnp.swapaxes(moved, -1, -2)
+  return xnp.concatenate(
+      [product[..., :3], product[..., 3:] + a[..., 3:]], axis=-1
+  )
+
+
+def transform(
+    pose: Float[Any, '*n 3 4'], points: Float[Any, '*n 3'], xnp: Any = np
+) -> Float[Any, '*n 3']:
+  """Applies poses to points of the same leading shape."""
+  return _rotate(pose[..., :3], points, xnp) + pose[..., 3]
+
+
+def camera_centre(
+    world_to_camera: Float[Any, '*n 3 4'], xnp: Any = np
+) -> Float[Any, '*n 3']:
+  """Positions of the cameras in the world."""
+  return invert_pose(world_to_camera, xnp)[..., 3]
+
+
+def pixel_rays(
+    intrinsics: Float[Any, '*n 4'],
+    world_to_camera: Float[Any, '*n 3 4'],
+    height: int,
+    width: int,
+    xnp: Any = np,
+) -> tuple[Float[Any, '*n {height} {width} 3'],
+           Float[Any, '*n {height} {width} 3']]:
+  """World rays through the centres of all pixels.
+
+  Returns:
+    Origins (the camera's centre, repeated) and unit directions.
+  """
+  u = (xnp.arange(width, dtype=intrinsics.dtype) + 0.5) / width
+  v = (xnp.arange(height, dtype=intrinsics.dtype) + 0.5) / height
+  uv = xnp.stack(xnp.meshgrid(u, v), axis=-1)
+  uv = uv.reshape((1,) * (intrinsics.ndim - 1) + uv.shape)
+  xy = (uv - intrinsics[..., None, None, 2:]) / intrinsics[..., None, None, :2]
+  local = xnp.concatenate([xy, xnp.ones_like(xy[..., :1])], axis=-1)
+  local = normalize(local, xnp)[..., None, :]
+  pose = invert_pose(world_to_camera, xnp)[..., None, None, :, :]
+  directions = _dot(pose[..., :3], local, xnp)
+  return xnp.broadcast_to(pose[..., 3], directions.shape), directions
+
+
+def project(
+    points: Float[Any, '*n 3'],
+    intrinsics: Float[Any, '*n 4'],
+    world_to_camera: Float[Any, '*n 3 4'],
+    xnp: Any = np,
+) -> tuple[Float[Any, '*n 2'], Float[Any, '*n']]:
+  """Projects world points, one camera a point.
+
+  Returns:
+    Image coordinates (0..1 inside the image; meaningless where the depth is
+    not positive) and z-depth.
+  """
+  local = transform(world_to_camera, points, xnp)
+  depth = local[..., 2]
+  xy = local[..., :2] / depth[..., None]
+  return xy * intrinsics[..., :2] + intrinsics[..., 2:], depth

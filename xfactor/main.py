@@ -1,0 +1,31 @@
+"""Trains a recipe: python -m xfactor.main --config=FILE --workdir=DIR.
+
+The same command starts a run and goes on with it. Any value of the recipe can
+be overridden: --config.train.steps=1000. Exit codes: 0 complete, 2 bad input
+(one line on stderr says what), 1 anything else.
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from xfactor import cli
+from xfactor.training import loop
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The recipe, e.g. configs/tiny.py.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run: checkpoints, logs, pictures.'
+)
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(_) -> int:
+  with cli.reporting_user_errors():
+    cli.initialize_distributed()
+    loop.train(_CONFIG.value, _WORKDIR.value)
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=cli.parse_flags)

@@ -1,0 +1,181 @@
+"""What a recipe builds: shared by training, evaluation and compiling ahead."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+import optax
+
+from xfactor import config as configs
+from xfactor.errors import UserError
+from xfactor.models import perceptual, xfactor
+from xfactor.models.functional import Functional, Params
+from xfactor.training import objectives, optimizer, sharding, state
+from xfactor.training.step import train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+  """A recipe made concrete for a mesh.
+
+  Attributes:
+    mesh: Devices by axes.
+    model: The networks' sizes.
+    functional: The networks' structure.
+    tx: The optimizer.
+    schedule: Learning rate by update.
+    objective: The loss.
+    places: Shardings of the train state.
+    batch: Examples of an update, over all devices.
+    views: Of an example: contexts and target.
+    image_size: Pixels along a side.
+    accumulate: Parts a batch is worked through in.
+    seed: Of everything random.
+  """
+
+  mesh: Mesh
+  model: xfactor.Config
+  functional: Functional[xfactor.XFactor]
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+  objective: objectives.Config
+  places: state.TrainState
+  batch: int
+  views: int
+  image_size: int
+  accumulate: int
+  seed: int
+
+  def abstract_state(self) -> state.TrainState:
+    """Shapes, dtypes and shardings of the train state."""
+    return state.abstract(self.functional, self.tx, self.places)
+
+  def abstract_batch(self) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of a global batch."""
+    shape = (self.batch, self.views, self.image_size, self.image_size, 3)
+    return jax.ShapeDtypeStruct(
+        shape, 'uint8', sharding=NamedSharding(self.mesh, sharding.BATCH)
+    )
+
+  def init(self) -> state.TrainState:
+    """New parameters and moments, born sharded."""
+    make = functools.partial(state.init, self.functional, self.tx)
+    with jax.set_mesh(self.mesh):
+      return jax.jit(make, out_shardings=self.places)(
+          jax.random.key(self.seed)
+      )
+
+  def step(self, *, whole: bool):
+    """The jitted train step: (state, images, LPIPS weights) to (state, metrics).
+
+    The state is donated; its shardings stay as they are, so that the program
+    is compiled once.
+    """
+    step = functools.partial(
+        train_step,
+        functional=self.functional,
+        tx=self.tx,
+        schedule=self.schedule,
+        objective=self.objective,
+        seed=self.seed,
+        accumulate=self.accumulate,
+        whole=whole,
+    )
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(
+            self.places,
+            NamedSharding(self.mesh, sharding.BATCH),
+            NamedSharding(self.mesh, P()),
+        ),
+        out_shardings=(self.places, NamedSharding(self.mesh, P())),
+    )
+
+  def compile(self, *, whole: bool, weights: Params | None):
+    """Compiles the train step for this mesh; the result never recompiles."""
+    with jax.set_mesh(self.mesh):
+      return (
+          self.step(whole=whole)
+          .lower(self.abstract_state(), self.abstract_batch(), weights)
+          .compile()
+      )
+
+
+def build(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Build:
+  """Builds a recipe for the devices (default: all); allocates nothing.
+
+  Raises:
+    UserError: If parts of the recipe contradict each other or the devices.
+  """
+  data, train = config.data, config.train
+  model = xfactor.Config(**config.model)
+  cells = data.image_size // model.patch_size
+  if data.image_size % model.patch_size or cells % 2:
+    raise UserError(
+        f'config.data.image_size={data.image_size} must be an even number of '
+        f'patches of config.model.patch_size={model.patch_size} pixels'
+    )
+  if data.contexts < 1:
+    raise UserError('config.data.contexts must be at least 1')
+  mesh = sharding.make_mesh(sharding.Config(**config.mesh), devices)
+  sharding.check_batch(mesh, data.batch, 'config.data.batch')
+  if data.batch % train.accumulate:
+    raise UserError(
+        f'config.data.batch={data.batch} must be a multiple of '
+        f'config.train.accumulate={train.accumulate}'
+    )
+  sharding.check_batch(
+      mesh,
+      data.batch // train.accumulate,
+      'config.data.batch / config.train.accumulate',
+  )
+  platform = mesh.devices.flat[0].platform
+  functional = Functional(
+      lambda rngs: xfactor.XFactor(model, rngs=rngs, platform=platform)
+  )
+  optimizer_config = optimizer.Config(**config.optimizer)
+  tx = optimizer.make_optimizer(optimizer_config, train.steps)
+  return Build(
+      mesh=mesh,
+      model=model,
+      functional=functional,
+      tx=tx,
+      schedule=optimizer.make_schedule(optimizer_config, train.steps),
+      objective=configs.objective(config.objective),
+      places=state.shardings(mesh, functional, tx),
+      batch=data.batch,
+      views=data.contexts + 1,
+      image_size=data.image_size,
+      accumulate=train.accumulate,
+      seed=config.seed,
+  )
+
+
+def load_perceptual(
+    config: ConfigDict, mesh: Mesh, *, required: bool
+) -> Params | None:
+  """LPIPS weights (VGG16) on every device, or None where there are none.
+
+  Args:
+    config: The recipe; `perceptual_weights` may name a folder or file.
+    mesh: Where to put them.
+    required: Whether their absence is an error.
+
+  Raises:
+    UserError: If they are required and missing, or damaged.
+  """
+  path = config.perceptual_weights or None
+  try:
+    weights = perceptual.load('vgg16', path)
+  except perceptual.MissingWeights:
+    if required or path:
+      raise
+    return None
+  return jax.device_put(weights, NamedSharding(mesh, P()))

@@ -1,0 +1,254 @@
+"""The training loop, read top to bottom."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import tqdm
+
+from xfactor.data import pipeline
+from xfactor.evaluation import heldout, reconstruction
+from xfactor.training import build as builds
+from xfactor.training import (
+  checkpoint,
+  data,
+  flops,
+  objectives,
+  sharding,
+  writers,
+)
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+  """Trains a recipe in `workdir`, or goes on where it stopped there.
+
+  Raises:
+    UserError: If something that the user can mend is wrong.
+    FloatingPointError: If the loss or its gradient is no longer finite.
+  """
+  # ---------------------------------------------------- model, optimizer, loss
+  build = builds.build(config)
+  weights = builds.load_perceptual(
+    config, build.mesh, required=config.objective.lpips_weight > 0
+  )
+
+  # ---------------------------------------------------------------------- data
+  data.make_missing(config)
+  stream = data.open_pipeline(config)
+  held_out = heldout.Heldout(config, build, weights)
+
+  # ------------------------------------ state: go on where it stopped, or begin
+  main_process = jax.process_index() == 0
+  writer = writers.Writer(workdir, active=main_process)
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.train.keep)
+  if checkpoints.steps():
+    state, _ = checkpoints.restore(build.abstract_state())
+    origin = f'{checkpoints.folder / str(int(state.step))}'
+  else:
+    state = build.init()
+    origin = f'random, seed {config.seed}'
+  first = int(state.step)
+  steps = config.train.steps
+
+  # -------------------------------------------- compile: once, and never again
+  started = time.monotonic()
+  programs = {
+    whole: build.compile(whole=whole, weights=weights)
+    for whole in objectives.kinds_of_step(build.objective)
+  }
+  facts = describe(config, build, stream, programs) | {
+    'state': origin,
+    'compile': f'{time.monotonic() - started:.1f} s',
+  }
+  meta = {'config': facts['config'], 'data': stream.fingerprint()}
+  writer.header(facts)
+  if main_process:
+    for key, value in facts.items():
+      if key != 'config':
+        print(f'{key:>11}  {value}', flush=True)
+
+  # ---------------------------------------------------------------- train loop
+  # The order within an iteration matters: step n is dispatched before the
+  # metrics of step n - 1 are fetched, so that the device never waits for us.
+  batches = stream.batches(start_step=first)
+  log = Log(build, first)
+  bar = tqdm.tqdm(
+    total=steps,
+    initial=first,
+    unit='step',
+    desc='train',
+    disable=not main_process,
+    mininterval=0.5 if sys.stderr.isatty() else 30,
+  )
+  for step in range(first, steps):
+    with log.waiting():
+      images = sharding.to_mesh(build.mesh, next(batches)['images'])
+    whole = objectives.is_whole_step(config.seed, step, build.objective)
+    state, metrics = programs[whole](state, images, weights)
+    log.add(step, metrics)
+    bar.update()
+    done = step + 1
+    if done % config.train.log_every == 0 or done == steps:
+      values = log.read() | {'bad_examples': batches.bad_count()}
+      writer.scalars(done, values)
+      bar.set_postfix_str(
+        f'loss {values["loss"]:.4f}, {values["frames_per_s"]:.0f} frames/s'
+      )
+    if done % config.train.save_every == 0 or done == steps:
+      log.check()  # Only states known to be finite are worth keeping.
+      checkpoints.save(state, meta)
+    if config.train.eval_every and done % config.train.eval_every == 0:
+      if done < steps:
+        report(held_out(state.params), writer, done)
+        log.restart()
+  bar.close()
+  batches.close()
+  checkpoints.wait()
+
+  # ------------------------------------------------------------------ held out
+  results = held_out(state.params)
+  report(results, writer, steps)
+  if main_process:
+    heldout.write(workdir, steps, results)
+    for name, result in results.items():
+      print(reconstruction.table(name, result))
+    print(f'checkpoints, curves and pictures are in {workdir}')
+  checkpoints.close()
+  writer.close()
+
+
+def report(
+  results: dict[str, reconstruction.Result],
+  writer: writers.Writer,
+  step: int,
+) -> None:
+  """Writes held-out scores and pictures into the run's log."""
+  writer.scalars(step, heldout.scalars(results))
+  for name, result in results.items():
+    for kind, picture in heldout.panels(name, result).items():
+      writer.image(step, kind, picture)
+
+
+def describe(
+  config: ConfigDict,
+  build: builds.Build,
+  stream: pipeline.Pipeline,
+  programs: dict[bool, Any],
+) -> dict[str, Any]:
+  """What a run is, for the first lines of its log and for run.json."""
+  devices = build.mesh.devices.flatten()
+  parameters = sum(math.prod(x.shape) for x in build.functional.shapes.values())
+  memory = [
+    stats.temp_size_in_bytes + stats.argument_size_in_bytes
+    for stats in (program.memory_analysis() for program in programs.values())
+    if stats is not None
+  ]
+  return {
+    'devices': f'{len(devices)} x {devices[0].device_kind}, '
+    f'{jax.process_count()} process(es), mesh '
+    + ' x '.join(f'{k}={v}' for k, v in build.mesh.shape.items()),
+    'parameters': f'{parameters:,}',
+    'step': f'{build.batch} examples of {build.views} views at '
+    f'{build.image_size} pixels, {step_flops(build) / 1e12:.3g} TFLOP',
+    'memory': f'{max(memory, default=0) / 2**30:.2f} GiB a device for '
+    'arguments and temporaries',
+    'data': ', '.join(
+      f'{part.name}/{part.split} {count} clips'
+      for part, count in zip(
+        stream.config.parts, stream.num_clips, strict=True
+      )
+    ),
+    'config': json.loads(config.to_json_best_effort()),
+  }
+
+
+def step_flops(build: builds.Build) -> int:
+  """Model FLOPs of one update of split examples."""
+  return flops.train_step(
+    build.model,
+    batch=build.batch,
+    views=build.views,
+    height=build.image_size,
+    width=build.image_size,
+  )
+
+
+class Log:
+  """Metrics fetched one step late, and where the time went meanwhile."""
+
+  def __init__(self, build: builds.Build, first: int):
+    self._frames_per_step = build.batch * build.views
+    self._flops = step_flops(build)
+    kinds = [device.device_kind for device in build.mesh.devices.flat]
+    peak = flops.peak_flops(kinds[0])
+    self._peak = peak and peak * len(kinds)
+    self._pending = None
+    self._first = first
+    self._metrics = []
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins a new interval; what happened since the last is not counted."""
+    self.check()
+    self._metrics = []
+    self._wait = 0.0
+    self._started = time.monotonic()
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time spent inside as waiting for data."""
+    began = time.monotonic()
+    yield
+    self._wait += time.monotonic() - began
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes a step's metrics, still on the way, and fetches the last step's."""
+    self.check()
+    self._pending = step, metrics
+
+  def check(self) -> None:
+    """Fetches what is pending.
+
+    Raises:
+      FloatingPointError: If the loss or its gradient is not finite.
+    """
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    for key in ('loss', 'grad_norm'):
+      if not math.isfinite(values[key]):
+        raise FloatingPointError(
+          f'{key} is {values[key]} in step {step}; the newest checkpoint is '
+          'from before it. Lower config.optimizer.learning_rate, or look at '
+          'the examples of that step'
+        )
+    self._metrics.append(values)
+
+  def read(self) -> dict[str, float]:
+    """Means of the interval's metrics, its speed, and begins a new one."""
+    self.check()
+    seconds = time.monotonic() - self._started
+    count = len(self._metrics)
+    values = {
+      key: float(np.mean([metrics[key] for metrics in self._metrics]))
+      for key in self._metrics[0]
+    }
+    values |= {
+      'steps_per_s': count / seconds,
+      'frames_per_s': count * self._frames_per_step / seconds,
+      'data_wait': self._wait / seconds,
+    }
+    if self._peak:
+      values['mfu'] = count * self._flops / seconds / self._peak
+    self.restart()
+    return values
+

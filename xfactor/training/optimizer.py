@@ -1,0 +1,103 @@
+"""AdamW with clipping, warm-up, cosine decay and a decay mask by path.
+
+Schedules count optimizer updates, whatever the accumulation (the public code
+counts micro-steps in its loop and updates in its schedule).
+"""
+
+import dataclasses
+import re
+
+import optax
+
+from xfactor.errors import UserError
+from xfactor.models.functional import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The paper's optimizer.
+
+  Attributes:
+    learning_rate: At the end of warm-up.
+    initial_learning_rate: At the first update.
+    final_learning_rate: From the last update on.
+    warmup_steps: Updates from the first rate to the peak, linearly.
+    weight_decay: Decoupled; times the learning rate; matrices only.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    eps: Added to the root of the second moment.
+    clip_norm: Largest global norm of a gradient.
+  """
+
+  learning_rate: float = 4e-4
+  initial_learning_rate: float = 1e-12
+  final_learning_rate: float = 1e-4
+  warmup_steps: int = 4000
+  weight_decay: float = 5e-3
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  clip_norm: float = 1.0
+
+
+# The first pattern that matches a whole path decides; every path must match.
+DECAY_RULES = (
+    (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
+    (r'.*/bias', False),
+    (r'.*/registers', False),
+    (r'.*/kernel', True),
+)
+
+
+def make_schedule(config: Config, steps: int) -> optax.Schedule:
+  """Learning rate of each update: warm-up, cosine to the last, constant."""
+  if config.warmup_steps >= steps:
+    raise UserError(
+        f'config.optimizer.warmup_steps={config.warmup_steps} must be below '
+        f'config.train.steps={steps}'
+    )
+  return optax.warmup_cosine_decay_schedule(
+      init_value=config.initial_learning_rate,
+      peak_value=config.learning_rate,
+      warmup_steps=config.warmup_steps,
+      decay_steps=steps,
+      end_value=config.final_learning_rate,
+  )
+
+
+def decay_mask(params: Params) -> dict[str, bool]:
+  """Which parameters decay.
+
+  Raises:
+    ValueError: If no rule covers a parameter.
+  """
+  return {path: match_rule(path, DECAY_RULES) for path in params}
+
+
+def match_rule(path: str, rules: tuple):
+  """The value of the first rule whose pattern matches the whole path.
+
+  Raises:
+    ValueError: If none does: a new parameter needs a decision, not a default.
+  """
+  for pattern, value in rules:
+    if re.fullmatch(pattern, path):
+      return value
+  raise ValueError(f'no rule covers the parameter {path!r}; add one')
+
+
+def make_optimizer(
+    config: Config, steps: int
+) -> optax.GradientTransformation:
+  """The whole gradient transformation for a run of `steps` updates."""
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(
+          make_schedule(config, steps),
+          b1=config.b1,
+          b2=config.b2,
+          eps=config.eps,
+          weight_decay=config.weight_decay,
+          mask=decay_mask,
+      ),
+  )

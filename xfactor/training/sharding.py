@@ -1,0 +1,127 @@
+"""One mesh and one list of rules; arrays are born where they belong.
+
+Axes: 'data' repeats the parameters and splits the batch, 'fsdp' splits both,
+'tensor' splits the widths of wide layers. On big slices keep data >= 2: a
+single huge fsdp axis compiles to full all-reduces.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import optax
+
+from xfactor.errors import UserError
+from xfactor.models.functional import Params
+from xfactor.training.optimizer import match_rule
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = P(('data', 'fsdp'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Devices along each axis; -1 takes what is left, on one axis at most."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+# Specs of the last dimensions; stacked layers have one more in front.
+PARAM_RULES = (
+    (r'.*/(qkv|embed)/kernel', ('fsdp', 'tensor')),
+    (r'.*/out/kernel', ('tensor', 'fsdp')),
+    (r'.*/(mlp|head|embed_\w+)/layers/0/kernel', ('fsdp', 'tensor')),
+    (r'.*/(mlp|head|embed_\w+)/layers/\d+/kernel', ('tensor', 'fsdp')),
+    (r'.*/(scale|bias|registers)', ()),
+)
+
+
+def make_mesh(
+    config: Config, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """The mesh over all devices.
+
+  Raises:
+    UserError: If the axes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [config.data, config.fsdp, config.tensor]
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if -1 in sizes or math.prod(sizes) != len(devices):
+    asked = ' x '.join(
+        f'{name}={size}'
+        for name, size in dataclasses.asdict(config).items()
+    )
+    raise UserError(
+        f'config.mesh asks for {asked} but there are {len(devices)} devices; '
+        'use -1 for one axis to take what is left'
+    )
+  return jax.make_mesh(
+      sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  )
+
+
+def check_batch(mesh: Mesh, batch: int, name: str) -> None:
+  """Raises UserError if the mesh does not divide the batch called `name`."""
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch % ways:
+    raise UserError(
+        f'{name}={batch} must be a multiple of {ways}, the number of devices '
+        f'along config.mesh.data x config.mesh.fsdp'
+    )
+
+
+def param_shardings(
+    mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, NamedSharding]:
+  """Where each parameter lives.
+
+  A dimension that its axis does not divide stays whole.
+
+  Raises:
+    ValueError: If no rule covers a parameter.
+  """
+  return {
+      path: NamedSharding(mesh, _spec(mesh, path, leaf.shape))
+      for path, leaf in shapes.items()
+  }
+
+
+def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> P:
+  rule = match_rule(path, PARAM_RULES)
+  axes = (None,) * (len(shape) - len(rule)) + rule
+  return P(*(
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(axes, shape, strict=True)
+  ))
+
+
+def optimizer_shardings(
+    mesh: Mesh,
+    tx: optax.GradientTransformation,
+    shapes: Params,
+    params: Mapping[str, NamedSharding],
+):
+  """Shardings of the optimizer's state: moments lie with their parameters."""
+  return optax.tree_map_params(
+      tx,
+      lambda _, sharding: sharding,
+      jax.eval_shape(tx.init, dict(shapes)),
+      dict(params),
+      transform_non_params=lambda _: NamedSharding(mesh, P()),
+  )
+
+
+def to_mesh(mesh: Mesh, batch):
+  """Puts each process's part of a batch on the mesh as one global array."""
+  sharding = NamedSharding(mesh, BATCH)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )

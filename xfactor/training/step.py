@@ -1,0 +1,127 @@
+"""The train step: pure, one program for split steps and one for whole ones."""
+
+from collections.abc import Callable
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+import optax
+
+from xfactor.models import perceptual
+from xfactor.models.functional import Functional, Params
+from xfactor.training import objectives
+from xfactor.training.state import TrainState
+
+
+def to_float(images: UInt8[Array, '*b']) -> Float[Array, '*b']:
+  """uint8 [0, 255] to float32 [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
+  """Float [-1, 1] to uint8, rounded and clipped."""
+  return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def lpips(
+    weights: Params,
+    dtype: jnp.dtype,
+    prediction: Float[Array, 'b h w 3'],
+    truth: Float[Array, 'b h w 3'],
+) -> Float[Array, ' b']:
+  """LPIPS as a loss: no gradient is kept for the truth's features."""
+  truth_maps = jax.lax.stop_gradient(
+      perceptual.features(weights, truth, dtype)
+  )
+  maps = perceptual.features(weights, prediction, dtype)
+  return perceptual.distance(weights, maps, truth_maps)
+
+
+def train_step(
+    state: TrainState,
+    images: UInt8[Array, 'b v h w 3'],
+    perceptual_weights: Params | None = None,
+    *,
+    functional: Functional,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    objective: objectives.Config,
+    seed: int,
+    accumulate: int,
+    whole: bool,
+) -> tuple[TrainState, dict[str, Float[Array, '']]]:
+  """One optimizer update on a global batch.
+
+  Everything random is drawn for the global batch from (seed, step), so that
+  neither the mesh nor `accumulate` changes what an example sees.
+
+  Args:
+    state: Donated by the caller.
+    images: The global batch: reference, contexts, target.
+    perceptual_weights: Of LPIPS, an argument so that they are no constants
+      of the program; None where the loss has none.
+    functional: The networks' structure.
+    tx: The gradient transformation.
+    schedule: Learning rate by update, for the metrics.
+    objective: The loss.
+    seed: Of everything random.
+    accumulate: Parts that the batch is worked through in.
+    whole: Leave all examples unsplit.
+
+  Returns:
+    The next state and the step's metrics (loss and its parts, gradient norm
+    before clipping, learning rate).
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  draws = objectives.draw(key, *images.shape[:2], objective)
+
+  def loss(params, images, draws):
+    return objectives.loss(
+        functional.bind(params),
+        to_float(images),
+        draws,
+        objective,
+        whole=whole,
+        perceptual=functools.partial(
+            lpips, perceptual_weights, jnp.dtype(objective.lpips_dtype)
+        ),
+    )
+
+  grads, metrics = accumulate_gradients(
+      functools.partial(jax.grad(loss, has_aux=True), state.params),
+      (images, draws),
+      accumulate,
+  )
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics |= {
+      'grad_norm': optax.global_norm(grads),
+      'learning_rate': schedule(state.step),
+  }
+  return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def accumulate_gradients(gradient: Callable, batch, parts: int):
+  """The mean of `gradient(*part)` over `parts` equal parts of the batch.
+
+  Parts are dealt out like cards, so that a batch sharded over devices stays
+  where it is.
+  """
+  if parts == 1:
+    return gradient(*batch)
+  dealt = jax.tree.map(
+      lambda x: einops.rearrange(x, '(b p) ... -> p b ...', p=parts), batch
+  )
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], dealt)),
+  )
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, gradient(*part)), None
+
+  total, _ = jax.lax.scan(add, zeros, dealt)
+  return jax.tree.map(lambda x: x / parts, total)
+

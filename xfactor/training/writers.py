@@ -1,0 +1,108 @@
+"""What a run leaves behind for people: JSON lines, TensorBoard and pictures."""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+from typing import Any
+
+from etils import epath
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image
+import tensorboardX
+
+from xfactor.errors import UserError
+
+
+class Writer:
+  """Writes metrics and pictures into a run's folder; mute if not `active`.
+
+  Only one process of a run should be active.
+  """
+
+  def __init__(self, workdir: str | epath.Path, *, active: bool = True):
+    self._active = active
+    if not active:
+      return
+    self._folder = epath.Path(workdir)
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      # Appended to: a resumed run goes on in the same file.
+      self._lines = open(
+          os.fspath(self._folder / 'metrics.jsonl'), 'a', buffering=1
+      )
+    except OSError as e:
+      raise UserError(
+          f'cannot write to --workdir={workdir} ({e.strerror}); choose a '
+          'folder that can be written'
+      ) from e
+    self._tensorboard = tensorboardX.SummaryWriter(
+        os.fspath(self._folder / 'tensorboard')
+    )
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes one line of metrics.jsonl and its TensorBoard curves."""
+    if not self._active:
+      return
+    values = {key: float(value) for key, value in values.items()}
+    self._lines.write(json.dumps({'step': step, **values}) + '\n')
+    for key, value in values.items():
+      self._tensorboard.add_scalar(key, value, step)
+
+  def image(
+      self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
+  ) -> None:
+    """Writes panels/STEP_NAME.png and the same picture for TensorBoard."""
+    if not self._active:
+      return
+    write_png(self._folder / 'panels' / f'{step:08d}_{name}.png', image)
+    self._tensorboard.add_image(name, image, step, dataformats='HWC')
+
+  def header(self, facts: Mapping[str, Any]) -> None:
+    """Writes what the run is into run.json, and to TensorBoard as text."""
+    if not self._active:
+      return
+    text = json.dumps(dict(facts), indent=2)
+    (self._folder / 'run.json').write_text(text)
+    self._tensorboard.add_text('run', f'```\n{text}\n```')
+
+  def close(self) -> None:
+    if self._active:
+      self._lines.close()
+      self._tensorboard.close()
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+  """Writes JSON so that a reader sees the old file or the new, never half."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.incomplete')
+  partial.write_text(json.dumps(value, indent=2) + '\n')
+  partial.replace(path)
+
+
+def write_png(path: epath.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+  """Writes a picture, making its folder where needed."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('wb') as f:
+    Image.fromarray(image).save(f, format='PNG')
+
+
+def panel(
+    columns: Sequence[UInt8[np.ndarray, 'n h w 3']], *, scale: int = 1
+) -> UInt8[np.ndarray, 'rows cols 3']:
+  """A picture with one row an example and one column for each of `columns`.
+
+  Args:
+    columns: Images of the same shape: context, prediction, truth, ...
+    scale: Whole factor by which pixels are repeated.
+  """
+  gap = 2
+  rows = []
+  for images in zip(*columns, strict=True):
+    padded = [
+        np.pad(x, ((0, gap), (0, gap), (0, 0)), constant_values=255)
+        for x in images
+    ]
+    rows.append(np.concatenate(padded, axis=1))
+  picture = np.concatenate(rows, axis=0)[:-gap, :-gap]
+  return picture.repeat(scale, axis=0).repeat(scale, axis=1)
