@@ -12,7 +12,7 @@ EXTRAS = {
         'pytest-xdist>=3.8',
         'ruff>=0.14',
         'scikit-image>=0.26',
-        'typeguard>=4.4',
+        'typeguard==2.13.3',
         'vizdoom>=1.3.2',
     ],
 }

@@ -38,10 +38,6 @@ Params = dict[str, Array | np.ndarray]
 
 
 class MissingWeights(UserError):
-  """There are no weights where `load` looks; a run may go on without LPIPS."""
-
-
-class MissingWeights(UserError):
   """No weights are installed and no path was given."""
 
 
@@ -316,8 +312,9 @@ def load(
     `param_shapes` lists.
 
   Raises:
-    MissingWeights: there is no such package, file or folder.
-    UserError: the weights are damaged, incomplete or another network's.
+    MissingWeights: without a path, there is neither package nor copy.
+    UserError: nothing is at `path`, or the weights are damaged, incomplete or
+      another network's.
   """
   spec = _net(net)
   if path is not None:
@@ -356,7 +353,7 @@ def _weight_files(path: pathlib.Path, prefix: str) -> list[pathlib.Path]:
       if file.suffix in _READERS and file.name.startswith(prefix)
   )
   if not files:
-    raise MissingWeights(
+    raise UserError(
         f"No LPIPS weights at {path}: give a file or a folder with '{prefix}*' "
         f'files ending in {", ".join(_READERS)}, or set '
         'config.objective.lpips_weight=0 to train without them.'

@@ -115,6 +115,8 @@ class Baked:
 def _slab(o, d, h):
   """Ray parameters where a ray enters and leaves the slab |x| < h."""
   inverse = 1 / d
+  # Rays along the slab would give infinity less infinity.
+  np.minimum(inverse, _f32(1e9), out=inverse)
   middle = inverse * -o
   np.abs(inverse, out=inverse)
   inverse *= h
@@ -141,7 +143,7 @@ def _hit(kind: int, o, d, half) -> np.ndarray:
   Args:
     kind: BOX, TUBE or ELLIPSOID.
     o: Three arrays or numbers, origins along the primitive's axes.
-    d: Three arrays, directions, never exactly 0.
+    d: Three arrays, directions.
     half: Half extents.
   """
   if kind == BOX:
@@ -210,7 +212,7 @@ class _Tracer:
         rest = scene.rotation[p] @ turn.T
         rest = None if np.allclose(rest, np.eye(3), atol=1e-4) else rest
         centre = turn @ scene.centre[p]
-        parts.append((scene.kind[p], centre, scene.half[p], rest))
+        parts.append((int(scene.kind[p]), centre, scene.half[p], rest))
       self._groups.append((turn, (low + high) / 2, (high - low) / 2, parts))
 
   def nearest(self, origins: np.ndarray, directions: np.ndarray):
@@ -218,7 +220,7 @@ class _Tracer:
     best = np.ones(origins.shape[1], _f32)
     for turn, middle, size, parts in self._groups:
       o = [_dot3(row, origins) for row in turn]
-      d = [_dot3(row, directions) + _f32(1e-9) for row in turn]
+      d = [_dot3(row, directions) for row in turn]
       t = _hit(BOX, [o[i] - middle[i] for i in range(3)], d, size)
       some = np.flatnonzero(t < best)
       if not len(some):
@@ -229,7 +231,7 @@ class _Tracer:
         e, f = [o[i] - centre[i] for i in range(3)], d
         if rest is not None:
           e = [_dot3(row, e) for row in rest]
-          f = [_dot3(row, d) + _f32(1e-9) for row in rest]
+          f = [_dot3(row, d) for row in rest]
         np.minimum(found, _hit(kind, e, f, half), out=found)
       best[some] = found
     return best
@@ -361,7 +363,7 @@ def _direct(scene, tracer, texels, light: Light, samples: int) -> np.ndarray:
     else:
       to_light, share = _sunshine(light, lifted, texels.normal, a, b)
     lit = np.flatnonzero(share > 0.003)
-    free = tracer.nearest(lifted[:, lit], to_light[:, lit] + _f32(1e-9)) >= 1
+    free = tracer.nearest(lifted[:, lit], to_light[:, lit]) >= 1
     total[lit] += share[lit] * free
   return total / _f32(samples)
 
@@ -399,7 +401,7 @@ def _ambient_share(scene, tracer, texels, samples: int) -> np.ndarray:
     sine = np.sqrt((b + 1) / 2)
     cosine = np.sqrt(np.maximum(1 - sine * sine, 0.01))
     rays = normal * cosine + side * (sine * np.cos(angle))
-    rays = (rays + other * (sine * np.sin(angle))) * reach + _f32(1e-9)
+    rays = (rays + other * (sine * np.sin(angle))) * reach
     t = tracer.nearest(lifted, rays)
     np.minimum(t, _leave_room(lifted - room, rays, scene.half[0]), out=t)
     total += np.clip(t, 0, 1)
@@ -527,8 +529,7 @@ def _visible(scene, corners, intrinsics, world_to_camera, size: int):
 
   def rays(p, xs, ys):
     a = axes[p]
-    return [xs * a[i, 0] + (ys * a[i, 1] + (a[i, 2] + _f32(1e-9)))
-            for i in range(3)]
+    return [xs * a[i, 0] + (ys * a[i, 1] + a[i, 2]) for i in range(3)]
 
   depth = _leave_room(origins[0], rays(0, xs, ys), scene.half[0])
   primitive = np.zeros(depth.shape, np.int32)
@@ -537,7 +538,7 @@ def _visible(scene, corners, intrinsics, world_to_camera, size: int):
     if x0 >= x1 or y0 >= y1:
       continue
     t = _hit(
-        scene.kind[p],
+        int(scene.kind[p]),
         origins[p],
         rays(p, xs[:, :, x0:x1], ys[:, y0:y1]),
         scene.half[p],
@@ -729,7 +730,7 @@ def first_seen(scene: Scene, origins: np.ndarray, directions: np.ndarray):
   Takes every primitive for its bounding box.
   """
   o = np.einsum('pij,npj->ipn', scene.rotation, origins[:, None] - scene.centre)
-  d = np.einsum('pij,nj->ipn', scene.rotation, directions) + 1e-9
+  d = np.einsum('pij,nj->ipn', scene.rotation, directions)
   half = scene.half.T[..., None]
   with np.errstate(all='ignore'):
     t = _hit(BOX, o[:, 1:], d[:, 1:], half[:, 1:])

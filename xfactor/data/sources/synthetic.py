@@ -415,7 +415,8 @@ class Looks:
     hue = rng.uniform()
     self.hue = hue
     # Most rooms are muted; a few are not.
-    saturation = rng.choice([0.08, 0.16, 0.16, 0.28, 0.5]) * rng.uniform(0.6, 1.2)
+    saturation = rng.choice([0.08, 0.16, 0.16, 0.28, 0.5])
+    saturation *= rng.uniform(0.6, 1.2)
     wood_hue = rng.uniform(0.04, 0.11)
     wood_value = rng.uniform(0.3, 0.85)
     wood = _hsv(wood_hue, rng.uniform(0.3, 0.65), wood_value)

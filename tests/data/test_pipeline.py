@@ -1,0 +1,439 @@
+"""The stream depends on the seed and the step, and on nothing else."""
+
+import dataclasses
+import io
+import itertools
+import pathlib
+import shutil
+
+import grain
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+from test_convert import Fake, run
+
+from xfactor.data import pipeline, records
+from xfactor.data.pipeline import DataConfig, Part, Pipeline
+from xfactor.data.views import Views
+from xfactor.errors import UserError
+
+VIEWS = Views(num_views=3, window=(3, 9), ramp_steps=40)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> pathlib.Path:
+  """Data sets `one` (8 clips in train) and `two` (5)."""
+  folder = tmp_path_factory.mktemp('data')
+  run(Fake(count=8, split='train'), folder, name='one')
+  run(Fake(count=5, split='train', frames=12), folder, name='two')
+  return folder
+
+
+def config(data, **changes) -> DataConfig:
+  parts = (Part('one', VIEWS, weight=0.7), Part('two', VIEWS, weight=0.3))
+  base = DataConfig(
+    str(data), parts, batch_size=8, image_size=16, seed=5, threads=0
+  )
+  return dataclasses.replace(base, **changes)
+
+
+def take(pipe: Pipeline, count: int, start_step: int = 0):
+  batches = pipe.batches(start_step)
+  out = list(itertools.islice(batches, count))
+  batches.close()
+  return out
+
+
+def assert_same(a, b):
+  assert len(a) == len(b)
+  for x, y in zip(a, b, strict=True):
+    assert x.keys() == y.keys()
+    for key in x:
+      assert x[key].dtype == y[key].dtype
+      np.testing.assert_array_equal(x[key], y[key], err_msg=key)
+
+
+def joined(batches, key):
+  return np.concatenate([batch[key] for batch in batches])
+
+
+# What is in a batch.
+
+
+def test_batches_hold_the_frames_they_name(data):
+  batches = take(Pipeline(config(data)), 6)
+  stores = [records.open_split(data, name, 'train') for name in ('one', 'two')]
+  for step, batch in enumerate(batches):
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+      'images': ((8, 3, 16, 16, 3), 'uint8'),
+      'frames': ((8, 3), 'int32'),
+      'clip': ((8,), 'int64'),
+      'part': ((8,), 'int32'),
+      'index': ((8,), 'int64'),
+    }
+    np.testing.assert_array_equal(batch['index'], np.arange(8) + 8 * step)
+    for i in range(8):
+      store, clip = stores[batch['part'][i]], int(batch['clip'][i])
+      for view, frame in enumerate(batch['frames'][i]):
+        (jpeg,) = store.clip_frames(clip, [frame])
+        want = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+        assert np.abs(batch['images'][i, view] - want).max() <= 1
+
+
+def test_other_sizes_are_resized(data):
+  (batch,) = take(Pipeline(config(data, image_size=8)), 1)
+  assert batch['images'].shape == (8, 3, 8, 8, 3)
+
+
+def test_every_clip_comes_once_an_epoch_in_changing_order(data):
+  parts = (Part('one', VIEWS),)
+  clips = joined(take(Pipeline(config(data, parts=parts)), 5), 'clip')
+  epochs = clips.reshape(5, 8)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(8))
+  assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(
+  ('weights', 'counts'),
+  [
+    ((0.7, 0.3), (700, 300)),
+    ((7, 3), (700, 300)),
+    ((1, 1), (500, 500)),
+    ((0.005, 0.995), (5, 995)),
+    ((3, 1, 1), (600, 200, 200)),
+  ],
+)
+def test_mixture_is_exact(weights, counts):
+  mixture = pipeline._Mixture(weights)
+  chosen = [mixture[i] for i in range(1000)]
+  parts = np.array([part for part, _ in chosen])
+  assert tuple(np.bincount(parts)) == counts
+  for part, count in enumerate(counts):
+    # Each part's own elements in order, none missing ...
+    assert [k for p, k in chosen if p == part] == list(range(count))
+    # ... and evenly spread: within one of its share at any time.
+    share = np.arange(1, 1001) * count / 1000
+    assert np.abs(np.cumsum(parts == part) - share).max() <= 1
+
+
+def test_batches_follow_the_mixture(data):
+  parts = joined(take(Pipeline(config(data)), 5), 'part')
+  assert tuple(np.bincount(parts)) == (28, 12)
+
+
+def test_window_ramp_follows_the_step_alone(data):
+  def spans(pipe, start):
+    frames = joined(take(pipe, 5, start), 'frames')
+    return np.ptp(frames, axis=1) + 1
+
+  pipe = Pipeline(config(data))
+  assert spans(pipe, 0).max() == 3
+  late = spans(pipe, 40)
+  assert 7 <= late.max() <= 9
+  # The same step means the same, whatever the batch: twice the batch, half the
+  # index. At step 20 windows have at most 6 frames.
+  for batch_size in (8, 16):
+    ramp = spans(Pipeline(config(data, batch_size=batch_size)), 18)
+    assert ramp.max() == 6
+
+
+def test_seed_changes_clips_and_frames(data):
+  a, b = (take(Pipeline(config(data, seed=s)), 5, 40) for s in (5, 6))
+  assert np.any(joined(a, 'clip') != joined(b, 'clip'))
+  assert np.any(joined(a, 'frames') != joined(b, 'frames'))
+
+
+# What must not matter.
+
+
+def test_processes_share_the_same_global_batches(data):
+  whole = take(Pipeline(config(data)), 4)
+  for count in (2, 4):
+    shares = [take(Pipeline(config(data), i, count), 4) for i in range(count)]
+    for step, batch in enumerate(whole):
+      for key, want in batch.items():
+        got = np.empty_like(want)
+        for i in range(count):
+          got[i::count] = shares[i][step][key]
+        np.testing.assert_array_equal(got, want)
+
+
+def test_resume_equals_an_uninterrupted_run(data):
+  straight = take(Pipeline(config(data)), 12)
+  for step in (1, 7, 11):
+    assert_same(take(Pipeline(config(data)), 12 - step, step), straight[step:])
+  far = take(Pipeline(config(data)), 1, 10_000_000)
+  assert far[0]['index'][0] == 80_000_000
+
+
+def test_threads_do_not_matter(data):
+  want = take(Pipeline(config(data)), 10, 3)
+  assert_same(take(Pipeline(config(data, threads=4)), 10, 3), want)
+
+
+def test_worker_processes_do_not_matter(data, request):
+  if not flags.FLAGS.is_parsed():  # Binaries have parsed them; Grain looks.
+    flags.FLAGS.mark_as_parsed()
+    request.addfinalizer(flags.FLAGS.unparse_flags)
+  want = take(Pipeline(config(data)), 4, 3)
+  assert_same(take(Pipeline(config(data, workers=2)), 4, 3), want)
+
+
+# Unreadable records.
+
+
+def truncate(folder: pathlib.Path, name: str, clips: list[int]) -> None:
+  """Cuts the JPEGs of some clips short, with checksums that fit."""
+  store = records.open_split(folder, name, 'train')
+  broken = {
+    int(store.first_frame[c]) + i
+    for c in clips
+    for i in range(int(store.num_frames[c]))
+  }
+  frames = folder / name / 'frames/1.0.0'
+  manifest = records.read_json(frames / 'manifest.json')
+  number = 0
+  for shard in manifest['splits']['train']['shards']:
+    path = frames / shard['file']
+    writer = records.ShardWriter(frames / 'new')
+    for record in records.read_shard(path):
+      jpeg = records.decode_frame(record)
+      if number in broken:
+        jpeg = jpeg[: len(jpeg) // 2]
+      writer.write(records.encode_frame(jpeg))
+      number += 1
+    new = writer.close()
+    (frames / 'new').rename(path)
+    shard.update(bytes=new.bytes, sha256=new.sha256)
+  records.write_json(frames / 'manifest.json', manifest)
+  clips_manifest = folder / name / 'clips/1.0.0/manifest.json'
+  content = records.read_json(clips_manifest)
+  content['splits']['train']['frames_digest'] = records.digest(
+    manifest['splits']['train']['shards']
+  )
+  records.write_json(clips_manifest, content)
+
+
+@pytest.fixture
+def broken(data, tmp_path) -> pathlib.Path:
+  """A copy of `data` in which clips 2 and 5 of `one` are unreadable."""
+  shutil.copytree(data, tmp_path / 'data')
+  truncate(tmp_path / 'data', 'one', [2, 5])
+  return tmp_path / 'data'
+
+
+def test_truncated_jpegs_are_replaced_and_counted(data, broken, caplog):
+  good = take(Pipeline(config(data)), 10)
+  batches = Pipeline(config(broken)).batches()
+  got = list(itertools.islice(batches, 10))
+  bad = (joined(good, 'part') == 0) & np.isin(joined(good, 'clip'), (2, 5))
+  assert bad.sum() >= 5
+  # Never dropped: all other elements are where they were.
+  for key in ('images', 'frames', 'clip'):
+    np.testing.assert_array_equal(
+      joined(got, key)[~bad], joined(good, key)[~bad]
+    )
+  np.testing.assert_array_equal(joined(got, 'part'), joined(good, 'part'))
+  np.testing.assert_array_equal(joined(got, 'index'), joined(good, 'index'))
+  assert not np.isin(joined(got, 'clip')[bad], (2, 5)).any()
+  assert batches.bad_count() >= bad.sum()
+  assert batches.bad == {'one': batches.bad_count(), 'two': 0}
+  assert 'one/train clip clip-002' in caplog.text
+  warnings = [r for r in caplog.records if 'Cannot read' in r.getMessage()]
+  assert len(warnings) == min(batches.bad_count(), pipeline._LOGGED)
+
+  # The stand-ins are a function of the seed and the index, too.
+  assert_same(take(Pipeline(config(broken, threads=3)), 6, 4), got[4:])
+
+
+def test_flipped_bits_are_replaced(data, tmp_path):
+  shutil.copytree(data, tmp_path / 'data')
+  store = records.open_split(data, 'one', 'train')
+  frames = tmp_path / 'data/one/frames/1.0.0'
+  jpegs = store.clip_frames(3, range(int(store.num_frames[3])))
+  for path in frames.glob('*array_record*'):
+    content = bytearray(path.read_bytes())
+    for jpeg in jpegs:
+      if (at := content.find(jpeg)) >= 0:
+        content[at + len(jpeg) // 2] ^= 1
+    path.write_bytes(content)
+  batches = Pipeline(config(tmp_path / 'data')).batches()
+  got = list(itertools.islice(batches, 5))
+  assert batches.bad_count() >= 1
+  assert not np.any((joined(got, 'part') == 0) & (joined(got, 'clip') == 3))
+
+
+def test_too_many_unreadable_examples_stop_the_run(broken, monkeypatch):
+  monkeypatch.setattr(pipeline, '_MIN_JUDGED', 40)
+  with pytest.raises(
+    UserError, match=r"of data set 'one' \(train\) could not be read.*1.00%"
+  ):
+    take(Pipeline(config(broken)), 20)
+  take(Pipeline(config(broken, max_bad_fraction=0.9)), 20)
+
+
+def test_a_wholly_unreadable_data_set_stops_the_run(data, tmp_path):
+  shutil.copytree(data, tmp_path / 'data')
+  truncate(tmp_path / 'data', 'two', list(range(5)))
+  with pytest.raises(UserError, match='two/train.* in a row could not be read'):
+    take(Pipeline(config(tmp_path / 'data')), 2)
+
+
+# Bad settings.
+
+
+def test_short_clips_are_left_out(data, caplog):
+  caplog.set_level('INFO')
+  parts = (Part('one', VIEWS),)
+  pipe = Pipeline(config(data, parts=parts, min_length=13))
+  assert pipe.num_clips == [5]
+  assert '3 of 8 clips have fewer than 13 frames' in caplog.text
+  clips = joined(take(pipe, 5), 'clip')
+  assert set(clips) == {3, 4, 5, 6, 7}
+  wide = Views(num_views=16, window=(16, 16))
+  assert Pipeline(config(data, parts=(Part('one', wide),))).num_clips == [2]
+
+
+def test_no_clip_is_long_enough(data):
+  with pytest.raises(UserError, match='none of the 8 clips of one/train has'):
+    Pipeline(config(data, min_length=99))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'parts': ()}, 'names no data set'),
+    ({'parts': (Part('one', VIEWS, weight=0.0),)}, 'greater than 0'),
+    (
+      {
+        'parts': (
+          Part('one', VIEWS),
+          Part('two', Views(num_views=2, window=(3, 9))),
+        )
+      },
+      'same number of views, not one: 3, two: 2',
+    ),
+    ({'batch_size': 9}, '9 examples does not divide evenly among 2'),
+    ({'parts': (Part('gone', VIEWS),)}, "no data set 'gone'"),
+  ],
+)
+def test_bad_settings(data, changes, message):
+  with pytest.raises(UserError, match=message):
+    Pipeline(config(data, **changes), 0, 2)
+
+
+# The fingerprint.
+
+
+def test_fingerprint_changes_with_the_order_and_nothing_else(data, broken):
+  base = Pipeline(config(data)).fingerprint()
+  assert base == Pipeline(config(data), 1, 2).fingerprint()
+  assert (
+    base
+    == Pipeline(config(data, threads=3, prefetch=2, workers=1)).fingerprint()
+  )
+  parts = config(data).parts
+  others = [
+    config(data, seed=6),
+    config(data, batch_size=16),
+    config(data, image_size=8),
+    config(data, min_length=11),
+    config(data, parts=parts[::-1]),
+    config(data, parts=(dataclasses.replace(parts[0], weight=1.0), parts[1])),
+    config(
+      data,
+      parts=(
+        dataclasses.replace(
+          parts[0], views=dataclasses.replace(VIEWS, flip_prob=0.0)
+        ),
+        parts[1],
+      ),
+    ),
+    config(broken),
+  ]
+  digests = {Pipeline(c).fingerprint()['sha256'] for c in others}
+  assert len(digests | {base['sha256']}) == len(others) + 1
+
+
+def test_fingerprint_survives_json(data, tmp_path):
+  base = Pipeline(config(data)).fingerprint()
+  records.write_json(tmp_path / 'f.json', base)
+  assert records.read_json(tmp_path / 'f.json') == base
+
+
+# Evaluation.
+
+
+def eval_batches(data, index, **changes):
+  return list(
+    pipeline.eval_batches(
+      str(data),
+      'one',
+      index,
+      **{
+        'split': 'train',
+        'image_size': 16,
+        'batch_size': 4,
+        'threads': 0,
+        **changes,
+      },
+    )
+  )
+
+
+def test_eval_reads_the_index_and_pads(data):
+  index = records.eval_index(data, 'one', 'train', 2, 11)
+  store = records.open_split(data, 'one', 'train')
+  assert len(index.clips) == 7
+  batches = eval_batches(data, index)
+  assert [b['images'].shape for b in batches] == [(4, 2, 16, 16, 3)] * 2
+  assert joined(batches, 'mask').tolist() == [True] * 7 + [False]
+  np.testing.assert_array_equal(joined(batches, 'example')[:7], range(7))
+  np.testing.assert_array_equal(joined(batches, 'clip')[:7], index.clips)
+  np.testing.assert_array_equal(joined(batches, 'frames')[:7], index.frames)
+  images = joined(batches, 'images')
+  (jpeg,) = store.clip_frames(int(index.clips[2]), index.frames[2][1:])
+  want = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+  assert np.abs(images[2, 1] - want).max() <= 1
+  assert_same(eval_batches(data, index, threads=3), batches)
+
+
+def test_eval_order_and_processes(data):
+  index = records.eval_index(data, 'one', 'train', 2, 11)
+  order = index.pairs[:, 1]
+  whole = eval_batches(data, index, order=order)
+  assert joined(whole, 'example')[:7].tolist() == [1, 2, 3, 4, 5, 6, 0]
+  halves = [
+    eval_batches(data, index, order=order, process_index=i, process_count=2)
+    for i in range(2)
+  ]
+  assert [len(h) for h in halves] == [2, 2]
+  for i, half in enumerate(halves):
+    for step, batch in enumerate(half):
+      np.testing.assert_array_equal(
+        batch['images'], whole[step]['images'][i::2]
+      )
+      np.testing.assert_array_equal(batch['mask'], whole[step]['mask'][i::2])
+
+
+def test_eval_never_replaces(broken):
+  index = records.eval_index(broken, 'one', 'train', 2, 11)
+  with pytest.raises(UserError, match='cannot read clip clip-00[25] frames'):
+    eval_batches(broken, index)
+
+
+def test_eval_batch_must_divide(data):
+  index = records.eval_index(data, 'one', 'train', 2, 11)
+  with pytest.raises(UserError, match='does not divide evenly'):
+    eval_batches(data, index, batch_size=3, process_count=2)
+
+
+def test_stream_is_a_grain_map_dataset(data):
+  """Random access: what the order's guarantees rest on."""
+  pipe = Pipeline(config(data))
+  dataset = pipe.dataset()
+  assert isinstance(dataset, grain.MapDataset)
+  (want,) = take(pipe, 1, 17)
+  np.testing.assert_array_equal(dataset[17]['images'], want['images'])

@@ -1,0 +1,408 @@
+"""The on-disk format: what is written is read, by us and by TFDS."""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import simplejpeg
+from test_convert import Fake, run
+
+from xfactor.data import records
+from xfactor.errors import UserError
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch):
+  """Spares the disk: most of a small conversion's time is its flushes."""
+  monkeypatch.setattr(os, 'fsync', lambda _: None)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> pathlib.Path:
+  """A folder with the data set `fake`: 12 clips, split by hash."""
+  folder = tmp_path_factory.mktemp('data')
+  run(Fake(count=12), folder, test_fraction=0.3)
+  return folder
+
+
+@pytest.fixture
+def copy(data, tmp_path) -> pathlib.Path:
+  """A copy of `data` to damage."""
+  shutil.copytree(data, tmp_path / 'data')
+  return tmp_path / 'data'
+
+
+def expected_clip(clip_id: str):
+  """Returns what `Fake` made under an id."""
+  number = int(clip_id[-3:])
+  item = Fake(count=12).items()[number]
+  (clip,) = Fake(count=12).clips(item)
+  return clip
+
+
+# Reading back.
+
+
+def test_store_gives_back_what_the_source_made(data):
+  found = []
+  for split in ('train', 'test'):
+    store = records.open_split(data, 'fake', split)
+    assert store.clip_ids() == [store.clip_id(i) for i in range(len(store))]
+    next_frame = 0
+    for i, clip_id in enumerate(store.clip_ids()):
+      found.append(clip_id)
+      want, got = expected_clip(clip_id), store.clip(i)
+      n = len(want.frames)
+      assert (got.id, got.num_frames, got.first_frame) == (
+        clip_id,
+        n,
+        next_frame,
+      )
+      assert (store.num_frames[i], store.first_frame[i]) == (n, next_frame)
+      assert (store.height[i], store.width[i]) == (16, 16)
+      assert got.replaced == want.replaced
+      for key in ('timestamps', 'intrinsics', 'world_to_camera'):
+        a, b = getattr(got, key), getattr(want, key)
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+      assert store.clip_frames(i, range(n)) == want.frames
+      assert store.frame(next_frame) == want.frames[0]
+      next_frame += n
+  assert sorted(found) == [f'clip-{i:03d}' for i in range(12)]
+
+
+def test_offsets_stay_inside_the_clip(data):
+  store = records.open_split(data, 'fake', 'train')
+  for offset in (-1, int(store.num_frames[1])):
+    with pytest.raises(IndexError, match='of a clip of'):
+      store.clip_frames(1, [0, offset])
+
+
+def test_store_survives_pickling(data):
+  store = records.open_split(data, 'fake', 'train')
+  store.frame(0)
+  again = pickle.loads(pickle.dumps(store))
+  assert again.clip_frames(2, [3, 1]) == store.clip_frames(2, [3, 1])
+  assert again.clip_ids() == store.clip_ids()
+
+
+def test_unknown_cameras_are_none(tmp_path):
+  run(Fake(count=2, cameras=False), tmp_path)
+  clip = records.open_split(tmp_path, 'fake', 'train').clip(0)
+  assert clip.timestamps is None
+  assert clip.intrinsics is None
+  assert clip.world_to_camera is None
+
+
+def test_depth(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  original = Fake.clips
+  png = _grey_png(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200)
+
+  def clips(self, item):
+    for clip in original(self, item):
+      yield dataclasses.replace(clip, depth=[png] * len(clip.frames))
+
+  monkeypatch.setattr(Fake, 'clips', clips)
+  run(Fake(count=2), tmp_path)
+  store = records.open_split(tmp_path, 'fake', 'train')
+  assert store.depth(3) == png
+  folder = tmp_path / 'fake/frames/1.0.0'
+  source = tfds.builder_from_directory(folder).as_data_source('train')
+  np.testing.assert_array_equal(
+    source[3]['depth'][..., 0], np.arange(256).reshape(16, 16) * 200
+  )
+
+
+def _grey_png(image: np.ndarray) -> bytes:
+  """Encodes uint16 [H, W] as a greyscale PNG."""
+  import struct
+  import zlib
+
+  def chunk(kind: bytes, body: bytes) -> bytes:
+    check = zlib.crc32(kind + body)
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', check)
+
+  rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in image)
+  height, width = image.shape
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0))
+    + chunk(b'IDAT', zlib.compress(rows))
+    + chunk(b'IEND', b'')
+  )
+
+
+def test_asking_for_depth_that_is_not_there(data):
+  with pytest.raises(ValueError, match='no depth'):
+    records.open_split(data, 'fake', 'train').depth(0)
+
+
+# TFDS.
+
+
+def test_tfds_reads_both_data_sets(data):
+  import tensorflow_datasets as tfds
+
+  for split in ('train', 'test'):
+    store = records.open_split(data, 'fake', split)
+    builder = tfds.builder_from_directory(data / 'fake/frames/1.0.0')
+    assert builder.info.full_name == 'fake/frames/1.0.0'
+    frames = builder.as_data_source(split)
+    assert len(frames) == store.num_frames.sum()
+    for i in (0, len(frames) // 2, len(frames) - 1):
+      # TFDS decodes with another library; the JPEG standard leaves it a level.
+      ours = simplejpeg.decode_jpeg(store.frame(i)).astype(int)
+      assert np.abs(frames[i]['image'] - ours).max() <= 1
+
+    clips = tfds.builder_from_directory(
+      data / 'fake/clips/1.0.0'
+    ).as_data_source(split)
+    assert len(clips) == len(store)
+    for i, clip in enumerate(clips):
+      want = store.clip(i)
+      assert clip['id'].decode() == want.id
+      for key in ('first_frame', 'num_frames', 'height', 'width', 'replaced'):
+        assert clip[key] == getattr(want, key)
+      for key in ('timestamps', 'intrinsics', 'world_to_camera'):
+        np.testing.assert_array_equal(clip[key], getattr(want, key))
+
+
+def test_tfds_reads_clips_without_cameras(tmp_path):
+  import tensorflow_datasets as tfds
+
+  run(Fake(count=2, cameras=False), tmp_path)
+  builder = tfds.builder_from_directory(tmp_path / 'fake/clips/1.0.0')
+  clip = builder.as_data_source('train')[0]
+  assert clip['timestamps'].shape == (0,)
+  assert clip['world_to_camera'].shape == (0, 3, 4)
+
+
+def test_our_messages_are_those_of_tfds():
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  record = records.encode_frame(b'jpeg', b'png')
+  example = tf_example_pb2.Example.FromString(record)
+  theirs = {
+    k: list(v.bytes_list.value) for k, v in example.features.feature.items()
+  }
+  assert theirs == {'image': [b'jpeg'], 'depth': [b'png']}
+  assert records.decode_frame(example.SerializeToString(), 'depth') == b'png'
+  with pytest.raises(ValueError, match='not a frame record'):
+    records.decode_frame(b'\xff' * 10)
+
+
+def test_no_tensorflow_anywhere(tmp_path):
+  code = (
+    'import sys\n'
+    'from test_convert import Fake, run\n'
+    'from xfactor.data import records\n'
+    'for early in ("tensorflow", "tensorflow_datasets", "jax"):\n'
+    '  assert early not in sys.modules, early\n'
+    'run(Fake(count=2), sys.argv[1])\n'
+    'records.open_split(sys.argv[1], "fake", "train").frame(0)\n'
+    'import tensorflow_datasets as tfds\n'
+    'folder = sys.argv[1] + "/fake/frames/1.0.0"\n'
+    'tfds.builder_from_directory(folder).as_data_source("train")[0]\n'
+    'assert "tensorflow" not in sys.modules\n'
+  )
+  path = os.pathsep.join([str(REPOSITORY), str(pathlib.Path(__file__).parent)])
+  subprocess.run(
+    [sys.executable, '-c', code, tmp_path],
+    env={**os.environ, 'PYTHONPATH': path},
+    check=True,
+    capture_output=True,
+  )
+
+
+# Missing and damaged data.
+
+
+def test_missing_data_set_names_folder_and_command(data):
+  with pytest.raises(UserError) as e:
+    records.open_split(data, 'real', 'train')
+  text = str(e.value)
+  assert f'looked for {data}/real/frames and {data}/real/clips' in text
+  assert 'holds fake;' in text
+  assert 'python tools/convert_datasets.py --dataset=' in text
+  assert '--name=real --source=FOLDER' in text
+  assert f'--data_dir={data}' in text
+  assert '\n' not in text
+
+
+def test_missing_data_set_with_a_source_of_that_name(tmp_path):
+  with pytest.raises(UserError, match='--dataset=video --source=FOLDER'):
+    records.open_split(tmp_path, 'video', 'train')
+
+
+@pytest.mark.parametrize('folder', ['', 'fake', 'fake/clips/1.0.0'])
+def test_empty_folders(tmp_path, folder):
+  (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+  with pytest.raises(UserError, match='holds no data set; make it with'):
+    records.open_split(tmp_path, 'fake', 'train')
+
+
+def test_missing_split_and_version(data):
+  with pytest.raises(UserError, match="no split 'val'; it has test, train"):
+    records.open_split(data, 'fake', 'val')
+  with pytest.raises(UserError, match="'fake' of version 2.0.0"):
+    records.open_split(data, 'fake', 'train', '2.0.0')
+
+
+def test_newest_version_by_number_not_by_letter(copy):
+  for config in ('frames', 'clips'):
+    folder = copy / 'fake' / config
+    for version in ('1.9.0', '1.10.0'):
+      shutil.copytree(folder / '1.0.0', folder / version)
+  assert records.versions(copy, 'fake') == ['1.0.0', '1.9.0', '1.10.0']
+  assert records.open_split(copy, 'fake', 'train').version == '1.10.0'
+  assert records.open_split(copy, 'fake', 'train', '1.9.0').version == '1.9.0'
+
+
+def test_missing_and_truncated_files(copy):
+  file = sorted((copy / 'fake/frames/1.0.0').glob('fake-train*'))[1]
+  content = file.read_bytes()
+  file.write_bytes(content[:-100])
+  with pytest.raises(UserError, match=f'{file} has {len(content) - 100} bytes'):
+    records.open_split(copy, 'fake', 'train')
+  file.unlink()
+  with pytest.raises(UserError, match=f'{file} is missing'):
+    records.open_split(copy, 'fake', 'train')
+
+
+def test_parts_of_different_conversions(copy, tmp_path):
+  run(Fake(count=12, frames=11), tmp_path / 'other', test_fraction=0.3)
+  target = copy / 'fake/clips/1.0.0'
+  shutil.rmtree(target)
+  shutil.copytree(tmp_path / 'other/fake/clips/1.0.0', target)
+  with pytest.raises(UserError, match='not of the same conversion'):
+    records.open_split(copy, 'fake', 'train')
+
+
+def test_other_format(copy):
+  path = copy / 'fake/frames/1.0.0/manifest.json'
+  records.write_json(path, records.read_json(path) | {'format': 99})
+  with pytest.raises(UserError, match='format 99 .* reads format 1'):
+    records.open_split(copy, 'fake', 'train')
+
+
+def test_flipped_bit_is_noticed(copy):
+  file = sorted((copy / 'fake/frames/1.0.0').glob('fake-train*'))[0]
+  content = bytearray(file.read_bytes())
+  image = records.open_split(copy, 'fake', 'train').frame(4)
+  content[content.index(image) + 50] ^= 1
+  file.write_bytes(content)
+  store = records.open_split(copy, 'fake', 'train')
+  store.frame(3)
+  with pytest.raises(RuntimeError, match='hash mismatch'):
+    store.frame(4)
+
+
+def test_digest_follows_the_content(data, tmp_path):
+  digest = records.open_split(data, 'fake', 'train').digest
+  run(Fake(count=12), tmp_path / 'same', test_fraction=0.3)
+  run(Fake(count=12, frames=11), tmp_path / 'other', test_fraction=0.3)
+  same = records.open_split(tmp_path / 'same', 'fake', 'train').digest
+  other = records.open_split(tmp_path / 'other', 'fake', 'train').digest
+  assert same == digest != other
+
+
+# Writing.
+
+
+def test_a_file_gets_its_name_only_when_complete(tmp_path):
+  writer = records.ShardWriter(tmp_path / 'a')
+  writer.write(b'one')
+  writer.write(b'two')
+  assert not (tmp_path / 'a').exists()
+  shard = writer.close()
+  assert (shard.file, shard.records) == ('a', 2)
+  assert shard.bytes == (tmp_path / 'a').stat().st_size
+  assert list(records.read_shard(tmp_path / 'a')) == [b'one', b'two']
+  aborted = records.ShardWriter(tmp_path / 'b')
+  aborted.write(b'one')
+  aborted.abort()
+  assert [p.name for p in tmp_path.iterdir()] == ['a']
+
+
+# The evaluation index.
+
+
+def test_eval_index_is_fixed_at_first_use(copy):
+  path = copy / 'fake/clips/1.0.0/eval_index-train.json'
+  first = records.eval_index(copy, 'fake', 'train', 3, 12)
+  assert path.exists()
+  store = records.open_split(copy, 'fake', 'train')
+  assert len(first.clip_ids) == sum(store.num_frames >= 12)
+  assert list(first.clip_ids) == sorted(first.clip_ids, key=records.unit_hash)
+  for clip_id, clip, frames in zip(
+    first.clip_ids, first.clips, first.frames, strict=True
+  ):
+    assert store.clip_id(int(clip)) == clip_id
+    assert frames[-1] - frames[0] == 11
+    assert 0 <= frames[0] < frames[1] < frames[2] < store.num_frames[clip]
+  for side in first.pairs.T:
+    assert sorted(side) == list(range(len(first.clips)))
+  assert np.all(first.pairs[:, 0] != first.pairs[:, 1])
+
+  # The file, not the rule, decides from now on.
+  entries = records.read_json(path)
+  entries['views=3,window=12'][0][1] = [0, 1, 2]
+  records.write_json(path, entries)
+  again = records.eval_index(copy, 'fake', 'train', 3, 12)
+  np.testing.assert_array_equal(again.frames[0], [0, 1, 2])
+  np.testing.assert_array_equal(again.frames[1:], first.frames[1:])
+  records.eval_index(copy, 'fake', 'train', 2, 10)
+  assert set(records.read_json(path)) == {
+    'views=3,window=12',
+    'views=2,window=10',
+  }
+
+
+def test_eval_index_of_a_read_only_data_set(copy, monkeypatch):
+  want = records.eval_index(copy, 'fake', 'test', 2, 10)
+  path = copy / 'fake/clips/1.0.0/eval_index-test.json'
+  path.unlink()
+
+  def fail(*args):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(records, 'write_json', fail)
+  got = records.eval_index(copy, 'fake', 'test', 2, 10)
+  assert got.clip_ids == want.clip_ids
+  np.testing.assert_array_equal(got.frames, want.frames)
+  assert not path.exists()
+
+
+def test_eval_choice_is_capped_and_by_hash(data):
+  store = records.open_split(data, 'fake', 'train')
+  everything = records.choose_eval(store, 2, 10)
+  assert records.choose_eval(store, 2, 10, num_clips=3) == everything[:3]
+
+
+def test_eval_index_that_cannot_be(copy):
+  with pytest.raises(UserError, match='has the 99 frames .* longest has'):
+    records.eval_index(copy, 'fake', 'test', 2, 99)
+  with pytest.raises(UserError, match='at least two views'):
+    records.eval_index(copy, 'fake', 'test', 1, 10)
+  with pytest.raises(UserError, match='3 views in 2 frames'):
+    records.eval_index(copy, 'fake', 'test', 3, 2)
+  path = copy / 'fake/clips/1.0.0/eval_index-test.json'
+  records.write_json(path, {'views=2,window=10': [['gone', [0, 1]]]})
+  with pytest.raises(UserError, match='for instance gone; delete the file'):
+    records.eval_index(copy, 'fake', 'test', 2, 10)
+
+
+def test_conversion_writes_the_default_index(tmp_path):
+  run(Fake(count=3, frames=25), tmp_path)
+  path = tmp_path / 'fake/clips/1.0.0/eval_index-test.json'
+  assert list(records.read_json(path)) == ['views=2,window=20']
