@@ -1,12 +1,32 @@
-"""Strict settings for every test; eight virtual CPU devices."""
+"""Strict settings for every test, eight virtual devices, a shared tiny model."""
 
 import os
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
+# Programs that several tests compile are compiled once in a run of the tests.
+CACHE = os.path.join(tempfile.gettempdir(), f'xfactor-tests-{os.getppid()}')
+jax.config.update('jax_compilation_cache_dir', CACHE)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
+
+
+@pytest.fixture(scope='session')
+def golden():
+  """Loads one of the golden files by name."""
+
+  def load(name):
+    with np.load(os.path.join(GOLDEN, f'{name}.npz')) as arrays:
+      return dict(arrays)
+
+  return load

@@ -157,17 +157,17 @@ def test_manifest_checksums_match_the_files(tmp_path):
 
 def test_killed_run_continues_to_the_same_bytes(tmp_path, straight):
   code = (
-    'import sys, test_convert as t\n'
+    'import sys\n'
+    'from tests.data import test_convert as t\n'
     'if __name__ == "__main__":\n'
     '  t.convert.convert(t.Fake(delay=0.3), sys.argv[1], workers=2)\n'
   )
   script = tmp_path / 'script.py'
   script.write_text(code)
   data = tmp_path / 'data'
-  path = os.pathsep.join([str(REPOSITORY), str(pathlib.Path(__file__).parent)])
   process = subprocess.Popen(
     [sys.executable, script, data],
-    env={**os.environ, 'PYTHONPATH': path},
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
     stderr=subprocess.DEVNULL,
   )
   work = data / 'fake' / '.incomplete-1.0.0'

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from test_convert import Fake, run
 
+from tests.data.test_convert import Fake, run
 from xfactor.data import pipeline, records
 from xfactor.data.pipeline import DataConfig, Part, Pipeline
 from xfactor.data.views import Views
@@ -285,7 +285,7 @@ def test_a_wholly_unreadable_data_set_stops_the_run(data, tmp_path):
 
 
 def test_short_clips_are_left_out(data, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   parts = (Part('one', VIEWS),)
   pipe = Pipeline(config(data, parts=parts, min_length=13))
   assert pipe.num_clips == [5]

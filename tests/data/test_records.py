@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 import simplejpeg
-from test_convert import Fake, run
 
+from tests.data.test_convert import Fake, run
 from xfactor.data import records
 from xfactor.errors import UserError
 
@@ -204,7 +204,7 @@ def test_our_messages_are_those_of_tfds():
 def test_no_tensorflow_anywhere(tmp_path):
   code = (
     'import sys\n'
-    'from test_convert import Fake, run\n'
+    'from tests.data.test_convert import Fake, run\n'
     'from xfactor.data import records\n'
     'for early in ("tensorflow", "tensorflow_datasets", "jax"):\n'
     '  assert early not in sys.modules, early\n'
@@ -215,10 +215,9 @@ def test_no_tensorflow_anywhere(tmp_path):
     'tfds.builder_from_directory(folder).as_data_source("train")[0]\n'
     'assert "tensorflow" not in sys.modules\n'
   )
-  path = os.pathsep.join([str(REPOSITORY), str(pathlib.Path(__file__).parent)])
   subprocess.run(
     [sys.executable, '-c', code, tmp_path],
-    env={**os.environ, 'PYTHONPATH': path},
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
     check=True,
     capture_output=True,
   )

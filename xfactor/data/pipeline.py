@@ -18,12 +18,15 @@ from typing import Any
 
 import grain
 import numpy as np
+import simplejpeg
 from absl import logging
 
 from xfactor.data import images, records
 from xfactor.data.views import frame_rng
 from xfactor.errors import UserError
 
+# Raised when a change here gives a step other data than before.
+_ORDER = 1
 # Resolution of mixing weights: shares are multiples of one in at most this.
 _MAX_PERIOD = 10_000
 # Clips tried in place of an unreadable one before giving up.
@@ -94,7 +97,7 @@ class DataConfig:
 # ==============================================================================
 
 
-class _Mixture(grain.transforms.DatasetSelectionMap):
+class _Mixture:
   """Interleaves endless data sets in exact proportions, evenly spread."""
 
   def __init__(self, weights: Sequence[float]):
@@ -106,13 +109,42 @@ class _Mixture(grain.transforms.DatasetSelectionMap):
     self._part = part[order].tolist()
     self._rank = rank[order].tolist()
 
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    """Returns the part of an element and its place among that part's own."""
+    period, place = divmod(index, len(self._part))
+    part = self._part[place]
+    return part, period * self._counts[part] + self._rank[place]
+
+
+class _Order:
+  """The endless stream of (part, row): a data source for Grain.
+
+  Every part is shuffled anew each epoch. By whole permutations, which cost
+  memory (4 MB a million clips), because Grain's own index shuffle takes
+  milliseconds an element where there are few clips.
+  """
+
+  def __init__(self, seed: int, weights: Sequence[float], rows: Sequence[int]):
+    self._seed = seed
+    self._mixture = _Mixture(weights)
+    self._rows = tuple(rows)
+
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> tuple[int, int]:
-    period, place = divmod(index, len(self._part))
-    part = self._part[place]
-    return part, period * self._counts[part] + self._rank[place]
+    part, place = self._mixture[index]
+    epoch, place = divmod(place, self._rows[part])
+    order = _permutation(self._seed, part, epoch, self._rows[part])
+    return part, int(order[place])
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(seed: int, part: int, epoch: int, size: int) -> np.ndarray:
+  rng = np.random.Generator(
+    np.random.Philox(np.random.SeedSequence([seed, part, epoch]))
+  )
+  return rng.permutation(np.arange(size, dtype=np.int32))
 
 
 def _counts(weights: np.ndarray) -> np.ndarray:
@@ -187,15 +219,15 @@ def _check(config: DataConfig, process_index: int, process_count: int) -> None:
 
 
 def _read_views(
-  store: records.FrameStore, clip: int, frames: Sequence[int], size: int
+  store: records.FrameStore, clip: int, frames: np.ndarray, size: int
 ) -> np.ndarray:
   """Returns uint8 [views, size, size, 3]; raises as the store or decoder."""
-  return np.stack(
-    [
-      images.centre_crop_resize(images.decode_jpeg(data), size)
-      for data in store.clip_frames(clip, frames)
-    ]
-  )
+  pixels = [
+    simplejpeg.decode_jpeg(jpeg) for jpeg in store.clip_frames(clip, frames)
+  ]
+  if pixels[0].shape[:2] != (size, size):
+    pixels = [images.centre_crop_resize(rgb, size) for rgb in pixels]
+  return np.stack(pixels)
 
 
 class _Load:
@@ -251,7 +283,7 @@ class _Load:
     self,
     opened: _OpenPart,
     clip: int,
-    frames: Sequence[int],
+    frames: np.ndarray,
     error: Exception,
   ) -> None:
     with self._lock:
@@ -275,10 +307,6 @@ def _retry_rng(seed: int, index: int, attempt: int) -> np.random.Generator:
   return np.random.Generator(
     np.random.Philox(seed, counter=[0, 0, attempt, index])
   )
-
-
-def _tag(part: int, row: int) -> tuple[int, int]:
-  return part, row
 
 
 # ==============================================================================
@@ -374,17 +402,13 @@ class Pipeline:
   def dataset(self) -> grain.MapDataset:
     """Returns this process's batches by step, for random access."""
     index, count = self._process
-    rows = [
-      grain.MapDataset.range(len(opened.rows))
-      .seed(_part_seed(self.config.seed, number))
-      .shuffle()
-      .repeat()
-      .map(functools.partial(_tag, number))
-      for number, opened in enumerate(self._parts)
-    ]
-    mixture = _Mixture([part.weight for part in self.config.parts])
+    order = _Order(
+      self.config.seed,
+      [part.weight for part in self.config.parts],
+      self.num_clips,
+    )
     return (
-      grain.MapDataset.select_from_datasets(rows, mixture)
+      grain.MapDataset.source(order)
       .map_with_index(_Load(self.config, self._parts))[index::count]
       .batch(self.config.batch_size // count)
     )
@@ -426,6 +450,7 @@ class Pipeline:
     """
     config = self.config
     content = {
+      'order': _ORDER,
       'seed': config.seed,
       'batch_size': config.batch_size,
       'image_size': config.image_size,
@@ -446,11 +471,6 @@ class Pipeline:
       ],
     }
     return content | {'sha256': records.digest(content)}
-
-
-def _part_seed(seed: int, number: int) -> int:
-  # Two parts of equal size must not be shuffled alike.
-  return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _describe(views: Any) -> dict[str, Any]:
@@ -508,7 +528,7 @@ def eval_batches(
   batch_size: int,
   split: str = 'test',
   version: str | None = None,
-  order: Sequence[int] | None = None,
+  order: Sequence[int] | np.ndarray | None = None,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 8,

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from xfactor.errors import UserError
@@ -22,7 +23,7 @@ _BATCH_AXES = ('data', 'fsdp')
 _HEAD_AXIS = 'tensor'
 
 
-def choose_kernel(name: str, platform: str, dtype: jnp.dtype) -> str:
+def choose_kernel(name: str, platform: str, dtype: DTypeLike) -> str:
   """Resolves 'auto' to the kernel that serves `platform` and `dtype` best.
 
   Args:

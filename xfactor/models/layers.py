@@ -11,6 +11,7 @@ import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from xfactor.errors import UserError
@@ -65,7 +66,9 @@ def rope_table(
   """
   quarter = head_dim // 4
   frequencies = 10000.0 ** (-jnp.arange(quarter) / quarter)
-  angles = positions[..., None].astype(jnp.float32) * frequencies
+  angles = jnp.einsum(
+      '...,M->...M', positions.astype(jnp.float32), frequencies
+  )
   angles = einops.repeat(angles, '... rc m -> ... (rc m two)', two=2)
   return jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1)
 
@@ -85,7 +88,7 @@ def linear(
     dout: int,
     *,
     rngs: nnx.Rngs,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     use_bias: bool = True,
 ) -> nnx.Linear:
   """A dense layer with the reference's initialisers."""
@@ -118,7 +121,7 @@ class MLP(nnx.Module):
   """Dense layers with GELU between them."""
 
   def __init__(
-      self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: jnp.dtype
+      self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike
   ):
     self.layers = nnx.List([
         linear(din, dout, rngs=rngs, dtype=dtype)
@@ -169,7 +172,7 @@ class MultiViewBlock(nnx.Module):
       heads: int,
       *,
       rngs: nnx.Rngs,
-      dtype: jnp.dtype,
+      dtype: DTypeLike,
       kernel: str,
   ):
     self.heads = heads

@@ -176,7 +176,7 @@ def _rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
 
 def _hsv_to_rgb(h: Array, s: Array, v: Array) -> Array:
   # Channel n is v(1 - s max(0, min(k, 4 - k, 1))) with k = (n + 6h) mod 6.
-  k = (jnp.array([5.0, 3.0, 1.0]) + 6 * h[..., None]) % 6
+  k = jnp.stack([(n + 6 * h) % 6 for n in (5, 3, 1)], axis=-1)
   ramp = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
   return v[..., None] * (1 - s[..., None] * ramp)
 
@@ -185,8 +185,8 @@ def gaussian_kernel(
     sigma: Float[Array, '*b'], taps: int
 ) -> Float[Array, '*b k']:
   """Sampled Gaussians that sum to one; sigma in pixels."""
-  offset = jnp.arange(taps) - taps // 2
-  weights = jnp.exp(-0.5 * (offset / sigma[..., None]) ** 2)
+  offset = jnp.arange(taps, dtype=sigma.dtype) - taps // 2
+  weights = jnp.exp(-0.5 * jnp.einsum('...,K->...K', 1 / sigma, offset) ** 2)
   return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 

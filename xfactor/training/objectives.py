@@ -15,7 +15,7 @@ from typing import Protocol
 import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 import numpy as np
 
 from xfactor.models import layers
@@ -121,10 +121,10 @@ def kinds_of_step(config: Config) -> list[bool]:
 
 
 def split_halves(
-    tokens: Float[Array, 'b *v t c'],
+    tokens: Shaped[Array, 'b *v t c'],
     order: Int[Array, 'b 4'],
     grid: tuple[int, int],
-) -> Float[Array, 'b2 *v half c']:
+) -> Shaped[Array, 'b2 *v half c']:
   """Gathers A's and B's tokens of every example: row 2b is A, 2b + 1 is B.
 
   Rows of one example stay together, so that a sharded batch stays in place.

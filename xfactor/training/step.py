@@ -6,6 +6,7 @@ import functools
 import einops
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 import optax
 
@@ -27,7 +28,7 @@ def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
 
 def lpips(
     weights: Params,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     prediction: Float[Array, 'b h w 3'],
     truth: Float[Array, 'b h w 3'],
 ) -> Float[Array, ' b']:

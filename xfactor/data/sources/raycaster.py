@@ -344,7 +344,7 @@ def _blur(values: np.ndarray, layout: np.ndarray, texels: _LightTexels):
   return values
 
 
-def _direct(scene, tracer, texels, light: Light, samples: int) -> np.ndarray:
+def _direct(tracer, texels, light: Light, samples: int) -> np.ndarray:
   """Share of a light's colour [M] that reaches each light texel."""
   total = np.zeros(len(texels.chart), _f32)
   lifted = texels.position + _f32(0.015) * texels.normal
@@ -458,7 +458,7 @@ def _bake(scene: Scene, samples: int) -> Baked:
   mean = scene.albedo.mean((1, 2))[scene.texture]
   direct = np.zeros((len(texels.chart), 3), _f32)
   for light in scene.lights:
-    share = _direct(scene, tracer, texels, light, samples)
+    share = _direct(tracer, texels, light, samples)
     direct += share[:, None] * light.colour
   openness = _ambient_share(scene, tracer, texels, 2 * samples)[:, None]
   direct = _blur(direct, layout, texels)
@@ -513,8 +513,8 @@ def _visible(scene, corners, intrinsics, world_to_camera, size: int):
   """Nearest primitive and z-depth of every sample.
 
   Returns:
-    Depth [S, H, W], primitive [S, H, W], and the samples' x [S, 1, W] and
-    y [S, H, 1] on the plane at depth 1.
+    Depth [S, H, W], primitive [S, H, W], the samples' x [S, 1, W] and
+    y [S, H, 1] on the plane at depth 1, and the eye [3].
   """
   fx, fy, cx, cy = intrinsics
   grid = np.arange(size, dtype=_f32) + _f32(0.5) + _SAMPLES.T[:, :, None]
@@ -556,10 +556,10 @@ def _surface(scene, primitive, offset):
   Args:
     scene: The primitives.
     primitive: [M].
-    offset: [3, M] points less the eye, with the eye in `scene.centre`'s place.
+    offset: Three [M], points less their primitives' centres.
 
   Returns:
-    Face [M], place across and along it in 0..1 [M], and the local points.
+    Face [M], and place across and along it in 0..1 [M].
   """
   rotation = scene.rotation.reshape(-1, 9).take(primitive, 0)
   local = [

@@ -886,7 +886,7 @@ class _Room:
     self.lights: list[raycaster.Light] = []
     self.focuses: list[np.ndarray] = []
     self._taken: list[tuple[float, float, float, float]] = []
-    self._wall_taken: list[tuple[int, float, float, float]] = []
+    self._wall_taken: list[tuple[int, float, float, float, float]] = []
 
   def add(self, parts: list[Part]) -> None:
     self.groups.append(parts)
@@ -911,16 +911,22 @@ class _Room:
     self._taken.append(box)
     return True
 
-  def claim_wall(self, wall, along, w, low) -> bool:
-    """Takes a stretch of a wall from height `low` upwards."""
-    a, b = along - w / 2 - 0.05, along + w / 2 + 0.05
-    if a < -self.wall_length(wall) / 2 or b > self.wall_length(wall) / 2:
+  def fits_wall(self, wall, along, w, low, high) -> bool:
+    """Whether a wall is free, `low` to `high` over a width `w`."""
+    a, b = along - w / 2, along + w / 2
+    if max(-a, b) > self.wall_length(wall) / 2:
       return False
-    for other, c, d, height in self._wall_taken:
-      if other == wall and a < d and c < b and height <= low:
-        return False
-    self._wall_taken.append((wall, a, b, low))
-    return True
+    return not any(
+        other == wall and a < d and c < b and low < top and bottom < high
+        for other, c, d, bottom, top in self._wall_taken
+    )
+
+  def claim_wall(self, wall, along, w, low, high) -> bool:
+    """Takes a rectangle of a wall unless some of it is taken."""
+    fits = self.fits_wall(wall, along, w, low, high)
+    if fits:
+      self._wall_taken.append((wall, along - w / 2, along + w / 2, low, high))
+    return fits
 
 
 def _shape(room: _Room) -> None:
@@ -941,7 +947,7 @@ def _shape(room: _Room) -> None:
           along, off, _ = _turn(-wall * np.pi / 2) @ [x, y, 0]
           if off > 0:
             extent = w if wall % 2 == 0 else d
-            room.claim_wall(wall, along, extent - 0.12, 0.0)
+            room.claim_wall(wall, along, extent - 0.1, 0.0, height)
   elif kind == 2:  # Beams under the ceiling.
     count = int(rng.integers(2, 6))
     beam = looks.wood if rng.uniform() < 0.7 else looks.white
@@ -958,7 +964,7 @@ def _shape(room: _Room) -> None:
     w, x = rng.uniform(0.8, 1.6), rng.uniform(-0.25, 0.25) * width
     y = depth / 2 - w / 2
     room.claim_floor(x, y, 0.16, w)
-    room.claim_wall(0, x, 0.16, 0.0)
+    room.claim_wall(0, x, 0.16, 0.0, height)
     h = rng.choice([1.1, height])
     room.add([_box(x, y, 0, 0.14, w, h, look),
               _box(x, y, h - 0.01, 0.2, w + 0.03, 0.05, looks.wood)])
@@ -973,7 +979,7 @@ def _shape(room: _Room) -> None:
 
 def _openings(room: _Room) -> None:
   """Windows, which shine, and doors."""
-  rng, looks = room.rng, room.looks
+  rng, looks, height = room.rng, room.looks, room.size[2]
   sky = dataclasses.replace(
       looks.texture(_window, looks.accent(), looks.accent()), glow=2.2)
   count = int(rng.choice([0, 1, 1, 2, 2, 3]))
@@ -982,9 +988,9 @@ def _openings(room: _Room) -> None:
     wall = int(rng.integers(4))
     w, h = rng.uniform(0.8, 1.8), rng.uniform(0.9, 1.5)
     low = rng.uniform(0.75, 1.0)
-    h = min(h, room.size[2] - low - 0.25)
+    h = min(h, height - low - 0.25)
     along = rng.uniform(-0.35, 0.35) * room.wall_length(wall)
-    if not room.claim_wall(wall, along, w + 0.2, 0.6):
+    if not room.claim_wall(wall, along, w + 0.4, low - 0.1, height):
       continue
     x, y, yaw = room.at_wall(wall, along, 0.0)
     parts = [_box(0, -0.012, low, w, 0.024, h, sky),
@@ -1019,7 +1025,7 @@ def _openings(room: _Room) -> None:
   if rng.uniform() < 0.6:
     wall = int(rng.integers(4))
     along = rng.uniform(-0.35, 0.35) * room.wall_length(wall)
-    if room.claim_wall(wall, along, 1.1, 0.0):
+    if room.claim_wall(wall, along, 1.1, 0.0, 2.2):
       x, y, yaw = room.at_wall(wall, along, 0.0)
       room.claim_floor(*(np.array([x, y]) * 0.98), 1.1, 1.1)
       paint = looks.accent()
@@ -1044,15 +1050,12 @@ def _furnish(room: _Room) -> None:
       along = rng.uniform(-0.5, 0.5) * (room.wall_length(wall) - w - 0.2)
       x, y, yaw = room.at_wall(wall, along, d / 2 + 0.07)
       fw, fd = (w, d) if wall % 2 == 0 else (d, w)
-      probe = list(room._wall_taken)
-      if not room.claim_wall(wall, along, w, 0.6 if tall > 0.95 else 0.0):
-        continue
-      if not room.claim_floor(x, y, fw, fd):
-        room._wall_taken = probe
-        continue
-      room.add(_move(parts, x, y, 0, yaw))
-      room.focuses.append(np.array([x, y, min(tall, 1.3) * 0.7]))
-      break
+      if (room.fits_wall(wall, along, w, 0.0, tall)
+          and room.claim_floor(x, y, fw, fd)):
+        room.claim_wall(wall, along, w, 0.0, tall)
+        room.add(_move(parts, x, y, 0, yaw))
+        room.focuses.append(np.array([x, y, min(tall, 1.3) * 0.7]))
+        break
   area = width * depth
   for _ in range(int(rng.integers(2, 3 + area / 7))):
     parts, w, d = theme[1][rng.integers(len(theme[1]))](rng, looks)
@@ -1084,7 +1087,8 @@ def _furnish(room: _Room) -> None:
     w, h = rng.uniform(0.35, 1.1), rng.uniform(0.35, 0.9)
     along = rng.uniform(-0.45, 0.45) * room.wall_length(wall)
     z = rng.uniform(1.15, 1.5)
-    if z + h < room.size[2] - 0.15 and room.claim_wall(wall, along, w, 1.0):
+    if (z + h < room.size[2] - 0.15
+        and room.claim_wall(wall, along, w + 0.1, z, z + h)):
       x, y, yaw = room.at_wall(wall, along, 0.0)
       look = pictures[rng.integers(4)]
       room.add(_move([_box(0, -0.02, z, w, 0.04, h, looks.dark, front=look)],
@@ -1238,7 +1242,7 @@ def choose_path(
       if focuses:
         focus = focuses[rng.integers(len(focuses))] + rng.normal(size=3) * 0.15
       away = np.linalg.norm((focus - start)[:2])
-      reach = rng.uniform(1.2, 3.2) * (1 - attempt / 28)
+      reach = rng.uniform(1.4, 3.6) * (1 - attempt / 28)
       if not 1.2 < away < 4.5:
         continue
       path = trajectories.random_path(kind, rng, start, focus, reach)

@@ -1,0 +1,192 @@
+"""The objective against the official train step, and what it must never do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.test_xfactor import FUNCTIONAL, order_of, to_float
+from xfactor.models import official
+from xfactor.training import objectives
+
+
+@pytest.fixture(scope='module')
+def params(golden):
+  ours = official.to_ours(golden('xf_params_pert'))
+  return {name: jnp.asarray(array) for name, array in ours.items()}
+
+
+@pytest.fixture(scope='module')
+def step(golden):
+  return golden('xf_loss_2v')
+
+
+@pytest.fixture(scope='module')
+def official_step(params, step):
+  """Loss, images, poses, gradients with the official step's own draws.
+
+  Its first example is unmasked: the loss is the mean of a whole example's and
+  of the split ones'.
+  """
+  assert step['mid/qc'].tolist() == [0, 2, 2, 2]
+  images = to_float(step['mid/x'])
+  pairs = jnp.asarray(step['mid/x_enc'])[:, None]
+  order = jnp.asarray(order_of(step['mid/pmask']))
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params):
+    model = FUNCTIONAL.bind(params)
+    whole = objectives.reconstruct(model, images[:1], pairs[:1], None)
+    split = objectives.reconstruct(model, images[1:], pairs[1:], order[1:])
+    image = jnp.concatenate([whole.image, split.image])
+    return jnp.mean(jnp.abs(image - images[:, -1])) + 0 * jnp.sum(whole.poses)
+
+  @jax.jit
+  def pictures(params):
+    model = FUNCTIONAL.bind(params)
+    whole = objectives.reconstruct(model, images[:1], pairs[:1], None)
+    split = objectives.reconstruct(model, images[1:], pairs[1:], order[1:])
+    return whole, split
+
+  return *loss(params), *pictures(params)
+
+
+def test_loss_is_golden(official_step, step):
+  np.testing.assert_allclose(official_step[0], step['f32exact/loss'], rtol=1e-5)
+
+
+def test_pictures_and_poses_are_golden(official_step, step):
+  _, _, whole, split = official_step
+  image = np.concatenate([whole.image, split.image])
+  np.testing.assert_allclose(image, step['f32exact/render'], atol=1e-5)
+  want = step['f32exact/poses'].swapaxes(1, 2)
+  scale = np.abs(want).max()
+  np.testing.assert_allclose(split.poses, want[1:], atol=2e-5 * scale)
+  np.testing.assert_allclose(whole.poses[:, 0], want[:1, 0], atol=2e-5 * scale)
+
+
+def test_gradients_are_golden(official_step, golden):
+  want = official.to_ours(golden('xf_grads_2v'))
+  for name, gradient in official_step[1].items():
+    np.testing.assert_allclose(
+      gradient,
+      want[name],
+      atol=2e-4 * max(np.abs(want[name]).max(), 1e-9),
+      err_msg=name,
+    )
+
+
+def test_evaluation_and_transfer_are_golden(params, step):
+  images = to_float(step['mid/x'])
+
+  @jax.jit
+  def run(params):
+    model = FUNCTIONAL.bind(params)
+    poses = objectives.reconstruct_poses(model, images)
+    scenes = jnp.roll(images[:, :-1], 1, axis=0)
+    return (
+      model.render(images[:, :-1], poses),
+      objectives.transfer(model, images, scenes),
+    )
+
+  drawn, moved = run(params)
+  np.testing.assert_allclose(drawn, step['f32exact/eval_render'], atol=1e-5)
+  np.testing.assert_allclose(moved, step['f32exact/eval_transfer'], atol=1e-5)
+
+
+def test_quadrants_are_the_official_draws(golden):
+  """From the second half of its key, the official code deals the same."""
+  tables = golden('xf_tables')
+  for seed in range(6):
+    mask = tables[f'qpatch/key{seed}_fc0.05_mask']
+    masked = tables[f'qpatch/key{seed}_fc0.05_qc'] > 0
+    bits = mask.reshape(-1, 2, 4, 2, 4)[:, :, 0, :, 0].reshape(-1, 4)
+    key = jax.random.split(jax.random.PRNGKey(seed))[1]
+    ours = np.asarray(objectives.quadrant_bits(key, len(mask)))
+    np.testing.assert_array_equal(ours[masked], bits[masked])
+
+
+@pytest.mark.parametrize('grid', [(2, 2), (4, 6), (8, 2)])
+def test_halves_come_back_together(grid):
+  rng = np.random.default_rng(0)
+  tokens = jnp.asarray(rng.standard_normal((3, grid[0] * grid[1], 5)))
+  order = objectives.draw_quadrants(jax.random.key(1), 3)
+  halves = objectives.split_halves(tokens, order, grid)
+  assert halves.shape == (6, tokens.shape[1] // 2, 5)
+  np.testing.assert_array_equal(
+    objectives.join_halves(halves, order, grid), tokens
+  )
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_no_pixel_leaks_from_target_to_its_own_half(params, step, whole):
+  """The paper's claim as one assertion (section 4.2).
+
+  The rendered target's A patches have exactly zero gradient from the target's
+  own A pixels: they can only be drawn from the context and from motion that
+  was seen in B. Whole examples do leak; that is what the split is for.
+  """
+  images = to_float(step['mid/x'])[:1]
+  order = None if whole else jnp.array([[0, 3, 1, 2]])
+
+  @jax.jit
+  @jax.grad
+  def drawn_a(target):
+    full = jnp.concatenate([images[:, :1], target[:, None]], axis=1)
+    model = FUNCTIONAL.bind(params)
+    pairs = objectives.encoder_pairs(full)
+    image = objectives.reconstruct(model, full, pairs, order).image
+    return jnp.sum(jnp.sin(3 * image[:, :32, :32]))  # Inside A: quadrant 0.
+
+  gradient = np.abs(drawn_a(images[:, 1]))[0]
+  own = (gradient[:32, :32], gradient[32:, 32:])
+  others = (gradient[:32, 32:], gradient[32:, :32])
+  assert all(part.max() > 0 for part in others)
+  assert all((part.max() > 0) == whole for part in own)
+
+
+def test_self_targets_show_a_context_and_have_no_motion(params, step):
+  images = to_float(step['mid/x'])
+  config = objectives.Config(self_target_prob=1.0)
+  draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
+  assert (draws.target == 0).all()
+  shown, pairs = objectives.prepare(images, draws, config)
+  np.testing.assert_array_equal(shown[:, 1], images[:, 0])
+  np.testing.assert_array_equal(pairs[:, 0, 0], pairs[:, 0, 1])
+
+
+def test_only_the_pose_encoder_sees_augmented_pixels(step):
+  images = to_float(step['mid/x'])
+  config = objectives.Config(self_target_prob=0.0)
+  draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
+  shown, pairs = objectives.prepare(images, draws, config)
+  np.testing.assert_array_equal(shown, images)
+  assert not np.allclose(pairs, objectives.encoder_pairs(images))
+
+
+def test_whole_steps_are_known_from_the_step_alone():
+  config = objectives.Config()
+  kinds = [objectives.is_whole_step(0, i, config) for i in range(4000)]
+  assert 0.035 < np.mean(kinds) < 0.065
+  assert kinds[:50] == [objectives.is_whole_step(0, i, config) for i in range(50)]
+  never = dataclasses.replace(config, unmasked_prob=0.0)
+  assert objectives.kinds_of_step(never) == [False]
+  assert objectives.kinds_of_step(config) == [False, True]
+
+
+def test_loss_adds_its_parts(params, step):
+  """Weights apply, and LPIPS is only asked where it counts."""
+  images = to_float(step['mid/x'])
+  config = objectives.Config(l1_weight=2.0, lpips_weight=0.5)
+  draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
+  distance = lambda a, b: jnp.mean((a - b) ** 2, axis=(1, 2, 3))
+  total, parts = jax.jit(
+    lambda p: objectives.loss(
+      FUNCTIONAL.bind(p), images, draws, config, whole=True, perceptual=distance
+    )
+  )(params)
+  want = 2 * parts['l1'] + 0.5 * parts['lpips']
+  np.testing.assert_allclose(total, want, rtol=1e-6)
