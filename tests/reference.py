@@ -61,8 +61,13 @@ def layer(params, x, ids, rope, heads):
 
   q, k = turn('norm_q', q), turn('norm_k', k)
   self_q, self_k = turn('norm_self_q', self_q), turn('norm_self_k', self_k)
-  merge = lambda x: x.reshape(b, v * t, heads, c // heads)
-  fold = lambda x: x.reshape(b * v, t, heads, c // heads)
+
+  def merge(x):
+    return x.reshape(b, v * t, heads, c // heads)
+
+  def fold(x):
+    return x.reshape(b * v, t, heads, c // heads)
+
   across = segment_attention(
     merge(q), merge(k), merge(val), jnp.tile(ids, (1, v))
   )
@@ -70,7 +75,10 @@ def layer(params, x, ids, rope, heads):
     fold(self_q), fold(self_k), fold(self_v), jnp.repeat(ids, v, axis=0)
   )
   both = jnp.concatenate([a.reshape(b, v, t, c) for a in (across, within)], -1)
-  gain = lambda name, x: x * jnp.broadcast_to(params[f'{name}/scale'], x.shape)
+
+  def gain(name, x):
+    return x * jnp.broadcast_to(params[f'{name}/scale'], x.shape)
+
   x = x + gain('scale_attention', dense(params, 'out', both))
   hidden = jax.nn.gelu(norm(params, 'norm_mlp', x))
   return x + gain('scale_mlp', mlp(params, 'mlp', hidden))
@@ -117,7 +125,10 @@ def encode(params, config, images, mask):
   x = trunk(inner, x, ids, rope, config.heads)
   z = jax.nn.gelu(norm(inner, 'norm', x[:, :, jnp.array([t, t + g])]))
   z0 = jnp.broadcast_to(z[:, :1], z.shape)
-  head = lambda a: mlp(params, 'head', jnp.concatenate([a, z0], -1))
+
+  def head(a):
+    return mlp(params, 'head', jnp.concatenate([a, z0], -1))
+
   return head(z) - head(z0)
 
 
@@ -169,20 +180,23 @@ def mask_of(order, grid):
 def jitter_and_blur(images, draws, config):
   """Augmentation of [b, v, h, w, 3] by a switch per example and operation."""
 
+  def cell(value):
+    return value.reshape(1, 1, 1, 1)
+
   def one(x, d):
     ops = (
-      lambda x: x + d.brightness,
-      lambda x: augment.adjust_contrast(x, d.contrast.reshape(1, 1, 1, 1)),
-      lambda x: augment.adjust_saturation(x, d.saturation.reshape(1, 1, 1, 1)),
-      lambda x: augment.adjust_hue(x, d.hue.reshape(1, 1, 1, 1)),
+      lambda x: x + d['brightness'],
+      lambda x: augment.adjust_contrast(x, cell(d['contrast'])),
+      lambda x: augment.adjust_saturation(x, cell(d['saturation'])),
+      lambda x: augment.adjust_hue(x, cell(d['hue'])),
     )
     y = (x + 1) / 2
-    sequence = jnp.argsort(d.order)
+    sequence = jnp.argsort(d['order'])
     for place in range(4):
       y = jax.lax.switch(sequence[place], ops, y)
-    x = jnp.clip(jnp.where(d.jitter, 2 * y - 1, x), -1, 1)
-    kernel = augment.gaussian_kernel(d.sigma[None], config.blur_taps)
+    x = jnp.clip(jnp.where(d['jitter'], 2 * y - 1, x), -1, 1)
+    kernel = augment.gaussian_kernel(d['sigma'][None], config.blur_taps)
     blurred = augment.blur(x[None], kernel)[0]
-    return jnp.clip(jnp.where(d.blur, blurred, x), -1, 1)
+    return jnp.clip(jnp.where(d['blur'], blurred, x), -1, 1)
 
-  return jax.vmap(one)(images, draws)
+  return jax.vmap(one)(images, vars(draws))

@@ -57,6 +57,33 @@ def base() -> ConfigDict:
   })
 
 
+def small() -> ConfigDict:
+  """A stereo model of 2.2 M parameters for two CPU cores, without data.
+
+  64 x 64 pixels, float32, and no LPIPS: on a CPU it would cost more than all
+  the rest.
+  """
+  config = base()
+  config.model.update(
+    features=128,
+    heads=4,
+    patch_size=8,
+    encoder_layers=3,
+    renderer_layers=3,
+    pose_dim=16,
+    registers=4,
+    dtype='float32',
+    remat='none',
+  )
+  config.objective.lpips_weight = 0.0
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 50
+  config.data.batch = 16
+  config.data.image_size = 64
+  config.eval.batch = 16
+  return config
+
+
 def part(
     *, begin: int, end: int, weight: float = 1.0, split: str = 'train'
 ) -> ConfigDict:

@@ -86,7 +86,9 @@ def centre_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
     return crop
   picture = Image.fromarray(np.ascontiguousarray(crop)).resize(
     # Whole-number reduction first: several times faster, not visibly worse.
-    (size, size), Image.Resampling.LANCZOS, reducing_gap=3.0
+    (size, size),
+    Image.Resampling.LANCZOS,
+    reducing_gap=3.0,
   )
   return np.asarray(picture)
 

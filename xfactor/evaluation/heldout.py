@@ -75,7 +75,7 @@ class Heldout:
 
 
 def write(
-  workdir: str | epath.Path,
+  workdir: epath.PathLike,
   step: int,
   results: dict[str, reconstruction.Result],
 ) -> None:

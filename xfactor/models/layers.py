@@ -138,7 +138,7 @@ class HeadNorm(nnx.Module):
   """RMSNorm over a head's channels with one scale vector per head."""
 
   def __init__(self, heads: int, head_dim: int):
-    self.scale = nnx.Param(jnp.ones((heads, head_dim)))
+    self.scale = nnx.Param(jnp.ones((heads, head_dim), jnp.float32))
 
   def __call__(
       self, x: Float[Array, '*b n d']
@@ -153,7 +153,7 @@ class LayerScale(nnx.Module):
   """A learned gain for each channel of a residual branch, 0.01 at first."""
 
   def __init__(self, features: int):
-    self.scale = nnx.Param(jnp.full((features,), 0.01))
+    self.scale = nnx.Param(jnp.full((features,), 0.01, jnp.float32))
 
   def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
     return jnp.einsum('...C,C->...C', x.astype(jnp.float32), self.scale[...])

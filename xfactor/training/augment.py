@@ -42,14 +42,14 @@ class Config:
 class Draws:
   """What `draw` drew, one row an example; `order[i]` is the place of op i."""
 
-  jitter: Bool[Array, ' b']
-  order: Int[Array, 'b 4']
-  brightness: Float[Array, ' b']
-  contrast: Float[Array, ' b']
-  saturation: Float[Array, ' b']
-  hue: Float[Array, ' b']
-  blur: Bool[Array, ' b']
-  sigma: Float[Array, ' b']
+  jitter: Bool[Array, '*parts b']
+  order: Int[Array, '*parts b 4']
+  brightness: Float[Array, '*parts b']
+  contrast: Float[Array, '*parts b']
+  saturation: Float[Array, '*parts b']
+  hue: Float[Array, '*parts b']
+  blur: Bool[Array, '*parts b']
+  sigma: Float[Array, '*parts b']
 
 
 def draw(key: PRNGKeyArray, batch: int, config: Config) -> Draws:

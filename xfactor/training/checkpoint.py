@@ -20,7 +20,7 @@ class Checkpoints:
   """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`."""
 
   def __init__(
-      self, workdir: str | epath.Path, *, keep: int = 3, create: bool = True
+      self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
   ):
     self.folder = epath.Path(workdir).resolve() / 'checkpoints'
     self._manager = ocp.CheckpointManager(

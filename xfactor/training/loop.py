@@ -1,12 +1,12 @@
 """The training loop, read top to bottom."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +25,8 @@ from xfactor.training import (
   writers,
 )
 
+T = TypeVar('T')
+
 
 def train(config: ConfigDict, workdir: str) -> None:
   """Trains a recipe in `workdir`, or goes on where it stopped there.
@@ -33,6 +35,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     UserError: If something that the user can mend is wrong.
     FloatingPointError: If the loss or its gradient is no longer finite.
   """
+  with contextlib.ExitStack() as stack:
+    _train(config, workdir, lambda x: stack.enter_context(contextlib.closing(x)))
+
+
+def _train(
+  config: ConfigDict, workdir: str, owned: Callable[[T], T]
+) -> None:
+  """`train`; what it opens is `owned`: closed however it ends."""
   # ---------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
   weights = builds.load_perceptual(
@@ -46,8 +56,10 @@ def train(config: ConfigDict, workdir: str) -> None:
 
   # ------------------------------------ state: go on where it stopped, or begin
   main_process = jax.process_index() == 0
-  writer = writers.Writer(workdir, active=main_process)
-  checkpoints = checkpoint.Checkpoints(workdir, keep=config.train.keep)
+  writer = owned(writers.Writer(workdir, active=main_process))
+  checkpoints = owned(
+    checkpoint.Checkpoints(workdir, keep=config.train.keep)
+  )
   if checkpoints.steps():
     state, _ = checkpoints.restore(build.abstract_state())
     origin = f'{checkpoints.folder / str(int(state.step))}'
@@ -77,15 +89,17 @@ def train(config: ConfigDict, workdir: str) -> None:
   # ---------------------------------------------------------------- train loop
   # The order within an iteration matters: step n is dispatched before the
   # metrics of step n - 1 are fetched, so that the device never waits for us.
-  batches = stream.batches(start_step=first)
+  batches = owned(stream.batches(start_step=first))
   log = Log(build, first)
-  bar = tqdm.tqdm(
-    total=steps,
-    initial=first,
-    unit='step',
-    desc='train',
-    disable=not main_process,
-    mininterval=0.5 if sys.stderr.isatty() else 30,
+  bar = owned(
+    tqdm.tqdm(
+      total=steps,
+      initial=first,
+      unit='step',
+      desc='train',
+      disable=not main_process,
+      mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
   )
   for step in range(first, steps):
     with log.waiting():
@@ -109,7 +123,6 @@ def train(config: ConfigDict, workdir: str) -> None:
         report(held_out(state.params), writer, done)
         log.restart()
   bar.close()
-  batches.close()
   checkpoints.wait()
 
   # ------------------------------------------------------------------ held out
@@ -120,8 +133,6 @@ def train(config: ConfigDict, workdir: str) -> None:
     for name, result in results.items():
       print(reconstruction.table(name, result))
     print(f'checkpoints, curves and pictures are in {workdir}')
-  checkpoints.close()
-  writer.close()
 
 
 def report(

@@ -64,8 +64,8 @@ class Draws:
     augmentation: Per encoder pair, example-major: row b * (V - 1) + v.
   """
 
-  order: Int[Array, 'b 4']
-  target: Int[Array, ' b']
+  order: Int[Array, '*parts b 4']
+  target: Int[Array, '*parts b']
   augmentation: augment.Draws
 
 

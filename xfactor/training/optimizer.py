@@ -4,13 +4,14 @@ Schedules count optimizer updates, whatever the accumulation (the public code
 counts micro-steps in its loop and updates in its schedule).
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
+from typing import Any
 
 import optax
 
 from xfactor.errors import UserError
-from xfactor.models.functional import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def make_schedule(config: Config, steps: int) -> optax.Schedule:
   )
 
 
-def decay_mask(params: Params) -> dict[str, bool]:
+def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
   """Which parameters decay.
 
   Raises:

@@ -15,7 +15,6 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from xfactor.errors import UserError
-from xfactor.models.functional import Params
 from xfactor.training.optimizer import match_rule
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -106,7 +105,7 @@ def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> P:
 def optimizer_shardings(
     mesh: Mesh,
     tx: optax.GradientTransformation,
-    shapes: Params,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
     params: Mapping[str, NamedSharding],
 ):
   """Shardings of the optimizer's state: moments lie with their parameters."""

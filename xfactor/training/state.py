@@ -4,6 +4,7 @@ Random keys and the place in the data are functions of the step.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import optax
 
-from xfactor.models.functional import Functional, Params
+from xfactor.models.functional import Functional
 from xfactor.training import sharding
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """What a checkpoint holds; `step` counts optimizer updates done."""
+  """What a checkpoint holds, or something about each part of it.
 
-  step: jax.Array
-  params: Params
-  opt_state: optax.OptState
+  Attributes:
+    step: int32 [], optimizer updates done.
+    params: Path to float32 array.
+    opt_state: Of optax.
+  """
+
+  step: Any
+  params: dict[str, Any]
+  opt_state: Any
 
 
 def shardings(

@@ -98,7 +98,7 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics |= {
-      'grad_norm': optax.global_norm(grads),
+      'grad_norm': optax.tree.norm(grads),
       'learning_rate': schedule(state.step),
   }
   return TrainState(state.step + 1, params, opt_state), metrics

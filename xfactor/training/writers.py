@@ -20,7 +20,7 @@ class Writer:
   Only one process of a run should be active.
   """
 
-  def __init__(self, workdir: str | epath.Path, *, active: bool = True):
+  def __init__(self, workdir: epath.PathLike, *, active: bool = True):
     self._active = active
     if not active:
       return
@@ -67,6 +67,7 @@ class Writer:
     self._tensorboard.add_text('run', f'```\n{text}\n```')
 
   def close(self) -> None:
+    """Flushes and closes the files."""
     if self._active:
       self._lines.close()
       self._tensorboard.close()

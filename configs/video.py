@@ -1,0 +1,36 @@
+"""Your own footage on one GPU: a folder of videos, or of folders of frames.
+
+  python tools/convert_datasets.py --dataset=video --source=FOLDER \\
+      --data_dir=data --size=128
+  python -m xfactor.main --config=configs/video.py --workdir=runs/video
+
+With another --name at conversion, say which: --config=configs/video.py:NAME.
+59 M parameters at 128 x 128 pixels. Windows suit walks and pans at 30 frames a
+second: convert with --stride where the camera hardly moves between frames.
+Hardware: one GPU of 8 GiB or more (not run on one yet); `train.accumulate`
+trades time for memory. LPIPS needs `pip install -e .[perceptual]`.
+"""
+
+from ml_collections import ConfigDict
+
+from xfactor import config as configs
+
+
+def get_config(name: str = 'video') -> ConfigDict:
+  """A middle-sized stereo model on the data set called `name`."""
+  config = configs.base()
+  config.model.features = 512
+  config.model.heads = 8
+  config.model.encoder_layers = 6
+  config.model.renderer_layers = 6
+  config.model.patch_size = 8
+  config.model.pose_dim = 64
+  config.data.mix = {name: configs.part(begin=5, end=20)}
+  config.data.batch = 32
+  config.data.image_size = 128
+  config.data.ramp_steps = 10_000
+  config.optimizer.warmup_steps = 1_000
+  config.train.steps = 30_000
+  config.eval.window = 10
+  config.eval.batch = 32
+  return config

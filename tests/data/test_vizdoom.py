@@ -1,0 +1,270 @@
+"""Flights through Freedoom: frozen levels, exact cameras, exact depth."""
+
+import io
+import multiprocessing
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xfactor import errors
+from xfactor.data import images
+from xfactor.data.sources import vizdoom
+
+pytest.importorskip('vizdoom')
+
+SIZE, FRAMES = 48, 10
+
+
+@pytest.fixture(scope='module')
+def source():
+  return vizdoom.Source(walks=16, frames=FRAMES, size=SIZE)
+
+
+@pytest.fixture(scope='module')
+def clips(source):
+  """A walk in a training level and one in a test level."""
+  items = source.items()
+  chosen = [
+    next(item for item in items if item.split == split)
+    for split in ('train', 'test')
+  ]
+  return [next(iter(source.clips(item))) for item in chosen]
+
+
+def depth_of(clip, i):
+  with Image.open(io.BytesIO(clip.depth[i])) as image:
+    assert image.mode == 'I;16'
+    return np.asarray(image).astype(np.float64) / 1000
+
+
+def rgb_of(clip, i):
+  return images.decode_jpeg(clip.frames[i]).astype(np.float64)
+
+
+def test_items(source):
+  items = source.items()
+  assert len(items) == 16
+  assert len({item.id for item in items}) == 16
+  assert [item.split for item in items].count('test') == 2
+  for item in items:
+    assert re.fullmatch(r'freedoom[12]_(e\dm\d|map\d\d)/\d{4}', item.id)
+  many = vizdoom.Source(walks=1024).items()
+  assert len({item.id for item in many}) == 1024
+  levels = {
+    split: {item.payload[:2] for item in many if item.split == split}
+    for split in ('train', 'test')
+  }
+  assert levels['train'].isdisjoint(levels['test'])
+  assert levels['test'] == set(vizdoom.TEST_LEVELS)
+  assert len(levels['train'] | levels['test']) == 36 + 32
+  # More walks keep the walks there are.
+  assert {item.id for item in items} <= {item.id for item in many}
+
+
+def test_clip_is_complete(clips, source):
+  for clip in clips:
+    assert (clip.height, clip.width) == (SIZE, SIZE)
+    assert len(clip.frames) == len(clip.depth) == FRAMES
+    assert clip.world_to_camera.shape == (FRAMES, 3, 4)
+    assert clip.world_to_camera.dtype == np.float32
+    assert clip.intrinsics.shape == (FRAMES, 4)
+    assert clip.timestamps.shape == (FRAMES,)
+    assert rgb_of(clip, 0).shape == (SIZE, SIZE, 3)
+    assert depth_of(clip, 0).shape == (SIZE, SIZE)
+
+
+def test_cameras_are_rigid_and_upright(clips):
+  for clip in clips:
+    rotation = clip.world_to_camera[:, :, :3].astype(np.float64)
+    product = rotation @ rotation.swapaxes(1, 2)
+    np.testing.assert_allclose(
+      product, np.broadcast_to(np.eye(3), product.shape), atol=1e-6
+    )
+    np.testing.assert_allclose(np.linalg.det(rotation), 1, atol=1e-6)
+    # Down in the picture is down in the world.
+    assert (rotation[:, 1, 2] < -0.97).all()
+
+
+def test_rotation_axes():
+  # Facing east, right is south and down is down.
+  np.testing.assert_allclose(
+    vizdoom.rotation_of(0, 0, 0), [[0, -1, 0], [0, 0, -1], [1, 0, 0]], atol=1e-9
+  )
+  up = vizdoom.rotation_of(0, 0.1, 0)[2]
+  assert up[2] == pytest.approx(np.sin(0.1))
+  north = vizdoom.rotation_of(np.pi / 2, 0, 0)[2]
+  np.testing.assert_allclose(north, [0, 1, 0], atol=1e-9)
+
+
+def test_the_camera_moves_smoothly(clips):
+  for clip in clips:
+    rotation = clip.world_to_camera[:, :, :3]
+    centre = -np.einsum('nij,ni->nj', rotation, clip.world_to_camera[:, :, 3])
+    steps = np.linalg.norm(np.diff(centre, axis=0), axis=1)
+    assert 1.5 < steps.sum() < 10
+    assert steps.min() > 0.02
+    assert steps.max() < 2 * np.median(steps)
+    turns = np.einsum('nij,nij->n', rotation[1:], rotation[:-1])
+    assert (np.arccos(((turns - 1) / 2).clip(-1, 1)) < 0.4).all()
+
+
+def reproject(clip, a, b):
+  """Looks up frame b where the points seen in frame a come to lie.
+
+  Returns:
+    The points' depth in b, frame b's own depth there, the colours in a and in
+    b there, and the colours in b at the same pixels, for points inside b.
+  """
+  fx, fy, cx, cy = clip.intrinsics[a].astype(np.float64)
+  depth = depth_of(clip, a)
+  y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
+  points = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1)
+  points = (points * depth[..., None])[depth > 0]
+  first, second = clip.world_to_camera[[a, b]].astype(np.float64)
+  world = (points - first[:, 3]) @ first[:, :3]
+  seen = world @ second[:, :3].T + second[:, 3]
+  z = seen[:, 2]
+  ahead = z > 0.1
+  z = np.where(ahead, z, 1)
+  u = np.floor((seen[:, 0] / z * fx + cx) * SIZE).astype(int)
+  v = np.floor((seen[:, 1] / z * fy + cy) * SIZE).astype(int)
+  inside = ahead & (u >= 0) & (u < SIZE) & (v >= 0) & (v < SIZE)
+  u, v, z = u[inside], v[inside], z[inside]
+  assert inside.mean() > 0.2
+  return (
+    z,
+    depth_of(clip, b)[v, u],
+    rgb_of(clip, a)[depth > 0][inside],
+    rgb_of(clip, b)[v, u],
+    rgb_of(clip, b)[depth > 0][inside],
+  )
+
+
+def test_frames_agree_on_depth_and_colour(clips):
+  for clip in clips:
+    for a, b in ((0, 2), (5, 3), (7, 9)):
+      z, there, colour, moved, still = reproject(clip, a, b)
+      same = np.abs(z - there) < 0.05 * z
+      assert same.mean() > 0.8
+      error = np.abs(colour - moved)[same].mean()
+      assert error < 0.75 * np.abs(colour - still)[same].mean()
+
+
+def test_views_show_something(clips):
+  for clip in clips:
+    for i in range(FRAMES):
+      depth = depth_of(clip, i)
+      assert (depth > 0).mean() > 0.5
+      assert np.median(depth[depth > 0]) > 1
+      rgb = rgb_of(clip, i)
+      assert rgb.mean() > 20
+      assert rgb.std() > 8
+
+
+def test_same_walk_in_another_process(source, clips, tmp_path, monkeypatch):
+  # Also shows that a walk does not depend on those before it, that it works in
+  # a worker, and that nothing is left where that worker was started.
+  monkeypatch.chdir(tmp_path)
+  item = next(item for item in source.items() if item.split == 'test')
+  context = multiprocessing.get_context('spawn')
+  with context.Pool(1) as pool:
+    again = pool.apply(only_clip, (source, item))
+  assert os.listdir(tmp_path) == []
+  assert again.frames == clips[1].frames
+  assert again.depth == clips[1].depth
+  np.testing.assert_array_equal(again.world_to_camera, clips[1].world_to_camera)
+
+
+def only_clip(source, item):
+  return next(iter(source.clips(item)))
+
+
+def test_seed_and_number_change_the_path():
+  folder = vizdoom._folder()
+  lumps = vizdoom.read_level(os.path.join(folder, 'freedoom2.wad'), 'MAP02')
+  level = vizdoom.parse_level(lumps)
+  paths = [
+    vizdoom.plan_path(level, np.random.default_rng(seed), FRAMES).position
+    for seed in (1, 1, 2)
+  ]
+  np.testing.assert_array_equal(paths[0], paths[1])
+  assert np.abs(paths[0] - paths[2]).max() > 1
+
+
+def test_frozen_level_has_nothing_that_moves():
+  path = os.path.join(vizdoom._folder(), 'freedoom1.wad')
+  lumps = vizdoom.freeze_level(vizdoom.read_level(path, 'E1M1'))
+  assert len(lumps['THINGS']) == 10  # One record: where the player starts.
+  lines = np.frombuffer(lumps['LINEDEFS'], vizdoom._LINE)
+  sectors = np.frombuffer(lumps['SECTORS'], vizdoom._SECTOR)
+  assert not lines['special'].any()
+  assert not sectors['special'].any()
+  assert sectors['light'].min() >= 144
+
+
+def box_level():
+  """A room of 200 x 100 with a step of 20 in its eastern half."""
+  corners = np.array(
+    [
+      *([0, 0], [0, 100], [100, 100], [200, 100], [200, 0], [100, 0]),
+    ],
+    float,
+  )
+  walls = [(0, 1, 0), (1, 2, 0), (2, 3, 1), (3, 4, 1), (4, 5, 1), (5, 0, 0)]
+  lines = [(a, b, front, -1) for a, b, front in walls] + [(2, 5, 0, 1)]
+  # Seen from its start, a line's front is on its right; the step's is west.
+  lines[-1] = (5, 2, 1, 0)
+  first, second, front, back = np.array(lines).T
+  return vizdoom.Level(
+    start=corners[first],
+    edge=corners[second] - corners[first],
+    front=front,
+    back=back,
+    floor=np.array([0.0, 20.0]),
+    ceiling=np.array([90.0, 90.0]),
+    sky=np.array([[False, False], [False, True]]),
+  )
+
+
+def test_cast_in_a_room_of_known_size():
+  level = box_level()
+  origin = np.array([50.0, 50.0, 30.0])
+  rays = np.array(
+    [
+      [1.0, 0.0, 0.0],  # Over the step to the far wall.
+      [1.0, 0.0, -0.5],  # Into the riser of the step.
+      [1.0, 0.0, -0.9],  # Onto the floor before it.
+      [1.0, 0.0, -0.1],  # Onto the tread of the step.
+      [1.0, 0.0, 0.9],  # Under the western ceiling to the sky beyond,
+      [1.0, 0.0, 3.0],  # to that ceiling,
+      [1.0, 0.0, 0.5],  # and lower, to the sky again.
+      [1.0, 0.5, 0.0],  # To the northern wall.
+    ]
+  )
+  expected = [150, 50, 30 / 0.9, 100, 0, 20, 0, 100]
+  result = vizdoom.cast(level, origin, rays, 64)
+  np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_sectors_and_clearance():
+  level = box_level()
+  points = np.array([[50.0, 50.0], [150.0, 50.0], [250.0, 50.0], [-9.0, 50.0]])
+  np.testing.assert_array_equal(
+    vizdoom.sector_of(level, points), [0, 1, -1, -1]
+  )
+  # High enough, the step is no obstacle; below its tread it is.
+  at = np.array([[90.0, 50.0, 60.0], [90.0, 50.0, 25.0], [190.0, 40.0, 60.0]])
+  np.testing.assert_allclose(vizdoom.clearance(level, at), [50, 10, 10])
+
+
+def test_options_and_missing_package(monkeypatch):
+  with pytest.raises(errors.UserError, match='frames=0'):
+    vizdoom.Source(frames=0).items()
+  monkeypatch.setitem(sys.modules, 'vizdoom', None)
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(errors.UserError, match=r'pip install xfactor\[vizdoom\]'):
+    vizdoom.Source().items()

@@ -1,0 +1,160 @@
+"""The benchmark's tables are whole, and the file holds the same numbers."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+  '--repeats=1',
+  '--compiles=1',
+  '--batch=2',
+  '--config.model.features=32',
+  '--config.model.encoder_layers=1',
+  '--config.model.renderer_layers=1',
+  '--config.model.remat=full',
+  '--config.data.image_size=32',
+  '--config.data.threads=2',
+  '--sizes=32',
+)
+
+
+def run(*args):
+  """Runs the tool the way that compiles fastest; in processes of its own."""
+  flags = '--xla_backend_optimization_level=0 '
+  flags += '--xla_cpu_use_fusion_emitters=false'
+  return subprocess.run(
+    [sys.executable, str(ROOT / 'tools/benchmark.py'), *args],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
+  )
+
+
+def measure(folder, *args):
+  """Runs it for one table; returns what it printed and that of the file."""
+  path = folder / 'numbers.json'
+  result = run(*args, *TINY, f'--json={path}')
+  assert result.returncode == 0, result.stderr
+  numbers = json.loads(path.read_text())
+  assert result.stdout.startswith(f'cpu: {numbers["machine"]["cpu"]}')
+  (table,) = numbers[args[0]]
+  return result.stdout, table
+
+
+def printed_rows(text, title):
+  """Row name to its cells, of the table below a title."""
+  lines = text.split(title + '\n')[1].split('\n\n')[0].splitlines()[1:]
+  cells = (re.split(r'\s{2,}', line.strip()) for line in lines)
+  return {name: values for name, *values in cells}
+
+
+def assert_agree(text, table):
+  """The printed medians are finite, above 0, and those of the file."""
+  rows = printed_rows(text, table['title'])
+  assert rows.keys() == table['rows'].keys()
+  for name, row in table['rows'].items():
+    printed = [float(x.replace(',', '')) for x in rows[name] if x != '-']
+    expected = []
+    for numbers in (row[x] for x in table['things'] if x in row):
+      expected.append(numbers['median'])
+      assert numbers['samples'] == [numbers['median']]
+      if 'ratio' in numbers:
+        expected.append(numbers['ratio'])
+    assert all(math.isfinite(x) and x > 0 for x in expected), name
+    assert printed == pytest.approx(expected, rel=5e-3, abs=5e-3), name
+
+
+def test_step_compares_equal_programs(tmp_path):
+  text, table = measure(tmp_path, 'step', '--noisolate')
+  assert 'all give the loss' in text
+  assert 'no LPIPS' in table['title']
+  both = {'split', 'dense reference'}
+  assert {name: set(row) for name, row in table['rows'].items()} == {
+    'compile, wall s': both,
+    'compile, CPU s': both,
+    'compile the whole program, wall s': {'split'},
+    'compile the whole program, CPU s': {'split'},
+    'peak RSS once compiled, MiB': both,
+    'XLA temporaries, MiB': both,
+    'XLA arguments, MiB': both,
+    'step, wall s': both,
+    'step, CPU s': both,
+    'frames/s': both,
+    'frames/CPU s': both,
+    'model GFLOP/s': both,
+    'peak RSS at the end, MiB': both,
+  }
+  assert_agree(text, table)
+  step, rate = (table['rows'][x]['split'] for x in ('step, wall s', 'frames/s'))
+  assert step['median'] * rate['median'] == pytest.approx(4)  # Frames.
+
+
+def test_pipeline_reads_the_same_pictures(tmp_path):
+  text, table = measure(tmp_path, 'pipeline')
+  assert 'all read the same pictures' in text
+  things = {'records', 'loose JPEG', 'loose PNG'}
+  assert {name: set(row) for name, row in table['rows'].items()} == {
+    'frames/s, one thread': things,
+    'frames/CPU s, one thread': things,
+    'frames/s, 2 threads': things,
+    'peak RSS, MiB': things,
+    'KiB a frame': things,
+  }
+  assert_agree(text, table)
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (('stpe',), "'stpe'; choose from step, pipeline"),
+    (('step', '--config=configs/nope.py'), 'configs/nope.py'),
+    (('step', '--config.model.feature=3'), 'Did you mean "features"'),
+    (('step', '--config.model.dtype=bfloat16'), 'dtype=float32'),
+  ],
+)
+def test_bad_usage_is_one_line_and_code_2(args, words):
+  result = run(*args)
+  assert result.returncode == 2
+  (line,) = result.stderr.splitlines()
+  assert line.startswith('error: ')
+  assert words in line
+
+
+def test_unequal_sides_are_refused():
+  script = """
+import sys
+sys.path.insert(0, 'tools')
+import benchmark
+import numpy as np
+same = {'loss': 0.5, 'grad_norm': 1.0}
+benchmark.check_steps_equal({'split': same, 'dense': same})
+zeros = np.zeros((1, 2, 8, 8, 3), np.uint8)
+benchmark.check_frames_equal({'records': zeros, 'loose': zeros})
+for check, ours, other in (
+  (benchmark.check_steps_equal, same, {**same, 'loss': 0.50002}),
+  (benchmark.check_steps_equal, same, {**same, 'grad_norm': 1.0002}),
+  (benchmark.check_steps_equal, same, {**same, 'loss': float('nan')}),
+  (benchmark.check_frames_equal, zeros, zeros + np.uint8(9)),
+):
+  try:
+    check({'ours': ours, 'other': other})
+  except benchmark.Unequal as e:
+    assert 'other' in str(e)
+    print('refused')
+"""
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
+  assert result.stdout.split() == ['refused'] * 4, result.stderr

@@ -1,0 +1,251 @@
+"""A run from its first step to its pictures; stopping and going on."""
+
+import json
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.training import small
+from xfactor import config as configs
+from xfactor import eval as eval_binary
+from xfactor.errors import UserError
+from xfactor.training import build, checkpoint, loop, step
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return small.make_data(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+  """A finished run of six steps; also counts how often steps were traced."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = small.recipe(data_dir)
+  traces, real = [], step.objectives.loss
+  with pytest.MonkeyPatch.context() as patch:
+
+    def counted(*args, **kwargs):
+      traces.append(kwargs['whole'])
+      return real(*args, **kwargs)
+
+    patch.setattr(step.objectives, 'loss', counted)
+    loop.train(config, str(workdir))
+  return config, workdir, traces
+
+
+def read_state(config, workdir, at=None):
+  checkpoints = checkpoint.Checkpoints(workdir)
+  built = build.build(config)
+  state, meta = checkpoints.restore(built.abstract_state(), at)
+  checkpoints.close()
+  return jax.device_get(state), meta
+
+
+def picture_size(path):
+  with Image.open(path) as picture:
+    return picture.size
+
+
+def test_each_program_is_compiled_once(run):
+  _, _, traces = run
+  assert sorted(traces) == [False, True]
+
+
+def test_a_run_leaves_its_log(run):
+  config, workdir, _ = run
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  train = [line for line in lines if 'loss' in line]
+  assert [line['step'] for line in train] == [2, 4, 6]
+  assert all(np.isfinite(list(line.values())).all() for line in lines)
+  assert {'grad_norm', 'learning_rate', 'frames_per_s', 'data_wait'} <= set(
+    train[0]
+  )
+  held_out = next(line for line in lines if 'eval/squares/psnr' in line)
+  assert {'eval/squares/copy_psnr', 'eval/squares/mean_ssim'} <= set(held_out)
+  header = json.loads((workdir / 'run.json').read_text())
+  assert header['state'] == 'random, seed 0'
+  assert header['config']['train']['steps'] == config.train.steps
+  assert list((workdir / 'tensorboard').glob('events*'))
+
+
+def test_a_run_leaves_pictures(run):
+  _, workdir, _ = run
+  # Three examples of context, prediction and truth, enlarged four times.
+  size = picture_size(workdir / 'panels/00000006_squares_reconstruction.png')
+  assert size == (4 * (3 * 32 + 2 * 2),) * 2
+  assert (workdir / 'panels/00000006_squares_transfer.png').exists()
+
+
+def test_the_newest_checkpoints_are_kept(run):
+  config, workdir, _ = run
+  checkpoints = checkpoint.Checkpoints(workdir)
+  assert checkpoints.steps() == [3, 6]
+  checkpoints.close()
+  state, meta = read_state(config, workdir)
+  assert int(state.step) == 6
+  assert meta['config']['data']['batch'] == 8
+  assert len(meta['data']['sha256']) == 64
+
+
+def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
+  """Bit for bit: parameters, moments, and so the data and all draws."""
+  config, workdir, _ = run
+  stopped = small.recipe(data_dir)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop.Log, 'read', stop_at(4, loop.Log.read))
+    with pytest.raises(KeyboardInterrupt):
+      loop.train(stopped, str(tmp_path))
+  assert read_state(config, tmp_path)[0].step == 3
+  loop.train(config, str(tmp_path))
+  assert json.loads((tmp_path / 'run.json').read_text())['state'].endswith('/3')
+  straight, resumed = (read_state(config, w)[0] for w in (workdir, tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+
+
+def stop_at(step, read):
+  """Log.read, interrupted when the metrics of `step` are due."""
+  calls = []
+
+  def stopping(self):
+    calls.append(self)
+    if len(calls) * 2 >= step:
+      raise KeyboardInterrupt
+    return read(self)
+
+  return stopping
+
+
+def test_a_finished_run_only_evaluates_again(run, capsys):
+  config, workdir, _ = run
+  before = (workdir / 'metrics.jsonl').read_text()
+  loop.train(config, str(workdir))
+  assert 'copy the context frame' in capsys.readouterr().out
+  after = (workdir / 'metrics.jsonl').read_text()
+  assert len(after.splitlines()) == len(before.splitlines()) + 1
+
+
+def test_the_eval_binary_agrees_with_the_end_of_training(run):
+  config, workdir, _ = run
+  result = eval_binary.evaluate(config, str(workdir))['squares']
+  assert result.num_examples == 6
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  logged = next(
+    line for line in map(json.loads, lines) if 'eval/squares/psnr' in line
+  )
+  np.testing.assert_allclose(
+    result.means()['model']['psnr'], logged['eval/squares/psnr'], rtol=1e-6
+  )
+  written = json.loads((workdir / 'eval/00000006.json').read_text())
+  assert len(written['data']['squares']['each']['copy']['psnr']) == 6
+  size = picture_size(workdir / 'eval/00000006/squares_transfer.png')
+  assert size[0] == 4 * (4 * 32 + 3 * 2)
+
+
+def test_older_checkpoints_can_be_evaluated(run):
+  config, workdir, _ = run
+  eval_binary.evaluate(config, str(workdir), 3)
+  assert (workdir / 'eval/00000003.json').exists()
+  with pytest.raises(UserError, match=r'no checkpoint of step 4.*3, 6'):
+    eval_binary.evaluate(config, str(workdir), 4)
+
+
+def test_no_checkpoint_is_said(data_dir, tmp_path):
+  with pytest.raises(UserError, match='no checkpoint in'):
+    eval_binary.evaluate(small.recipe(data_dir), str(tmp_path / 'none'))
+  assert not (tmp_path / 'none').exists()
+
+
+def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
+  _, workdir, _ = run
+  other = small.recipe(data_dir, model__pose_dim=8)
+  for use in (loop.train, eval_binary.evaluate):
+    with pytest.raises(UserError, match=r'another model.*pose_encoder/head'):
+      use(other, str(workdir))
+
+
+def test_a_damaged_checkpoint_is_named(run, data_dir, tmp_path):
+  config, _, _ = run
+  loop.train(config, str(tmp_path))
+  damaged = tmp_path / 'checkpoints/6/state'
+  for file in damaged.rglob('*'):
+    if file.is_file() and 'ocdbt' in file.name:
+      file.write_bytes(b'')
+  with pytest.raises(UserError, match=r'checkpoints/6 cannot be read'):
+    loop.train(config, str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
+  """And no state from after it is saved."""
+  config = small.recipe(data_dir, objective__l1_weight=float('nan'))
+  with pytest.raises(FloatingPointError, match='loss is nan in step 0'):
+    loop.train(config, str(tmp_path))
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert checkpoints.steps() == []
+  checkpoints.close()
+
+
+def test_training_without_weights_for_lpips_is_refused(
+  data_dir, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XFACTOR_CACHE', str(tmp_path))
+  monkeypatch.setattr(
+    build.perceptual.importlib.util, 'find_spec', lambda name: None
+  )
+  config = small.recipe(data_dir, objective__lpips_weight=0.5)
+  with pytest.raises(UserError, match=r'perceptual.*lpips_weight=0'):
+    loop.train(config, str(tmp_path))
+
+
+def test_missing_data_are_named_with_their_command(tmp_path):
+  config = small.recipe(tmp_path / 'nowhere')
+  with pytest.raises(UserError, match=r'squares.*convert_datasets.py'):
+    loop.train(config, str(tmp_path / 'run'))
+
+
+def test_a_workdir_that_cannot_be_written_is_said(data_dir, tmp_path):
+  blocked = tmp_path / 'file'
+  blocked.write_text('')
+  with pytest.raises(UserError, match='--workdir'):
+    loop.train(small.recipe(data_dir), str(blocked / 'run'))
+
+
+def test_every_leaf_of_the_config_is_read(data_dir, tmp_path, monkeypatch):
+  """A key that nothing reads would be a promise that nobody keeps."""
+  config = small.recipe(data_dir)
+  seen = set()
+
+  class Recording(configs.ConfigDict):
+    pass
+
+  def watch(section, prefix=''):
+    """Replaces sections by copies that note which keys are asked for."""
+    copy = Recording()
+    for key in section:
+      value = section[key]
+      inner = isinstance(value, configs.ConfigDict)
+      copy[key] = watch(value, f'{prefix}{key}.') if inner else value
+    object.__setattr__(copy, '_prefix', prefix)
+    return copy
+
+  real = configs.ConfigDict.__getitem__
+
+  def getitem(self, key):
+    if isinstance(self, Recording):
+      seen.add(self._prefix + key)
+    return real(self, key)
+
+  watched = watch(config)
+  monkeypatch.setattr(Recording, '__getitem__', getitem, raising=False)
+  monkeypatch.setattr(
+    Recording,
+    'to_json_best_effort',
+    lambda self: config.to_json_best_effort(),
+    raising=False,
+  )
+  loop.train(watched, str(tmp_path))
+  unread = set(configs.leaf_paths(config)) - seen
+  assert not unread
