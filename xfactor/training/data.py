@@ -20,14 +20,7 @@ def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
       name=name,
       split=part.split,
       weight=part.weight,
-      views=Views(
-        num_views=data.contexts + 1,
-        window=(part.begin, part.end),
-        ramp_steps=data.ramp_steps,
-        bump=data.bump,
-        gap_sigma=data.gap_sigma,
-        flip_prob=data.flip_prob,
-      ),
+      views=views_of(config, part),
     )
     for name, part in data.mix.items()
   )
@@ -46,6 +39,19 @@ def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
     ),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+  )
+
+
+def views_of(config: ConfigDict, part: ConfigDict) -> Views:
+  """How examples are cut from the clips of one part of the mix."""
+  data = config.data
+  return Views(
+    num_views=data.contexts + 1,
+    window=(part.begin, part.end),
+    ramp_steps=data.ramp_steps,
+    bump=data.bump,
+    gap_sigma=data.gap_sigma,
+    flip_prob=data.flip_prob,
   )
 
 

@@ -140,11 +140,12 @@ def report(
   writer: writers.Writer,
   step: int,
 ) -> None:
-  """Writes held-out scores and pictures into the run's log."""
+  """Writes held-out scores, pictures and curves into the run's log."""
   writer.scalars(step, heldout.scalars(results))
   for name, result in results.items():
     for kind, picture in heldout.panels(name, result).items():
       writer.image(step, kind, picture)
+  writer.curves()
 
 
 def describe(

@@ -70,7 +70,7 @@ def make_mesh(
 def check_batch(mesh: Mesh, batch: int, name: str) -> None:
   """Raises UserError if the mesh does not divide the batch called `name`."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch % ways:
+  if batch < 1 or batch % ways:
     raise UserError(
         f'{name}={batch} must be a multiple of {ways}, the number of devices '
         f'along config.mesh.data x config.mesh.fsdp'

@@ -7,6 +7,9 @@ from typing import Any
 
 from etils import epath
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 import tensorboardX
@@ -58,6 +61,14 @@ class Writer:
     write_png(self._folder / 'panels' / f'{step:08d}_{name}.png', image)
     self._tensorboard.add_image(name, image, step, dataformats='HWC')
 
+  def curves(self) -> None:
+    """Draws what metrics.jsonl has so far into curves.png."""
+    if not self._active:
+      return
+    text = (self._folder / 'metrics.jsonl').read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    write_png(self._folder / 'curves.png', plot_curves(lines))
+
   def header(self, facts: Mapping[str, Any]) -> None:
     """Writes what the run is into run.json, and to TensorBoard as text."""
     if not self._active:
@@ -71,6 +82,35 @@ class Writer:
     if self._active:
       self._lines.close()
       self._tensorboard.close()
+
+
+def plot_curves(
+  lines: Sequence[Mapping[str, float]],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """A picture of a run: the training loss and each data set's held-out PSNR.
+
+  Args:
+    lines: Those of metrics.jsonl.
+  """
+  figure = Figure(figsize=(9, 3.2), dpi=100, layout='constrained')
+  loss, psnr = figure.subplots(1, 2)
+  _plot(loss, lines, 'loss', 'training loss')
+  names = {key for line in lines for key in line if key.endswith('psnr')}
+  for name in sorted(names):
+    _plot(psnr, lines, name, name.removeprefix('eval/').replace('_', ' '))
+  for axes, title in ((loss, 'loss'), (psnr, 'held-out PSNR, dB')):
+    axes.set(xlabel='step', title=title)
+    axes.grid(alpha=0.3)
+  psnr.legend(fontsize='small')
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _plot(axes: Axes, lines: Sequence, key: str, label: str) -> None:
+  points = [(line['step'], line[key]) for line in lines if key in line]
+  style = '--' if '_psnr' in key else '.-'
+  axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -1,0 +1,116 @@
+"""Held-out scores: what counts, what does not, and the baselines."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import small
+from xfactor.errors import UserError
+from xfactor.evaluation import heldout, reconstruction
+from xfactor.training import build
+
+
+@pytest.fixture(scope='module')
+def built():
+  return build.build(small.recipe('data'))
+
+
+@pytest.fixture(scope='module')
+def params(built):
+  return built.init().params
+
+
+@pytest.fixture(scope='module')
+def evaluate(built):
+  return reconstruction.Evaluator(built.functional, built.mesh, None)
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(0).integers(
+    0, 256, (16, 2, 32, 32, 3), dtype=np.uint8
+  )
+
+
+def batch(images, mask=None):
+  mask = np.ones(len(images), bool) if mask is None else mask
+  return {'images': images, 'mask': mask}
+
+
+def test_padding_does_not_count(evaluate, params, images):
+  mask = np.arange(8) < 5
+  batches = [batch(images[:8]), batch(images[8:], mask)]
+  result = evaluate(params, batches, num_images=4)
+  changed = images.copy()
+  changed[13:] = 0
+  other = evaluate(
+    params, [batch(changed[:8]), batch(changed[8:], mask)], num_images=4
+  )
+  assert result.num_examples == 13
+  assert result.means()['model'] == other.means()['model']
+
+
+def test_baselines_are_what_they_say(evaluate, params, images):
+  still = images.copy()
+  still[:, 1] = still[:, 0]  # Nothing moves: copying is perfect.
+  result = evaluate(params, [batch(still[:8])], num_images=8)
+  np.testing.assert_allclose(result.scores['copy']['psnr'], 100)
+  np.testing.assert_allclose(result.scores['copy']['ssim'], 1, rtol=1e-6)
+  mean = np.round(still[:8, 0].mean((1, 2), keepdims=True))
+  error = ((still[:8, 1] - mean) / 255) ** 2
+  want = -10 * np.log10(error.mean((1, 2, 3)))
+  np.testing.assert_allclose(result.scores['mean']['psnr'], want, rtol=1e-3)
+
+
+def test_the_model_is_scored_on_its_own_picture(evaluate, params, images):
+  result = evaluate(params, [batch(images[:8])], num_images=8)
+  np.testing.assert_array_equal(result.images['truth'], images[:8, 1])
+  error = (result.images['prediction'] / 255.0 - images[:8, 1] / 255.0) ** 2
+  want = -10 * np.log10(error.mean((1, 2, 3)))
+  np.testing.assert_allclose(result.scores['model']['psnr'], want, rtol=1e-4)
+
+
+def test_transfer_takes_the_next_examples_scene(
+  built, evaluate, params, images
+):
+  result = evaluate(params, [batch(images[:8])], num_images=8)
+  changed = images[:8].copy()
+  changed[3, 0] = 255 - changed[3, 0]
+  other = evaluate(params, [batch(changed)], num_images=8)
+  differs = [
+    not np.array_equal(a, b)
+    for a, b in zip(
+      result.images['transfer'], other.images['transfer'], strict=True
+    )
+  ]
+  # Example 3 is the scene of 2, and the start of its own motion.
+  assert differs == [i in (2, 3) for i in range(8)]
+
+
+def test_the_table_names_rows_and_counts(evaluate, params, images):
+  result = evaluate(params, [batch(images[:8])], num_images=2)
+  text = reconstruction.table('squares', result)
+  assert 'squares (8 held-out examples)' in text
+  for words in ('model', 'copy the context frame', 'mean colour', 'SSIM'):
+    assert words in text
+  names = heldout.scalars({'squares': result})
+  assert {'eval/squares/psnr', 'eval/squares/copy_ssim'} <= set(names)
+
+
+def test_an_evaluation_batch_that_does_not_divide_is_refused(tmp_path):
+  config = small.recipe(tmp_path, eval__batch=12)
+  with pytest.raises(UserError, match='config.eval.batch=12'):
+    heldout.Heldout(config, build.build(config), None)
+
+
+def test_results_do_not_depend_on_the_mesh(built, params, images):
+  alone = build.build(small.recipe('data'), jax.devices()[:1])
+  one = reconstruction.Evaluator(alone.functional, alone.mesh, None)(
+    jax.device_get(params), [batch(images[:8])], num_images=8
+  )
+  eight = reconstruction.Evaluator(built.functional, built.mesh, None)(
+    params, [batch(images[:8])], num_images=8
+  )
+  np.testing.assert_allclose(
+    one.scores['model']['psnr'], eight.scores['model']['psnr'], rtol=1e-3
+  )

@@ -1,0 +1,89 @@
+"""The commands as a user types them: what they print and how they exit."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.training import small
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(*args, **environment):
+  return subprocess.run(
+    [sys.executable, *args],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+
+
+def test_importing_the_package_starts_no_backend():
+  code = (
+    'import pkgutil, importlib, xfactor, jax._src.xla_bridge as bridge\n'
+    'for m in pkgutil.walk_packages(xfactor.__path__, "xfactor."):\n'
+    '  importlib.import_module(m.name)\n'
+    'assert not bridge.backends_are_initialized()\n'
+  )
+  done = run('-c', code)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--config=configs/tiny.py', '--config.train.stesp=3'], 'steps'),
+    (['--config=configs/tiny.py', '--config.trian.steps=3'], 'train'),
+    (['--config=configs/tiny.py', '--config.train.steps=few'], 'few'),
+    (['--config=configs/none.py'], 'configs/none.py'),
+    (['--cnofig=configs/tiny.py'], 'config'),
+    (['--config=configs/tiny.py', '--config.data.batch=0'], 'data.batch'),
+    (['--config=configs/tiny.py', '--config.model.heads=5'], 'model.heads'),
+    (['--config=configs/sm.py', '--config.data.dir=/none'], 'convert_data'),
+    (['--config=configs/tiny.py', '--processes=2'], '--coordinator'),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, said):
+  done = run(
+    '-m', 'xfactor.main', f'--workdir={tmp_path}/run', *arguments,
+    XFACTOR_CACHE=os.environ.get('XFACTOR_CACHE', ''),
+  )
+  lines = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+  assert done.returncode == 2, done.stderr
+  assert len(lines) == 1
+  assert said in lines[0]
+  assert 'Traceback' not in done.stderr
+
+
+def test_flags_that_are_missing_are_named():
+  done = run('-m', 'xfactor.main', '--config=configs/tiny.py')
+  assert done.returncode == 2
+  assert '--workdir' in done.stderr
+
+
+def test_train_then_evaluate(tmp_path):
+  """The main job as two processes, and what they say to people."""
+  small.make_data(tmp_path / 'data')
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(
+    'from tests.training import small\n'
+    'def get_config():\n'
+    f'  return small.recipe({str(tmp_path / "data")!r})\n'
+  )
+  arguments = [f'--config={recipe}', f'--workdir={tmp_path / "run"}']
+  done = run('-m', 'xfactor.main', *arguments)
+  assert done.returncode == 0, done.stderr
+  for words in ('parameters', 'random, seed 0', 'mean colour', 'PSNR'):
+    assert words in done.stdout
+  assert 'loss' in done.stderr  # The progress bar.
+  assert 'frames/s' in done.stderr
+  done = run('-m', 'xfactor.eval', *arguments, '--step=3')
+  assert done.returncode == 0, done.stderr
+  assert 'step 3' in done.stdout
+  assert (tmp_path / 'run/eval/00000003/squares_reconstruction.png').exists()

@@ -1,0 +1,85 @@
+"""Every recipe builds, at full size, on a laptop."""
+
+import importlib.util
+import math
+import pathlib
+import re
+
+import jax
+import pytest
+
+from xfactor import config as configs
+from xfactor.models import perceptual
+from xfactor.training import build, data
+
+FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
+RECIPES = sorted(path.stem for path in FOLDER.glob('*.py'))
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_there_are_the_recipes_of_the_readme():
+  assert {'tiny', 'sm', 'video', 'vizdoom'} <= set(RECIPES)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_train_step_keeps_the_states_shapes(name):
+  """eval_shape of the real step: LPIPS, optimizer, accumulation and all."""
+  config = load(name).get_config().lock()
+  built = build.build(config)
+  weights = None
+  if config.objective.lpips_weight:
+    weights = perceptual.param_shapes('vgg16')
+  state = built.abstract_state()
+  with jax.set_mesh(built.mesh):
+    after, metrics = jax.eval_shape(
+      built.step(whole=False), state, built.abstract_batch(), weights
+    )
+  before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == before
+  assert ('lpips' in metrics) == (config.objective.lpips_weight > 0)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_docstring_has_its_command_and_hardware(name):
+  text = load(name).__doc__
+  assert f'--config=configs/{name}.py' in text
+  assert 'Hardware' in text
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_data_sections_make_sense(name):
+  config = load(name).get_config()
+  assert config.data.mix
+  for part in config.data.mix.values():
+    assert set(part) == set(configs.part(begin=2, end=2))
+    assert data.views_of(config, part).max_window(10**9) == part.end
+
+
+def test_sm_is_the_papers():
+  """Section 5 and the public config: size, data, windows, schedule."""
+  config = load('sm').get_config()
+  built = build.build(config)
+  sizes = (math.prod(leaf.shape) for leaf in built.functional.shapes.values())
+  registers = 16 * config.model.features  # The public code has 32.
+  assert sum(sizes) == 305_178_624 - registers
+  windows = {k: (v.begin, v.end) for k, v in config.data.mix.items()}
+  assert windows == {
+    'co3dv2': (9, 20),
+    'dl3dv': (5, 10),
+    're10k': (40, 100),
+    'mvimgnet': (5, 10),
+  }
+  assert (config.data.batch, config.train.steps) == (256, 100_000)
+  assert config.objective.lpips_weight == 0.5
+
+
+def test_own_videos_can_have_any_name():
+  config = load('video').get_config('holiday')
+  assert list(config.data.mix) == ['holiday']
+  assert re.search('video.py:NAME', load('video').__doc__)
