@@ -36,7 +36,7 @@ def base() -> ConfigDict:
           'min_length': 10,  # Frames; shorter clips are left out.
           'threads': 8,  # Reading and decoding, in each process.
           'workers': 0,  # Processes instead of threads, if above 0.
-          'prefetch': 4,  # Batches ready ahead of the step.
+          'prefetch': 8,  # Batches made ahead, at least as many as threads.
           'max_bad_fraction': 0.01,  # Of unreadable examples, before a stop.
       },
       'train': {
@@ -73,7 +73,7 @@ def small() -> ConfigDict:
     pose_dim=16,
     registers=4,
     dtype='float32',
-    remat='none',
+    remat='full',  # On a CPU also the fastest: less memory to move.
   )
   config.objective.lpips_weight = 0.0
   config.optimizer.learning_rate = 1e-3
