@@ -4,8 +4,12 @@ import os
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Tests compile much and run little: the compiler is told not to try hard.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  f'{os.environ.get("XLA_FLAGS", "")} '
+  '--xla_force_host_platform_device_count=8 '
+  '--xla_backend_optimization_level=0 '
+  '--xla_cpu_use_fusion_emitters=false'
 )
 
 import jax  # noqa: E402

@@ -10,13 +10,15 @@ import pytest
 from tests.training import small
 
 ROOT = pathlib.Path(__file__).parent.parent
+# One device, and a compiler that does not try hard.
+QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 
 
 def run(*args, **environment):
   return subprocess.run(
     [sys.executable, *args],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    env={**os.environ, 'XLA_FLAGS': QUICK, **environment},
     capture_output=True,
     text=True,
     timeout=600,
@@ -24,11 +26,15 @@ def run(*args, **environment):
   )
 
 
-def test_importing_the_package_starts_no_backend():
+@pytest.mark.parametrize('binary', ['xfactor.main', 'xfactor.eval'])
+def test_importing_the_package_starts_no_backend(binary):
+  # The binaries both define --config: only one fits into a process.
   code = (
     'import pkgutil, importlib, xfactor, jax._src.xla_bridge as bridge\n'
-    'for m in pkgutil.walk_packages(xfactor.__path__, "xfactor."):\n'
-    '  importlib.import_module(m.name)\n'
+    'for module in pkgutil.walk_packages(xfactor.__path__, "xfactor."):\n'
+    '  if module.name not in ("xfactor.main", "xfactor.eval"):\n'
+    '    importlib.import_module(module.name)\n'
+    f'importlib.import_module({binary!r})\n'
     'assert not bridge.backends_are_initialized()\n'
   )
   done = run('-c', code)
@@ -51,7 +57,10 @@ def test_importing_the_package_starts_no_backend():
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, said):
   done = run(
-    '-m', 'xfactor.main', f'--workdir={tmp_path}/run', *arguments,
+    '-m',
+    'xfactor.main',
+    f'--workdir={tmp_path}/run',
+    *arguments,
     XFACTOR_CACHE=os.environ.get('XFACTOR_CACHE', ''),
   )
   lines = [x for x in done.stderr.splitlines() if x.startswith('error: ')]

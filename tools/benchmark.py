@@ -57,9 +57,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The recipe; configs/tiny.py by default.', lock_config=True
 )
-_REPEATS = flags.DEFINE_integer(
-  'repeats', 9, 'Pairs of runs.', lower_bound=1
-)
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Pairs of runs.', lower_bound=1)
 _COMPILES = flags.DEFINE_integer(
   'compiles', 2, 'Pairs of compilations.', lower_bound=1
 )
@@ -391,9 +389,7 @@ class Trainer:
     """Makes a step; returns its time and metrics."""
     if self._state is None:
       new = self._build.init()
-      params = jax.device_put(
-        perturbed(new.params), self._build.places.params
-      )
+      params = jax.device_put(perturbed(new.params), self._build.places.params)
       self._state = dataclasses.replace(new, params=params)
     jax.block_until_ready(self._state)
     with timed() as result:
@@ -657,9 +653,7 @@ def _choices(settings: pipeline.DataConfig) -> list[tuple[int, list[int]]]:
   chosen = []
   while len(chosen) * views < _FRAMES:
     batch = next(batches)
-    chosen += zip(
-      batch['clip'].tolist(), batch['frames'].tolist(), strict=True
-    )
+    chosen += zip(batch['clip'].tolist(), batch['frames'].tolist(), strict=True)
   batches.close()
   return chosen
 

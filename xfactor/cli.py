@@ -1,12 +1,12 @@
 """What the binaries share: flags, exit codes, joining a cluster."""
 
-from collections.abc import Iterator
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
-from absl import flags, logging
 import jax
+from absl import flags, logging
 
 from xfactor.errors import UserError
 
@@ -28,6 +28,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   """
   try:
     rest = flags.FLAGS(argv)
+    if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
+      # A file that cannot be loaded is only noticed when it is looked into.
+      flags.FLAGS['config'].value.is_locked  # noqa: B018
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # Orbax tells all it does.
     return rest
@@ -37,10 +40,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     # Locked configs answer: 'stesp'\nDid you mean "steps" instead of "stesp"?
     question = str(e).replace('\\n', '\n').strip('\'"').split('\n')[-1]
     message = f'there is no such config key. {question}'
-  except (ImportError, OSError, TypeError, ValueError) as e:
+  except OSError:
+    message = f'there is no config file {_config_path(argv)}'
+  except (ImportError, TypeError, ValueError) as e:
     message = ' '.join(str(e).split())
   print(f'error: {message}', file=sys.stderr)
   sys.exit(2)
+
+
+def _config_path(argv: list[str]) -> str:
+  given = [arg for arg in argv if arg.lstrip('-').startswith('config=')]
+  return given[-1].partition('=')[2] if given else 'after --config'
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from xfactor.training import objectives, optimizer, sharding
 
 def base() -> ConfigDict:
   """The paper's full-size stereo model, without data."""
-  return ConfigDict({
+  return ConfigDict(
+    {
       'seed': 0,
       'model': dataclasses.asdict(xfactor.Config()),
       'objective': dataclasses.asdict(objectives.Config()),
@@ -23,38 +24,39 @@ def base() -> ConfigDict:
       # A folder or file with LPIPS weights; empty: the installed package's.
       'perceptual_weights': '',
       'data': {
-          'dir': 'data',  # Where convert_datasets.py wrote.
-          'mix': {},  # Data set's name to `part(...)`.
-          'make': {},  # Source's name to its options: made where missing.
-          'batch': 256,  # Examples of an update, over all devices.
-          'image_size': 256,  # Pixels along a side.
-          'contexts': 1,  # Views given; 1 is the stereo-monocular model.
-          'ramp_steps': 50_000,  # Updates until windows reach their end.
-          'bump': False,  # Favour windows of 70 % of the longest.
-          'gap_sigma': config_dict.placeholder(float),  # Central references.
-          'flip_prob': 0.5,  # Share of examples played backwards.
-          'min_length': 10,  # Frames; shorter clips are left out.
-          'threads': 8,  # Reading and decoding, in each process.
-          'workers': 0,  # Processes instead of threads, if above 0.
-          'prefetch': 8,  # Batches made ahead, at least as many as threads.
-          'max_bad_fraction': 0.01,  # Of unreadable examples, before a stop.
+        'dir': 'data',  # Where convert_datasets.py wrote.
+        'mix': {},  # Data set's name to `part(...)`.
+        'make': {},  # Source's name to its options: made where missing.
+        'batch': 256,  # Examples of an update, over all devices.
+        'image_size': 256,  # Pixels along a side.
+        'contexts': 1,  # Views given; 1 is the stereo-monocular model.
+        'ramp_steps': 50_000,  # Updates until windows reach their end.
+        'bump': False,  # Favour windows of 70 % of the longest.
+        'gap_sigma': config_dict.placeholder(float),  # Central references.
+        'flip_prob': 0.5,  # Share of examples played backwards.
+        'min_length': 10,  # Frames; shorter clips are left out.
+        'threads': 8,  # Reading and decoding, in each process.
+        'workers': 0,  # Processes instead of threads, if above 0.
+        'prefetch': 8,  # Batches made ahead, at least as many as threads.
+        'max_bad_fraction': 0.01,  # Of unreadable examples, before a stop.
       },
       'train': {
-          'steps': 100_000,  # Optimizer updates.
-          'accumulate': 1,  # Parts that a batch is worked through in.
-          'log_every': 100,
-          'eval_every': 5_000,  # 0: only at the end.
-          'save_every': 1_000,
-          'keep': 3,  # Newest checkpoints kept.
+        'steps': 100_000,  # Optimizer updates.
+        'accumulate': 1,  # Parts that a batch is worked through in.
+        'log_every': 100,
+        'eval_every': 5_000,  # 0: only at the end.
+        'save_every': 1_000,
+        'keep': 3,  # Newest checkpoints kept.
       },
       'eval': {
-          'split': 'test',
-          'batch': 64,
-          'examples': 256,  # Held-out examples of each data set, at most.
-          'window': 20,  # Frames from context to target, ends included.
-          'panel': 8,  # Examples shown in the pictures.
+        'split': 'test',
+        'batch': 64,
+        'examples': 256,  # Held-out examples of each data set, at most.
+        'window': 20,  # Frames from context to target, ends included.
+        'panel': 8,  # Examples shown in the pictures.
       },
-  })
+    }
+  )
 
 
 def small() -> ConfigDict:
@@ -85,7 +87,7 @@ def small() -> ConfigDict:
 
 
 def part(
-    *, begin: int, end: int, weight: float = 1.0, split: str = 'train'
+  *, begin: int, end: int, weight: float = 1.0, split: str = 'train'
 ) -> ConfigDict:
   """A data set's share of the mix and its windows.
 
@@ -96,7 +98,7 @@ def part(
     split: The split to train on.
   """
   return ConfigDict(
-      {'begin': begin, 'end': end, 'weight': weight, 'split': split}
+    {'begin': begin, 'end': end, 'weight': weight, 'split': split}
   )
 
 

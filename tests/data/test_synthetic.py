@@ -56,9 +56,7 @@ def test_same_seed_same_bytes(clips):
   again = _clip(1)
   assert again.frames == clips[1].frames
   assert again.depth == clips[1].depth
-  np.testing.assert_array_equal(
-      again.world_to_camera, clips[1].world_to_camera
-  )
+  np.testing.assert_array_equal(again.world_to_camera, clips[1].world_to_camera)
 
 
 def test_scenes_and_seeds_differ(clips):
@@ -71,9 +69,7 @@ def test_scenes_and_seeds_differ(clips):
 
 def test_the_size_changes_the_resolution_only(clips):
   large = _clip(0, size=2 * SIZE)
-  np.testing.assert_array_equal(
-      large.world_to_camera, clips[0].world_to_camera
-  )
+  np.testing.assert_array_equal(large.world_to_camera, clips[0].world_to_camera)
   shrunk = _images(large)[0].reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3))
   assert np.median(np.abs(shrunk - _images(clips[0])[0])) < 6
 
@@ -83,7 +79,7 @@ def test_cameras_are_rigid(clips):
     rotation = clip.world_to_camera[:, :, :3]
     identity = np.broadcast_to(np.eye(3), rotation.shape)
     np.testing.assert_allclose(
-        rotation @ rotation.swapaxes(1, 2), identity, atol=1e-5
+      rotation @ rotation.swapaxes(1, 2), identity, atol=1e-5
     )
     np.testing.assert_allclose(np.linalg.det(rotation), 1, atol=1e-5)
     fov = 2 * np.degrees(np.arctan(0.5 / clip.intrinsics[:, 1]))
@@ -103,9 +99,9 @@ def _reproject(clip, a, b):
   points = origins + rays * (depths[a] / cosine)[..., None]
   grid = (SIZE, SIZE)
   xy, depth = cameras.project(
-      points,
-      np.broadcast_to(k[b], (*grid, 4)),
-      np.broadcast_to(pose[b], (*grid, 3, 4)),
+    points,
+    np.broadcast_to(k[b], (*grid, 4)),
+    np.broadcast_to(pose[b], (*grid, 3, 4)),
   )
   # Bilinear lookup of frame b between the centres of its pixels.
   x, y = np.moveaxis(xy * SIZE - 0.5, -1, 0)
@@ -179,10 +175,19 @@ def test_depth_is_optional():
   assert _clip(0, frames=2, size=16, with_depth=False).depth is None
 
 
-@pytest.mark.parametrize(('option', 'value'), [
-    ('frames', 1), ('size', 7), ('scenes', 0), ('seed', -1), ('quality', 0),
-    ('quality', 101), ('test_fraction', 1.5), ('test_fraction', float('nan')),
-])
+@pytest.mark.parametrize(
+  ('option', 'value'),
+  [
+    ('frames', 1),
+    ('size', 7),
+    ('scenes', 0),
+    ('seed', -1),
+    ('quality', 0),
+    ('quality', 101),
+    ('test_fraction', 1.5),
+    ('test_fraction', float('nan')),
+  ],
+)
 def test_bad_options_are_explained(option, value):
   with pytest.raises(UserError, match=option):
     sources.make('synthetic', **{option: value})
@@ -192,32 +197,48 @@ def _shapes():
   """A room with a box, a tube and a ball; nothing random."""
   eye = np.eye(3)
   return raycaster.Scene(
-      kind=np.array([raycaster.ROOM, raycaster.BOX, raycaster.TUBE,
-                     raycaster.ELLIPSOID]),
-      centre=np.float32([[0, 0, 1.5], [0, 0, 0.5], [1.5, 0, 0.5], [0, 1.5, 1]]),
-      half=np.float32([[3, 3, 1.5], [0.5, 0.5, 0.5], [0.3, 0.3, 0.5],
-                       [0.4, 0.4, 0.4]]),
-      rotation=np.float32([eye] * 4),
-      group=np.arange(4),
-      glow=np.zeros(4, np.float32),
-      tint=np.ones((4, 6, 3), np.float32),
-      texture=np.zeros((4, 6), int),
-      tile=np.zeros((4, 6), np.float32),
-      albedo=np.full((1, 4, 4, 3), 0.5, np.float32),
-      lights=(raycaster.Light(
-          np.float32([0, 0, 2.8]), np.float32([0.1, 0, 0]),
-          np.float32([0, 0.1, 0]), np.float32([5, 5, 5]),
-          np.zeros(3, np.float32)),),
-      key=0.25,
+    kind=np.array(
+      [raycaster.ROOM, raycaster.BOX, raycaster.TUBE, raycaster.ELLIPSOID]
+    ),
+    centre=np.float32([[0, 0, 1.5], [0, 0, 0.5], [1.5, 0, 0.5], [0, 1.5, 1]]),
+    half=np.float32(
+      [[3, 3, 1.5], [0.5, 0.5, 0.5], [0.3, 0.3, 0.5], [0.4, 0.4, 0.4]]
+    ),
+    rotation=np.float32([eye] * 4),
+    group=np.arange(4),
+    glow=np.zeros(4, np.float32),
+    tint=np.ones((4, 6, 3), np.float32),
+    texture=np.zeros((4, 6), int),
+    tile=np.zeros((4, 6), np.float32),
+    albedo=np.full((1, 4, 4, 3), 0.5, np.float32),
+    lights=(
+      raycaster.Light(
+        np.float32([0, 0, 2.8]),
+        np.float32([0.1, 0, 0]),
+        np.float32([0, 0.1, 0]),
+        np.float32([5, 5, 5]),
+        np.zeros(3, np.float32),
+      ),
+    ),
+    key=0.25,
   )
 
 
 def test_clearance_is_the_distance_to_the_nearest_surface():
-  points = np.float32([[-1, 0, 0.5], [0, 0, 0.5], [1.5, -0.7, 0.5],
-                       [0, 1.5, 1.8], [-2.9, -2.5, 1], [0, 0, 2.7]])
+  points = np.float32(
+    [
+      [-1, 0, 0.5],
+      [0, 0, 0.5],
+      [1.5, -0.7, 0.5],
+      [0, 1.5, 1.8],
+      [-2.9, -2.5, 1],
+      [0, 0, 2.7],
+    ]
+  )
   np.testing.assert_allclose(
-      raycaster.clearance(_shapes(), points),
-      [0.5, -0.5, 0.4, 0.4, 0.1, 0.3], atol=1e-6,
+    raycaster.clearance(_shapes(), points),
+    [0.5, -0.5, 0.4, 0.4, 0.1, 0.3],
+    atol=1e-6,
   )
 
 
@@ -235,10 +256,12 @@ def test_a_box_casts_a_shadow():
   scene = _shapes()
   baked = raycaster.bake(scene)
   pose = cameras.look_at(
-      np.float32([[-2.5, -2.5, 2.5]]), np.float32([[0, 0, 0.5]]),
-      np.float32([0, 0, 1]))
+    np.float32([[-2.5, -2.5, 2.5]]),
+    np.float32([[0, 0, 0.5]]),
+    np.float32([0, 0, 1]),
+  )
   k = np.float32([[0.7, 0.7, 0.5, 0.5]])
-  (image, _), = raycaster.render(baked, k, pose, 64)
+  ((image, _),) = raycaster.render(baked, k, pose, 64)
 
   def brightness(point):
     (xy,), _ = cameras.project(np.float32([point]), k, pose)

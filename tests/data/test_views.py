@@ -9,7 +9,7 @@ from xfactor.data import views
 from xfactor.errors import UserError
 
 GOLDEN = np.load(
-    pathlib.Path(__file__).parents[1] / 'golden' / 'xf_samplers.npz'
+  pathlib.Path(__file__).parents[1] / 'golden' / 'xf_samplers.npz'
 )
 
 # The arguments of each golden case, as its maker recorded them.
@@ -46,9 +46,9 @@ CASES = {
     },
 }  # fmt: skip
 RECIPES = {
-    '2v': views.Views(2, (40, 100)),
-    'mv': views.Views(6, (40, 200), bump=True),
-    'mv_delay': views.Views(6, (9, 40), bump=True, delay=1000),
+  '2v': views.Views(2, (40, 100)),
+  'mv': views.Views(6, (40, 200), bump=True),
+  'mv_delay': views.Views(6, (9, 40), bump=True, delay=1000),
 }
 STEPS = (1, 999, 1000, 12500, 25001, 50000, 80000)
 
@@ -63,8 +63,7 @@ def test_consecutive_draws_match_the_official_loader(case):
 @pytest.mark.parametrize('case', CASES)
 def test_draws_by_element_index_match_the_official_loader(case):
   drawn = [
-      views.choose_frames(views.frame_rng(0, i), **CASES[case])
-      for i in range(64)
+    views.choose_frames(views.frame_rng(0, i), **CASES[case]) for i in range(64)
   ]
   np.testing.assert_array_equal(drawn, GOLDEN[f'philox/{case}'])
 
@@ -78,31 +77,31 @@ def test_element_generators_match_the_official_loader():
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_the_curriculum_matches_the_official_loader(recipe, step):
   drawn = [
-      RECIPES[recipe](np.random.default_rng(100 + i), 300, step)
-      for i in range(16)
+    RECIPES[recipe](np.random.default_rng(100 + i), 300, step)
+    for i in range(16)
   ]
   np.testing.assert_array_equal(drawn, GOLDEN[f'dynamic/{recipe}_step{step}'])
 
 
 @pytest.mark.parametrize(
-    ('num_frames', 'num_views', 'max_window', 'options'),
-    [
-        (6, 6, 6, {}),
-        (7, 6, 200, {'bump': True}),
-        (300, 2, 40, {}),
-        (300, 6, 40, {'bump': True, 'gap_sigma': 0.25}),
-        (50, 4, 20, {'min_window': 12, 'gap_sigma': 1.0}),
-        (10, 3, 40, {'min_window': 30}),
-        (50, 5, 9, {'equal': True}),
-        (40, 6, 20, {'gap_sigma': 0.0}),
-    ],
+  ('num_frames', 'num_views', 'max_window', 'options'),
+  [
+    (6, 6, 6, {}),
+    (7, 6, 200, {'bump': True}),
+    (300, 2, 40, {}),
+    (300, 6, 40, {'bump': True, 'gap_sigma': 0.25}),
+    (50, 4, 20, {'min_window': 12, 'gap_sigma': 1.0}),
+    (10, 3, 40, {'min_window': 30}),
+    (50, 5, 9, {'equal': True}),
+    (40, 6, 20, {'gap_sigma': 0.0}),
+  ],
 )
 def test_every_draw_keeps_the_rules(num_frames, num_views, max_window, options):
   rng = np.random.default_rng(0)
   shortest = min(options.get('min_window', num_views), num_frames)
   for _ in range(200):
     frames = views.choose_frames(
-        rng, num_frames, num_views, max_window, **options
+      rng, num_frames, num_views, max_window, **options
     )
     assert frames.dtype == np.int64
     assert frames.shape == (num_views,)
@@ -116,7 +115,7 @@ def test_every_draw_keeps_the_rules(num_frames, num_views, max_window, options):
 def test_windows_reach_every_length_and_both_ends_of_the_clip():
   rng = np.random.default_rng(0)
   drawn = np.array(
-      [views.choose_frames(rng, 12, 3, 8, flip_prob=0.0) for _ in range(2000)]
+    [views.choose_frames(rng, 12, 3, 8, flip_prob=0.0) for _ in range(2000)]
   )
   assert set(drawn[:, -1] - drawn[:, 0] + 1) == set(range(3, 9))
   assert drawn.min() == 0
@@ -127,7 +126,7 @@ def test_central_reference_lies_in_the_central_part():
   rng = np.random.default_rng(0)
   for _ in range(300):
     first, reference, last = views.choose_frames(
-        rng, 100, 3, 61, min_window=21, gap_sigma=0.25
+      rng, 100, 3, 61, min_window=21, gap_sigma=0.25
     )
     centre, span = (first + last) / 2, abs(last - first)
     assert abs(reference - centre) <= 0.125 * span
@@ -137,7 +136,7 @@ def test_central_reference_lies_in_the_central_part():
 def test_flip_probability_reaches_its_limits(prob, flipped):
   rng = np.random.default_rng(0)
   drawn = np.array(
-      [views.choose_frames(rng, 9, 2, 9, flip_prob=prob) for _ in range(100)]
+    [views.choose_frames(rng, 9, 2, 9, flip_prob=prob) for _ in range(100)]
   )
   assert (drawn[:, 0] > drawn[:, 1]).sum() == flipped
 
@@ -145,7 +144,7 @@ def test_flip_probability_reaches_its_limits(prob, flipped):
 def test_only_inclusive_repeats_a_frame():
   rng = np.random.default_rng(0)
   drawn = [
-      views.choose_frames(rng, 9, 6, 7, inclusive=True) for _ in range(100)
+    views.choose_frames(rng, 9, 6, 7, inclusive=True) for _ in range(100)
   ]
   repeats = (np.diff(drawn) == 0).sum(0)
   assert repeats[0] > 0
@@ -175,20 +174,20 @@ def test_frames_are_a_function_of_seed_and_index():
   first = draw(views.frame_rng(3, 17), 90, 1000)
   np.testing.assert_array_equal(first, draw(views.frame_rng(3, 17), 90, 1000))
   others = [
-      draw(views.frame_rng(seed, index), 90, 1000)
-      for seed, index in [(3, 18), (4, 17)]
+    draw(views.frame_rng(seed, index), 90, 1000)
+    for seed, index in [(3, 18), (4, 17)]
   ]
   assert not any((first == other).all() for other in others)
 
 
 @pytest.mark.parametrize(
-    ('num_frames', 'num_views', 'window', 'expected'),
-    [
-        (10, 2, 4, [3, 6]),
-        (11, 3, 11, [0, 5, 10]),
-        (11, 4, 99, [0, 3, 6, 10]),
-        (6, 6, 6, [0, 1, 2, 3, 4, 5]),
-    ],
+  ('num_frames', 'num_views', 'window', 'expected'),
+  [
+    (10, 2, 4, [3, 6]),
+    (11, 3, 11, [0, 5, 10]),
+    (11, 4, 99, [0, 3, 6, 10]),
+    (6, 6, 6, [0, 1, 2, 3, 4, 5]),
+  ],
 )
 def test_eval_frames(num_frames, num_views, window, expected):
   frames = views.eval_frames(num_frames, num_views, window)
@@ -199,23 +198,23 @@ def test_eval_frames(num_frames, num_views, window, expected):
 def test_short_clips_are_named_in_one_sentence():
   rng = np.random.default_rng(0)
   for call in (
-      lambda: views.choose_frames(rng, 5, 6, 10),
-      lambda: views.Views(6, (9, 40))(rng, 5, 0),
-      lambda: views.eval_frames(5, 6, 10),
+    lambda: views.choose_frames(rng, 5, 6, 10),
+    lambda: views.Views(6, (9, 40))(rng, 5, 0),
+    lambda: views.eval_frames(5, 6, 10),
   ):
     with pytest.raises(UserError, match='clip has 5 frames .* takes 6'):
       call()
 
 
 @pytest.mark.parametrize(
-    'options',
-    [
-        {'max_window': 5},
-        {'max_window': 20, 'min_window': 21},
-        {'max_window': 20, 'min_window': 5},
-        {'max_window': 20, 'equal': True, 'gap_sigma': 0.25},
-        {'max_window': 20, 'equal': True, 'inclusive': True},
-    ],
+  'options',
+  [
+    {'max_window': 5},
+    {'max_window': 20, 'min_window': 21},
+    {'max_window': 20, 'min_window': 5},
+    {'max_window': 20, 'equal': True, 'gap_sigma': 0.25},
+    {'max_window': 20, 'equal': True, 'inclusive': True},
+  ],
 )
 def test_contradictory_arguments_are_refused(options):
   with pytest.raises(ValueError):
@@ -223,16 +222,16 @@ def test_contradictory_arguments_are_refused(options):
 
 
 @pytest.mark.parametrize(
-    'options',
-    [
-        {'num_views': 1, 'window': (9, 40)},
-        {'num_views': 6, 'window': (5, 40)},
-        {'num_views': 6, 'window': (9, 40), 'min_window': 10},
-        {'num_views': 6, 'window': (9, 40), 'ramp_steps': -1},
-        {'num_views': 6, 'window': (9, 40), 'delay': -1},
-        {'num_views': 6, 'window': (9, 40), 'flip_prob': 1.5},
-        {'num_views': 6, 'window': (9, 40), 'gap_sigma': -0.1},
-    ],
+  'options',
+  [
+    {'num_views': 1, 'window': (9, 40)},
+    {'num_views': 6, 'window': (5, 40)},
+    {'num_views': 6, 'window': (9, 40), 'min_window': 10},
+    {'num_views': 6, 'window': (9, 40), 'ramp_steps': -1},
+    {'num_views': 6, 'window': (9, 40), 'delay': -1},
+    {'num_views': 6, 'window': (9, 40), 'flip_prob': 1.5},
+    {'num_views': 6, 'window': (9, 40), 'gap_sigma': -0.1},
+  ],
 )
 def test_impossible_recipes_are_refused(options):
   with pytest.raises(UserError):

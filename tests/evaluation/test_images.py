@@ -22,13 +22,13 @@ def pair(seed, *shape):
 
 def reference_ssim(a, b):
   return structural_similarity(
-      a,
-      b,
-      gaussian_weights=True,
-      sigma=1.5,
-      use_sample_covariance=False,
-      data_range=1.0,
-      channel_axis=-1,
+    a,
+    b,
+    gaussian_weights=True,
+    sigma=1.5,
+    use_sample_covariance=False,
+    data_range=1.0,
+    channel_axis=-1,
   )
 
 
@@ -36,14 +36,14 @@ def reference_ssim(a, b):
 def test_matches_scikit_image(size):
   a, b = pair(sum(size), *size, 3)
   np.testing.assert_allclose(
-      images.ssim(jnp.asarray(a), jnp.asarray(b)),
-      reference_ssim(a, b),
-      atol=1e-5,
+    images.ssim(jnp.asarray(a), jnp.asarray(b)),
+    reference_ssim(a, b),
+    atol=1e-5,
   )
   np.testing.assert_allclose(
-      images.psnr(jnp.asarray(a), jnp.asarray(b)),
-      peak_signal_noise_ratio(a, b, data_range=1.0),
-      atol=1e-4,
+    images.psnr(jnp.asarray(a), jnp.asarray(b)),
+    peak_signal_noise_ratio(a, b, data_range=1.0),
+    atol=1e-4,
   )
 
 
@@ -51,9 +51,9 @@ def test_white_noise_matches_scikit_image():
   rng = np.random.default_rng(3)
   a, b = rng.uniform(0, 1, (2, 23, 41, 3)).astype(np.float32)
   np.testing.assert_allclose(
-      images.ssim(jnp.asarray(a), jnp.asarray(b)),
-      reference_ssim(a, b),
-      atol=1e-5,
+    images.ssim(jnp.asarray(a), jnp.asarray(b)),
+    reference_ssim(a, b),
+    atol=1e-5,
   )
 
 

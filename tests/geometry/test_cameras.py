@@ -23,7 +23,7 @@ def test_look_at_is_a_rotation_with_opencv_axes(rng):
   rotation = pose[..., :3]
   eye_ = np.broadcast_to(np.eye(3), (5, 4, 3, 3))
   np.testing.assert_allclose(
-      rotation @ rotation.swapaxes(-1, -2), eye_, atol=1e-12
+    rotation @ rotation.swapaxes(-1, -2), eye_, atol=1e-12
   )
   np.testing.assert_allclose(np.linalg.det(rotation), 1, atol=1e-12)
   np.testing.assert_allclose(cameras.camera_centre(pose), eye, atol=1e-12)
@@ -35,8 +35,9 @@ def test_look_at_is_a_rotation_with_opencv_axes(rng):
 def test_look_at_puts_the_target_in_the_middle(rng):
   eye, target = rng.normal(size=(2, 7, 3))
   pose = cameras.look_at(eye, target, UP)
-  xy, depth = cameras.project(target, np.tile([1.2, 1.1, 0.5, 0.4], (7, 1)),
-                              pose)
+  xy, depth = cameras.project(
+    target, np.tile([1.2, 1.1, 0.5, 0.4], (7, 1)), pose
+  )
   np.testing.assert_allclose(xy, np.tile([0.5, 0.4], (7, 1)), atol=1e-12)
   np.testing.assert_allclose(depth, np.linalg.norm(target - eye, axis=-1))
 
@@ -46,12 +47,12 @@ def test_inverse_and_composition(rng):
   points = rng.normal(size=(6, 3))
   identity = np.broadcast_to(np.eye(3, 4), (6, 3, 4))
   np.testing.assert_allclose(
-      cameras.compose(a, cameras.invert_pose(a)), identity, atol=1e-12
+    cameras.compose(a, cameras.invert_pose(a)), identity, atol=1e-12
   )
   np.testing.assert_allclose(
-      cameras.transform(cameras.compose(a, b), points),
-      cameras.transform(a, cameras.transform(b, points)),
-      atol=1e-12,
+    cameras.transform(cameras.compose(a, b), points),
+    cameras.transform(a, cameras.transform(b, points)),
+    atol=1e-12,
   )
 
 
@@ -64,9 +65,9 @@ def test_rays_and_projection_are_inverse(rng):
   points = origins + directions * rng.uniform(0.5, 5, (3, height, width, 1))
   grid = (3, height, width)
   xy, depth = cameras.project(
-      points,
-      np.broadcast_to(intrinsics[:, None, None], (*grid, 4)),
-      np.broadcast_to(pose[:, None, None], (*grid, 3, 4)),
+    points,
+    np.broadcast_to(intrinsics[:, None, None], (*grid, 4)),
+    np.broadcast_to(pose[:, None, None], (*grid, 3, 4)),
   )
   u = np.broadcast_to((np.arange(width) + 0.5) / width, grid)
   v = np.broadcast_to((np.arange(height)[:, None] + 0.5) / height, grid)
@@ -77,6 +78,8 @@ def test_rays_and_projection_are_inverse(rng):
 def test_float32_stays_float32(rng):
   pose = _poses(rng, 2)[1].astype(np.float32)
   intrinsics = np.tile(np.float32([1, 1, 0.5, 0.5]), (2, 1))
-  for array in (*cameras.pixel_rays(intrinsics, pose, 2, 2),
-                cameras.compose(pose, cameras.invert_pose(pose))):
+  for array in (
+    *cameras.pixel_rays(intrinsics, pose, 2, 2),
+    cameras.compose(pose, cameras.invert_pose(pose)),
+  ):
     assert array.dtype == np.float32

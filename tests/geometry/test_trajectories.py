@@ -27,9 +27,9 @@ def test_spline_passes_through_its_points():
 
 def test_spline_of_two_points_is_a_line():
   np.testing.assert_allclose(
-      trajectories.spline(TIMES, np.stack([START, FOCUS])),
-      trajectories.line(TIMES, START, FOCUS),
-      atol=1e-12,
+    trajectories.spline(TIMES, np.stack([START, FOCUS])),
+    trajectories.line(TIMES, START, FOCUS),
+    atol=1e-12,
   )
 
 
@@ -37,7 +37,7 @@ def test_spline_of_two_points_is_a_line():
 @pytest.mark.parametrize('seed', range(5))
 def test_kinds(kind, seed):
   path = trajectories.random_path(
-      kind, np.random.default_rng(seed), START, FOCUS, 2.0
+    kind, np.random.default_rng(seed), START, FOCUS, 2.0
   )
   eyes, targets = path(TIMES)
   assert eyes.shape == targets.shape == (101, 3)

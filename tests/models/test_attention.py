@@ -53,9 +53,7 @@ def test_half_precision_stays_near():
   half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
   out = attention.attend(*half)
   assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(
-    out.astype(jnp.float32), plain(q, k, v), atol=0.03
-  )
+  np.testing.assert_allclose(out.astype(jnp.float32), plain(q, k, v), atol=0.03)
 
 
 def test_auto_serves_each_platform():

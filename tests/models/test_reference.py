@@ -87,9 +87,7 @@ def golden_step(golden, golden_params):
       params, GOLDEN, images, encoder_images, mask
     )
 
-  return gradients(
-    golden_params, images, step['mid/x_enc'], step['mid/pmask']
-  )
+  return gradients(golden_params, images, step['mid/x_enc'], step['mid/pmask'])
 
 
 def test_masked_poses_and_renders_are_golden(golden, golden_params):

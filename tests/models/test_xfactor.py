@@ -1,10 +1,10 @@
 """The networks against the official code's numbers, and their properties."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from xfactor.errors import UserError
 from xfactor.models import layers, official, xfactor
@@ -155,7 +155,11 @@ def test_layer_is_golden(params, golden):
 
 @pytest.mark.parametrize(
   ('name', 'head_dim', 'grid'),
-  [('hd16_8x8', 16, (8, 8)), ('hd64_16x16', 64, (16, 16)), ('hd32_4x6', 32, (4, 6))],
+  [
+    ('hd16_8x8', 16, (8, 8)),
+    ('hd64_16x16', 64, (16, 16)),
+    ('hd32_4x6', 32, (4, 6)),
+  ],
 )
 def test_rope_tables_are_golden(golden, name, head_dim, grid):
   table = layers.rope_table(layers.grid_positions(*grid), head_dim)

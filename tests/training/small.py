@@ -59,9 +59,7 @@ def recipe(data_dir, **changes):
     ramp_steps=4,
     threads=2,
   )
-  config.train.update(
-    steps=6, log_every=2, eval_every=0, save_every=3, keep=2
-  )
+  config.train.update(steps=6, log_every=2, eval_every=0, save_every=3, keep=2)
   config.eval.update(window=4, batch=8, panel=3)
   for name, value in changes.items():
     section, _, key = name.partition('__')

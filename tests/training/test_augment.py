@@ -114,6 +114,4 @@ def test_the_order_of_operations_matters_and_is_each_examples_own(images):
       lambda x: augment.adjust_saturation(x, draws.saturation[0] * ONE[None]),
       lambda x: augment.adjust_hue(x, draws.hue[0] * ONE[None]),
     )[op](x)
-  np.testing.assert_allclose(
-    out[0], np.clip(2 * x - 1, -1, 1), atol=1e-5
-  )
+  np.testing.assert_allclose(out[0], np.clip(2 * x - 1, -1, 1), atol=1e-5)

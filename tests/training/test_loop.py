@@ -4,8 +4,8 @@ import json
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from tests.training import small
 from xfactor import config as configs

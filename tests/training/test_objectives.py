@@ -171,7 +171,9 @@ def test_whole_steps_are_known_from_the_step_alone():
   config = objectives.Config()
   kinds = [objectives.is_whole_step(0, i, config) for i in range(4000)]
   assert 0.035 < np.mean(kinds) < 0.065
-  assert kinds[:50] == [objectives.is_whole_step(0, i, config) for i in range(50)]
+  assert kinds[:50] == [
+    objectives.is_whole_step(0, i, config) for i in range(50)
+  ]
   never = dataclasses.replace(config, unmasked_prob=0.0)
   assert objectives.kinds_of_step(never) == [False]
   assert objectives.kinds_of_step(config) == [False, True]

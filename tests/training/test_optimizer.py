@@ -40,7 +40,11 @@ def test_trajectories_are_golden(golden, accumulate):
   it accumulates three, we are given three at once.
   """
   arrays = golden('xf_optim')
-  start = golden('xf_params_pert')
+  start = {
+    name.removeprefix('opt/start/'): array
+    for name, array in arrays.items()
+    if name.startswith('opt/start/')
+  }
   config = optimizer.Config(
     learning_rate=4e-3,
     final_learning_rate=1e-3,

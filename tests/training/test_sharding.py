@@ -3,9 +3,9 @@
 import math
 
 import jax
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tests.training import small
 from xfactor.errors import UserError

@@ -31,7 +31,7 @@ def frame_rng(seed: int, index: int) -> np.random.Generator:
 
 
 def window_at(
-    step: int, begin: int, end: int, ramp_steps: int, delay: int = 0
+  step: int, begin: int, end: int, ramp_steps: int, delay: int = 0
 ) -> int:
   """Returns the longest window allowed at a training step, in frames.
 
@@ -63,17 +63,17 @@ def bump_weights(num_lengths: int) -> Float64[np.ndarray, '{num_lengths}']:
 
 
 def choose_frames(
-    rng: np.random.Generator,
-    num_frames: int,
-    num_views: int,
-    max_window: int,
-    *,
-    min_window: int | None = None,
-    bump: bool = False,
-    gap_sigma: float | None = None,
-    inclusive: bool = False,
-    equal: bool = False,
-    flip_prob: float = 0.5,
+  rng: np.random.Generator,
+  num_frames: int,
+  num_views: int,
+  max_window: int,
+  *,
+  min_window: int | None = None,
+  bump: bool = False,
+  gap_sigma: float | None = None,
+  inclusive: bool = False,
+  equal: bool = False,
+  flip_prob: float = 0.5,
 ) -> Int64[np.ndarray, '{num_views}']:
   """Draws the frames of one example from a clip.
 
@@ -119,7 +119,7 @@ def choose_frames(
 
 
 def eval_frames(
-    num_frames: int, num_views: int, window: int
+  num_frames: int, num_views: int, window: int
 ) -> Int64[np.ndarray, '{num_views}']:
   """Returns equally spaced frames of the clip's central window; no chance.
 
@@ -172,13 +172,13 @@ class Views:
     low = self.num_views if self.min_window is None else self.min_window
     if not 2 <= self.num_views <= low <= min(self.window):
       raise UserError(
-          'Views need 2 <= num_views <= min_window <= window, but num_views is '
-          f'{self.num_views}, min_window {low}, window {self.window}.'
+        'Views need 2 <= num_views <= min_window <= window, but num_views is '
+        f'{self.num_views}, min_window {low}, window {self.window}.'
       )
     if self.ramp_steps < 0 or self.delay < 0:
       raise UserError(
-          'Views need ramp_steps and delay of at least 0, not '
-          f'{self.ramp_steps} and {self.delay}.'
+        'Views need ramp_steps and delay of at least 0, not '
+        f'{self.ramp_steps} and {self.delay}.'
       )
     if not 0.0 <= self.flip_prob <= 1.0:
       raise UserError(f'flip_prob is {self.flip_prob}; give it 0 to 1.')
@@ -190,7 +190,7 @@ class Views:
     return window_at(step, *self.window, self.ramp_steps, self.delay)
 
   def __call__(
-      self, rng: np.random.Generator, num_frames: int, step: int
+    self, rng: np.random.Generator, num_frames: int, step: int
   ) -> Int64[np.ndarray, 'views']:
     """Draws one example's frames; see `choose_frames` for the order of draws.
 
@@ -203,14 +203,14 @@ class Views:
       UserError: the clip has fewer than num_views frames.
     """
     return choose_frames(
-        rng,
-        num_frames,
-        self.num_views,
-        self.max_window(step),
-        min_window=self.min_window,
-        bump=self.bump,
-        gap_sigma=self.gap_sigma,
-        flip_prob=self.flip_prob,
+      rng,
+      num_frames,
+      self.num_views,
+      self.max_window(step),
+      min_window=self.min_window,
+      bump=self.bump,
+      gap_sigma=self.gap_sigma,
+      flip_prob=self.flip_prob,
     )
 
 
@@ -218,19 +218,19 @@ def _check(num_frames: int, num_views: int, low: int, high: int) -> None:
   """Raises unless `num_views` frames fit into the windows and the clip."""
   if not 2 <= num_views <= low <= high:
     raise ValueError(
-        'Need 2 <= num_views <= shortest window <= longest window, got '
-        f'{num_views}, {low}, {high}.'
+      'Need 2 <= num_views <= shortest window <= longest window, got '
+      f'{num_views}, {low}, {high}.'
     )
   if num_frames < num_views:
     raise UserError(
-        f'A clip has {num_frames} frames but an example takes {num_views}: '
-        'drop clips that short when converting the data, or ask for fewer '
-        'views.'
+      f'A clip has {num_frames} frames but an example takes {num_views}: '
+      'drop clips that short when converting the data, or ask for fewer '
+      'views.'
     )
 
 
 def _draw_length(
-    rng: np.random.Generator, low: int, high: int, bump: bool
+  rng: np.random.Generator, low: int, high: int, bump: bool
 ) -> int:
   """Draws a window length from [low, high]."""
   if bump:
@@ -240,11 +240,11 @@ def _draw_length(
 
 
 def _draw_inner(
-    rng: np.random.Generator,
-    length: int,
-    count: int,
-    inclusive: bool,
-    gap_sigma: float | None,
+  rng: np.random.Generator,
+  length: int,
+  count: int,
+  inclusive: bool,
+  gap_sigma: float | None,
 ) -> Int64[np.ndarray, '{count}']:
   """Draws `count` distinct offsets inside a window, in no order."""
   pool = np.arange(length) if inclusive else np.arange(1, length - 1)
@@ -256,7 +256,7 @@ def _draw_inner(
 
 
 def _draw_central(
-    rng: np.random.Generator, length: int, fraction: float
+  rng: np.random.Generator, length: int, fraction: float
 ) -> int:
   """Draws an offset from the central `fraction` of a window, ends excluded."""
   middle, reach = (length - 1) / 2, fraction * (length - 1) / 2

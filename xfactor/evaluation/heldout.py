@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from etils import epath
 import jax
-from ml_collections import ConfigDict
 import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 
 from xfactor.data import pipeline, records
 from xfactor.evaluation import reconstruction
@@ -104,9 +104,7 @@ def write(
   )
 
 
-def panels(
-  name: str, result: reconstruction.Result
-) -> dict[str, np.ndarray]:
+def panels(name: str, result: reconstruction.Result) -> dict[str, np.ndarray]:
   """The pictures of one data set, uint8, small ones enlarged."""
   scale = max(1, 128 // result.images['truth'].shape[1])
   return {

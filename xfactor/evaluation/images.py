@@ -12,9 +12,9 @@ _SSIM_RADIUS = 5
 
 
 def psnr(
-    a: Float[Array, '*batch h w 3'],
-    b: Float[Array, '*batch h w 3'],
-    max_db: float = 100.0,
+  a: Float[Array, '*batch h w 3'],
+  b: Float[Array, '*batch h w 3'],
+  max_db: float = 100.0,
 ) -> Float[Array, '*batch']:
   """Returns each pair's peak signal-to-noise ratio in dB; higher is closer.
 
@@ -32,7 +32,7 @@ def psnr(
 
 
 def ssim(
-    a: Float[Array, '*batch h w 3'], b: Float[Array, '*batch h w 3']
+  a: Float[Array, '*batch h w 3'], b: Float[Array, '*batch h w 3']
 ) -> Float[Array, '*batch']:
   """Returns each pair's structural similarity, 1 for identical images.
 
@@ -52,8 +52,8 @@ def ssim(
   height, width = a.shape[-3:-1]
   if min(height, width) < window:
     raise ValueError(
-        f'SSIM needs images of at least {window} x {window} pixels, not '
-        f'{height} x {width}.'
+      f'SSIM needs images of at least {window} x {window} pixels, not '
+      f'{height} x {width}.'
     )
   a, b = _unit_range(a), _unit_range(b)
   mean_a, mean_b = _smooth(a), _smooth(b)
@@ -82,7 +82,7 @@ def _smooth(x: Float[Array, '*batch h w 3']) -> Float[Array, '*batch y x 3']:
   for axis in (1, 2):
     size = images.shape[axis] - 2 * _SSIM_RADIUS
     images = sum(
-        w * jax.lax.slice_in_dim(images, i, i + size, axis=axis)
-        for i, w in enumerate(weights)
+      w * jax.lax.slice_in_dim(images, i, i + size, axis=axis)
+      for i, w in enumerate(weights)
     )
   return images.reshape(*x.shape[:-3], *images.shape[1:])

@@ -5,15 +5,15 @@ first context view, and that view's mean colour. The transfer panel applies one
 clip's motion to another clip's scene.
 """
 
-from collections.abc import Iterable
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
-import numpy as np
 
 from xfactor.evaluation import images as metrics
 from xfactor.models import perceptual
@@ -44,27 +44,27 @@ class Result:
   def means(self) -> dict[str, dict[str, float]]:
     """Mean over examples of every score."""
     return {
-        who: {name: float(np.mean(values)) for name, values in scores.items()}
-        for who, scores in self.scores.items()
+      who: {name: float(np.mean(values)) for name, values in scores.items()}
+      for who, scores in self.scores.items()
     }
 
   def reconstruction_panel(self, *, scale: int = 1) -> np.ndarray:
     """Context | prediction | truth, one row an example."""
     return writers.panel(
-        [self.images[key] for key in ('context', 'prediction', 'truth')],
-        scale=scale,
+      [self.images[key] for key in ('context', 'prediction', 'truth')],
+      scale=scale,
     )
 
   def transfer_panel(self, *, scale: int = 1) -> np.ndarray:
     """Motion's first view | its last | another scene | that scene moved."""
     return writers.panel(
-        [
-            self.images['context'],
-            self.images['truth'],
-            np.roll(self.images['context'], -1, axis=0),
-            self.images['transfer'],
-        ],
-        scale=scale,
+      [
+        self.images['context'],
+        self.images['truth'],
+        np.roll(self.images['context'], -1, axis=0),
+        self.images['transfer'],
+      ],
+      scale=scale,
     )
 
 
@@ -72,10 +72,10 @@ class Evaluator:
   """Scores parameters on batches of held-out examples; compiles once."""
 
   def __init__(
-      self,
-      functional: Functional,
-      mesh: Mesh,
-      perceptual_weights: Params | None,
+    self,
+    functional: Functional,
+    mesh: Mesh,
+    perceptual_weights: Params | None,
   ):
     self._mesh = mesh
     self._weights = perceptual_weights
@@ -88,32 +88,31 @@ class Evaluator:
       poses = objectives.reconstruct_poses(model, images)
       prediction = model.render(images[:, :-1], poses)
       mean = jnp.broadcast_to(
-          jnp.mean(context, axis=(1, 2), keepdims=True), context.shape
+        jnp.mean(context, axis=(1, 2), keepdims=True), context.shape
       )
       transfer = objectives.transfer(
-          model, images, jnp.roll(images[:, :-1], -1, axis=0)
+        model, images, jnp.roll(images[:, :-1], -1, axis=0)
       )
       candidates = {'model': prediction, 'copy': context, 'mean': mean}
       scores = {
-          who: score(image, truth, weights)
-          for who, image in candidates.items()
+        who: score(image, truth, weights) for who, image in candidates.items()
       }
       pictures = {
-          'context': context,
-          'prediction': prediction,
-          'truth': truth,
-          'transfer': transfer,
+        'context': context,
+        'prediction': prediction,
+        'truth': truth,
+        'transfer': transfer,
       }
       return scores, jax.tree.map(to_uint8, pictures)
 
     self._step = jax.jit(eval_step, out_shardings=everywhere)
 
   def __call__(
-      self,
-      params: Params,
-      batches: Iterable[dict[str, np.ndarray]],
-      *,
-      num_images: int,
+    self,
+    params: Params,
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    num_images: int,
   ) -> Result:
     """Scores every example of the batches and keeps the first pictures.
 
@@ -127,31 +126,29 @@ class Evaluator:
     with jax.set_mesh(self._mesh):
       for batch in batches:
         images = sharding.to_mesh(self._mesh, batch['images'])
-        got, shown = jax.device_get(
-            self._step(params, images, self._weights)
-        )
+        got, shown = jax.device_get(self._step(params, images, self._weights))
         keep = batch['mask']
         scores.append(jax.tree.map(lambda x, keep=keep: x[keep], got))
         if pictures is None:
           pictures = {
-              key: value[keep][:num_images] for key, value in shown.items()
+            key: value[keep][:num_images] for key, value in shown.items()
           }
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
     return Result(scores, pictures)
 
 
 def score(
-    image: Float[Array, 'b h w 3'],
-    truth: Float[Array, 'b h w 3'],
-    weights: Params | None,
+  image: Float[Array, 'b h w 3'],
+  truth: Float[Array, 'b h w 3'],
+  weights: Params | None,
 ) -> dict[str, Float[Array, ' b']]:
   """PSNR, SSIM and, with its weights, LPIPS of images in [-1, 1]."""
   # As a viewer would get them: eight bits a channel.
   image = to_float(to_uint8(image))
   unit, truth_unit = (image + 1) / 2, (truth + 1) / 2
   out = {
-      'psnr': metrics.psnr(unit, truth_unit),
-      'ssim': metrics.ssim(unit, truth_unit),
+    'psnr': metrics.psnr(unit, truth_unit),
+    'ssim': metrics.ssim(unit, truth_unit),
   }
   if weights is not None:
     out['lpips'] = perceptual.lpips(weights, image, truth)
@@ -163,9 +160,9 @@ def table(name: str, result: Result) -> str:
   means = result.means()
   columns = list(next(iter(means.values())))
   labels = {
-      'model': 'model',
-      'copy': 'copy the context frame',
-      'mean': 'mean colour',
+    'model': 'model',
+    'copy': 'copy the context frame',
+    'mean': 'mean colour',
   }
   lines = [f'{name} ({result.num_examples} held-out examples)']
   lines.append(' ' * 24 + ''.join(f'{c.upper():>9}' for c in columns))
@@ -173,5 +170,3 @@ def table(name: str, result: Result) -> str:
     cells = ''.join(f'{means[who][c]:9.3f}' for c in columns)
     lines.append(f'  {label:22}{cells}')
   return '\n'.join(lines)
-
-

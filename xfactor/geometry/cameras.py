@@ -29,10 +29,10 @@ def normalize(x: Float[Any, '*n d'], xnp: Any = np) -> Float[Any, '*n d']:
 
 
 def look_at(
-    eye: Float[Any, '*n 3'],
-    target: Float[Any, '*n 3'],
-    up: Float[Any, '3'],
-    xnp: Any = np,
+  eye: Float[Any, '*n 3'],
+  target: Float[Any, '*n 3'],
+  up: Float[Any, '3'],
+  xnp: Any = np,
 ) -> Float[Any, '*n 3 4']:
   """World-to-camera pose of a camera at `eye` with `target` at its centre.
 
@@ -54,7 +54,7 @@ def look_at(
 
 
 def invert_pose(
-    pose: Float[Any, '*n 3 4'], xnp: Any = np
+  pose: Float[Any, '*n 3 4'], xnp: Any = np
 ) -> Float[Any, '*n 3 4']:
   """Inverse of a rigid pose: world-to-camera becomes camera-to-world."""
   rotation = xnp.swapaxes(pose[..., :3], -1, -2)
@@ -63,39 +63,40 @@ def invert_pose(
 
 
 def compose(
-    a: Float[Any, '*n 3 4'], b: Float[Any, '*n 3 4'], xnp: Any = np
+  a: Float[Any, '*n 3 4'], b: Float[Any, '*n 3 4'], xnp: Any = np
 ) -> Float[Any, '*n 3 4']:
   """The pose that applies `b` first and `a` second."""
   columns = xnp.swapaxes(b, -1, -2)
   moved = _rotate(a[..., None, :, :3], columns, xnp)
   product = xnp.swapaxes(moved, -1, -2)
   return xnp.concatenate(
-      [product[..., :3], product[..., 3:] + a[..., 3:]], axis=-1
+    [product[..., :3], product[..., 3:] + a[..., 3:]], axis=-1
   )
 
 
 def transform(
-    pose: Float[Any, '*n 3 4'], points: Float[Any, '*n 3'], xnp: Any = np
+  pose: Float[Any, '*n 3 4'], points: Float[Any, '*n 3'], xnp: Any = np
 ) -> Float[Any, '*n 3']:
   """Applies poses to points of the same leading shape."""
   return _rotate(pose[..., :3], points, xnp) + pose[..., 3]
 
 
 def camera_centre(
-    world_to_camera: Float[Any, '*n 3 4'], xnp: Any = np
+  world_to_camera: Float[Any, '*n 3 4'], xnp: Any = np
 ) -> Float[Any, '*n 3']:
   """Positions of the cameras in the world."""
   return invert_pose(world_to_camera, xnp)[..., 3]
 
 
 def pixel_rays(
-    intrinsics: Float[Any, '*n 4'],
-    world_to_camera: Float[Any, '*n 3 4'],
-    height: int,
-    width: int,
-    xnp: Any = np,
-) -> tuple[Float[Any, '*n {height} {width} 3'],
-           Float[Any, '*n {height} {width} 3']]:
+  intrinsics: Float[Any, '*n 4'],
+  world_to_camera: Float[Any, '*n 3 4'],
+  height: int,
+  width: int,
+  xnp: Any = np,
+) -> tuple[
+  Float[Any, '*n {height} {width} 3'], Float[Any, '*n {height} {width} 3']
+]:
   """World rays through the centres of all pixels.
 
   Returns:
@@ -114,10 +115,10 @@ def pixel_rays(
 
 
 def project(
-    points: Float[Any, '*n 3'],
-    intrinsics: Float[Any, '*n 4'],
-    world_to_camera: Float[Any, '*n 3 4'],
-    xnp: Any = np,
+  points: Float[Any, '*n 3'],
+  intrinsics: Float[Any, '*n 4'],
+  world_to_camera: Float[Any, '*n 3 4'],
+  xnp: Any = np,
 ) -> tuple[Float[Any, '*n 2'], Float[Any, '*n']]:
   """Projects world points, one camera a point.
 

@@ -27,9 +27,9 @@ def arc(u: Times, start: Vector, centre: Vector, sweep: float) -> Points:
   angle = sweep * u
   x, y, z = start - centre
   turned = [
-      x * np.cos(angle) - y * np.sin(angle),
-      x * np.sin(angle) + y * np.cos(angle),
-      np.full_like(u, z),
+    x * np.cos(angle) - y * np.sin(angle),
+    x * np.sin(angle) + y * np.cos(angle),
+    np.full_like(u, z),
   ]
   return centre + np.stack(turned, axis=-1)
 
@@ -44,7 +44,7 @@ def spline(u: Times, points: Float[np.ndarray, 'k 3']) -> Points:
   t = (u * pieces - i)[:, None]
   a, b, c, d = p[i], p[i + 1], p[i + 2], p[i + 3]
   return b + 0.5 * t * (
-      c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a))
+    c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a))
   )
 
 
@@ -141,7 +141,8 @@ def _crane(rng, start, focus, reach):
   rise = _UP * rng.choice([-1, 1]) * min(reach, 1.2)
   half = (rise + (away * rng.uniform(-0.3, 0.5) + side) * reach) / 2
   return lambda u: (
-      line(u, start - half, start + half), np.tile(focus, (len(u), 1))
+    line(u, start - half, start + half),
+    np.tile(focus, (len(u), 1)),
   )
 
 
@@ -163,23 +164,23 @@ def _handheld(rng, start, focus, reach):
 
 
 KINDS: dict[str, Callable[..., Path]] = {
-    'orbit': _orbit,
-    'arc': _arc,
-    'walk': _walk,
-    'dolly': _dolly,
-    'look_around': _look_around,
-    'fly': _fly,
-    'crane': _crane,
-    'handheld': _handheld,
+  'orbit': _orbit,
+  'arc': _arc,
+  'walk': _walk,
+  'dolly': _dolly,
+  'look_around': _look_around,
+  'fly': _fly,
+  'crane': _crane,
+  'handheld': _handheld,
 }
 
 
 def random_path(
-    kind: str,
-    rng: np.random.Generator,
-    start: Vector,
-    focus: Vector,
-    reach: float,
+  kind: str,
+  rng: np.random.Generator,
+  start: Vector,
+  focus: Vector,
+  reach: float,
 ) -> Path:
   """Draws a smooth path of a kind.
 

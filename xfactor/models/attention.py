@@ -41,23 +41,23 @@ def choose_kernel(name: str, platform: str, dtype: DTypeLike) -> str:
     return 'splash' if platform == 'tpu' else 'einsum'
   if name not in KERNELS:
     raise UserError(
-        f'config.model.attention={name!r} is no attention kernel; choose '
-        f'"auto" or one of {", ".join(KERNELS)}'
+      f'config.model.attention={name!r} is no attention kernel; choose '
+      f'"auto" or one of {", ".join(KERNELS)}'
     )
   if name == 'cudnn' and not half:
     raise UserError(
-        'config.model.attention="cudnn" takes half precision only; set '
-        'config.model.dtype="bfloat16" or config.model.attention="einsum"'
+      'config.model.attention="cudnn" takes half precision only; set '
+      'config.model.dtype="bfloat16" or config.model.attention="einsum"'
     )
   return name
 
 
 def attend(
-    q_BTND: Float[Array, 'b t n d'],
-    k_BSND: Float[Array, 'b s n d'],
-    v_BSND: Float[Array, 'b s n d'],
-    *,
-    kernel: str = 'einsum',
+  q_BTND: Float[Array, 'b t n d'],
+  k_BSND: Float[Array, 'b s n d'],
+  v_BSND: Float[Array, 'b s n d'],
+  *,
+  kernel: str = 'einsum',
 ) -> Float[Array, 'b t n d']:
   """Full (unmasked) multi-head attention, scaled by 1/sqrt(d).
 
@@ -73,7 +73,7 @@ def attend(
   """
   if kernel == 'cudnn':
     return jax.nn.dot_product_attention(
-        q_BTND, k_BSND, v_BSND, implementation='cudnn'
+      q_BTND, k_BSND, v_BSND, implementation='cudnn'
     )
   if kernel == 'splash':
     return _over_mesh(_splash)(q_BTND, k_BSND, v_BSND)
@@ -83,10 +83,10 @@ def attend(
 def _einsum(q_BTND: Array, k_BSND: Array, v_BSND: Array) -> Array:
   scale = 1 / math.sqrt(q_BTND.shape[-1])
   logits_BNTS = jnp.einsum(
-      'BTND,BSND->BNTS',
-      q_BTND * jnp.asarray(scale, q_BTND.dtype),
-      k_BSND,
-      preferred_element_type=jnp.float32,
+    'BTND,BSND->BNTS',
+    q_BTND * jnp.asarray(scale, q_BTND.dtype),
+    k_BSND,
+    preferred_element_type=jnp.float32,
   )
   weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSND.dtype)
   return jnp.einsum('BNTS,BSND->BTND', weights_BNTS, v_BSND)
@@ -99,24 +99,24 @@ def _over_mesh(kernel):
     return kernel
   spec = P(_BATCH_AXES, None, _HEAD_AXIS, None)
   return jax.shard_map(
-      kernel,
-      mesh=mesh,
-      in_specs=(spec, spec, spec),
-      out_specs=spec,
-      check_vma=False,
+    kernel,
+    mesh=mesh,
+    in_specs=(spec, spec, spec),
+    out_specs=spec,
+    check_vma=False,
   )
 
 
 def _splash(
-    q_BTND: Array, k_BSND: Array, v_BSND: Array, *, interpret: bool = False
+  q_BTND: Array, k_BSND: Array, v_BSND: Array, *, interpret: bool = False
 ) -> Array:
   """Splash attention (TPU): pads tokens to 128 and masks by segment ids."""
   # Imported here: Pallas takes a second, and only TPUs need it.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
-      splash_attention_kernel as kernels,
+    splash_attention_kernel as kernels,
   )
   from jax.experimental.pallas.ops.tpu.splash_attention import (
-      splash_attention_mask as masks,
+    splash_attention_mask as masks,
   )
 
   tokens, heads, depth = q_BTND.shape[1:]
@@ -124,18 +124,18 @@ def _splash(
   padded_q, padded_kv = (-(-n // 128) * 128 for n in (tokens, keys))
   block_q, block_kv = (_block(n) for n in (padded_q, padded_kv))
   kernel = kernels.make_splash_mha_single_device(
-      masks.MultiHeadMask([masks.FullMask((padded_q, padded_kv))] * heads),
-      block_sizes=kernels.BlockSizes(
-          block_q=block_q,
-          block_kv=block_kv,
-          block_kv_compute=block_kv,
-          block_q_dkv=block_q,
-          block_kv_dkv=block_kv,
-          block_kv_dkv_compute=block_kv,
-          block_q_dq=block_q,
-          block_kv_dq=block_kv,
-      ),
-      interpret=interpret,
+    masks.MultiHeadMask([masks.FullMask((padded_q, padded_kv))] * heads),
+    block_sizes=kernels.BlockSizes(
+      block_q=block_q,
+      block_kv=block_kv,
+      block_kv_compute=block_kv,
+      block_q_dkv=block_q,
+      block_kv_dkv=block_kv,
+      block_kv_dkv_compute=block_kv,
+      block_q_dq=block_q,
+      block_kv_dq=block_kv,
+    ),
+    interpret=interpret,
   )
 
   def heads_first(x, length):
@@ -144,14 +144,14 @@ def _splash(
 
   # Real tokens are segment 0, padding is segment 1: it attends to itself only.
   segments = kernels.SegmentIds(
-      q=(jnp.arange(padded_q) >= tokens).astype(jnp.int32),
-      kv=(jnp.arange(padded_kv) >= keys).astype(jnp.int32),
+    q=(jnp.arange(padded_q) >= tokens).astype(jnp.int32),
+    kv=(jnp.arange(padded_kv) >= keys).astype(jnp.int32),
   )
   scale = jnp.asarray(1 / math.sqrt(depth), q_BTND.dtype)
   out_BNTD = jax.vmap(functools.partial(kernel, segment_ids=segments))(
-      heads_first(q_BTND * scale, padded_q),
-      heads_first(k_BSND, padded_kv),
-      heads_first(v_BSND, padded_kv),
+    heads_first(q_BTND * scale, padded_q),
+    heads_first(k_BSND, padded_kv),
+    heads_first(v_BSND, padded_kv),
   )
   return jnp.einsum('BNTD->BTND', out_BNTD[:, :, :tokens])
 

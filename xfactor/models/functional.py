@@ -8,8 +8,8 @@ speak of the same names.
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from flax import nnx
 import jax
+from flax import nnx
 
 Params = dict[str, jax.Array]
 M = TypeVar('M', bound=nnx.Module)
@@ -29,26 +29,28 @@ class Functional(Generic[M]):
     self._graphdef, state = nnx.split(abstract, nnx.Param)
     self._variables = dict(nnx.to_flat_state(state))
     self.shapes = {
-        _name(path): variable.get_value()
-        for path, variable in self._variables.items()
+      _name(path): variable.get_value()
+      for path, variable in self._variables.items()
     }
 
   def init(self, key: jax.Array) -> Params:
     """New parameters; jit it with shardings so that they are born sharded."""
     state = nnx.state(self._make(nnx.Rngs(key)), nnx.Param)
     return {
-        _name(path): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
+      _name(path): variable.get_value()
+      for path, variable in nnx.to_flat_state(state)
     }
 
   def bind(self, params: Params) -> M:
     """The module with these parameters; free inside jit."""
     return nnx.merge(
-        self._graphdef,
-        nnx.from_flat_state([
-            (path, variable.replace(params[_name(path)]))
-            for path, variable in self._variables.items()
-        ]),
+      self._graphdef,
+      nnx.from_flat_state(
+        [
+          (path, variable.replace(params[_name(path)]))
+          for path, variable in self._variables.items()
+        ]
+      ),
     )
 
 

@@ -8,9 +8,9 @@ layers add updates that bfloat16 would round away.
 from collections.abc import Callable, Sequence
 
 import einops
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -21,32 +21,32 @@ _XAVIER = nnx.initializers.xavier_uniform()
 _BIAS = nnx.initializers.normal(1e-6)
 
 REMAT_POLICIES = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
 def patchify(
-    images: Float[Array, '*b h w c'], size: int
+  images: Float[Array, '*b h w c'], size: int
 ) -> Float[Array, '*b t p']:
   """Cuts images into row-major patches; a patch is row, column, channel."""
   return einops.rearrange(
-      images, '... (h y) (w x) c -> ... (h w) (y x c)', y=size, x=size
+    images, '... (h y) (w x) c -> ... (h w) (y x c)', y=size, x=size
   )
 
 
 def unpatchify(
-    patches: Float[Array, '*b t p'], size: int, height: int, width: int
+  patches: Float[Array, '*b t p'], size: int, height: int, width: int
 ) -> Float[Array, '*b h w c']:
   """Inverse of `patchify` for images of `height` x `width` pixels."""
   return einops.rearrange(
-      patches,
-      '... (h w) (y x c) -> ... (h y) (w x) c',
-      h=height // size,
-      w=width // size,
-      y=size,
-      x=size,
+    patches,
+    '... (h w) (y x c) -> ... (h y) (w x) c',
+    h=height // size,
+    w=width // size,
+    y=size,
+    x=size,
   )
 
 
@@ -57,7 +57,7 @@ def grid_positions(height: int, width: int) -> Int[Array, 't 2']:
 
 
 def rope_table(
-    positions: Int[Array, '*b t 2'], head_dim: int
+  positions: Int[Array, '*b t 2'], head_dim: int
 ) -> Float[Array, '*b t d 2']:
   """(cos, sin) of 2-d rotary embeddings (the official get_2d_sincos_rope).
 
@@ -73,7 +73,7 @@ def rope_table(
 
 
 def apply_rope(
-    x: Float[Array, 'b v t n d'], table: Float[Array, '#b t d 2']
+  x: Float[Array, 'b v t n d'], table: Float[Array, '#b t d 2']
 ) -> Float[Array, 'b v t n d']:
   """Turns neighbouring channel pairs of every head by the table's angles."""
   cos, sin = (table[:, None, :, None, :, i] for i in range(2))
@@ -83,31 +83,31 @@ def apply_rope(
 
 
 def linear(
-    din: int,
-    dout: int,
-    *,
-    rngs: nnx.Rngs,
-    dtype: DTypeLike,
-    use_bias: bool = True,
+  din: int,
+  dout: int,
+  *,
+  rngs: nnx.Rngs,
+  dtype: DTypeLike,
+  use_bias: bool = True,
 ) -> nnx.Linear:
   """A dense layer with the reference's initialisers."""
   return nnx.Linear(
-      din,
-      dout,
-      use_bias=use_bias,
-      dtype=dtype,
-      kernel_init=_XAVIER,
-      bias_init=_BIAS,
-      rngs=rngs,
+    din,
+    dout,
+    use_bias=use_bias,
+    dtype=dtype,
+    kernel_init=_XAVIER,
+    bias_init=_BIAS,
+    rngs=rngs,
   )
 
 
 def layer_norm(
-    features: int, *, rngs: nnx.Rngs, use_bias: bool = True
+  features: int, *, rngs: nnx.Rngs, use_bias: bool = True
 ) -> nnx.LayerNorm:
   """LayerNorm with epsilon 1e-6 and float32 statistics and output."""
   return nnx.LayerNorm(
-      features, epsilon=1e-6, use_bias=use_bias, dtype=jnp.float32, rngs=rngs
+    features, epsilon=1e-6, use_bias=use_bias, dtype=jnp.float32, rngs=rngs
   )
 
 
@@ -128,13 +128,13 @@ def gelu(x: Array) -> Array:
 class MLP(nnx.Module):
   """Dense layers with GELU between them."""
 
-  def __init__(
-      self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike
-  ):
-    self.layers = nnx.List([
+  def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike):
+    self.layers = nnx.List(
+      [
         linear(din, dout, rngs=rngs, dtype=dtype)
         for din, dout in zip(sizes[:-1], sizes[1:], strict=True)
-    ])
+      ]
+    )
 
   def __call__(self, x: Array) -> Array:
     for i, layer in enumerate(self.layers):
@@ -148,9 +148,7 @@ class HeadNorm(nnx.Module):
   def __init__(self, heads: int, head_dim: int):
     self.scale = nnx.Param(jnp.ones((heads, head_dim), jnp.float32))
 
-  def __call__(
-      self, x: Float[Array, '*b n d']
-  ) -> Float[Array, '*b n d']:
+  def __call__(self, x: Float[Array, '*b n d']) -> Float[Array, '*b n d']:
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(x**2, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(mean_square + 1e-5)
@@ -175,20 +173,20 @@ class MultiViewBlock(nnx.Module):
   """
 
   def __init__(
-      self,
-      features: int,
-      heads: int,
-      *,
-      rngs: nnx.Rngs,
-      dtype: DTypeLike,
-      kernel: str,
+    self,
+    features: int,
+    heads: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    kernel: str,
   ):
     self.heads = heads
     self.dtype = dtype
     self.kernel = kernel
     self.norm_attention = layer_norm(features, rngs=rngs, use_bias=False)
     self.qkv = linear(
-        features, 6 * features, rngs=rngs, dtype=dtype, use_bias=False
+      features, 6 * features, rngs=rngs, dtype=dtype, use_bias=False
     )
     head_dim = features // heads
     self.norm_q = HeadNorm(heads, head_dim)
@@ -198,15 +196,13 @@ class MultiViewBlock(nnx.Module):
     self.out = linear(2 * features, features, rngs=rngs, dtype=dtype)
     self.scale_attention = LayerScale(features)
     self.norm_mlp = layer_norm(features, rngs=rngs)
-    self.mlp = MLP(
-        (features, 4 * features, features), rngs=rngs, dtype=dtype
-    )
+    self.mlp = MLP((features, 4 * features, features), rngs=rngs, dtype=dtype)
     self.scale_mlp = LayerScale(features)
 
   def __call__(
-      self,
-      x_BVTC: Float[Array, 'b v t c'],
-      rope: Float[Array, '#b t d 2'],
+    self,
+    x_BVTC: Float[Array, 'b v t c'],
+    rope: Float[Array, '#b t d 2'],
   ) -> Float[Array, 'b v t c']:
     x_BVTC = x_BVTC + self.scale_attention(self._attention(x_BVTC, rope))
     hidden = gelu(self.norm_mlp(x_BVTC))
@@ -228,9 +224,7 @@ class MultiViewBlock(nnx.Module):
     def attend_folded(pattern, *qkv):
       folded = (einops.rearrange(x, f'b v t n d -> {pattern}') for x in qkv)
       out = attention.attend(*folded, kernel=self.kernel)
-      return einops.rearrange(
-          out, f'{pattern} -> b v t (n d)', v=views
-      )
+      return einops.rearrange(out, f'{pattern} -> b v t (n d)', v=views)
 
     across = attend_folded('b (v t) n d', q, k, v)
     within = attend_folded('(b v) t n d', self_q, self_k, self_v)
@@ -241,17 +235,17 @@ class Stack(nnx.Module):
   """Identical layers, their parameters stacked: one compiled body, scanned."""
 
   def __init__(
-      self,
-      depth: int,
-      make_layer: Callable[[nnx.Rngs], nnx.Module],
-      *,
-      rngs: nnx.Rngs,
-      remat: str,
+    self,
+    depth: int,
+    make_layer: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    rngs: nnx.Rngs,
+    remat: str,
   ):
     if remat not in REMAT_POLICIES:
       raise UserError(
-          f'config.model.remat={remat!r} is no policy; choose one of '
-          f'{", ".join(REMAT_POLICIES)}'
+        f'config.model.remat={remat!r} is no policy; choose one of '
+        f'{", ".join(REMAT_POLICIES)}'
       )
     self.remat = remat
     self.layers = nnx.split_rngs(splits=depth)(nnx.vmap(make_layer))(rngs)
@@ -264,6 +258,6 @@ class Stack(nnx.Module):
 
     if self.remat != 'none':
       body = jax.checkpoint(
-          body, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+        body, policy=REMAT_POLICIES[self.remat], prevent_cse=False
       )
     return jax.lax.scan(body, x, stacked)[0]

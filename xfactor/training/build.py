@@ -1,14 +1,14 @@
 """What a recipe builds: shared by training, evaluation and compiling ahead."""
 
-from collections.abc import Sequence
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
-import optax
 
 from xfactor import config as configs
 from xfactor.errors import UserError
@@ -58,16 +58,14 @@ class Build:
     """Shape, dtype and sharding of a global batch."""
     shape = (self.batch, self.views, self.image_size, self.image_size, 3)
     return jax.ShapeDtypeStruct(
-        shape, 'uint8', sharding=NamedSharding(self.mesh, sharding.BATCH)
+      shape, 'uint8', sharding=NamedSharding(self.mesh, sharding.BATCH)
     )
 
   def init(self) -> state.TrainState:
     """New parameters and moments, born sharded."""
     make = functools.partial(state.init, self.functional, self.tx)
     with jax.set_mesh(self.mesh):
-      return jax.jit(make, out_shardings=self.places)(
-          jax.random.key(self.seed)
-      )
+      return jax.jit(make, out_shardings=self.places)(jax.random.key(self.seed))
 
   def step(self, *, whole: bool):
     """The jitted train step: (state, images, LPIPS weights) to (state, metrics).
@@ -76,38 +74,38 @@ class Build:
     is compiled once.
     """
     step = functools.partial(
-        train_step,
-        functional=self.functional,
-        tx=self.tx,
-        schedule=self.schedule,
-        objective=self.objective,
-        seed=self.seed,
-        accumulate=self.accumulate,
-        whole=whole,
+      train_step,
+      functional=self.functional,
+      tx=self.tx,
+      schedule=self.schedule,
+      objective=self.objective,
+      seed=self.seed,
+      accumulate=self.accumulate,
+      whole=whole,
     )
     return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(
-            self.places,
-            NamedSharding(self.mesh, sharding.BATCH),
-            NamedSharding(self.mesh, P()),
-        ),
-        out_shardings=(self.places, NamedSharding(self.mesh, P())),
+      step,
+      donate_argnums=0,
+      in_shardings=(
+        self.places,
+        NamedSharding(self.mesh, sharding.BATCH),
+        NamedSharding(self.mesh, P()),
+      ),
+      out_shardings=(self.places, NamedSharding(self.mesh, P())),
     )
 
   def compile(self, *, whole: bool, weights: Params | None):
     """Compiles the train step for this mesh; the result never recompiles."""
     with jax.set_mesh(self.mesh):
       return (
-          self.step(whole=whole)
-          .lower(self.abstract_state(), self.abstract_batch(), weights)
-          .compile()
+        self.step(whole=whole)
+        .lower(self.abstract_state(), self.abstract_batch(), weights)
+        .compile()
       )
 
 
 def build(
-    config: ConfigDict, devices: Sequence[jax.Device] | None = None
+  config: ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Build:
   """Builds a recipe for the devices (default: all); allocates nothing.
 
@@ -119,8 +117,8 @@ def build(
   cells = data.image_size // model.patch_size
   if data.image_size % model.patch_size or cells % 2:
     raise UserError(
-        f'config.data.image_size={data.image_size} must be an even number of '
-        f'patches of config.model.patch_size={model.patch_size} pixels'
+      f'config.data.image_size={data.image_size} must be an even number of '
+      f'patches of config.model.patch_size={model.patch_size} pixels'
     )
   if data.contexts < 1:
     raise UserError('config.data.contexts must be at least 1')
@@ -128,38 +126,38 @@ def build(
   sharding.check_batch(mesh, data.batch, 'config.data.batch')
   if data.batch % train.accumulate:
     raise UserError(
-        f'config.data.batch={data.batch} must be a multiple of '
-        f'config.train.accumulate={train.accumulate}'
+      f'config.data.batch={data.batch} must be a multiple of '
+      f'config.train.accumulate={train.accumulate}'
     )
   sharding.check_batch(
-      mesh,
-      data.batch // train.accumulate,
-      'config.data.batch / config.train.accumulate',
+    mesh,
+    data.batch // train.accumulate,
+    'config.data.batch / config.train.accumulate',
   )
   platform = mesh.devices.flat[0].platform
   functional = Functional(
-      lambda rngs: xfactor.XFactor(model, rngs=rngs, platform=platform)
+    lambda rngs: xfactor.XFactor(model, rngs=rngs, platform=platform)
   )
   optimizer_config = optimizer.Config(**config.optimizer)
   tx = optimizer.make_optimizer(optimizer_config, train.steps)
   return Build(
-      mesh=mesh,
-      model=model,
-      functional=functional,
-      tx=tx,
-      schedule=optimizer.make_schedule(optimizer_config, train.steps),
-      objective=configs.objective(config.objective),
-      places=state.shardings(mesh, functional, tx),
-      batch=data.batch,
-      views=data.contexts + 1,
-      image_size=data.image_size,
-      accumulate=train.accumulate,
-      seed=config.seed,
+    mesh=mesh,
+    model=model,
+    functional=functional,
+    tx=tx,
+    schedule=optimizer.make_schedule(optimizer_config, train.steps),
+    objective=configs.objective(config.objective),
+    places=state.shardings(mesh, functional, tx),
+    batch=data.batch,
+    views=data.contexts + 1,
+    image_size=data.image_size,
+    accumulate=train.accumulate,
+    seed=config.seed,
   )
 
 
 def load_perceptual(
-    config: ConfigDict, mesh: Mesh, *, required: bool
+  config: ConfigDict, mesh: Mesh, *, required: bool
 ) -> Params | None:
   """LPIPS weights (VGG16) on every device, or None where there are none.
 

@@ -4,13 +4,13 @@ The same command starts and resumes. Nothing is ever started from scratch
 where a checkpoint was expected.
 """
 
-from collections.abc import Mapping
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xfactor.errors import UserError
 from xfactor.training.state import TrainState
@@ -20,14 +20,14 @@ class Checkpoints:
   """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`."""
 
   def __init__(
-      self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
+    self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
   ):
     self.folder = epath.Path(workdir).resolve() / 'checkpoints'
     self._manager = ocp.CheckpointManager(
-        self.folder,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=create
-        ),
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True, create=create
+      ),
     )
 
   def steps(self) -> list[int]:
@@ -38,18 +38,18 @@ class Checkpoints:
     """Starts to save; returns once the state is copied off the device."""
     try:
       self._manager.save(
-          int(state.step),
-          args=ocp.args.Composite(
-              state=ocp.args.StandardSave(state),
-              meta=ocp.args.JsonSave(dict(meta)),
-          ),
-          force=True,
+        int(state.step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          meta=ocp.args.JsonSave(dict(meta)),
+        ),
+        force=True,
       )
     except OSError as e:
       raise _cannot_write(self.folder, e) from e
 
   def restore(
-      self, abstract: TrainState, step: int | None = None
+    self, abstract: TrainState, step: int | None = None
   ) -> tuple[TrainState, dict[str, Any]]:
     """The state at `step` (default: the newest), and its metadata.
 
@@ -64,18 +64,18 @@ class Checkpoints:
     _check_same_model(self.folder / str(step), abstract, self._shapes(step))
     try:
       restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardRestore(abstract),
-              meta=ocp.args.JsonRestore(),
-          ),
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract),
+          meta=ocp.args.JsonRestore(),
+        ),
       )
     except (ValueError, KeyError, OSError) as e:
       raise _unreadable(self.folder / str(step), e) from e
     return restored.state, restored.meta
 
   def restore_params(
-      self, abstract: Mapping[str, jax.ShapeDtypeStruct], step: int | None
+    self, abstract: Mapping[str, jax.ShapeDtypeStruct], step: int | None
   ) -> tuple[int, dict[str, jax.Array]]:
     """The step and the parameters alone: all that evaluation needs."""
     step = self._step(step)
@@ -85,14 +85,12 @@ class Checkpoints:
     try:
       with ocp.PyTreeCheckpointer() as reader:
         restored = reader.restore(
-            folder / 'state',
-            args=ocp.args.PyTreeRestore(
-                target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(
-                    target
-                ),
-                partial_restore=True,
-            ),
+          folder / 'state',
+          args=ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+          ),
         )
     except (ValueError, KeyError, OSError) as e:
       raise _unreadable(folder, e) from e
@@ -112,15 +110,15 @@ class Checkpoints:
     steps = self.steps()
     if not steps:
       raise UserError(
-          f'there is no checkpoint in {self.folder}; train first, or give the '
-          'right --workdir'
+        f'there is no checkpoint in {self.folder}; train first, or give the '
+        'right --workdir'
       )
     if step is None:
       return steps[-1]
     if step not in steps:
       raise UserError(
-          f'there is no checkpoint of step {step} in {self.folder}; there are '
-          f'{", ".join(map(str, steps))}'
+        f'there is no checkpoint of step {step} in {self.folder}; there are '
+        f'{", ".join(map(str, steps))}'
       )
     return step
 
@@ -129,6 +127,8 @@ class Checkpoints:
     try:
       with ocp.PyTreeCheckpointer() as reader:
         return reader.metadata(folder / 'state').item_metadata.tree
+    except AttributeError as e:  # Orbax finds no metadata and returns None.
+      raise _unreadable(folder, ValueError('no metadata')) from e
     except (ValueError, KeyError, OSError, json.JSONDecodeError) as e:
       raise _unreadable(folder, e) from e
 
@@ -137,17 +137,18 @@ def _check_same_model(folder: epath.Path, ours: Any, theirs: Any) -> None:
   """Names the first leaves that differ between a model and a checkpoint."""
   ours, theirs = _flat_shapes(ours), _flat_shapes(theirs)
   differences = [
-      f'{name} is {theirs.get(name, "absent")} there and '
-      f'{ours.get(name, "absent")} here'
-      for name in sorted(ours.keys() | theirs.keys())
-      if ours.get(name) != theirs.get(name)
+    f'{name} is {theirs.get(name, "absent")} there and '
+    f'{ours.get(name, "absent")} here'
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
   ]
   if differences:
     more = len(differences) - 1
     raise UserError(
-        f'{folder} holds another model than config.model describes: '
-        f'{differences[0]}' + (f' (and {more} more)' if more else '') +
-        '; give the --config it was trained with, or another --workdir'
+      f'{folder} holds another model than config.model describes: '
+      f'{differences[0]}'
+      + (f' (and {more} more)' if more else '')
+      + '; give the --config it was trained with, or another --workdir'
     )
 
 
@@ -157,22 +158,22 @@ def _flat_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
   flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
   return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
-      for path, x in flat
-      if is_leaf(x)
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
+    for path, x in flat
+    if is_leaf(x)
   }
 
 
 def _unreadable(folder: epath.Path, cause: Exception) -> UserError:
   first_line = str(cause).strip().split('\n')[0][:200]
   return UserError(
-      f'the checkpoint {folder} cannot be read ({first_line}); move it away to '
-      'go on from the one before'
+    f'the checkpoint {folder} cannot be read ({first_line}); move it away to '
+    'go on from the one before'
   )
 
 
 def _cannot_write(folder: epath.Path, cause: OSError) -> UserError:
   return UserError(
-      f'cannot write checkpoints to {folder} ({cause}); free some space or '
-      'make it writable, then run the same command again'
+    f'cannot write checkpoints to {folder} ({cause}); free some space or '
+    'make it writable, then run the same command again'
   )

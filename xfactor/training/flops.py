@@ -10,15 +10,15 @@ from xfactor.models import xfactor
 # Peak dense bfloat16 TFLOP/s of a chip (a device for jax: v2 and v3 chips
 # have two). Keys are prefixes of jax's device_kind, in lower case.
 PEAK_TFLOPS = {
-    'tpu v3': 61.5,
-    'tpu v4': 275,
-    'tpu v5 lite': 197,
-    'tpu v5p': 459,
-    'tpu v5': 459,
-    'tpu v6 lite': 918,
-    'nvidia a100': 312,
-    'nvidia h100': 989,
-    'nvidia h200': 989,
+  'tpu v3': 61.5,
+  'tpu v4': 275,
+  'tpu v5 lite': 197,
+  'tpu v5p': 459,
+  'tpu v5': 459,
+  'tpu v6 lite': 918,
+  'nvidia a100': 312,
+  'nvidia h100': 989,
+  'nvidia h200': 989,
 }
 
 
@@ -31,13 +31,13 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def train_step(
-    config: xfactor.Config,
-    *,
-    batch: int,
-    views: int,
-    height: int,
-    width: int,
-    whole: bool = False,
+  config: xfactor.Config,
+  *,
+  batch: int,
+  views: int,
+  height: int,
+  width: int,
+  whole: bool = False,
 ) -> int:
   """Model FLOPs of one update (three times the forward pass)."""
   tokens = height * width // config.patch_size**2
@@ -59,21 +59,21 @@ def forward_pass(config: xfactor.Config, *, views: int, tokens: int) -> int:
   pairs = views - 1
   embed = 2 * 2 * tokens * patch * width
   head = 2 * 4 * (2 * width * 4 * width + 4 * width * width + width * pose)
-  encoder = embed + head + _layers(
-      width, config.encoder_layers, 2, tokens + config.registers
+  encoder = (
+    embed
+    + head
+    + _layers(width, config.encoder_layers, 2, tokens + config.registers)
   )
   embed_context = (
-      2 * pairs * tokens * ((patch + pose) * 4 * width + 4 * width * width)
+    2 * pairs * tokens * ((patch + pose) * 4 * width + 4 * width * width)
   )
   embed_target = 2 * (pose * 4 * width + 4 * width * width)
-  pixels = (
-      2 * tokens * (width * 4 * width + 4 * width * width + width * patch)
-  )
+  pixels = 2 * tokens * (width * 4 * width + 4 * width * width + width * patch)
   renderer = (
-      embed_context
-      + embed_target
-      + pixels
-      + _layers(width, config.renderer_layers, views, tokens)
+    embed_context
+    + embed_target
+    + pixels
+    + _layers(width, config.renderer_layers, views, tokens)
   )
   return pairs * encoder + renderer
 

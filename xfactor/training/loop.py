@@ -1,17 +1,17 @@
 """The training loop, read top to bottom."""
 
-from collections.abc import Callable, Iterator
 import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
 from xfactor.data import pipeline
 from xfactor.evaluation import heldout, reconstruction
@@ -36,12 +36,12 @@ def train(config: ConfigDict, workdir: str) -> None:
     FloatingPointError: If the loss or its gradient is no longer finite.
   """
   with contextlib.ExitStack() as stack:
-    _train(config, workdir, lambda x: stack.enter_context(contextlib.closing(x)))
+    _train(
+      config, workdir, lambda x: stack.enter_context(contextlib.closing(x))
+    )
 
 
-def _train(
-  config: ConfigDict, workdir: str, owned: Callable[[T], T]
-) -> None:
+def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   """`train`; what it opens is `owned`: closed however it ends."""
   # ---------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
@@ -57,9 +57,7 @@ def _train(
   # ------------------------------------ state: go on where it stopped, or begin
   main_process = jax.process_index() == 0
   writer = owned(writers.Writer(workdir, active=main_process))
-  checkpoints = owned(
-    checkpoint.Checkpoints(workdir, keep=config.train.keep)
-  )
+  checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
   if checkpoints.steps():
     state, _ = checkpoints.restore(build.abstract_state())
     origin = f'{checkpoints.folder / str(int(state.step))}'
@@ -173,9 +171,7 @@ def describe(
     'arguments and temporaries',
     'data': ', '.join(
       f'{part.name}/{part.split} {count} clips'
-      for part, count in zip(
-        stream.config.parts, stream.num_clips, strict=True
-      )
+      for part, count in zip(stream.config.parts, stream.num_clips, strict=True)
     ),
     'config': json.loads(config.to_json_best_effort()),
   }
@@ -263,4 +259,3 @@ class Log:
       values['mfu'] = count * self._flops / seconds / self._peak
     self.restart()
     return values
-

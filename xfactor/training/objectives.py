@@ -15,8 +15,8 @@ from typing import Protocol
 import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from xfactor.models import layers
 from xfactor.models.xfactor import XFactor
@@ -27,7 +27,7 @@ class Perceptual(Protocol):
   """A perceptual distance of images in [-1, 1], one number an image."""
 
   def __call__(
-      self, prediction: Float[Array, 'b h w 3'], truth: Float[Array, 'b h w 3']
+    self, prediction: Float[Array, 'b h w 3'], truth: Float[Array, 'b h w 3']
   ) -> Float[Array, ' b']: ...
 
 
@@ -78,19 +78,17 @@ class Reconstruction:
   poses: Float[Array, 'b s v z']
 
 
-def draw(
-    key: PRNGKeyArray, batch: int, views: int, config: Config
-) -> Draws:
+def draw(key: PRNGKeyArray, batch: int, views: int, config: Config) -> Draws:
   """Draws a step's randomness; it depends on nothing but the arguments."""
   key_order, key_self, key_view, key_augment = jax.random.split(key, 4)
   is_self = jax.random.bernoulli(key_self, config.self_target_prob, (batch,))
   context = jax.random.randint(key_view, (batch,), 0, views - 1)
   return Draws(
-      order=draw_quadrants(key_order, batch),
-      target=jnp.where(is_self, context, views - 1),
-      augmentation=augment.draw(
-          key_augment, batch * (views - 1), config.augmentation
-      ),
+    order=draw_quadrants(key_order, batch),
+    target=jnp.where(is_self, context, views - 1),
+    augmentation=augment.draw(
+      key_augment, batch * (views - 1), config.augmentation
+    ),
   )
 
 
@@ -103,7 +101,7 @@ def quadrant_bits(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
   """0 for A's quadrants and 1 for B's (the public code's qpatch_masks)."""
   bits = jnp.array([1, 1, 0, 0])
   return jax.vmap(lambda k: jax.random.permutation(k, bits))(
-      jax.random.split(key, batch)
+    jax.random.split(key, batch)
   )
 
 
@@ -116,14 +114,14 @@ def is_whole_step(seed: int, step: int, config: Config) -> bool:
 def kinds_of_step(config: Config) -> list[bool]:
   """Whether steps may be split (False), whole (True), or either."""
   return [False] * (config.unmasked_prob < 1) + [True] * (
-      config.unmasked_prob > 0
+    config.unmasked_prob > 0
   )
 
 
 def split_halves(
-    tokens: Shaped[Array, 'b *v t c'],
-    order: Int[Array, 'b 4'],
-    grid: tuple[int, int],
+  tokens: Shaped[Array, 'b *v t c'],
+  order: Int[Array, 'b 4'],
+  grid: tuple[int, int],
 ) -> Shaped[Array, 'b2 *v half c']:
   """Gathers A's and B's tokens of every example: row 2b is A, 2b + 1 is B.
 
@@ -133,45 +131,45 @@ def split_halves(
   index = order.reshape(*order.shape[:1], *(1,) * (tokens.ndim - 3), 4, 1, 1)
   picked = jnp.take_along_axis(quadrants, index, axis=-3)
   return einops.rearrange(
-      picked, 'b ... (half two) n c -> (b half) ... (two n) c', half=2
+    picked, 'b ... (half two) n c -> (b half) ... (two n) c', half=2
   )
 
 
 def join_halves(
-    halves: Float[Array, 'b2 half c'],
-    order: Int[Array, 'b 4'],
-    grid: tuple[int, int],
+  halves: Float[Array, 'b2 half c'],
+  order: Int[Array, 'b 4'],
+  grid: tuple[int, int],
 ) -> Float[Array, 'b t c']:
   """Inverse of `split_halves`."""
   picked = einops.rearrange(
-      halves, '(b half) (two n) c -> b (half two) n c', half=2, two=2
+    halves, '(b half) (two n) c -> b (half two) n c', half=2, two=2
   )
   inverse = jnp.argsort(order, axis=1)
   quadrants = jnp.take_along_axis(picked, inverse[:, :, None, None], axis=1)
   return einops.rearrange(
-      quadrants,
-      'b (r s) (h w) c -> b (r h s w) c',
-      r=2,
-      h=grid[0] // 2,
+    quadrants,
+    'b (r s) (h w) c -> b (r h s w) c',
+    r=2,
+    h=grid[0] // 2,
   )
 
 
 def _to_quadrants(tokens: Array, grid: tuple[int, int]) -> Array:
   return einops.rearrange(
-      tokens,
-      'b ... (r h s w) c -> b ... (r s) (h w) c',
-      r=2,
-      h=grid[0] // 2,
-      s=2,
-      w=grid[1] // 2,
+    tokens,
+    'b ... (r h s w) c -> b ... (r s) (h w) c',
+    r=2,
+    h=grid[0] // 2,
+    s=2,
+    w=grid[1] // 2,
   )
 
 
 def reconstruct(
-    model: XFactor,
-    images: Float[Array, 'b v h w 3'],
-    pairs: Float[Array, 'b p 2 h w 3'],
-    order: Int[Array, 'b 4'] | None,
+  model: XFactor,
+  images: Float[Array, 'b v h w 3'],
+  pairs: Float[Array, 'b p 2 h w 3'],
+  order: Int[Array, 'b 4'] | None,
 ) -> Reconstruction:
   """Encodes poses, swaps them between the halves and draws the target.
 
@@ -194,16 +192,16 @@ def reconstruct(
   positions = model.positions(images)
   if order is not None:
     positions = split_halves(
-        jnp.broadcast_to(positions, (batch, *positions.shape[1:])), order, grid
+      jnp.broadcast_to(positions, (batch, *positions.shape[1:])), order, grid
     )
     context = split_halves(context, order, grid)
     encoder_in = split_halves(encoder_in, order, grid)
   # One encoder call for all pairs: they are examples of their own.
   poses = model.pose_encoder(
-      einops.rearrange(encoder_in, 'b p two t c -> (b p) two t c'),
-      jnp.repeat(positions, num_pairs, axis=0)
-      if len(positions) > 1
-      else positions,
+    einops.rearrange(encoder_in, 'b p two t c -> (b p) two t c'),
+    jnp.repeat(positions, num_pairs, axis=0)
+    if len(positions) > 1
+    else positions,
   )
   poses = einops.rearrange(poses, '(b p) two z -> b p two z', p=num_pairs)
   poses = jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)
@@ -217,11 +215,11 @@ def reconstruct(
 
 
 def prepare(
-    images: Float[Array, 'b v h w 3'], draws: Draws, config: Config
+  images: Float[Array, 'b v h w 3'], draws: Draws, config: Config
 ) -> tuple[Float[Array, 'b v h w 3'], Float[Array, 'b p 2 h w 3']]:
   """Puts self-targets in place and augments what the pose encoder sees."""
   target = jnp.take_along_axis(
-      images, draws.target[:, None, None, None, None], axis=1
+    images, draws.target[:, None, None, None, None], axis=1
   )
   images = jnp.concatenate([images[:, :-1], target], axis=1)
   pairs = encoder_pairs(images)
@@ -231,7 +229,7 @@ def prepare(
 
 
 def encoder_pairs(
-    images: Float[Array, 'b v h w 3'],
+  images: Float[Array, 'b v h w 3'],
 ) -> Float[Array, 'b p 2 h w 3']:
   """(reference, view) for every view but the reference."""
   reference = jnp.broadcast_to(images[:, :1], images[:, 1:].shape)
@@ -239,13 +237,13 @@ def encoder_pairs(
 
 
 def loss(
-    model: XFactor,
-    images: Float[Array, 'b v h w 3'],
-    draws: Draws,
-    config: Config,
-    *,
-    whole: bool,
-    perceptual: Perceptual | None = None,
+  model: XFactor,
+  images: Float[Array, 'b v h w 3'],
+  draws: Draws,
+  config: Config,
+  *,
+  whole: bool,
+  perceptual: Perceptual | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """The training loss of a batch and its parts.
 
@@ -270,9 +268,9 @@ def loss(
 
 
 def transfer(
-    model: XFactor,
-    images: Float[Array, 'b v h w 3'],
-    scenes: Float[Array, 'b c h w 3'],
+  model: XFactor,
+  images: Float[Array, 'b v h w 3'],
+  scenes: Float[Array, 'b c h w 3'],
 ) -> Float[Array, 'b h w 3']:
   """Draws `scenes` from the target poses of `images` (the transfer panel).
 
@@ -288,12 +286,12 @@ def transfer(
 
 
 def reconstruct_poses(
-    model: XFactor, images: Float[Array, 'b v h w 3']
+  model: XFactor, images: Float[Array, 'b v h w 3']
 ) -> Float[Array, 'b v z']:
   """Poses of whole views relative to the first, one pair at a time."""
   pairs = encoder_pairs(images)
   flat = einops.rearrange(pairs, 'b p two h w c -> (b p) two h w c')
   poses = einops.rearrange(
-      model.encode(flat), '(b p) two z -> b p two z', p=pairs.shape[1]
+    model.encode(flat), '(b p) two z -> b p two z', p=pairs.shape[1]
   )
   return jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)

@@ -4,9 +4,9 @@ Schedules count optimizer updates, whatever the accumulation (the public code
 counts micro-steps in its loop and updates in its schedule).
 """
 
-from collections.abc import Mapping
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -43,10 +43,10 @@ class Config:
 
 # The first pattern that matches a whole path decides; every path must match.
 DECAY_RULES = (
-    (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
-    (r'.*/bias', False),
-    (r'.*/registers', False),
-    (r'.*/kernel', True),
+  (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
+  (r'.*/bias', False),
+  (r'.*/registers', False),
+  (r'.*/kernel', True),
 )
 
 
@@ -54,15 +54,15 @@ def make_schedule(config: Config, steps: int) -> optax.Schedule:
   """Learning rate of each update: warm-up, cosine to the last, constant."""
   if config.warmup_steps >= steps:
     raise UserError(
-        f'config.optimizer.warmup_steps={config.warmup_steps} must be below '
-        f'config.train.steps={steps}'
+      f'config.optimizer.warmup_steps={config.warmup_steps} must be below '
+      f'config.train.steps={steps}'
     )
   return optax.warmup_cosine_decay_schedule(
-      init_value=config.initial_learning_rate,
-      peak_value=config.learning_rate,
-      warmup_steps=config.warmup_steps,
-      decay_steps=steps,
-      end_value=config.final_learning_rate,
+    init_value=config.initial_learning_rate,
+    peak_value=config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    decay_steps=steps,
+    end_value=config.final_learning_rate,
   )
 
 
@@ -87,18 +87,16 @@ def match_rule(path: str, rules: tuple):
   raise ValueError(f'no rule covers the parameter {path!r}; add one')
 
 
-def make_optimizer(
-    config: Config, steps: int
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
   """The whole gradient transformation for a run of `steps` updates."""
   return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(
-          make_schedule(config, steps),
-          b1=config.b1,
-          b2=config.b2,
-          eps=config.eps,
-          weight_decay=config.weight_decay,
-          mask=decay_mask,
-      ),
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      make_schedule(config, steps),
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      mask=decay_mask,
+    ),
   )

@@ -5,14 +5,14 @@ Axes: 'data' repeats the parameters and splits the batch, 'fsdp' splits both,
 single huge fsdp axis compiles to full all-reduces.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-import optax
 
 from xfactor.errors import UserError
 from xfactor.training.optimizer import match_rule
@@ -32,16 +32,16 @@ class Config:
 
 # Specs of the last dimensions; stacked layers have one more in front.
 PARAM_RULES = (
-    (r'.*/(qkv|embed)/kernel', ('fsdp', 'tensor')),
-    (r'.*/out/kernel', ('tensor', 'fsdp')),
-    (r'.*/(mlp|head|embed_\w+)/layers/0/kernel', ('fsdp', 'tensor')),
-    (r'.*/(mlp|head|embed_\w+)/layers/\d+/kernel', ('tensor', 'fsdp')),
-    (r'.*/(scale|bias|registers)', ()),
+  (r'.*/(qkv|embed)/kernel', ('fsdp', 'tensor')),
+  (r'.*/out/kernel', ('tensor', 'fsdp')),
+  (r'.*/(mlp|head|embed_\w+)/layers/0/kernel', ('fsdp', 'tensor')),
+  (r'.*/(mlp|head|embed_\w+)/layers/\d+/kernel', ('tensor', 'fsdp')),
+  (r'.*/(scale|bias|registers)', ()),
 )
 
 
 def make_mesh(
-    config: Config, devices: Sequence[jax.Device] | None = None
+  config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
   """The mesh over all devices.
 
@@ -55,15 +55,14 @@ def make_mesh(
     sizes[sizes.index(-1)] = len(devices) // known
   if -1 in sizes or math.prod(sizes) != len(devices):
     asked = ' x '.join(
-        f'{name}={size}'
-        for name, size in dataclasses.asdict(config).items()
+      f'{name}={size}' for name, size in dataclasses.asdict(config).items()
     )
     raise UserError(
-        f'config.mesh asks for {asked} but there are {len(devices)} devices; '
-        'use -1 for one axis to take what is left'
+      f'config.mesh asks for {asked} but there are {len(devices)} devices; '
+      'use -1 for one axis to take what is left'
     )
   return jax.make_mesh(
-      sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
 
 
@@ -72,13 +71,13 @@ def check_batch(mesh: Mesh, batch: int, name: str) -> None:
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if batch < 1 or batch % ways:
     raise UserError(
-        f'{name}={batch} must be a multiple of {ways}, the number of devices '
-        f'along config.mesh.data x config.mesh.fsdp'
+      f'{name}={batch} must be a multiple of {ways}, the number of devices '
+      f'along config.mesh.data x config.mesh.fsdp'
     )
 
 
 def param_shardings(
-    mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]
+  mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, NamedSharding]:
   """Where each parameter lives.
 
@@ -88,33 +87,35 @@ def param_shardings(
     ValueError: If no rule covers a parameter.
   """
   return {
-      path: NamedSharding(mesh, _spec(mesh, path, leaf.shape))
-      for path, leaf in shapes.items()
+    path: NamedSharding(mesh, _spec(mesh, path, leaf.shape))
+    for path, leaf in shapes.items()
   }
 
 
 def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> P:
   rule = match_rule(path, PARAM_RULES)
   axes = (None,) * (len(shape) - len(rule)) + rule
-  return P(*(
+  return P(
+    *(
       axis if axis and size % mesh.shape[axis] == 0 else None
       for axis, size in zip(axes, shape, strict=True)
-  ))
+    )
+  )
 
 
 def optimizer_shardings(
-    mesh: Mesh,
-    tx: optax.GradientTransformation,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    params: Mapping[str, NamedSharding],
+  mesh: Mesh,
+  tx: optax.GradientTransformation,
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  params: Mapping[str, NamedSharding],
 ):
   """Shardings of the optimizer's state: moments lie with their parameters."""
   return optax.tree_map_params(
-      tx,
-      lambda _, sharding: sharding,
-      jax.eval_shape(tx.init, dict(shapes)),
-      dict(params),
-      transform_non_params=lambda _: NamedSharding(mesh, P()),
+    tx,
+    lambda _, sharding: sharding,
+    jax.eval_shape(tx.init, dict(shapes)),
+    dict(params),
+    transform_non_params=lambda _: NamedSharding(mesh, P()),
   )
 
 
@@ -122,5 +123,5 @@ def to_mesh(mesh: Mesh, batch):
   """Puts each process's part of a batch on the mesh as one global array."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-import optax
 
 from xfactor.models.functional import Functional
 from xfactor.training import sharding
@@ -33,21 +33,19 @@ class TrainState:
 
 
 def shardings(
-    mesh: Mesh, functional: Functional, tx: optax.GradientTransformation
+  mesh: Mesh, functional: Functional, tx: optax.GradientTransformation
 ) -> TrainState:
   """Where each leaf of the state lives, as a TrainState of shardings."""
   params = sharding.param_shardings(mesh, functional.shapes)
   return TrainState(
-      step=NamedSharding(mesh, P()),
-      params=params,
-      opt_state=sharding.optimizer_shardings(
-          mesh, tx, functional.shapes, params
-      ),
+    step=NamedSharding(mesh, P()),
+    params=params,
+    opt_state=sharding.optimizer_shardings(mesh, tx, functional.shapes, params),
   )
 
 
 def init(
-    functional: Functional, tx: optax.GradientTransformation, key: jax.Array
+  functional: Functional, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
   """A new state; to be jitted with `shardings` as its out_shardings."""
   params = functional.init(key)
@@ -55,18 +53,16 @@ def init(
 
 
 def abstract(
-    functional: Functional,
-    tx: optax.GradientTransformation,
-    places: TrainState,
+  functional: Functional,
+  tx: optax.GradientTransformation,
+  places: TrainState,
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state: what restoring needs."""
-  shapes = jax.eval_shape(
-      lambda: init(functional, tx, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: init(functional, tx, jax.random.key(0)))
   return jax.tree.map(
-      lambda leaf, place: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=place
-      ),
-      shapes,
-      places,
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    shapes,
+    places,
   )

@@ -1,14 +1,14 @@
 """The train step: pure, one program for split steps and one for whole ones."""
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 
 import einops
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
-import optax
 
 from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
@@ -27,31 +27,29 @@ def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
 
 
 def lpips(
-    weights: Params,
-    dtype: DTypeLike,
-    prediction: Float[Array, 'b h w 3'],
-    truth: Float[Array, 'b h w 3'],
+  weights: Params,
+  dtype: DTypeLike,
+  prediction: Float[Array, 'b h w 3'],
+  truth: Float[Array, 'b h w 3'],
 ) -> Float[Array, ' b']:
   """LPIPS as a loss: no gradient is kept for the truth's features."""
-  truth_maps = jax.lax.stop_gradient(
-      perceptual.features(weights, truth, dtype)
-  )
+  truth_maps = jax.lax.stop_gradient(perceptual.features(weights, truth, dtype))
   maps = perceptual.features(weights, prediction, dtype)
   return perceptual.distance(weights, maps, truth_maps)
 
 
 def train_step(
-    state: TrainState,
-    images: UInt8[Array, 'b v h w 3'],
-    perceptual_weights: Params | None = None,
-    *,
-    functional: Functional,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    objective: objectives.Config,
-    seed: int,
-    accumulate: int,
-    whole: bool,
+  state: TrainState,
+  images: UInt8[Array, 'b v h w 3'],
+  perceptual_weights: Params | None = None,
+  *,
+  functional: Functional,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  objective: objectives.Config,
+  seed: int,
+  accumulate: int,
+  whole: bool,
 ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
   """One optimizer update on a global batch.
 
@@ -80,26 +78,26 @@ def train_step(
 
   def loss(params, images, draws):
     return objectives.loss(
-        functional.bind(params),
-        to_float(images),
-        draws,
-        objective,
-        whole=whole,
-        perceptual=functools.partial(
-            lpips, perceptual_weights, jnp.dtype(objective.lpips_dtype)
-        ),
+      functional.bind(params),
+      to_float(images),
+      draws,
+      objective,
+      whole=whole,
+      perceptual=functools.partial(
+        lpips, perceptual_weights, jnp.dtype(objective.lpips_dtype)
+      ),
     )
 
   grads, metrics = accumulate_gradients(
-      functools.partial(jax.grad(loss, has_aux=True), state.params),
-      (images, draws),
-      accumulate,
+    functools.partial(jax.grad(loss, has_aux=True), state.params),
+    (images, draws),
+    accumulate,
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics |= {
-      'grad_norm': optax.tree.norm(grads),
-      'learning_rate': schedule(state.step),
+    'grad_norm': optax.tree.norm(grads),
+    'learning_rate': schedule(state.step),
   }
   return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -113,11 +111,11 @@ def accumulate_gradients(gradient: Callable, batch, parts: int):
   if parts == 1:
     return gradient(*batch)
   dealt = jax.tree.map(
-      lambda x: einops.rearrange(x, '(b p) ... -> p b ...', p=parts), batch
+    lambda x: einops.rearrange(x, '(b p) ... -> p b ...', p=parts), batch
   )
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], dealt)),
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], dealt)),
   )
 
   def add(total, part):
@@ -125,4 +123,3 @@ def accumulate_gradients(gradient: Callable, batch, parts: int):
 
   total, _ = jax.lax.scan(add, zeros, dealt)
   return jax.tree.map(lambda x: x / parts, total)
-

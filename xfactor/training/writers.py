@@ -1,18 +1,18 @@
 """What a run leaves behind for people: JSON lines, TensorBoard and pictures."""
 
-from collections.abc import Mapping, Sequence
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import tensorboardX
 from etils import epath
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-import numpy as np
 from PIL import Image
-import tensorboardX
 
 from xfactor.errors import UserError
 
@@ -32,15 +32,15 @@ class Writer:
       self._folder.mkdir(parents=True, exist_ok=True)
       # Appended to: a resumed run goes on in the same file.
       self._lines = open(
-          os.fspath(self._folder / 'metrics.jsonl'), 'a', buffering=1
+        os.fspath(self._folder / 'metrics.jsonl'), 'a', buffering=1
       )
     except OSError as e:
       raise UserError(
-          f'cannot write to --workdir={workdir} ({e.strerror}); choose a '
-          'folder that can be written'
+        f'cannot write to --workdir={workdir} ({e.strerror}); choose a '
+        'folder that can be written'
       ) from e
     self._tensorboard = tensorboardX.SummaryWriter(
-        os.fspath(self._folder / 'tensorboard')
+      os.fspath(self._folder / 'tensorboard')
     )
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -53,7 +53,7 @@ class Writer:
       self._tensorboard.add_scalar(key, value, step)
 
   def image(
-      self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
+    self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
   ) -> None:
     """Writes panels/STEP_NAME.png and the same picture for TensorBoard."""
     if not self._active:
@@ -129,7 +129,7 @@ def write_png(path: epath.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
 
 
 def panel(
-    columns: Sequence[UInt8[np.ndarray, 'n h w 3']], *, scale: int = 1
+  columns: Sequence[UInt8[np.ndarray, 'n h w 3']], *, scale: int = 1
 ) -> UInt8[np.ndarray, 'rows cols 3']:
   """A picture with one row an example and one column for each of `columns`.
 
@@ -141,8 +141,8 @@ def panel(
   rows = []
   for images in zip(*columns, strict=True):
     padded = [
-        np.pad(x, ((0, gap), (0, gap), (0, 0)), constant_values=255)
-        for x in images
+      np.pad(x, ((0, gap), (0, gap), (0, 0)), constant_values=255)
+      for x in images
     ]
     rows.append(np.concatenate(padded, axis=1))
   picture = np.concatenate(rows, axis=0)[:-gap, :-gap]

@@ -10,9 +10,9 @@ add NAME to `NAMES`.
 """
 
 import abc
-from collections.abc import Iterator
 import dataclasses
 import importlib
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,15 +112,14 @@ def make(name: str, **options: Any) -> Source:
   """
   if name not in NAMES:
     raise UserError(
-        f'there is no data set source {name!r}; choose one of '
-        f'{", ".join(NAMES)}'
+      f'there is no data set source {name!r}; choose one of {", ".join(NAMES)}'
     )
   cls = importlib.import_module(f'{__name__}.{name}').Source
   fields = {f.name for f in dataclasses.fields(cls)}
   for key in options:
     if key not in fields:
       raise UserError(
-          f'the {name} source has no option {key!r}; it takes '
-          f'{", ".join(sorted(fields))}'
+        f'the {name} source has no option {key!r}; it takes '
+        f'{", ".join(sorted(fields))}'
       )
   return cls(**options)

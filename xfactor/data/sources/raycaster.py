@@ -30,7 +30,7 @@ _SIDE = 0  # The one face of an ellipsoid and the round one of a tube.
 # Where a pixel is sampled: its centre, which also gives the depth, and a
 # rotated square, which smooths edges of every slope.
 _SAMPLES = np.array(
-    [[0, 0], [-0.38, -0.14], [0.14, -0.38], [0.38, 0.14], [-0.14, 0.38]], _f32
+  [[0, 0], [-0.38, -0.14], [0.14, -0.38], [0.38, 0.14], [-0.14, 0.38]], _f32
 )
 
 
@@ -306,16 +306,23 @@ def _light_texels(scene: Scene, lengths: np.ndarray):
   normal[kind == ROOM] *= -1
   rotation = scene.rotation[primitive]
   position = scene.centre[primitive] + np.einsum(
-      'mji,mj->mi', rotation, point * half
+    'mji,mj->mi', rotation, point * half
   )
   normal = np.einsum('mji,mj->mi', rotation, normal)
   area = lengths.reshape(-1, 2).prod(-1) / texels
-  area = np.where((face == _SIDE) | (scene.kind[primitive] < TUBE),
-                  area[chart], 0)
+  area = np.where(
+    (face == _SIDE) | (scene.kind[primitive] < TUBE), area[chart], 0
+  )
   layout = np.concatenate([first[:, None], sizes], axis=1)
   return layout, _LightTexels(
-      primitive, face, column, row, chart,
-      np.ascontiguousarray(position.T), np.ascontiguousarray(normal.T), area,
+    primitive,
+    face,
+    column,
+    row,
+    chart,
+    np.ascontiguousarray(position.T),
+    np.ascontiguousarray(normal.T),
+    area,
   )
 
 
@@ -419,8 +426,9 @@ def _bounced(scene, texels, direct: np.ndarray, mean: np.ndarray):
   sides = np.asarray(sides, _f32)
   sides = 0.55 * sides + 0.45 * sides.mean(0)
   # A normal sees the side it points at; the squares sum to one.
-  share = np.concatenate([np.maximum(texels.normal, 0) ** 2,
-                          np.minimum(texels.normal, 0) ** 2])
+  share = np.concatenate(
+    [np.maximum(texels.normal, 0) ** 2, np.minimum(texels.normal, 0) ** 2]
+  )
   share = share[[0, 3, 1, 4, 2, 5]].astype(_f32)
   return np.einsum('sm,sc->mc', share, sides)
 
@@ -431,8 +439,13 @@ def _pyramid(albedo: np.ndarray):
   while levels[-1].shape[1] > 1:
     fine = levels[-1]
     levels.append(
-        (fine[:, ::2, ::2] + fine[:, 1::2, ::2]
-         + fine[:, ::2, 1::2] + fine[:, 1::2, 1::2]) / _f32(4)
+      (
+        fine[:, ::2, ::2]
+        + fine[:, 1::2, ::2]
+        + fine[:, ::2, 1::2]
+        + fine[:, 1::2, 1::2]
+      )
+      / _f32(4)
     )
   flat = [level.reshape(len(albedo), -1, 3) for level in levels]
   sizes = np.array([level.shape[1] for level in flat])
@@ -483,13 +496,13 @@ def _bake(scene: Scene, samples: int) -> Baked:
   detail = np.log2(resolution * repeats / lengths).mean(-1)
   start = scene.texture.reshape(-1, 1) * (len(texels_rgb) // len(scene.albedo))
   return Baked(
-      scene=scene,
-      light=light.astype(_f32),
-      chart=np.concatenate([layout, start], axis=1).astype(np.int32),
-      repeats=repeats.reshape(-1, 2).astype(_f32),
-      detail=detail.reshape(-1).astype(_f32),
-      texels=texels_rgb,
-      level=level.astype(np.int32),
+    scene=scene,
+    light=light.astype(_f32),
+    chart=np.concatenate([layout, start], axis=1).astype(np.int32),
+    repeats=repeats.reshape(-1, 2).astype(_f32),
+    detail=detail.reshape(-1).astype(_f32),
+    texels=texels_rgb,
+    level=level.astype(np.int32),
   )
 
 
@@ -538,10 +551,10 @@ def _visible(scene, corners, intrinsics, world_to_camera, size: int):
     if x0 >= x1 or y0 >= y1:
       continue
     t = _hit(
-        int(scene.kind[p]),
-        origins[p],
-        rays(p, xs[:, :, x0:x1], ys[:, y0:y1]),
-        scene.half[p],
+      int(scene.kind[p]),
+      origins[p],
+      rays(p, xs[:, :, x0:x1], ys[:, y0:y1]),
+      scene.half[p],
     )
     window = depth[:, y0:y1, x0:x1]
     closer = t < window
@@ -563,9 +576,10 @@ def _surface(scene, primitive, offset):
   """
   rotation = scene.rotation.reshape(-1, 9).take(primitive, 0)
   local = [
-      rotation[:, i] * offset[0] + rotation[:, i + 1] * offset[1]
-      + rotation[:, i + 2] * offset[2]
-      for i in (0, 3, 6)
+    rotation[:, i] * offset[0]
+    + rotation[:, i + 1] * offset[1]
+    + rotation[:, i + 2] * offset[2]
+    for i in (0, 3, 6)
   ]
   half = scene.half.take(primitive, 0)
   # The face is the one the point sticks out of the most.
@@ -639,9 +653,7 @@ def _shade(baked: Baked, depth, primitive, xs, ys, world_to_camera, eye, pixel):
   length = np.sqrt(xs * xs + (ys * ys + 1))
   primitive = primitive.reshape(-1)
   relative = (eye - scene.centre).take(primitive, 0)
-  offset = [
-      (depth * ray[i]).reshape(-1) + relative[:, i] for i in range(3)
-  ]
+  offset = [(depth * ray[i]).reshape(-1) + relative[:, i] for i in range(3)]
   face, across, along = _surface(scene, primitive, offset)
   index = primitive * 6 + face
   # Grazing surfaces need a coarser level; the root is a compromise between
@@ -669,10 +681,10 @@ def _shade(baked: Baked, depth, primitive, xs, ys, world_to_camera, eye, pixel):
 
 
 def render(
-    baked: Baked,
-    intrinsics: np.ndarray,
-    world_to_camera: np.ndarray,
-    size: int,
+  baked: Baked,
+  intrinsics: np.ndarray,
+  world_to_camera: np.ndarray,
+  size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Renders frames one by one.
 
@@ -690,7 +702,7 @@ def render(
   with np.errstate(all='ignore'):
     for camera, pose in zip(intrinsics, world_to_camera, strict=True):
       depth, primitive, xs, ys, eye = _visible(
-          baked.scene, corners, camera, pose, size
+        baked.scene, corners, camera, pose, size
       )
       pixel = _f32(0.6 / (camera[0] * size))
       linear = _shade(baked, depth, primitive, xs, ys, pose, eye, pixel)
@@ -706,20 +718,20 @@ def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
   A lower bound for ellipsoids.
   """
   local = np.einsum(
-      'pij,npj->npi', scene.rotation, points[:, None] - scene.centre
+    'pij,npj->npi', scene.rotation, points[:, None] - scene.centre
   )
   out = np.abs(local) - scene.half
   wall = -out[:, 0].max(-1)
   radius = np.linalg.norm(local[..., :2], axis=-1) - scene.half[:, 0]
   round_ = np.stack([radius, out[..., 2]], -1)
   round_ = np.linalg.norm(np.maximum(round_, 0), axis=-1) + np.minimum(
-      round_.max(-1), 0
+    round_.max(-1), 0
   )
   box = np.linalg.norm(np.maximum(out, 0), axis=-1) + np.minimum(out.max(-1), 0)
   ball = np.linalg.norm(local / scene.half, axis=-1) - 1
   ball = ball * scene.half.min(-1)
   distance = np.where(
-      scene.kind == TUBE, round_, np.where(scene.kind == BOX, box, ball)
+    scene.kind == TUBE, round_, np.where(scene.kind == BOX, box, ball)
   )
   return np.minimum(wall, distance[:, 1:].min(-1))
 

@@ -86,8 +86,9 @@ def _cells(rng, n, columns, rows, shift, gap):
   column = np.floor(x).astype(int) % columns
   value = rng.uniform(size=(rows, columns)).astype(np.float32)[row, column]
   fx, fy = x % 1, y % 1
-  edge = np.minimum(np.minimum(fx, 1 - fx) / columns,
-                    np.minimum(fy, 1 - fy) / rows)
+  edge = np.minimum(
+    np.minimum(fx, 1 - fx) / columns, np.minimum(fy, 1 - fy) / rows
+  )
   return edge < gap, value
 
 
@@ -167,7 +168,8 @@ def _plaid(rng, n, a, b):
   count = int(rng.integers(2, 5))
   t = 0.5 * ((u * count) % 1 < 0.45) + 0.5 * ((v * count) % 1 < 0.45)
   line = (np.abs((u * count) % 1 - 0.72) < 0.04) | (
-      np.abs((v * count) % 1 - 0.72) < 0.04)
+    np.abs((v * count) % 1 - 0.72) < 0.04
+  )
   return np.where(line[..., None], np.float32(0.9), _mix(a, b, t))
 
 
@@ -212,8 +214,9 @@ def _books(rng, n, a, b):
   edges = edges / edges[-1]
   u, v = _grid(n)
   book = np.minimum(np.searchsorted(edges, u[0]), 23)
-  colours = _hsv(rng.uniform(size=24), rng.uniform(0.2, 0.85, 24),
-                 rng.uniform(0.3, 0.95, 24))
+  colours = _hsv(
+    rng.uniform(size=24), rng.uniform(0.2, 0.85, 24), rng.uniform(0.3, 0.95, 24)
+  )
   left = np.concatenate([[0], edges])[book]
   across = (u[0] - left) / (edges[book] - left)
   shade = np.where(np.minimum(across, 1 - across) < 0.1, 0.45, 1.0)
@@ -254,8 +257,9 @@ def _abstract(rng, n, a, b):
   for _ in range(9):
     x, y = rng.uniform(0, 1, 2)
     w, h = rng.uniform(0.08, 0.4, 2)
-    colour = _hsv(hue + rng.normal() * 0.15, rng.uniform(0.3, 1),
-                  rng.uniform(0.2, 1))
+    colour = _hsv(
+      hue + rng.normal() * 0.15, rng.uniform(0.3, 1), rng.uniform(0.2, 1)
+    )
     inside = (np.abs(u - x) < w) & (np.abs(v - y) < h)
     if rng.uniform() < 0.5:
       inside = np.hypot(u - x, v - y) < w * 0.7
@@ -266,8 +270,9 @@ def _abstract(rng, n, a, b):
 def _blobs(rng, n, a, b):
   t = _noise(rng, n, 3, 3, 2)
   bands = np.floor((t + 1.2) * 3.2).astype(int).clip(0, 6)
-  colours = _hsv(rng.uniform(size=7), rng.uniform(0.3, 0.9, 7),
-                 rng.uniform(0.35, 1, 7))
+  colours = _hsv(
+    rng.uniform(size=7), rng.uniform(0.3, 0.9, 7), rng.uniform(0.35, 1, 7)
+  )
   return _frame(colours[bands], np.asarray(a) * 0.7, 0.04)
 
 
@@ -335,8 +340,10 @@ _PAINTINGS = (_landscape, _abstract, _blobs, _poster)
 def _hsv(h, s, v) -> np.ndarray:
   """sRGB colours [..., 3] from hue (any real), saturation and value."""
   h, s, v = np.broadcast_arrays(h, s, v)
-  rgb = [colorsys.hsv_to_rgb(*x) for x in zip(
-      h.ravel() % 1, s.ravel(), v.ravel(), strict=True)]
+  rgb = [
+    colorsys.hsv_to_rgb(*x)
+    for x in zip(h.ravel() % 1, s.ravel(), v.ravel(), strict=True)
+  ]
   return np.asarray(rgb, np.float32).reshape(*h.shape, 3)
 
 
@@ -372,8 +379,9 @@ class Part:
 def _box(x, y, z, w, d, h, look, **looks) -> Part:
   """A box with its bottom's middle at (x, y, z); `front` is the -y face."""
   faces = {{'front': 3, 'top': 4}[k]: v for k, v in looks.items()}
-  return Part(BOX, np.array([x, y, z + h / 2]), np.array([w, d, h]) / 2, look,
-              looks=faces)
+  return Part(
+    BOX, np.array([x, y, z + h / 2]), np.array([w, d, h]) / 2, look, looks=faces
+  )
 
 
 def _tube(x, y, z, r, h, look) -> Part:
@@ -399,10 +407,10 @@ def _move(parts: list[Part], x, y, z=0.0, yaw=0.0) -> list[Part]:
   """Turns parts about the vertical and shifts them."""
   turn = _turn(yaw)
   return [
-      dataclasses.replace(
-          p, centre=turn @ p.centre + [x, y, z], axes=turn @ p.axes
-      )
-      for p in parts
+    dataclasses.replace(
+      p, centre=turn @ p.centre + [x, y, z], axes=turn @ p.axes
+    )
+    for p in parts
   ]
 
 
@@ -420,11 +428,14 @@ class Looks:
     wood_hue = rng.uniform(0.04, 0.11)
     wood_value = rng.uniform(0.3, 0.85)
     wood = _hsv(wood_hue, rng.uniform(0.3, 0.65), wood_value)
-    other = _hsv(wood_hue + rng.normal() * 0.02, rng.uniform(0.1, 0.6),
-                 rng.uniform(0.25, 0.95))
+    other = _hsv(
+      wood_hue + rng.normal() * 0.02,
+      rng.uniform(0.1, 0.6),
+      rng.uniform(0.25, 0.95),
+    )
     self.accents = [
-        _hsv(hue + shift, rng.uniform(0.12, 0.65), rng.uniform(0.3, 0.9))
-        for shift in (0.5, 0.4, 0.08, 0.55, rng.uniform())
+      _hsv(hue + shift, rng.uniform(0.12, 0.65), rng.uniform(0.3, 0.9))
+      for shift in (0.5, 0.4, 0.08, 0.55, rng.uniform())
     ]
     self.paint = self.texture(_plain, [0.9] * 3, [1.0] * 3, 1.5)
     self.white = self.paint.tinted([0.92, 0.91, 0.88])
@@ -433,13 +444,20 @@ class Looks:
     self.metal = self.paint.tinted([grey, grey, grey * 1.03])
     self.wood = self.texture(_wood, wood * 0.75, wood, 0.9)
     self.wood2 = self.texture(_wood, other * 0.75, other, 0.7)
-    self.leaf = self.texture(_leaves, _hsv(0.27, 0.7, 0.3),
-                             _hsv(rng.uniform(0.2, 0.36), 0.6, 0.65), 0.5)
+    self.leaf = self.texture(
+      _leaves,
+      _hsv(0.27, 0.7, 0.3),
+      _hsv(rng.uniform(0.2, 0.36), 0.6, 0.65),
+      0.5,
+    )
     self.fabrics = [
-        self.texture(rng.choice([_fabric, _fabric, _plaid, _stripes, _checks]),
-                     self.accents[i], self.accents[i] * rng.uniform(0.5, 0.8),
-                     rng.uniform(0.4, 0.9))
-        for i in range(2)
+      self.texture(
+        rng.choice([_fabric, _fabric, _plaid, _stripes, _checks]),
+        self.accents[i],
+        self.accents[i] * rng.uniform(0.5, 0.8),
+        rng.uniform(0.4, 0.9),
+      )
+      for i in range(2)
     ]
     self.books = self.texture(_books, wood, other, 0.75)
     style = rng.uniform()
@@ -447,18 +465,26 @@ class Looks:
     wall = _hsv(hue, saturation * (0.35 if style < 0.5 else 1), value)
     wall_b = _hsv(hue + rng.normal() * 0.06, saturation * 1.3, value * 0.8)
     self.walls = [
-        self.texture(
-            rng.choice([_plain, _plain, _stripes, _dots, _damask, _planks,
-                        _concrete]),
-            wall, _soften(wall_b, wall, rng.uniform(0.3, 0.9)),
-            rng.uniform(0.9, 1.8)),
-        self.texture(
-            rng.choice([_bricks, _planks, _tiles, _damask, _stripes, _plain,
-                        _dots, _marble]),
-            self.accents[0], wall_b, rng.uniform(1.0, 2.0)),
+      self.texture(
+        rng.choice(
+          [_plain, _plain, _stripes, _dots, _damask, _planks, _concrete]
+        ),
+        wall,
+        _soften(wall_b, wall, rng.uniform(0.3, 0.9)),
+        rng.uniform(0.9, 1.8),
+      ),
+      self.texture(
+        rng.choice(
+          [_bricks, _planks, _tiles, _damask, _stripes, _plain, _dots, _marble]
+        ),
+        self.accents[0],
+        wall_b,
+        rng.uniform(1.0, 2.0),
+      ),
     ]
-    floor = rng.choice([_planks, _planks, _planks, _tiles, _checks, _fabric,
-                        _concrete, _marble])
+    floor = rng.choice(
+      [_planks, _planks, _planks, _tiles, _checks, _fabric, _concrete, _marble]
+    )
     if floor is _planks:
       a, b = wood * 0.7, np.minimum(wood * 1.2, 1)
     elif floor in (_tiles, _checks, _marble):
@@ -468,14 +494,21 @@ class Looks:
       b = a * 0.75
     self.floor = self.texture(floor, a, b, rng.uniform(1.4, 2.4))
     self.ceiling = self.texture(
-        rng.choice([_plain, _plain, _concrete, _planks]),
-        _hsv(hue, 0.05, 0.95), _hsv(hue, 0.1, 0.85), 2.0)
+      rng.choice([_plain, _plain, _concrete, _planks]),
+      _hsv(hue, 0.05, 0.95),
+      _hsv(hue, 0.1, 0.85),
+      2.0,
+    )
 
   def texture(self, draw: Callable, a, b, tile: float = 0.0) -> Look:
     """Draws a texture of two colours; `tile` 0 stretches it over a face."""
     rng = np.random.default_rng(self._rng.integers(2**63))
-    image = draw(rng, self._resolution, np.asarray(a, np.float32),
-                 np.asarray(b, np.float32))
+    image = draw(
+      rng,
+      self._resolution,
+      np.asarray(a, np.float32),
+      np.asarray(b, np.float32),
+    )
     self._images.append(np.clip(image, 0, 1).astype(np.float32))
     return Look(len(self._images) - 1, tile=tile)
 
@@ -499,7 +532,7 @@ class Looks:
 
   def lamp(self, warm: float) -> Look:
     return dataclasses.replace(
-        self.paint, tint=(1.0, 0.93 - 0.15 * warm, 0.85 - 0.4 * warm), glow=4.0
+      self.paint, tint=(1.0, 0.93 - 0.15 * warm, 0.85 - 0.4 * warm), glow=4.0
     )
 
   def images(self) -> np.ndarray:
@@ -521,8 +554,9 @@ Object = tuple[list[Part], float, float]
 
 
 def _legs(w, d, h, r, look, round_=True) -> list[Part]:
-  places = [(sx * (w / 2 - r), sy * (d / 2 - r))
-            for sx in (-1, 1) for sy in (-1, 1)]
+  places = [
+    (sx * (w / 2 - r), sy * (d / 2 - r)) for sx in (-1, 1) for sy in (-1, 1)
+  ]
   if round_:
     return [_tube(x, y, 0, r, h, look) for x, y in places]
   return [_box(x, y, 0, 2 * r, 2 * r, h, look) for x, y in places]
@@ -534,14 +568,23 @@ def _trinket(rng: Rng, looks: Looks) -> list[Part]:
   look = looks.painted()
   s = rng.uniform(0.8, 1.3)
   if kind == 0:  # Vase with a bunch.
-    return [_tube(0, 0, 0, 0.05 * s, 0.16 * s, look),
-            _blob(0, 0, 0.15 * s, 0.11 * s, 0.11 * s, 0.1 * s, looks.leaf)]
+    return [
+      _tube(0, 0, 0, 0.05 * s, 0.16 * s, look),
+      _blob(0, 0, 0.15 * s, 0.11 * s, 0.11 * s, 0.1 * s, looks.leaf),
+    ]
   if kind == 1:  # Pile of books.
     parts, z = [], 0.0
     for _ in range(rng.integers(2, 5)):
       h = rng.uniform(0.025, 0.05)
-      book = _box(0, 0, 0, rng.uniform(0.15, 0.2), rng.uniform(0.2, 0.26), h,
-                  looks.painted())
+      book = _box(
+        0,
+        0,
+        0,
+        rng.uniform(0.15, 0.2),
+        rng.uniform(0.2, 0.26),
+        h,
+        looks.painted(),
+      )
       parts += _move([book], 0, 0, z, rng.normal() * 0.25)
       z += h
     return parts
@@ -552,20 +595,38 @@ def _trinket(rng: Rng, looks: Looks) -> list[Part]:
   if kind == 3:  # Bowl of fruit.
     fruit = looks.paint.tinted(_hsv(rng.uniform(0, 0.3), 0.85, 0.85))
     return [_tube(0, 0, 0, 0.13 * s, 0.05, look)] + [
-        _blob(0.06 * np.cos(a), 0.06 * np.sin(a), 0.03, 0.04, 0.04, 0.04, fruit)
-        for a in (0.3, 2.4, 4.5)
+      _blob(0.06 * np.cos(a), 0.06 * np.sin(a), 0.03, 0.04, 0.04, 0.04, fruit)
+      for a in (0.3, 2.4, 4.5)
     ]
   if kind == 4:  # Lamp.
-    return [_tube(0, 0, 0, 0.07 * s, 0.03, looks.metal),
-            _tube(0, 0, 0, 0.015, 0.3 * s, looks.metal),
-            _tube(0, 0, 0.24 * s, 0.1 * s, 0.16 * s, looks.lamp(1.0))]
+    return [
+      _tube(0, 0, 0, 0.07 * s, 0.03, looks.metal),
+      _tube(0, 0, 0, 0.015, 0.3 * s, looks.metal),
+      _tube(0, 0, 0.24 * s, 0.1 * s, 0.16 * s, looks.lamp(1.0)),
+    ]
   if kind == 5:  # Box.
     w, d, h = rng.uniform(0.1, 0.26, 3)
-    return _move([_box(0, 0, 0, w, d, h, looks.texture(
-        _checks, looks.accent(), looks.accent(), 0.3))], 0, 0, 0,
-        rng.uniform(0, 3))
-  return [_tube(0, 0, 0, 0.06 * s, 0.03, look),
-          _blob(0, 0, 0.03, 0.08 * s, 0.08 * s, 0.13 * s, look)]
+    return _move(
+      [
+        _box(
+          0,
+          0,
+          0,
+          w,
+          d,
+          h,
+          looks.texture(_checks, looks.accent(), looks.accent(), 0.3),
+        )
+      ],
+      0,
+      0,
+      0,
+      rng.uniform(0, 3),
+    )
+  return [
+    _tube(0, 0, 0, 0.06 * s, 0.03, look),
+    _blob(0, 0, 0.03, 0.08 * s, 0.08 * s, 0.13 * s, look),
+  ]
 
 
 def _litter(rng, looks, w, d, z, most) -> list[Part]:
@@ -589,11 +650,15 @@ def _chair(rng: Rng, looks: Looks, look=None) -> Object:
   top = rng.uniform(0.38, 0.55)
   if rng.uniform() < 0.5:
     parts.append(_box(0, d / 2 - 0.02, h + 0.12, w, 0.035, top - 0.1, seat))
-    parts += [_box(s * (w / 2 - 0.03), d / 2 - 0.02, h, 0.04, 0.04, 0.2, look)
-              for s in (-1, 1)]
+    parts += [
+      _box(s * (w / 2 - 0.03), d / 2 - 0.02, h, 0.04, 0.04, 0.2, look)
+      for s in (-1, 1)
+    ]
   else:
-    parts += [_box(x, d / 2 - 0.02, h, 0.035, 0.035, top, look)
-              for x in (-0.19, 0, 0.19)]
+    parts += [
+      _box(x, d / 2 - 0.02, h, 0.035, 0.035, top, look)
+      for x in (-0.19, 0, 0.19)
+    ]
     parts.append(_box(0, d / 2 - 0.02, h + top - 0.08, w, 0.045, 0.1, look))
   return parts, w, d
 
@@ -603,9 +668,11 @@ def _table(rng: Rng, looks: Looks) -> Object:
   if rng.uniform() < 0.35:
     r = rng.uniform(0.45, 0.75)
     w = d = 2 * r
-    parts = [_tube(0, 0, height - 0.04, r, 0.04, look),
-             _tube(0, 0, 0, 0.06, height, look),
-             _tube(0, 0, 0, r * 0.5, 0.03, look)]
+    parts = [
+      _tube(0, 0, height - 0.04, r, 0.04, look),
+      _tube(0, 0, 0, 0.06, height, look),
+      _tube(0, 0, 0, r * 0.5, 0.03, look),
+    ]
   else:
     w, d = rng.uniform(1.0, 1.9), rng.uniform(0.7, 0.95)
     leg = looks.metal if rng.uniform() < 0.3 else look
@@ -627,8 +694,10 @@ def _coffee_table(rng, looks) -> Object:
   w, d = rng.uniform(0.7, 1.2), rng.uniform(0.5, 0.7)
   h, look = rng.uniform(0.35, 0.45), looks.solid()
   parts = _legs(w, d, h, 0.03, look)
-  parts += [_box(0, 0, h, w, d, 0.04, look),
-            _box(0, 0, 0.12, w - 0.1, d - 0.1, 0.02, look)]
+  parts += [
+    _box(0, 0, h, w, d, 0.04, look),
+    _box(0, 0, 0.12, w - 0.1, d - 0.1, 0.02, look),
+  ]
   return parts + _litter(rng, looks, w * 0.8, d, h + 0.04, 3), w, d
 
 
@@ -648,8 +717,17 @@ def _bookcase(rng, looks) -> Object:
       middle, draw = x + run / 2, rng.uniform()
       if draw < 0.7:
         tone = rng.uniform(0.75, 1, 3)
-        parts.append(_box(middle, 0.02, z, run, rng.uniform(0.18, 0.24),
-                          rng.uniform(0.2, 0.3), looks.books.tinted(tone)))
+        parts.append(
+          _box(
+            middle,
+            0.02,
+            z,
+            run,
+            rng.uniform(0.18, 0.24),
+            rng.uniform(0.2, 0.3),
+            looks.books.tinted(tone),
+          )
+        )
       elif draw < 0.9:
         parts += _move(_trinket(rng, looks)[:2], middle, 0, z)
       x += run + rng.uniform(0, 0.05)
@@ -659,10 +737,13 @@ def _bookcase(rng, looks) -> Object:
 def _sofa(rng, looks) -> Object:
   seats = int(rng.integers(1, 4))
   w, d, fabric = 0.5 + 0.6 * seats, 0.9, looks.fabric()
-  parts = [_box(0, 0, 0.12, w, d, 0.2, fabric),
-           _box(0, d / 2 - 0.1, 0.12, w, 0.2, rng.uniform(0.6, 0.75), fabric)]
-  parts += [_box(s * (w / 2 - 0.1), 0, 0.12, 0.2, d, 0.45, fabric)
-            for s in (-1, 1)]
+  parts = [
+    _box(0, 0, 0.12, w, d, 0.2, fabric),
+    _box(0, d / 2 - 0.1, 0.12, w, 0.2, rng.uniform(0.6, 0.75), fabric),
+  ]
+  parts += [
+    _box(s * (w / 2 - 0.1), 0, 0.12, 0.2, d, 0.45, fabric) for s in (-1, 1)
+  ]
   parts += _legs(w, d, 0.12, 0.03, looks.wood)
   for i in range(seats):
     x = (i - (seats - 1) / 2) * 0.6 * (w - 0.4) / (0.6 * seats + 0.1)
@@ -677,10 +758,12 @@ def _sofa(rng, looks) -> Object:
 def _bed(rng, looks) -> Object:
   w, d = rng.uniform(1.0, 1.8), 2.05
   frame, cover = looks.solid(), looks.fabric()
-  parts = [_box(0, 0, 0.12, w, d, 0.2, frame),
-           _box(0, 0, 0.32, w - 0.06, d - 0.06, 0.18, looks.white),
-           _box(0, -0.25, 0.34, w + 0.02, d - 0.5, 0.2, cover),
-           _box(0, d / 2 - 0.03, 0, w, 0.06, rng.uniform(0.8, 1.2), frame)]
+  parts = [
+    _box(0, 0, 0.12, w, d, 0.2, frame),
+    _box(0, 0, 0.32, w - 0.06, d - 0.06, 0.18, looks.white),
+    _box(0, -0.25, 0.34, w + 0.02, d - 0.5, 0.2, cover),
+    _box(0, d / 2 - 0.03, 0, w, 0.06, rng.uniform(0.8, 1.2), frame),
+  ]
   parts += _legs(w, d, 0.12, 0.04, frame, False)
   pillows = 1 if w < 1.3 else 2
   for i in range(pillows):
@@ -692,8 +775,10 @@ def _bed(rng, looks) -> Object:
 def _cabinet(rng, looks) -> Object:
   w, d, h = rng.uniform(0.6, 1.7), 0.45, rng.uniform(0.5, 1.0)
   body, front = looks.solid(), looks.solid()
-  parts = [_box(0, 0, 0.06, w, d, h - 0.06, body),
-           _box(0, 0, h, w + 0.04, d + 0.03, 0.03, body)]
+  parts = [
+    _box(0, 0, 0.06, w, d, h - 0.06, body),
+    _box(0, 0, h, w + 0.04, d + 0.03, 0.03, body),
+  ]
   parts += _legs(w, d, 0.06, 0.025, looks.dark)
   columns = max(1, round(w / 0.5))
   rows = int(rng.integers(1, 4))
@@ -702,8 +787,9 @@ def _cabinet(rng, looks) -> Object:
     for r in range(rows):
       x, z = (c + 0.5) * cw - w / 2, 0.07 + r * ch
       parts.append(_box(x, -d / 2, z + 0.01, cw - 0.03, 0.03, ch - 0.02, front))
-      parts.append(_blob(x, -d / 2 - 0.03, z + ch / 2, 0.02, 0.02, 0.02,
-                         looks.metal))
+      parts.append(
+        _blob(x, -d / 2 - 0.03, z + ch / 2, 0.02, 0.02, 0.02, looks.metal)
+      )
   return parts + _litter(rng, looks, w, d, h + 0.03, 3), w, d
 
 
@@ -713,24 +799,31 @@ def _wardrobe(rng, looks) -> Object:
   front = looks.texture(_door, looks.accent(), looks.accent())
   parts = [_box(0, 0, 0, w, d, h, body)]
   for s in (-1, 1):
-    parts.append(_box(s * w / 4, -d / 2, 0.08, w / 2 - 0.03, 0.03, h - 0.12,
-                      body, front=front))
+    parts.append(
+      _box(
+        s * w / 4, -d / 2, 0.08, w / 2 - 0.03, 0.03, h - 0.12, body, front=front
+      )
+    )
   return parts, w, d
 
 
 def _desk(rng, looks) -> Object:
   w, d, h = rng.uniform(1.1, 1.6), 0.65, 0.73
   look = looks.solid()
-  parts = [_box(0, 0, h, w, d, 0.035, look),
-           _box(w / 2 - 0.22, 0, 0.05, 0.4, d - 0.1, h - 0.05, looks.solid())]
+  parts = [
+    _box(0, 0, h, w, d, 0.035, look),
+    _box(w / 2 - 0.22, 0, 0.05, 0.4, d - 0.1, h - 0.05, looks.solid()),
+  ]
   parts += _legs(w, d, h, 0.025, looks.metal)
   picture = looks.texture(_screen, looks.accent(), looks.accent())
   screen = dataclasses.replace(picture, glow=0.8)
-  parts += [_box(-0.1, 0.15, h + 0.035, 0.2, 0.16, 0.02, looks.dark),
-            _box(-0.1, 0.17, h + 0.05, 0.04, 0.04, 0.2, looks.dark),
-            _box(-0.1, 0.15, h + 0.16, 0.6, 0.035, 0.36, looks.dark),
-            _box(-0.1, 0.13, h + 0.18, 0.56, 0.005, 0.32, screen),
-            _box(-0.1, -0.15, h + 0.035, 0.42, 0.14, 0.02, looks.dark)]
+  parts += [
+    _box(-0.1, 0.15, h + 0.035, 0.2, 0.16, 0.02, looks.dark),
+    _box(-0.1, 0.17, h + 0.05, 0.04, 0.04, 0.2, looks.dark),
+    _box(-0.1, 0.15, h + 0.16, 0.6, 0.035, 0.36, looks.dark),
+    _box(-0.1, 0.13, h + 0.18, 0.56, 0.005, 0.32, screen),
+    _box(-0.1, -0.15, h + 0.035, 0.42, 0.14, 0.02, looks.dark),
+  ]
   parts += _move(_trinket(rng, looks), w / 2 - 0.2, 0.1, h + 0.035)
   turned = np.pi + rng.normal() * 0.3
   parts += _move(_chair(rng, looks)[0], -0.1, -0.5, 0, turned)
@@ -739,23 +832,38 @@ def _desk(rng, looks) -> Object:
 
 def _plant(rng, looks) -> Object:
   r, h = rng.uniform(0.14, 0.22), rng.uniform(0.25, 0.45)
-  parts = [_tube(0, 0, 0, r, h, looks.painted()),
-           _tube(0, 0, h - 0.02, r * 0.9, 0.03, looks.dark)]
+  parts = [
+    _tube(0, 0, 0, r, h, looks.painted()),
+    _tube(0, 0, h - 0.02, r * 0.9, 0.03, looks.dark),
+  ]
   tall = rng.uniform(0.3, 0.9)
   parts.append(_tube(0, 0, h, 0.025, tall, looks.wood))
   for _ in range(rng.integers(3, 6)):
     x, y = rng.normal(size=2) * 0.13
     size = rng.uniform(0.12, 0.28, 3)
-    parts.append(_blob(x, y, h + tall * rng.uniform(0.4, 1.0), *size,
-                       looks.leaf.tinted(rng.uniform(0.75, 1, 3))))
+    parts.append(
+      _blob(
+        x,
+        y,
+        h + tall * rng.uniform(0.4, 1.0),
+        *size,
+        looks.leaf.tinted(rng.uniform(0.75, 1, 3)),
+      )
+    )
   return parts, 0.7, 0.7
 
 
 def _floor_lamp(rng, looks) -> Object:
   h = rng.uniform(1.3, 1.7)
-  return [_tube(0, 0, 0, 0.16, 0.03, looks.metal),
-          _tube(0, 0, 0, 0.018, h, looks.metal),
-          _tube(0, 0, h, 0.2, 0.28, looks.lamp(0.8))], 0.45, 0.45
+  return (
+    [
+      _tube(0, 0, 0, 0.16, 0.03, looks.metal),
+      _tube(0, 0, 0, 0.018, h, looks.metal),
+      _tube(0, 0, h, 0.2, 0.28, looks.lamp(0.8)),
+    ],
+    0.45,
+    0.45,
+  )
 
 
 def _boxes(rng, looks) -> Object:
@@ -772,54 +880,79 @@ def _balls(rng, looks) -> Object:
   parts = []
   for i in range(rng.integers(1, 4)):
     r, angle = rng.uniform(0.12, 0.26), 2.1 * i + rng.uniform(0, 0.5)
-    look = looks.texture(rng.choice([_ball, _checks, _dots, _stripes]),
-                         looks.accent(), looks.accent())
+    look = looks.texture(
+      rng.choice([_ball, _checks, _dots, _stripes]),
+      looks.accent(),
+      looks.accent(),
+    )
     ball = _blob(0, 0, -r, r, r, r, look)
     ball = dataclasses.replace(ball, axes=_tip(rng.uniform(0, 3)))
-    parts += _move([ball], 0.3 * np.cos(angle), 0.3 * np.sin(angle), r,
-                   rng.uniform(0, 6))
+    parts += _move(
+      [ball], 0.3 * np.cos(angle), 0.3 * np.sin(angle), r, rng.uniform(0, 6)
+    )
   return parts, 1.0, 1.0
 
 
 def _pedestal(rng, looks) -> Object:
   h, w = rng.uniform(0.6, 1.1), rng.uniform(0.3, 0.45)
   stone = looks.texture(_marble, [0.93] * 3, _hsv(looks.hue, 0.2, 0.5), 0.8)
-  parts = [_box(0, 0, 0, w + 0.1, w + 0.1, 0.08, stone),
-           _box(0, 0, 0.08, w, w, h - 0.08, stone)]
+  parts = [
+    _box(0, 0, 0, w + 0.1, w + 0.1, 0.08, stone),
+    _box(0, 0, 0.08, w, w, h - 0.08, stone),
+  ]
   look, s = looks.painted(), rng.uniform(0.7, 1.1)
   kind = rng.integers(4)
   if kind == 0:  # A figure of balls.
-    parts += [_blob(0, 0, h + z * s, r * s, r * s, r * s, look)
-              for z, r in ((0, 0.16), (0.26, 0.12), (0.46, 0.08))]
+    parts += [
+      _blob(0, 0, h + z * s, r * s, r * s, r * s, look)
+      for z, r in ((0, 0.16), (0.26, 0.12), (0.46, 0.08))
+    ]
   elif kind == 1:  # An urn.
-    parts += [_tube(0, 0, h, 0.08 * s, 0.1, look),
-              _blob(0, 0, h + 0.06, 0.17 * s, 0.17 * s, 0.22 * s, look),
-              _tube(0, 0, h + 0.3 * s, 0.07 * s, 0.22 * s, look)]
+    parts += [
+      _tube(0, 0, h, 0.08 * s, 0.1, look),
+      _blob(0, 0, h + 0.06, 0.17 * s, 0.17 * s, 0.22 * s, look),
+      _tube(0, 0, h + 0.3 * s, 0.07 * s, 0.22 * s, look),
+    ]
   elif kind == 2:  # Crossed slabs.
     slab = _box(0, 0, 0, 0.1, 0.12, 0.55 * s, look)
     parts += _move([slab], 0, 0, h)
     tilted = dataclasses.replace(
-        _box(0, 0, h + 0.25 * s, 0.09, 0.1, 0.4 * s, looks.painted()),
-        axes=_turn(0.8) @ _tip(1.0))
+      _box(0, 0, h + 0.25 * s, 0.09, 0.1, 0.4 * s, looks.painted()),
+      axes=_turn(0.8) @ _tip(1.0),
+    )
     parts.append(tilted)
   else:
-    parts.append(_blob(0, 0, h, 0.2 * s, 0.2 * s, 0.2 * s, looks.texture(
-        _marble, looks.accent(), [0.95] * 3)))
+    parts.append(
+      _blob(
+        0,
+        0,
+        h,
+        0.2 * s,
+        0.2 * s,
+        0.2 * s,
+        looks.texture(_marble, looks.accent(), [0.95] * 3),
+      )
+    )
   return parts, w + 0.2, w + 0.2
 
 
 def _column(rng, looks) -> Object:
   r = rng.uniform(0.15, 0.26)
   look = looks.walls[1] if rng.uniform() < 0.5 else looks.white
-  return [_tube(0, 0, 0, r, 5.0, look),
-          _box(0, 0, 0, 2.6 * r, 2.6 * r, 0.14, look)], 2.6 * r, 2.6 * r
+  return (
+    [_tube(0, 0, 0, r, 5.0, look), _box(0, 0, 0, 2.6 * r, 2.6 * r, 0.14, look)],
+    2.6 * r,
+    2.6 * r,
+  )
 
 
 def _stool(rng, looks) -> Object:
   h, look = rng.uniform(0.42, 0.7), looks.solid()
   parts = _legs(0.3, 0.3, h, 0.02, look)
-  parts += [_tube(0, 0, h, 0.19, 0.06, looks.fabric()),
-            _tube(0, 0, h * 0.35, 0.15, 0.02, look)]
+  parts += [
+    _tube(0, 0, h, 0.19, 0.06, looks.fabric()),
+    _tube(0, 0, h * 0.35, 0.15, 0.02, look),
+  ]
   return parts, 0.4, 0.4
 
 
@@ -827,23 +960,36 @@ def _television(rng, looks) -> Object:
   parts, w, d = _cabinet(rng, looks)
   h = max(p.centre[2] + p.half[2] for p in parts[:2])
   parts = [p for p in parts if p.centre[2] - p.half[2] < h - 0.01]
-  picture = looks.texture(rng.choice([_landscape, _screen, _blobs]),
-                          looks.accent(), looks.accent())
+  picture = looks.texture(
+    rng.choice([_landscape, _screen, _blobs]), looks.accent(), looks.accent()
+  )
   screen = dataclasses.replace(picture, glow=0.9)
   s = min(1.2, w * 0.9)
-  return parts + [
+  return (
+    parts
+    + [
       _box(0, 0.05, h, s * 0.4, 0.2, 0.03, looks.dark),
       _box(0, 0.05, h + 0.03, s, 0.05, s * 0.58, looks.dark),
-      _box(0, 0.02, h + 0.05, s - 0.05, 0.01, s * 0.58 - 0.05, screen)], w, d
+      _box(0, 0.02, h + 0.05, s - 0.05, 0.01, s * 0.58 - 0.05, screen),
+    ],
+    w,
+    d,
+  )
 
 
 def _counter(rng, looks) -> Object:
   w, d, h = rng.uniform(1.4, 2.4), 0.6, 0.9
-  body, top = looks.solid(), looks.texture(
-      rng.choice([_marble, _concrete]), looks.accent(), [0.9] * 3, 1.0)
-  parts = [_box(0, 0.03, 0, w, d - 0.06, 0.1, looks.dark),
-           _box(0, 0, 0.1, w, d, h - 0.14, body),
-           _box(0, -0.01, h - 0.04, w + 0.02, d + 0.02, 0.04, top)]
+  body, top = (
+    looks.solid(),
+    looks.texture(
+      rng.choice([_marble, _concrete]), looks.accent(), [0.9] * 3, 1.0
+    ),
+  )
+  parts = [
+    _box(0, 0.03, 0, w, d - 0.06, 0.1, looks.dark),
+    _box(0, 0, 0.1, w, d, h - 0.14, body),
+    _box(0, -0.01, h - 0.04, w + 0.02, d + 0.02, 0.04, top),
+  ]
   doors = round(w / 0.55)
   for i in range(doors):
     x = (i + 0.5) * w / doors - w / 2
@@ -854,21 +1000,46 @@ def _counter(rng, looks) -> Object:
   return parts + _litter(rng, looks, w, d, h, 4), w, d
 
 
-_AT_WALLS = (_bookcase, _sofa, _cabinet, _wardrobe, _desk, _television,
-             _counter, _bed, _bookcase, _cabinet)
-_ANYWHERE = (_table, _coffee_table, _plant, _floor_lamp, _boxes, _balls,
-             _pedestal, _column, _stool, _table, _chair, _sofa, _plant)
+_AT_WALLS = (
+  _bookcase,
+  _sofa,
+  _cabinet,
+  _wardrobe,
+  _desk,
+  _television,
+  _counter,
+  _bed,
+  _bookcase,
+  _cabinet,
+)
+_ANYWHERE = (
+  _table,
+  _coffee_table,
+  _plant,
+  _floor_lamp,
+  _boxes,
+  _balls,
+  _pedestal,
+  _column,
+  _stool,
+  _table,
+  _chair,
+  _sofa,
+  _plant,
+)
 # What a room is for: furniture at walls, furniture anywhere. None: all of it.
 _THEMES = (
-    None,
-    None,
-    ((_sofa, _television, _bookcase, _cabinet),
-     (_coffee_table, _plant, _floor_lamp, _stool, _sofa)),
-    ((_bed, _wardrobe, _cabinet, _desk), (_plant, _floor_lamp, _stool, _chair)),
-    ((_bookcase, _bookcase, _desk, _bookcase), (_table, _floor_lamp, _sofa)),
-    ((_counter, _cabinet, _bookcase), (_table, _table, _stool, _plant)),
-    ((_cabinet,), (_pedestal, _pedestal, _column, _pedestal, _stool, _plant)),
-    ((_cabinet, _bookcase, _bed), (_balls, _boxes, _balls, _stool, _boxes)),
+  None,
+  None,
+  (
+    (_sofa, _television, _bookcase, _cabinet),
+    (_coffee_table, _plant, _floor_lamp, _stool, _sofa),
+  ),
+  ((_bed, _wardrobe, _cabinet, _desk), (_plant, _floor_lamp, _stool, _chair)),
+  ((_bookcase, _bookcase, _desk, _bookcase), (_table, _floor_lamp, _sofa)),
+  ((_counter, _cabinet, _bookcase), (_table, _table, _stool, _plant)),
+  ((_cabinet,), (_pedestal, _pedestal, _column, _pedestal, _stool, _plant)),
+  ((_cabinet, _bookcase, _bed), (_balls, _boxes, _balls, _stool, _boxes)),
 )
 
 
@@ -880,8 +1051,9 @@ class _Room:
 
   def __init__(self, rng: Rng, looks: Looks):
     self.rng, self.looks = rng, looks
-    self.size = np.array([rng.uniform(3.6, 7.5), rng.uniform(3.6, 7.5),
-                          rng.uniform(2.4, 3.5)])
+    self.size = np.array(
+      [rng.uniform(3.6, 7.5), rng.uniform(3.6, 7.5), rng.uniform(2.4, 3.5)]
+    )
     self.groups: list[list[Part]] = []
     self.lights: list[raycaster.Light] = []
     self.focuses: list[np.ndarray] = []
@@ -917,8 +1089,8 @@ class _Room:
     if max(-a, b) > self.wall_length(wall) / 2:
       return False
     return not any(
-        other == wall and a < d and c < b and low < top and bottom < high
-        for other, c, d, bottom, top in self._wall_taken
+      other == wall and a < d and c < b and low < top and bottom < high
+      for other, c, d, bottom, top in self._wall_taken
     )
 
   def claim_wall(self, wall, along, w, low, high) -> bool:
@@ -951,14 +1123,30 @@ def _shape(room: _Room) -> None:
   elif kind == 2:  # Beams under the ceiling.
     count = int(rng.integers(2, 6))
     beam = looks.wood if rng.uniform() < 0.7 else looks.white
-    room.add([_box(0, (i + 0.5) / count * depth - depth / 2, height - 0.2,
-                   width, 0.16, 0.2, beam) for i in range(count)])
+    room.add(
+      [
+        _box(
+          0,
+          (i + 0.5) / count * depth - depth / 2,
+          height - 0.2,
+          width,
+          0.16,
+          0.2,
+          beam,
+        )
+        for i in range(count)
+      ]
+    )
   elif kind == 3:  # Attic: the ceiling slopes on one side or two.
     slope = rng.uniform(0.5, 0.9)
     for side in (1, -1)[: 1 + (rng.uniform() < 0.5)]:
-      plank = Part(BOX, np.array([0, side * depth / 2, height]),
-                   np.array([width / 2, 1.0, 0.55]), looks.ceiling,
-                   axes=_tip(-side * slope))
+      plank = Part(
+        BOX,
+        np.array([0, side * depth / 2, height]),
+        np.array([width / 2, 1.0, 0.55]),
+        looks.ceiling,
+        axes=_tip(-side * slope),
+      )
       room.add([plank])
   elif kind == 4:  # A counter-high wall that juts into the room.
     w, x = rng.uniform(0.8, 1.6), rng.uniform(-0.25, 0.25) * width
@@ -966,22 +1154,27 @@ def _shape(room: _Room) -> None:
     room.claim_floor(x, y, 0.16, w)
     room.claim_wall(0, x, 0.16, 0.0, height)
     h = rng.choice([1.1, height])
-    room.add([_box(x, y, 0, 0.14, w, h, look),
-              _box(x, y, h - 0.01, 0.2, w + 0.03, 0.05, looks.wood)])
+    room.add(
+      [
+        _box(x, y, 0, 0.14, w, h, look),
+        _box(x, y, h - 0.01, 0.2, w + 0.03, 0.05, looks.wood),
+      ]
+    )
   if rng.uniform() < 0.7:
     board = looks.wood if rng.uniform() < 0.4 else looks.white
     h = rng.uniform(0.07, 0.16)
-    room.add([_box(0, s * depth / 2, 0, width, 0.04, h, board)
-              for s in (-1, 1)] +
-             [_box(s * width / 2, 0, 0, 0.04, depth, h, board)
-              for s in (-1, 1)])
+    room.add(
+      [_box(0, s * depth / 2, 0, width, 0.04, h, board) for s in (-1, 1)]
+      + [_box(s * width / 2, 0, 0, 0.04, depth, h, board) for s in (-1, 1)]
+    )
 
 
 def _openings(room: _Room) -> None:
   """Windows, which shine, and doors."""
   rng, looks, height = room.rng, room.looks, room.size[2]
   sky = dataclasses.replace(
-      looks.texture(_window, looks.accent(), looks.accent()), glow=2.2)
+    looks.texture(_window, looks.accent(), looks.accent()), glow=2.2
+  )
   count = int(rng.choice([0, 1, 1, 2, 2, 3]))
   sunny = rng.uniform() < 0.6
   for _ in range(count):
@@ -993,20 +1186,37 @@ def _openings(room: _Room) -> None:
     if not room.claim_wall(wall, along, w + 0.4, low - 0.1, height):
       continue
     x, y, yaw = room.at_wall(wall, along, 0.0)
-    parts = [_box(0, -0.012, low, w, 0.024, h, sky),
-             _box(0, -0.05, low - 0.06, w + 0.2, 0.16, 0.06, looks.white),
-             _box(0, -0.02, low + h, w + 0.16, 0.05, 0.08, looks.white)]
-    parts += [_box(s * (w / 2 + 0.04), -0.02, low, 0.08, 0.05, h, looks.white)
-              for s in (-1, 1)]
+    parts = [
+      _box(0, -0.012, low, w, 0.024, h, sky),
+      _box(0, -0.05, low - 0.06, w + 0.2, 0.16, 0.06, looks.white),
+      _box(0, -0.02, low + h, w + 0.16, 0.05, 0.08, looks.white),
+    ]
+    parts += [
+      _box(s * (w / 2 + 0.04), -0.02, low, 0.08, 0.05, h, looks.white)
+      for s in (-1, 1)
+    ]
     if rng.uniform() < 0.45:
       curtain, drop = looks.fabric(), low + h + 0.1
       start = 0.05 if rng.uniform() < 0.5 else low - 0.2
       for s in (-1, 1):
-        parts += [_tube(s * (w / 2 + 0.05 + 0.075 * i), -0.1, start, 0.045,
-                        drop - start, curtain) for i in range(3)]
-      rod = Part(TUBE, np.array([0, -0.1, drop]), np.array(
-          [0.015, 0.015, w / 2 + 0.35]), looks.metal,
-          axes=_turn(np.pi / 2) @ _tip(np.pi / 2))
+        parts += [
+          _tube(
+            s * (w / 2 + 0.05 + 0.075 * i),
+            -0.1,
+            start,
+            0.045,
+            drop - start,
+            curtain,
+          )
+          for i in range(3)
+        ]
+      rod = Part(
+        TUBE,
+        np.array([0, -0.1, drop]),
+        np.array([0.015, 0.015, w / 2 + 0.35]),
+        looks.metal,
+        axes=_turn(np.pi / 2) @ _tip(np.pi / 2),
+      )
       parts.append(rod)
     room.add(_move(parts, x, y, 0, yaw))
     turn = _turn(yaw)
@@ -1018,9 +1228,16 @@ def _openings(room: _Room) -> None:
     if sunny:
       away = turn @ [rng.uniform(-0.8, 0.8), 1.0, 0]
       away[2] = rng.uniform(0.45, 1.1)
-      room.lights.append(raycaster.Light(
-          centre, u, v, np.array([1.0, 0.87, 0.68]) * rng.uniform(3, 6),
-          inwards, away / np.linalg.norm(away)))
+      room.lights.append(
+        raycaster.Light(
+          centre,
+          u,
+          v,
+          np.array([1.0, 0.87, 0.68]) * rng.uniform(3, 6),
+          inwards,
+          away / np.linalg.norm(away),
+        )
+      )
       sunny = False
   if rng.uniform() < 0.6:
     wall = int(rng.integers(4))
@@ -1030,10 +1247,14 @@ def _openings(room: _Room) -> None:
       room.claim_floor(*(np.array([x, y]) * 0.98), 1.1, 1.1)
       paint = looks.accent()
       door = looks.texture(_door, paint, paint * 0.85)
-      parts = [_box(0, -0.02, 0, 0.86, 0.04, 2.03, looks.wood, front=door),
-               _box(0, -0.02, 2.03, 1.04, 0.07, 0.09, looks.white)]
-      parts += [_box(s * 0.475, -0.02, 0, 0.09, 0.07, 2.03, looks.white)
-                for s in (-1, 1)]
+      parts = [
+        _box(0, -0.02, 0, 0.86, 0.04, 2.03, looks.wood, front=door),
+        _box(0, -0.02, 2.03, 1.04, 0.07, 0.09, looks.white),
+      ]
+      parts += [
+        _box(s * 0.475, -0.02, 0, 0.09, 0.07, 2.03, looks.white)
+        for s in (-1, 1)
+      ]
       room.add(_move(parts, x, y, 0, yaw))
 
 
@@ -1050,8 +1271,9 @@ def _furnish(room: _Room) -> None:
       along = rng.uniform(-0.5, 0.5) * (room.wall_length(wall) - w - 0.2)
       x, y, yaw = room.at_wall(wall, along, d / 2 + 0.07)
       fw, fd = (w, d) if wall % 2 == 0 else (d, w)
-      if (room.fits_wall(wall, along, w, 0.0, tall)
-          and room.claim_floor(x, y, fw, fd)):
+      if room.fits_wall(wall, along, w, 0.0, tall) and room.claim_floor(
+        x, y, fw, fd
+      ):
         room.claim_wall(wall, along, w, 0.0, tall)
         room.add(_move(parts, x, y, 0, yaw))
         room.focuses.append(np.array([x, y, min(tall, 1.3) * 0.7]))
@@ -1059,8 +1281,11 @@ def _furnish(room: _Room) -> None:
   area = width * depth
   for _ in range(int(rng.integers(2, 3 + area / 7))):
     parts, w, d = theme[1][rng.integers(len(theme[1]))](rng, looks)
-    yaw = rng.uniform(0, 2 * np.pi) if rng.uniform() < 0.5 else (
-        rng.integers(4) * np.pi / 2)
+    yaw = (
+      rng.uniform(0, 2 * np.pi)
+      if rng.uniform() < 0.5
+      else (rng.integers(4) * np.pi / 2)
+    )
     c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
     fw, fd = c * w + s * d, s * w + c * d
     for _ in range(5):
@@ -1074,8 +1299,11 @@ def _furnish(room: _Room) -> None:
   if rng.uniform() < 0.6:
     w, d = rng.uniform(1.4, 2.6), rng.uniform(1.0, 2.0)
     x, y = rng.uniform(-0.15, 0.15, 2) * [width, depth]
-    rug = looks.texture(rng.choice([_rug, _rug, _stripes, _plaid, _damask]),
-                        looks.accent(), looks.accent())
+    rug = looks.texture(
+      rng.choice([_rug, _rug, _stripes, _plaid, _damask]),
+      looks.accent(),
+      looks.accent(),
+    )
     if rng.uniform() < 0.25:
       part = _tube(0, 0, 0, d / 2, 0.015, rug)
     else:
@@ -1087,12 +1315,16 @@ def _furnish(room: _Room) -> None:
     w, h = rng.uniform(0.35, 1.1), rng.uniform(0.35, 0.9)
     along = rng.uniform(-0.45, 0.45) * room.wall_length(wall)
     z = rng.uniform(1.15, 1.5)
-    if (z + h < room.size[2] - 0.15
-        and room.claim_wall(wall, along, w + 0.1, z, z + h)):
+    if z + h < room.size[2] - 0.15 and room.claim_wall(
+      wall, along, w + 0.1, z, z + h
+    ):
       x, y, yaw = room.at_wall(wall, along, 0.0)
       look = pictures[rng.integers(4)]
-      room.add(_move([_box(0, -0.02, z, w, 0.04, h, looks.dark, front=look)],
-                     x, y, 0, yaw))
+      room.add(
+        _move(
+          [_box(0, -0.02, z, w, 0.04, h, looks.dark, front=look)], x, y, 0, yaw
+        )
+      )
 
 
 def _illuminate(room: _Room) -> None:
@@ -1113,29 +1345,45 @@ def _illuminate(room: _Room) -> None:
     lamp = looks.lamp(warm)
     if style == 0:  # A globe on a cord.
       r, z = rng.uniform(0.12, 0.22), height - drop
-      parts = [_tube(x, y, z, 0.012, drop, looks.dark),
-               _blob(x, y, z - r, r, r, r, lamp)]
+      parts = [
+        _tube(x, y, z, 0.012, drop, looks.dark),
+        _blob(x, y, z - r, r, r, r, lamp),
+      ]
     elif style == 1:  # A flat disc.
       z = height - 0.1
       parts = [_tube(x, y, z, rng.uniform(0.18, 0.3), 0.1, lamp)]
     else:  # A shade.
       r, z = rng.uniform(0.2, 0.32), height - drop
-      parts = [_tube(x, y, z, 0.012, drop, looks.dark),
-               _tube(x, y, z - 0.1, r, 0.2, lamp)]
+      parts = [
+        _tube(x, y, z, 0.012, drop, looks.dark),
+        _tube(x, y, z - 0.1, r, 0.2, lamp),
+      ]
     room.add(parts)
-    room.lights.append(raycaster.Light(
-        np.array([x, y, z - 0.15]), np.array([0.15, 0, 0]),
-        np.array([0, 0.15, 0]), np.array(lamp.tint) * power, np.zeros(3)))
+    room.lights.append(
+      raycaster.Light(
+        np.array([x, y, z - 0.15]),
+        np.array([0.15, 0, 0]),
+        np.array([0, 0.15, 0]),
+        np.array(lamp.tint) * power,
+        np.zeros(3),
+      )
+    )
   for part in [p for group in room.groups for p in group]:
     is_lamp = part.kind == TUBE and part.look.glow > 1
     if is_lamp and part.centre[2] < height - 0.8 and len(room.lights) < 6:
-      room.lights.append(raycaster.Light(
-          part.centre, np.array([0.1, 0, 0]), np.array([0, 0.1, 0]),
-          np.array(part.look.tint) * rng.uniform(0.6, 1.8), np.zeros(3)))
+      room.lights.append(
+        raycaster.Light(
+          part.centre,
+          np.array([0.1, 0, 0]),
+          np.array([0, 0.1, 0]),
+          np.array(part.look.tint) * rng.uniform(0.6, 1.8),
+          np.zeros(3),
+        )
+      )
 
 
 def build_scene(
-    seed: int, index: int, resolution: int
+  seed: int, index: int, resolution: int
 ) -> tuple[raycaster.Scene, list[np.ndarray]]:
   """Builds scene `index`.
 
@@ -1157,32 +1405,39 @@ def build_scene(
   _illuminate(room)
   accent_wall = int(rng.integers(4)) if rng.uniform() < 0.6 else None
   walls = {f: looks.walls[f == accent_wall] for f in range(4)}
-  shell = Part(ROOM, room.size * [0, 0, 0.5], room.size / 2, looks.walls[0],
-               looks={**walls, 4: looks.ceiling, 5: looks.floor})
+  shell = Part(
+    ROOM,
+    room.size * [0, 0, 0.5],
+    room.size / 2,
+    looks.walls[0],
+    looks={**walls, 4: looks.ceiling, 5: looks.floor},
+  )
   parts = [(0, shell)] + [
-      (i + 1, part) for i, group in enumerate(room.groups) for part in group
+    (i + 1, part) for i, group in enumerate(room.groups) for part in group
   ]
   faces = [[p.looks.get(f, p.look) for f in range(6)] for _, p in parts]
   f32 = np.float32
 
   def light32(light):
-    values = {k: None if v is None else np.asarray(v, f32)
-              for k, v in vars(light).items()}
+    values = {
+      k: None if v is None else np.asarray(v, f32)
+      for k, v in vars(light).items()
+    }
     return raycaster.Light(**values)
 
   scene = raycaster.Scene(
-      kind=np.array([p.kind for _, p in parts]),
-      centre=np.array([p.centre for _, p in parts], f32),
-      half=np.array([p.half for _, p in parts], f32),
-      rotation=np.array([p.axes.T for _, p in parts], f32),
-      group=np.array([group for group, _ in parts]),
-      glow=np.array([p.look.glow for _, p in parts], f32),
-      tint=np.array([[look.tint for look in row] for row in faces], f32),
-      texture=np.array([[look.texture for look in row] for row in faces]),
-      tile=np.array([[look.tile for look in row] for row in faces], f32),
-      albedo=looks.images(),
-      lights=tuple(light32(light) for light in room.lights),
-      key=float(rng.uniform(0.17, 0.28)),
+    kind=np.array([p.kind for _, p in parts]),
+    centre=np.array([p.centre for _, p in parts], f32),
+    half=np.array([p.half for _, p in parts], f32),
+    rotation=np.array([p.axes.T for _, p in parts], f32),
+    group=np.array([group for group, _ in parts]),
+    glow=np.array([p.look.glow for _, p in parts], f32),
+    tint=np.array([[look.tint for look in row] for row in faces], f32),
+    texture=np.array([[look.texture for look in row] for row in faces]),
+    tile=np.array([[look.tile for look in row] for row in faces], f32),
+    albedo=looks.images(),
+    lights=tuple(light32(light) for light in room.lights),
+    key=float(rng.uniform(0.17, 0.28)),
   )
   return scene, room.focuses
 
@@ -1199,7 +1454,8 @@ def _score(scene, eyes, targets, half_view: float) -> float:
   intrinsics = np.tile([focal, focal, 0.5, 0.5], (4, 1))
   origins, rays = cameras.pixel_rays(intrinsics, pose, 5, 5)
   t, group = raycaster.first_seen(
-      scene, origins.reshape(-1, 3), rays.reshape(-1, 3))
+    scene, origins.reshape(-1, 3), rays.reshape(-1, 3)
+  )
   objects = np.mean((group > 0) & (t > 0.6))
   distinct = len(np.unique(group))
   too_near = np.mean(t < 1.1)
@@ -1210,10 +1466,10 @@ _UP = np.array([0.0, 0.0, 1.0])
 
 
 def choose_path(
-    scene: raycaster.Scene,
-    focuses: list[np.ndarray],
-    rng: Rng,
-    half_view: float,
+  scene: raycaster.Scene,
+  focuses: list[np.ndarray],
+  rng: Rng,
+  half_view: float,
 ) -> trajectories.Path:
   """Draws a path that keeps `MARGIN` from everything and sees something.
 
@@ -1266,8 +1522,8 @@ def _safe_path(scene, start, focus) -> trajectories.Path:
   free = raycaster.clearance(scene, start[None])[0]
   half = side * max(0.0, free - MARGIN)
   return lambda u: (
-      trajectories.line(u, start - half, start + half),
-      np.tile(focus, (len(u), 1)),
+    trajectories.line(u, start - half, start + half),
+    np.tile(focus, (len(u), 1)),
   )
 
 
@@ -1292,12 +1548,14 @@ def encode_depth(depth: np.ndarray) -> bytes:
     return struct.pack('>I', len(data)) + name + data + crc
 
   header = struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0)
-  return b''.join([
+  return b''.join(
+    [
       b'\x89PNG\r\n\x1a\n',
       chunk(b'IHDR', header),
       chunk(b'IDAT', zlib.compress(body.tobytes(), 1)),
       chunk(b'IEND', b''),
-  ])
+    ]
+  )
 
 
 def _fraction(index: int) -> float:
@@ -1329,7 +1587,7 @@ class Source(sources.Source):
   name: ClassVar[str] = 'synthetic'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = (
-      'Procedural furnished rooms with exact cameras and depth.'
+    'Procedural furnished rooms with exact cameras and depth.'
   )
 
   scenes: int = 256
@@ -1342,30 +1600,30 @@ class Source(sources.Source):
 
   def __post_init__(self):
     limits = {
-        'scenes': (1, 10**6),
-        'frames': (2, 10**5),
-        'size': (8, 4096),
-        'seed': (0, 2**63),
-        'quality': (1, 100),
-        'test_fraction': (0, 1),
+      'scenes': (1, 10**6),
+      'frames': (2, 10**5),
+      'size': (8, 4096),
+      'seed': (0, 2**63),
+      'quality': (1, 100),
+      'test_fraction': (0, 1),
     }
     for option, (low, high) in limits.items():
       value = getattr(self, option)
       if not low <= value <= high:
         raise UserError(
-            f'the synthetic source needs {option} between {low} and {high}, '
-            f'not {value}'
+          f'the synthetic source needs {option} between {low} and {high}, '
+          f'not {value}'
         )
 
   def items(self) -> list[sources.Item]:
     return [
-        sources.Item(
-            id=f'{index:06d}',
-            payload=index,
-            split=self._split(index),
-            size=self.frames * self.size**2,
-        )
-        for index in range(self.scenes)
+      sources.Item(
+        id=f'{index:06d}',
+        payload=index,
+        split=self._split(index),
+        size=self.frames * self.size**2,
+      )
+      for index in range(self.scenes)
     ]
 
   def _split(self, index: int) -> str:
@@ -1385,24 +1643,27 @@ class Source(sources.Source):
     poses = cameras.look_at(eyes, targets, roll).astype(np.float32)
     focal = 0.5 / half_view
     intrinsics = np.tile(
-        np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
+      np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
     )
     images, depths = [], []
     baked = raycaster.bake(scene)
     for image, depth in raycaster.render(baked, intrinsics, poses, self.size):
-      images.append(simplejpeg.encode_jpeg(
-          image, quality=self.quality, colorsubsampling='444'))
+      images.append(
+        simplejpeg.encode_jpeg(
+          image, quality=self.quality, colorsubsampling='444'
+        )
+      )
       if self.with_depth:
         depths.append(encode_depth(depth))
     yield sources.Clip(
-        id=item.id,
-        frames=images,
-        height=self.size,
-        width=self.size,
-        timestamps=np.arange(self.frames) / 10,
-        intrinsics=intrinsics,
-        world_to_camera=poses,
-        depth=depths if self.with_depth else None,
+      id=item.id,
+      frames=images,
+      height=self.size,
+      width=self.size,
+      timestamps=np.arange(self.frames) / 10,
+      intrinsics=intrinsics,
+      world_to_camera=poses,
+      depth=depths if self.with_depth else None,
     )
 
   def _texture_resolution(self) -> int:
