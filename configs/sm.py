@@ -1,6 +1,6 @@
 """Stereo-monocular XFactor at the paper's size (arXiv 2510.13063, section 5).
 
-  python -m xfactor.main --config=configs/sm.py --workdir=gs://BUCKET/sm \\
+  python -m xfactor.main --config=configs/sm.py --workdir=runs/sm \\
       --config.data.dir=/data
 
 Data: co3dv2, dl3dv, re10k and mvimgnet in equal shares, windows as the public

@@ -1,4 +1,4 @@
-"""Strict settings for every test, eight virtual devices, a shared tiny model."""
+"""Strict settings, eight virtual devices and quick compiling for all tests."""
 
 import os
 import tempfile

@@ -211,6 +211,9 @@ def test_the_pose_survives_bfloat16(params, forward):
   ],
 )
 def test_bad_sizes_name_their_key(change, names):
-  with pytest.raises(UserError, match=names):
+  def build(rngs):
     config = xfactor.Config(**{**CONFIG.__dict__, **change})
-    Functional(lambda rngs: xfactor.XFactor(config, rngs=rngs))
+    return xfactor.XFactor(config, rngs=rngs)
+
+  with pytest.raises(UserError, match=names):
+    Functional(build)

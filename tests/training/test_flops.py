@@ -27,9 +27,12 @@ def test_a_small_model_by_hand():
     pose_dim=2,
     registers=1,
   )
+
   # One layer of n tokens a view, two views: 16 C^2 multiply-adds a token,
   # 2 C (2n)^2 across, 2 * 2 C n^2 within.
-  layer = lambda n: 2 * 2 * n * 16 * 16 + 4 * 4 * 4 * n**2 + 2 * 4 * 4 * n**2
+  def layer(n):
+    return 2 * 2 * n * 16 * 16 + 4 * 4 * 4 * n**2 + 2 * 4 * 4 * n**2
+
   embed = 2 * 2 * 4 * 3 * 4
   head = 2 * 4 * (8 * 16 + 16 * 4 + 4 * 2)
   ends = 2 * 4 * (5 * 16 + 16 * 4) + 2 * (2 * 16 + 16 * 4)

@@ -184,7 +184,10 @@ def test_loss_adds_its_parts(params, step):
   images = to_float(step['mid/x'])
   config = objectives.Config(l1_weight=2.0, lpips_weight=0.5)
   draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
-  distance = lambda a, b: jnp.mean((a - b) ** 2, axis=(1, 2, 3))
+
+  def distance(a, b):
+    return jnp.mean((a - b) ** 2, axis=(1, 2, 3))
+
   total, parts = jax.jit(
     lambda p: objectives.loss(
       FUNCTIONAL.bind(p), images, draws, config, whole=True, perceptual=distance

@@ -68,7 +68,9 @@ def test_trajectories_are_golden(golden, accumulate):
 
   @jax.jit
   def update(params, state, gradients):
-    take = lambda i: jax.tree.map(lambda g: g[i[0]], gradients)
+    def take(i):
+      return jax.tree.map(lambda g: g[i[0]], gradients)
+
     mean = step.accumulate_gradients(
       take, (jnp.arange(accumulate),), accumulate
     )

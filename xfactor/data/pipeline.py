@@ -1,10 +1,10 @@
 """Records -> batches for training and evaluation, with Grain.
 
 Element i of the training stream is a pure function of (seed, i): which data
-set, which clip, which frames, how far the window curriculum is. Processes take
-every process_count-th element as the very last step, so the global batches do
-not depend on how many processes, threads or workers there are, and the whole
-state of an iterator is the step: a run resumes by asking for it.
+set, which clip, which frames, how far the window curriculum is. Every process
+makes its own rows of a global batch, so the global batches do not depend on how
+many processes, threads or workers there are, and the whole state of an iterator
+is the step: a run resumes by asking for it.
 
 No JAX here: worker processes import this module.
 """
@@ -139,6 +139,28 @@ class _Order:
     return part, int(order[place])
 
 
+class _Share:
+  """One process's part of the stream, and where in the stream each is from.
+
+  A process has neighbouring rows of every global batch, as
+  `jax.make_array_from_process_local_data` puts them together again.
+  """
+
+  def __init__(self, order: _Order, batch_size: int, index: int, count: int):
+    self._order = order
+    self._batch_size = batch_size
+    self._rows = batch_size // count
+    self._first = index * self._rows
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, place: int) -> tuple[int, tuple[int, int]]:
+    step, row = divmod(place, self._rows)
+    index = step * self._batch_size + self._first + row
+    return index, self._order[index]
+
+
 @functools.lru_cache(maxsize=16)
 def _permutation(seed: int, part: int, epoch: int, size: int) -> np.ndarray:
   rng = np.random.Generator(
@@ -231,7 +253,7 @@ def _read_views(
 
 
 class _Load:
-  """Turns (part, row) at a stream index into an example; picklable."""
+  """Turns a stream index and its (part, row) into an example; picklable."""
 
   def __init__(self, config: DataConfig, parts: Sequence[_OpenPart]):
     self._config = config
@@ -245,8 +267,8 @@ class _Load:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state, _lock=threading.Lock())
 
-  def __call__(self, index: int, chosen: tuple[int, int]) -> dict[str, Any]:
-    number, row = chosen
+  def __call__(self, element: tuple[int, tuple[int, int]]) -> dict[str, Any]:
+    index, (number, row) = element
     opened = self._parts[number]
     rng = frame_rng(self._config.seed, index)
     for attempt in range(_MAX_ATTEMPTS):
@@ -407,9 +429,10 @@ class Pipeline:
       [part.weight for part in self.config.parts],
       self.num_clips,
     )
+    share = _Share(order, self.config.batch_size, index, count)
     return (
-      grain.MapDataset.source(order)
-      .map_with_index(_Load(self.config, self._parts))[index::count]
+      grain.MapDataset.source(share)
+      .map(_Load(self.config, self._parts))
       .batch(self.config.batch_size // count)
     )
 
@@ -565,10 +588,16 @@ def eval_batches(
   store = records.open_split(data_dir, name, split, version)
   examples = list(range(len(index.clips)) if order is None else order)
   examples += [-1] * (-len(examples) % batch_size)
+  rows = batch_size // process_count
+  own = [
+    int(example)
+    for first in range(process_index * rows, len(examples), batch_size)
+    for example in examples[first : first + rows]
+  ]
   dataset = (
-    grain.MapDataset.source([int(e) for e in examples])
-    .map(_LoadEval(store, index, image_size))[process_index::process_count]
-    .batch(batch_size // process_count)
+    grain.MapDataset.source(own)
+    .map(_LoadEval(store, index, image_size))
+    .batch(rows)
   )
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   yield from dataset.to_iter_dataset(options)

@@ -81,7 +81,7 @@ class Evaluator:
     self._weights = perceptual_weights
     everywhere = NamedSharding(mesh, P())
 
-    def eval_step(params, images, weights):
+    def eval_step(params, images, mask, weights):
       model = functional.bind(params)
       images = to_float(images)
       context, truth = images[:, 0], images[:, -1]
@@ -103,7 +103,8 @@ class Evaluator:
         'truth': truth,
         'transfer': transfer,
       }
-      return scores, jax.tree.map(to_uint8, pictures)
+      # The mask comes back whole: a process has only its part of it.
+      return mask, scores, jax.tree.map(to_uint8, pictures)
 
     self._step = jax.jit(eval_step, out_shardings=everywhere)
 
@@ -119,15 +120,18 @@ class Evaluator:
     Args:
       params: Of the networks.
       batches: Each with `images`, uint8 [b, v, h, w, 3], this process's part,
-        and `mask`, bool [b] of the global batch, False for padding.
+        and `mask`, bool [b], False for padding.
       num_images: How many examples' pictures to keep, at most a batch.
     """
     scores, pictures = [], None
     with jax.set_mesh(self._mesh):
       for batch in batches:
-        images = sharding.to_mesh(self._mesh, batch['images'])
-        got, shown = jax.device_get(self._step(params, images, self._weights))
-        keep = batch['mask']
+        images, mask = sharding.to_mesh(
+          self._mesh, (batch['images'], batch['mask'])
+        )
+        keep, got, shown = jax.device_get(
+          self._step(params, images, mask, self._weights)
+        )
         scores.append(jax.tree.map(lambda x, keep=keep: x[keep], got))
         if pictures is None:
           pictures = {

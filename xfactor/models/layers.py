@@ -216,7 +216,10 @@ class MultiViewBlock(nnx.Module):
       einops.rearrange(x, 'b v t (n d) -> b v t n d', n=self.heads)
       for x in jnp.split(self.qkv(self.norm_attention(x_BVTC)), 6, axis=-1)
     )
-    turn = lambda norm, x: apply_rope(norm(x), rope).astype(self.dtype)
+
+    def turn(norm, x):
+      return apply_rope(norm(x), rope).astype(self.dtype)
+
     q, k = turn(self.norm_q, q), turn(self.norm_k, k)
     self_q = turn(self.norm_self_q, self_q)
     self_k = turn(self.norm_self_k, self_k)

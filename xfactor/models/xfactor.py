@@ -204,7 +204,7 @@ class XFactor(nnx.Module):
     context: Float[Array, 'b c h w 3'],
     poses: Float[Array, 'b v z'],
   ) -> Float[Array, 'b h w 3']:
-    """The view at the last pose, in [-1, 1]; earlier poses are the contexts'."""
+    """The view at the last pose, [-1, 1]; those before are the contexts'."""
     height, width = context.shape[2:4]
     patches = self.renderer(
       self.patches(context), poses, self.positions(context)

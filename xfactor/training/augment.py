@@ -193,7 +193,7 @@ def gaussian_kernel(
 def blur(
   images: Float[Array, 'b *v h w c'], kernel: Float[Array, 'b k']
 ) -> Float[Array, 'b *v h w c']:
-  """Separable blur with each example's kernel; outside counts as zero (grey)."""
+  """Blurs by rows and columns with each example's kernel; zero outside."""
   taps = kernel.shape[-1]
   for axis in (-3, -2):
     length = images.shape[axis]

@@ -68,7 +68,7 @@ class Build:
       return jax.jit(make, out_shardings=self.places)(jax.random.key(self.seed))
 
   def step(self, *, whole: bool):
-    """The jitted train step: (state, images, LPIPS weights) to (state, metrics).
+    """The jitted step: (state, images, LPIPS weights) to (state, metrics).
 
     The state is donated; its shardings stay as they are, so that the program
     is compiled once.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline
@@ -59,7 +60,13 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   writer = owned(writers.Writer(workdir, active=main_process))
   checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
   if checkpoints.steps():
-    state, _ = checkpoints.restore(build.abstract_state())
+    state, saved = checkpoints.restore(build.abstract_state())
+    if saved['data']['sha256'] != stream.fingerprint()['sha256']:
+      logging.warning(
+        'The data, their order or the seed differ from those that %s was '
+        'trained on; going on with the new ones.',
+        checkpoints.folder,
+      )
     origin = f'{checkpoints.folder / str(int(state.step))}'
   else:
     state = build.init()
@@ -116,10 +123,10 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
     if done % config.train.save_every == 0 or done == steps:
       log.check()  # Only states known to be finite are worth keeping.
       checkpoints.save(state, meta)
-    if config.train.eval_every and done % config.train.eval_every == 0:
-      if done < steps:
-        report(held_out(state.params), writer, done)
-        log.restart()
+    every = config.train.eval_every
+    if every and done % every == 0 and done < steps:
+      report(held_out(state.params), writer, done)
+      log.restart()
   bar.close()
   checkpoints.wait()
 

@@ -31,7 +31,7 @@ class Writer:
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
       # Appended to: a resumed run goes on in the same file.
-      self._lines = open(
+      self._lines = open(  # noqa: SIM115
         os.fspath(self._folder / 'metrics.jsonl'), 'a', buffering=1
       )
     except OSError as e:
