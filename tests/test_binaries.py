@@ -49,6 +49,7 @@ def test_importing_the_package_starts_no_backend(binary):
     (['--config=configs/tiny.py', '--config.train.steps=few'], 'few'),
     (['--config=configs/none.py'], 'configs/none.py'),
     (['--cnofig=configs/tiny.py'], 'config'),
+    (['--config=configs/tiny.py', '--config.zzz=3'], 'zzz'),
     (['--config=configs/tiny.py', '--config.data.batch=0'], 'data.batch'),
     (['--config=configs/tiny.py', '--config.model.heads=5'], 'model.heads'),
     (['--config=configs/sm.py', '--config.data.dir=/none'], 'convert_data'),
@@ -68,6 +69,26 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, said):
   assert len(lines) == 1
   assert said in lines[0]
   assert 'Traceback' not in done.stderr
+
+
+def test_a_recipe_with_mistakes_is_named(tmp_path):
+  for text, said in (
+    ('def get_config(:', 'bad.py, line 1'),
+    (
+      'from xfactor import config\n'
+      'def get_config():\n'
+      '  c = config.small()\n'
+      '  c.train.stesp = 3\n'
+      '  return c\n',
+      'steps',
+    ),
+  ):
+    (tmp_path / 'bad.py').write_text(text)
+    recipe = f'--config={tmp_path / "bad.py"}'
+    done = run('-m', 'xfactor.main', recipe, f'--workdir={tmp_path}')
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 def test_flags_that_are_missing_are_named():
@@ -95,4 +116,7 @@ def test_train_then_evaluate(tmp_path):
   done = run('-m', 'xfactor.eval', *arguments, '--step=3')
   assert done.returncode == 0, done.stderr
   assert 'step 3' in done.stdout
+  done = run('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
+  assert done.returncode == 2
+  assert 'another model' in done.stderr
   assert (tmp_path / 'run/eval/00000003/squares_reconstruction.png').exists()

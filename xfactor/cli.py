@@ -38,29 +38,34 @@ def parse_flags(argv: list[str]) -> list[str]:
     message = str(e)
   except (AttributeError, KeyError) as e:
     # Locked configs answer: 'stesp'\nDid you mean "steps" instead of "stesp"?
-    question = str(e).replace('\\n', '\n').strip('\'"').split('\n')[-1]
-    message = f'there is no such config key. {question}'
-  except OSError:
-    message = f'there is no config file {_config_path(argv)}'
+    answer = str(e).replace('\\n', ' ').strip('\'"').replace("'", '', 1)
+    message = (
+      f'the recipe or an override has no such key: {answer} (all keys are in '
+      'xfactor/config.py)'
+    )
+  except OSError as e:
+    # ml_collections puts the path and the cause into its last line.
+    cause = str(e).strip().split('\n')[-1].strip()
+    message = f'cannot load the recipe: {cause}'
+  except SyntaxError as e:
+    message = f'{e.filename}, line {e.lineno}: {e.msg}'
   except (ImportError, TypeError, ValueError) as e:
     message = ' '.join(str(e).split())
   print(f'error: {message}', file=sys.stderr)
   sys.exit(2)
 
 
-def _config_path(argv: list[str]) -> str:
-  given = [arg for arg in argv if arg.lstrip('-').startswith('config=')]
-  return given[-1].partition('=')[2] if given else 'after --config'
-
-
 @contextlib.contextmanager
 def reporting_user_errors() -> Iterator[None]:
-  """Turns a UserError into one line on stderr and exit code 2."""
+  """Turns a UserError into one line and exit code 2, Ctrl-C into 130."""
   try:
     yield
   except UserError as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on from here', file=sys.stderr)
+    sys.exit(130)
 
 
 def initialize_distributed() -> None:
@@ -82,4 +87,4 @@ def initialize_distributed() -> None:
 
 def _in_cluster() -> bool:
   workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  return ',' in workers or int(os.environ.get('SLURM_NTASKS', '1')) > 1
+  return ',' in workers or int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1

@@ -8,6 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
+from xfactor.errors import UserError
 from xfactor.models import xfactor
 from xfactor.training import objectives, optimizer, sharding
 
@@ -56,7 +57,51 @@ def base() -> ConfigDict:
         'panel': 8,  # Examples shown in the pictures.
       },
     }
-  )
+  ).lock()
+
+
+# Smallest values that make sense, where zero or less would only fail later.
+_LEAST = {
+  'seed': 0,
+  'model.features': 4,
+  'model.heads': 1,
+  'model.patch_size': 1,
+  'model.encoder_layers': 1,
+  'model.renderer_layers': 1,
+  'model.pose_dim': 1,
+  'model.registers': 1,
+  'optimizer.warmup_steps': 0,
+  'data.batch': 1,
+  'data.contexts': 1,
+  'data.image_size': 11,  # SSIM's window.
+  'data.threads': 0,
+  'data.workers': 0,
+  'data.prefetch': 1,
+  'train.steps': 1,
+  'train.accumulate': 1,
+  'train.log_every': 1,
+  'train.eval_every': 0,
+  'train.save_every': 1,
+  'train.keep': 1,
+  'eval.batch': 1,
+  'eval.examples': 1,
+  'eval.window': 2,
+  'eval.panel': 1,
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError if a value is too small to make sense."""
+  for name, least in _LEAST.items():
+    section, _, key = name.rpartition('.')
+    value = config[section][key] if section else config[key]
+    if value < least:
+      raise UserError(f'config.{name}={value} must be at least {least}')
+  if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
+    raise UserError(
+      f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: choose '
+      '"float32" or "bfloat16"'
+    )
 
 
 def small() -> ConfigDict:

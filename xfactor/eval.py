@@ -5,6 +5,8 @@ fixed held-out examples of the recipe's data sets, and writes eval/STEP.json and
 pictures into the run's folder. Exit codes as those of xfactor.main.
 """
 
+import contextlib
+
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -41,8 +43,10 @@ def evaluate(
   build = builds.build(config)
   weights = builds.load_perceptual(config, build.mesh, required=False)
   checkpoints = checkpoint.Checkpoints(workdir, create=False)
-  step, params = checkpoints.restore_params(build.abstract_state().params, step)
-  checkpoints.close()
+  with contextlib.closing(checkpoints):
+    step, params = checkpoints.restore_params(
+      build.abstract_state().params, step
+    )
   results = heldout.Heldout(config, build, weights)(params)
   if jax.process_index() == 0:
     heldout.write(workdir, step, results)

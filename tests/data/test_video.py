@@ -62,13 +62,14 @@ def pan(seed, count, step=0, first=0):
   return [stamp(frame, first + i) for i, frame in enumerate(frames)]
 
 
-def write_video(path, frames, rate=25, times=None):
+def write_video(path, frames, rate=25, times=None, codec='mpeg4'):
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream('mpeg4', rate=rate)
+    stream = container.add_stream(codec, rate=rate)
     stream.height, stream.width = frames[0].shape[:2]
     stream.pix_fmt = 'yuv420p'
     stream.codec_context.bit_rate = 8_000_000
+    stream.codec_context.gop_size = 12
     stream.codec_context.time_base = fractions.Fraction(1, 1000)
     for i, rgb in enumerate(frames):
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), 'rgb24')
@@ -172,9 +173,17 @@ def test_long_shots_become_consecutive_clips(tmp_path):
   assert [len(clip.frames) for clip in clips] == [20, 20]
 
 
-def test_damaged_video_keeps_what_decodes(tmp_path, monkeypatch):
-  warnings = []
-  monkeypatch.setattr(logging, 'warning', lambda *args: warnings.append(args))
+@pytest.fixture
+def warnings(monkeypatch):
+  """Collects what is logged as a warning."""
+  found = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *args: found.append(text % args)
+  )
+  return found
+
+
+def test_truncated_video_keeps_what_decodes(tmp_path, warnings):
   # Matroska can be read as far as it goes.
   path = tmp_path / 'a.mkv'
   write_video(path, pan(0, 100, 2))
@@ -183,20 +192,87 @@ def test_damaged_video_keeps_what_decodes(tmp_path, monkeypatch):
   (clip,), _ = convert(tmp_path, cut_threshold=2.0)
   kept = numbers(clip)
   assert 30 < len(kept) < 70
-  assert kept[:-1] == list(range(len(kept) - 1))
+  assert kept == list(range(len(kept)))
+  assert clip.replaced == 0
   (warning,) = warnings
   assert str(path) in warning
-  assert 'early' in warning[-1]
-  # What follows damage in the middle is kept too.
-  warnings.clear()
-  broken = bytearray(data)
-  broken[len(data) // 2 : len(data) // 2 + 1500] = bytes(1500)
-  path.write_bytes(broken)
-  (clip,), _ = convert(tmp_path, cut_threshold=2.0)
+  assert warning.endswith(' early')
+
+
+def damage(path, times, begin=0.0):
+  """Zeroes the packets of frames due at `times`, from a share of each on."""
+  with av.open(str(path)) as container:
+    packets = [
+      (packet.pos, packet.size)
+      for packet in container.demux(video=0)
+      if packet.size and round(packet.pts * packet.time_base * 25) in times
+    ]
+  assert len(packets) == len(times)
+  data = bytearray(path.read_bytes())
+  for at, size in packets:
+    kept = int(size * begin)
+    data[at + kept : at + size] = bytes(size - kept)
+  path.write_bytes(data)
+
+
+CODECS = ['mpeg4'] + (['libx264'] if 'libx264' in av.codecs_available else [])
+
+
+@pytest.mark.parametrize('codec', CODECS)
+@pytest.mark.parametrize('begin', [0.0, 0.5])
+def test_last_good_frame_stands_in_for_bad_packets(
+  tmp_path, warnings, codec, begin
+):
+  path = tmp_path / 'a.mp4'
+  write_video(path, pan(0, 60), codec=codec)
+  damage(path, {20, 30, 31, 32}, begin)
+  (clip,), _ = convert(tmp_path)
+  assert len(clip.frames) == 60
+  assert clip.replaced == 4
+  for bad, good in ((20, 19), (30, 29), (31, 29), (32, 29)):
+    assert clip.frames[bad] == clip.frames[good]
+  # Between, frames that are built on bad ones may look like those.
   kept = numbers(clip)
-  assert 60 < len(kept) <= 100
-  assert kept[:30] == list(range(30))
-  assert kept[-5:] == list(range(95, 100))
+  assert kept[:16] + kept[36:] == [*range(16), *range(36, 60)]
+  np.testing.assert_allclose(clip.timestamps, np.arange(60) / 25, atol=2e-3)
+  (warning,) = warnings
+  assert f'{path} is damaged: kept 56 frames, lost 4 packets' in warning
+  assert 'stand-ins for 4 frames' in warning
+  again, _ = convert(tmp_path)
+  assert again[0].frames == clip.frames
+  # Those of the bad frames that are not kept are not counted.
+  (clip,), _ = convert(tmp_path, stride=4)
+  assert len(clip.frames) == 15
+  assert clip.replaced == 2
+
+
+def test_a_long_hole_is_a_cut(tmp_path, warnings):
+  path = tmp_path / 'a.mp4'
+  write_video(path, pan(0, 60))
+  damage(path, set(range(20, 34)))
+  clips, _ = convert(tmp_path, cut_threshold=2.0)
+  assert [len(clip.frames) for clip in clips] == [20, 26]
+  assert [clip.replaced for clip in clips] == [0, 0]
+  np.testing.assert_allclose(
+    clips[1].timestamps, np.arange(34, 60) / 25, atol=2e-3
+  )
+  (warning,) = warnings
+  assert 'cut at 1 holes' in warning
+
+
+def test_a_hole_without_a_failed_packet_is_a_cut(tmp_path, warnings):
+  # The reader of Matroska looks silently for the next place to go on.
+  path = tmp_path / 'a.mkv'
+  write_video(path, pan(0, 100, 2))
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2 : len(data) // 2 + 1500] = bytes(1500)
+  path.write_bytes(data)
+  clips, _ = convert(tmp_path, cut_threshold=2.0)
+  kept = [numbers(clip) for clip in clips]
+  assert kept[0] == list(range(len(kept[0])))
+  assert kept[-1][-5:] == list(range(95, 100))
+  assert len(clips) == 2
+  assert 'cut at 1 holes' in warnings[0]
 
 
 # -------------------------------------------------------------------- cuts
@@ -354,8 +430,24 @@ def test_mostly_broken_folder_is_an_error(tmp_path):
   write_frames(tmp_path / 'a', pan(0, 6))
   for i in range(4):
     (tmp_path / 'a' / f'f{i}.jpg').write_text('broken')
-  with pytest.raises(errors.UserError, match=r'4 of the 6 pictures in .*a '):
+  with pytest.raises(errors.UserError, match=r'4 of the 6 frames kept of .*a '):
     convert(tmp_path, min_length=2)
+  for i in (4, 5):
+    (tmp_path / 'a' / f'f{i}.jpg').write_text('broken')
+  with pytest.raises(errors.UserError, match=r'none of the 6 pictures in .*a '):
+    convert(tmp_path, min_length=2)
+
+
+def test_pictures_are_read_once(tmp_path, monkeypatch):
+  write_frames(tmp_path / 'a', pan(0, 12))
+  (tmp_path / 'a' / 'f0.jpg').write_text('broken')
+  seen = []
+  read = images.read_image
+  monkeypatch.setattr(
+    images, 'read_image', lambda path: seen.append(path) or read(path)
+  )
+  convert(tmp_path)
+  assert len(seen) == len(set(seen)) == 12
 
 
 def test_pictures_beside_videos_are_not_frames(tmp_path):
@@ -428,6 +520,18 @@ def test_sound_without_pictures(tmp_path):
     container.mux(stream.encode())
   with pytest.raises(errors.UserError, match='no video stream'):
     convert(tmp_path)
+
+
+@pytest.mark.parametrize('write', [write_frames, write_video])
+def test_a_clip_of_three_frames_is_refused(tmp_path, write):
+  name = 'walk' if write is write_frames else 'walk.mp4'
+  write(tmp_path / name, pan(0, 3))
+  with pytest.raises(errors.UserError) as caught:
+    convert(tmp_path)
+  assert str(caught.value).startswith(f'{tmp_path / name} gives no clip of ')
+  for words in ('min_length=10', 'of the 3 frames', 'lower min_length'):
+    assert words in str(caught.value)
+  assert '\n' not in str(caught.value)
 
 
 def test_too_short(tmp_path):

@@ -266,5 +266,5 @@ def test_options_and_missing_package(monkeypatch):
     vizdoom.Source(frames=0).items()
   monkeypatch.setitem(sys.modules, 'vizdoom', None)
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-  with pytest.raises(errors.UserError, match=r'pip install xfactor\[vizdoom\]'):
+  with pytest.raises(errors.UserError, match=r"install -e '\.\[vizdoom\]'"):
     vizdoom.Source().items()

@@ -10,10 +10,12 @@ from xfactor.errors import UserError
 from xfactor.evaluation import heldout, reconstruction
 from xfactor.training import build
 
+BUILT = build.build(small.recipe('data'))
+
 
 @pytest.fixture(scope='module')
 def built():
-  return build.build(small.recipe('data'))
+  return BUILT
 
 
 @pytest.fixture(scope='module')
@@ -86,6 +88,29 @@ def test_transfer_takes_the_next_examples_scene(
   ]
   # Example 3 is the scene of 2, and the start of its own motion.
   assert differs == [i in (2, 3) for i in range(8)]
+
+
+def test_the_panel_shows_the_scene_that_was_moved(evaluate, params, images):
+  result = evaluate(params, [batch(images[:8])], num_images=3)
+  np.testing.assert_array_equal(result.images['scene'], images[1:4, 0])
+
+
+def test_halves_know_nothing_of_their_own_pixels(evaluate, params, images):
+  """Changing the target's own quadrant leaves its drawing as it was."""
+  changed = images[:8].copy()
+  changed[:, 1, :16, :16] = 255 - changed[:, 1, :16, :16]
+  before, after = (
+    np.asarray(
+      jax.jit(
+        lambda p, x: reconstruction.draw_by_halves(
+          BUILT.functional.bind(p), reconstruction.to_float(x)
+        )
+      )(params, jnp.asarray(x))
+    )
+    for x in (images[:8], changed)
+  )
+  np.testing.assert_array_equal(before[:, :16, :16], after[:, :16, :16])
+  assert not np.array_equal(before[:, :16, 16:], after[:, :16, 16:])
 
 
 def test_the_table_names_rows_and_counts(evaluate, params, images):

@@ -519,7 +519,7 @@ def test_a_missing_package_names_the_three_cures(package):
   package.unlink()
   with pytest.raises(perceptual.MissingWeights) as caught:
     perceptual.load('alexnet')
-  for cure in ('xfactor[perceptual]', 'path of a copy', 'lpips_weight=0'):
+  for cure in ("'.[perceptual]'", 'perceptual_weights', 'lpips_weight=0'):
     assert cure in str(caught.value)
 
 

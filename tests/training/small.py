@@ -53,12 +53,12 @@ def recipe(data_dir, **changes):
   config.optimizer.warmup_steps = 2
   config.data.update(
     dir=str(data_dir),
-    mix={'squares': configs.part(begin=3, end=6)},
     batch=8,
     image_size=32,
     ramp_steps=4,
     threads=2,
   )
+  config.data.mix = {'squares': configs.part(begin=3, end=6)}
   config.train.update(steps=6, log_every=2, eval_every=0, save_every=3, keep=2)
   config.eval.update(window=4, batch=8, panel=3)
   for name, value in changes.items():

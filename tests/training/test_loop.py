@@ -1,6 +1,8 @@
 """A run from its first step to its pictures; stopping and going on."""
 
+import contextlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from tests.training import small
 from xfactor import config as configs
 from xfactor import eval as eval_binary
 from xfactor.errors import UserError
-from xfactor.training import build, checkpoint, loop, step
+from xfactor.training import build, checkpoint, data, loop, step, writers
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +145,72 @@ def test_the_eval_binary_agrees_with_the_end_of_training(run):
   assert len(written['data']['squares']['each']['copy']['psnr']) == 6
   size = picture_size(workdir / 'eval/00000006/squares_transfer.png')
   assert size[0] == 4 * (4 * 32 + 3 * 2)
+
+
+def test_fewer_steps_than_done_evaluates_what_is_there(run, data_dir):
+  _, workdir, _ = run
+  loop.train(small.recipe(data_dir, train__steps=4), str(workdir))
+  assert not (workdir / 'eval/00000004.json').exists()
+
+
+def test_a_killed_runs_half_line_is_passed_over(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 3.0}\n{"st')
+  with contextlib.closing(writers.Writer(tmp_path)) as writer:
+    writer.scalars(1, {'loss': 2.0})
+    writer.scalars(2, {'loss': 1.0})
+    writer.curves()
+  lines = writers.read_lines(tmp_path / 'metrics.jsonl')
+  assert lines == [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0}]
+  assert picture_size(tmp_path / 'curves.png')[0] > 500
+
+
+def test_data_are_made_once_and_other_options_are_refused(
+  tmp_path, capsys, monkeypatch
+):
+  """What the README's first command does before it trains."""
+  monkeypatch.setattr(
+    data.sources, 'make', lambda name, **options: small.Squares(**options)
+  )
+  config = small.recipe(tmp_path)
+  with config.unlocked():
+    config.data.make = {'squares': {'clips_made': 12}}
+  data.make(config)
+  assert '12 frames' not in capsys.readouterr().out
+  assert data.open_pipeline(config).num_clips == [9]
+  data.make(config)
+  assert not capsys.readouterr().out
+  with config.unlocked():
+    config.data.make = {'squares': {'clips_made': 16}}
+  with pytest.raises(UserError, match='clips_made'):
+    data.make(config)
+
+
+def test_other_data_at_resume_are_said(run, data_dir, tmp_path, monkeypatch):
+  _, workdir, _ = run
+  said = []
+  monkeypatch.setattr(
+    loop.logging, 'warning', lambda *args: said.append(args[0])
+  )
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  loop.train(small.recipe(data_dir, data__flip_prob=0.0), str(tmp_path))
+  assert any('data' in line for line in said)
+
+
+@pytest.mark.parametrize(
+  ('section', 'key', 'value'),
+  [
+    ('model', 'heads', 0),
+    ('model', 'patch_size', 0),
+    ('train', 'accumulate', 0),
+    ('train', 'log_every', 0),
+    ('eval', 'panel', 0),
+    ('data', 'image_size', 8),
+    ('objective', 'lpips_dtype', 'half'),
+  ],
+)
+def test_values_that_make_no_sense_are_named(section, key, value):
+  with pytest.raises(UserError, match=f'config.{section}.{key}'):
+    build.build(small.recipe('data', **{f'{section}__{key}': value}))
 
 
 def test_older_checkpoints_can_be_evaluated(run):

@@ -169,7 +169,7 @@ def make_plan(
   parts = deal(items)
   return Plan(
     name=name,
-    root=pathlib.Path(data_dir).expanduser() / name,
+    root=pathlib.Path(records.data_folder(data_dir)) / name,
     version=source.version,
     test_fraction=test_fraction,
     parts=parts,

@@ -571,8 +571,7 @@ def eval_batches(
     batch_size: Over all processes.
     split: That of the index.
     version: Semantic version; the newest by default.
-    order: Examples to read, in order; for instance `index.pairs[:, 1]` for the
-      scenes onto which motion is transferred. All of them by default.
+    order: Examples to read, in order; all of them by default.
     process_index: Which share of each batch is this process's.
     process_count: Into how many shares batches are divided.
     threads: Batches read at the same time.

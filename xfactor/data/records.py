@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -413,23 +414,28 @@ def write_tfds_metadata(
 # ==============================================================================
 
 
+def data_folder(data_dir: str | os.PathLike[str]) -> epath.Path:
+  """Returns the folder of converted data sets, with `~` made plain."""
+  return epath.Path(data_dir).expanduser()
+
+
 def frames_folder(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> epath.Path:
   """Returns where the frames of a data set are or would be."""
-  return epath.Path(data_dir) / name / 'frames' / version
+  return data_folder(data_dir) / name / 'frames' / version
 
 
 def clips_folder(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> epath.Path:
   """Returns where the clips of a data set are or would be."""
-  return epath.Path(data_dir) / name / 'clips' / version
+  return data_folder(data_dir) / name / 'clips' / version
 
 
 def versions(data_dir: str | os.PathLike[str], name: str) -> list[str]:
   """Returns the complete versions of a data set, oldest first."""
-  clips = epath.Path(data_dir) / name / 'clips'
+  clips = data_folder(data_dir) / name / 'clips'
   if not clips.exists():
     return []
   found = [p.name for p in clips.iterdir() if _VERSION.fullmatch(p.name)]
@@ -444,10 +450,10 @@ def versions(data_dir: str | os.PathLike[str], name: str) -> list[str]:
 
 def available(data_dir: str | os.PathLike[str]) -> list[str]:
   """Returns the names of the complete data sets of a folder, sorted."""
-  data_dir = epath.Path(data_dir)
-  if not data_dir.exists():
+  folder = data_folder(data_dir)
+  if not folder.exists():
     return []
-  names = (p.name for p in data_dir.iterdir() if not p.name.startswith('.'))
+  names = (p.name for p in folder.iterdir() if not p.name.startswith('.'))
   return sorted(name for name in names if versions(data_dir, name))
 
 
@@ -455,10 +461,16 @@ def _missing(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> UserError:
   """Says what was looked for, what there is, and how to make it."""
-  root = epath.Path(data_dir) / name
-  made_by = f'--dataset={name}'
-  if name not in sources.NAMES:
-    made_by = f'--dataset={{{"|".join(sources.NAMES)}}} --name={name}'
+  folder = data_folder(data_dir)
+  root = folder / name
+  if name in sources.NAMES:
+    remedy, flags = 'make it with', f'--dataset={name}'
+    source = importlib.import_module(f'{sources.__name__}.{name}').Source
+    if 'source' in {field.name for field in dataclasses.fields(source)}:
+      flags += ' --source=FOLDER'
+  else:
+    remedy = f'there is no converter for {name} yet; convert your copy with'
+    flags = f'--dataset=video --name={name} --source=FOLDER'
   unfinished = root.exists() and any(
     p.name.startswith('.incomplete-') for p in root.iterdir()
   )
@@ -466,10 +478,10 @@ def _missing(
   return UserError(
     f'there is no data set {name!r}{version and f" of version {version}"}: '
     f'looked for {root / "frames"} and {root / "clips"}; '
-    f'{epath.Path(data_dir)} holds {others}; '
+    f'{folder} holds {others}; '
     + ('its conversion was not finished, ' if unfinished else '')
-    + 'make it with: python tools/convert_datasets.py '
-    f'{made_by} --source=FOLDER --data_dir={epath.Path(data_dir)}'
+    + f'{remedy}: python tools/convert_datasets.py {flags} '
+    f'--data_dir={folder}'
   )
 
 
@@ -698,15 +710,11 @@ class EvalIndex:
     clip_ids: One a example.
     clips: int64 [examples], the same clips as numbers within the split.
     frames: int64 [examples, views], counted from the clip's beginning.
-    pairs: int64 [examples, 2] of (A, B): the motion of example A is applied to
-      the scene of example B. Each example is A once and B once. Empty where
-      there is only one example.
   """
 
   clip_ids: tuple[str, ...]
   clips: np.ndarray
   frames: np.ndarray
-  pairs: np.ndarray
 
 
 def unit_hash(text: str) -> float:
@@ -797,11 +805,8 @@ def eval_index(
       f'{path} names clips that are not in the data set, for instance '
       f'{unknown[0]}; delete the file'
     )
-  n = len(ids)
-  turns = [(i, (i + 1) % n) for i in range(n)] if n > 1 else []
   return EvalIndex(
     clip_ids=ids,
     clips=np.array([numbers[i] for i in ids], np.int64),
     frames=np.array([f for _, f in entries[key]], np.int64),
-    pairs=np.array(turns, np.int64).reshape(-1, 2),
   )

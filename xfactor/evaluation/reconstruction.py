@@ -1,8 +1,9 @@
 """Held-out reconstruction: how well a view is drawn from its own latent pose.
 
 Beside the model stand two baselines that know nothing of poses: copying the
-first context view, and that view's mean colour. The transfer panel applies one
-clip's motion to another clip's scene.
+first context view, and that view's mean colour. Between them stands the model
+with poses from the other half of each view. The transfer panel applies one
+clip's motion to another clip's scene, where there is no truth to score.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ from jaxtyping import Array, Float
 from xfactor.evaluation import images as metrics
 from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
+from xfactor.models.layers import to_float, to_uint8
+from xfactor.models.xfactor import XFactor
 from xfactor.training import objectives, sharding, writers
-from xfactor.training.step import to_float, to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,11 @@ class Result:
   """Scores and pictures of one data set.
 
   Attributes:
-    scores: 'model', 'copy' and 'mean' to metric to one number an example:
-      psnr in dB, ssim up to 1, lpips where weights are there.
+    scores: 'model', 'halves', 'copy' and 'mean' to metric to one number an
+      example: psnr in dB, ssim up to 1, lpips where weights are there.
     images: What the panels show, uint8: 'context' [n, h, w, 3] (the first
-      view), 'prediction', 'truth', and 'transfer': the next example's scene
-      after this example's motion.
+      view), 'prediction', 'truth', 'scene' (the next example's first view) and
+      'transfer' (that scene after this example's motion).
   """
 
   scores: dict[str, dict[str, np.ndarray]]
@@ -61,7 +63,7 @@ class Result:
       [
         self.images['context'],
         self.images['truth'],
-        np.roll(self.images['context'], -1, axis=0),
+        self.images['scene'],
         self.images['transfer'],
       ],
       scale=scale,
@@ -90,10 +92,13 @@ class Evaluator:
       mean = jnp.broadcast_to(
         jnp.mean(context, axis=(1, 2), keepdims=True), context.shape
       )
-      transfer = objectives.transfer(
-        model, images, jnp.roll(images[:, :-1], -1, axis=0)
-      )
-      candidates = {'model': prediction, 'copy': context, 'mean': mean}
+      scenes = jnp.roll(images[:, :-1], -1, axis=0)
+      candidates = {
+        'model': prediction,
+        'halves': draw_by_halves(model, images),
+        'copy': context,
+        'mean': mean,
+      }
       scores = {
         who: score(image, truth, weights) for who, image in candidates.items()
       }
@@ -101,7 +106,8 @@ class Evaluator:
         'context': context,
         'prediction': prediction,
         'truth': truth,
-        'transfer': transfer,
+        'scene': scenes[:, 0],
+        'transfer': objectives.transfer(model, images, scenes),
       }
       # The mask comes back whole: a process has only its part of it.
       return mask, scores, jax.tree.map(to_uint8, pictures)
@@ -129,16 +135,30 @@ class Evaluator:
         images, mask = sharding.to_mesh(
           self._mesh, (batch['images'], batch['mask'])
         )
-        keep, got, shown = jax.device_get(
-          self._step(params, images, mask, self._weights)
-        )
+        *got, shown = self._step(params, images, mask, self._weights)
+        keep, got = jax.device_get(got)
         scores.append(jax.tree.map(lambda x, keep=keep: x[keep], got))
         if pictures is None:
           pictures = {
-            key: value[keep][:num_images] for key, value in shown.items()
+            key: value[keep][:num_images]
+            for key, value in jax.device_get(shown).items()
           }
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
     return Result(scores, pictures)
+
+
+def draw_by_halves(
+  model: XFactor, images: Float[Array, 'b v h w 3']
+) -> Float[Array, 'b h w 3']:
+  """The target drawn as in training: each half by the other half's pose.
+
+  No pixel of a half can reach its own drawing, so that this measures how far
+  poses transfer, where there is a truth to compare with. Halves are opposite
+  quadrants, in every example the same.
+  """
+  order = jnp.broadcast_to(jnp.array([[0, 3, 1, 2]]), (len(images), 4))
+  pairs = objectives.encoder_pairs(images)
+  return objectives.reconstruct(model, images, pairs, order).image
 
 
 def score(
@@ -165,6 +185,7 @@ def table(name: str, result: Result) -> str:
   columns = list(next(iter(means.values())))
   labels = {
     'model': 'model',
+    'halves': 'pose of the other half',
     'copy': 'copy the context frame',
     'mean': 'mean colour',
   }

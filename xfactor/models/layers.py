@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from xfactor.errors import UserError
 from xfactor.models import attention
@@ -25,6 +25,16 @@ REMAT_POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def to_float(images: UInt8[Array, '*b']) -> Float[Array, '*b']:
+  """uint8 [0, 255] to float32 [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
+  """Float [-1, 1] to uint8, rounded and clipped."""
+  return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def patchify(

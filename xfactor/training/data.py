@@ -4,7 +4,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from xfactor.data import convert, pipeline, records, sources
+from xfactor.data import convert, pipeline, sources
 from xfactor.data.views import Views
 
 
@@ -55,21 +55,22 @@ def views_of(config: ConfigDict, part: ConfigDict) -> Views:
   )
 
 
-def make_missing(config: ConfigDict) -> None:
-  """Makes the data sets that a recipe knows how to make and that are missing.
+def make(config: ConfigDict) -> None:
+  """Makes the data sets that a recipe says how to make, unless they are there.
 
   Raises:
-    UserError: If one cannot be made.
+    UserError: If one cannot be made, or is there with other options.
   """
-  missing = [
-    name
-    for name in config.data.make
-    if not records.versions(config.data.dir, name)
-  ]
-  if missing and jax.process_index() == 0:
-    for name in missing:
-      source = sources.make(name, **config.data.make[name])
-      summary = convert.convert(source, config.data.dir)
-      print(convert.report(summary), flush=True)
-  if missing and jax.process_count() > 1:
-    multihost_utils.sync_global_devices('data sets made')
+  if not config.data.make:
+    return
+  try:
+    if jax.process_index() == 0:
+      for name, options in config.data.make.items():
+        source = sources.make(name, **options)
+        summary = convert.convert(source, config.data.dir)
+        if not summary.already:
+          print(convert.report(summary), flush=True)
+  finally:
+    # However it went: the others wait here, and find out by themselves.
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('data sets made')

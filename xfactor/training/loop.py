@@ -44,6 +44,9 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   """`train`; what it opens is `owned`: closed however it ends."""
+  main_process = jax.process_index() == 0
+  writer = owned(writers.Writer(workdir, active=main_process))
+
   # ---------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
   weights = builds.load_perceptual(
@@ -51,13 +54,11 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   )
 
   # ---------------------------------------------------------------------- data
-  data.make_missing(config)
+  data.make(config)
   stream = data.open_pipeline(config)
   held_out = heldout.Heldout(config, build, weights)
 
   # ------------------------------------ state: go on where it stopped, or begin
-  main_process = jax.process_index() == 0
-  writer = owned(writers.Writer(workdir, active=main_process))
   checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
   if checkpoints.steps():
     state, saved = checkpoints.restore(build.abstract_state())
@@ -95,7 +96,7 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   # The order within an iteration matters: step n is dispatched before the
   # metrics of step n - 1 are fetched, so that the device never waits for us.
   batches = owned(stream.batches(start_step=first))
-  log = Log(build, first)
+  log = Log(build)
   bar = owned(
     tqdm.tqdm(
       total=steps,
@@ -114,6 +115,8 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
     log.add(step, metrics)
     bar.update()
     done = step + 1
+    if done == steps:
+      log.flush()
     if done % config.train.log_every == 0 or done == steps:
       values = log.read() | {'bad_examples': batches.bad_count()}
       writer.scalars(done, values)
@@ -121,7 +124,7 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
         f'loss {values["loss"]:.4f}, {values["frames_per_s"]:.0f} frames/s'
       )
     if done % config.train.save_every == 0 or done == steps:
-      log.check()  # Only states known to be finite are worth keeping.
+      log.flush()  # Only states known to be finite are worth keeping.
       checkpoints.save(state, meta)
     every = config.train.eval_every
     if every and done % every == 0 and done < steps:
@@ -131,10 +134,12 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   checkpoints.wait()
 
   # ------------------------------------------------------------------ held out
+  done = int(state.step)
   results = held_out(state.params)
-  report(results, writer, steps)
   if main_process:
-    heldout.write(workdir, steps, results)
+    heldout.write(workdir, done, results)
+  report(results, writer, done)
+  if main_process:
     for name, result in results.items():
       print(reconstruction.table(name, result))
     print(f'checkpoints, curves and pictures are in {workdir}')
@@ -198,21 +203,21 @@ def step_flops(build: builds.Build) -> int:
 class Log:
   """Metrics fetched one step late, and where the time went meanwhile."""
 
-  def __init__(self, build: builds.Build, first: int):
+  def __init__(self, build: builds.Build):
     self._frames_per_step = build.batch * build.views
     self._flops = step_flops(build)
     kinds = [device.device_kind for device in build.mesh.devices.flat]
     peak = flops.peak_flops(kinds[0])
-    self._peak = peak and peak * len(kinds)
+    # A share of the bfloat16 peak says nothing of a float32 model.
+    half = build.model.dtype == 'bfloat16'
+    self._peak = peak * len(kinds) if peak and half else None
     self._pending = None
-    self._first = first
-    self._metrics = []
     self.restart()
 
   def restart(self) -> None:
     """Begins a new interval; what happened since the last is not counted."""
-    self.check()
     self._metrics = []
+    self._steps = 0
     self._wait = 0.0
     self._started = time.monotonic()
 
@@ -225,10 +230,11 @@ class Log:
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes a step's metrics, still on the way, and fetches the last step's."""
-    self.check()
+    self.flush()
     self._pending = step, metrics
+    self._steps += 1
 
-  def check(self) -> None:
+  def flush(self) -> None:
     """Fetches what is pending.
 
     Raises:
@@ -249,20 +255,21 @@ class Log:
     self._metrics.append(values)
 
   def read(self) -> dict[str, float]:
-    """Means of the interval's metrics, its speed, and begins a new one."""
-    self.check()
+    """Means of what has arrived, the interval's speed; begins a new one."""
+    if not self._metrics:  # One step so far, and it is on its way.
+      self.flush()
     seconds = time.monotonic() - self._started
-    count = len(self._metrics)
     values = {
       key: float(np.mean([metrics[key] for metrics in self._metrics]))
       for key in self._metrics[0]
     }
     values |= {
-      'steps_per_s': count / seconds,
-      'frames_per_s': count * self._frames_per_step / seconds,
+      'learning_rate': self._metrics[-1]['learning_rate'],
+      'steps_per_s': self._steps / seconds,
+      'frames_per_s': self._steps * self._frames_per_step / seconds,
       'data_wait': self._wait / seconds,
     }
     if self._peak:
-      values['mfu'] = count * self._flops / seconds / self._peak
+      values['mfu'] = self._steps * self._flops / seconds / self._peak
     self.restart()
     return values

@@ -61,7 +61,7 @@ class Draws:
     order: Quadrants (row-major numbers) of each example, A's two, then B's.
     target: View of each example that serves as target: the last, or, for a
       self-target, a random context.
-    augmentation: Per encoder pair, example-major: row b * (V - 1) + v.
+    augmentation: Of each encoder pair, leading axes [b, v - 1].
   """
 
   order: Int[Array, '*parts b 4']
@@ -83,11 +83,12 @@ def draw(key: PRNGKeyArray, batch: int, views: int, config: Config) -> Draws:
   key_order, key_self, key_view, key_augment = jax.random.split(key, 4)
   is_self = jax.random.bernoulli(key_self, config.self_target_prob, (batch,))
   context = jax.random.randint(key_view, (batch,), 0, views - 1)
+  flat = augment.draw(key_augment, batch * (views - 1), config.augmentation)
   return Draws(
     order=draw_quadrants(key_order, batch),
     target=jnp.where(is_self, context, views - 1),
-    augmentation=augment.draw(
-      key_augment, batch * (views - 1), config.augmentation
+    augmentation=jax.tree.map(
+      lambda x: x.reshape(batch, views - 1, *x.shape[1:]), flat
     ),
   )
 
@@ -224,7 +225,10 @@ def prepare(
   images = jnp.concatenate([images[:, :-1], target], axis=1)
   pairs = encoder_pairs(images)
   flat = einops.rearrange(pairs, 'b p two h w c -> (b p) two h w c')
-  flat = augment.apply(flat, draws.augmentation, config.augmentation)
+  flat_draws = jax.tree.map(
+    lambda x: x.reshape(-1, *x.shape[2:]), draws.augmentation
+  )
+  flat = augment.apply(flat, flat_draws, config.augmentation)
   return images, flat.reshape(pairs.shape)
 
 

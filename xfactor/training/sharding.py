@@ -51,7 +51,7 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   sizes = [config.data, config.fsdp, config.tensor]
   known = math.prod(size for size in sizes if size != -1)
-  if sizes.count(-1) == 1 and len(devices) % known == 0:
+  if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
   if -1 in sizes or math.prod(sizes) != len(devices):
     asked = ' x '.join(
@@ -69,7 +69,7 @@ def make_mesh(
 def check_batch(mesh: Mesh, batch: int, name: str) -> None:
   """Raises UserError if the mesh does not divide the batch called `name`."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch < 1 or batch % ways:
+  if batch % ways:
     raise UserError(
       f'{name}={batch} must be a multiple of {ways}, the number of devices '
       f'along config.mesh.data x config.mesh.fsdp'

@@ -7,35 +7,18 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
+from xfactor.models.layers import to_float
 from xfactor.training import objectives
 from xfactor.training.state import TrainState
 
 
-def to_float(images: UInt8[Array, '*b']) -> Float[Array, '*b']:
-  """uint8 [0, 255] to float32 [-1, 1]."""
-  return images.astype(jnp.float32) / 127.5 - 1
-
-
-def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
-  """Float [-1, 1] to uint8, rounded and clipped."""
-  return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
-
-
-def lpips(
-  weights: Params,
-  dtype: DTypeLike,
-  prediction: Float[Array, 'b h w 3'],
-  truth: Float[Array, 'b h w 3'],
-) -> Float[Array, ' b']:
-  """LPIPS as a loss: no gradient is kept for the truth's features."""
-  truth_maps = jax.lax.stop_gradient(perceptual.features(weights, truth, dtype))
-  maps = perceptual.features(weights, prediction, dtype)
-  return perceptual.distance(weights, maps, truth_maps)
+def root_keys(seed: int) -> Array:
+  """Two keys that share no stream: for the parameters and for the steps."""
+  return jax.random.split(jax.random.key(seed))
 
 
 def train_step(
@@ -73,7 +56,7 @@ def train_step(
     The next state and the step's metrics (loss and its parts, gradient norm
     before clipping, learning rate).
   """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  key = jax.random.fold_in(root_keys(seed)[1], state.step)
   draws = objectives.draw(key, *images.shape[:2], objective)
 
   def loss(params, images, draws):
@@ -84,7 +67,9 @@ def train_step(
       objective,
       whole=whole,
       perceptual=functools.partial(
-        lpips, perceptual_weights, jnp.dtype(objective.lpips_dtype)
+        perceptual.lpips,
+        perceptual_weights,
+        dtype=jnp.dtype(objective.lpips_dtype),
       ),
     )
 

@@ -27,6 +27,11 @@ class Writer:
     self._active = active
     if not active:
       return
+    if '://' in os.fspath(workdir):
+      raise UserError(
+        f'--workdir={workdir} must be a folder: mount the bucket (gcsfuse) or '
+        'use a shared disk'
+      )
     self._folder = epath.Path(workdir)
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
@@ -42,6 +47,13 @@ class Writer:
     self._tensorboard = tensorboardX.SummaryWriter(
       os.fspath(self._folder / 'tensorboard')
     )
+
+    # After a kill the last line may lack its end.
+    self._lines.write('\n' if self._is_unfinished() else '')
+
+  def _is_unfinished(self) -> bool:
+    last = (self._folder / 'metrics.jsonl').read_bytes()[-1:]
+    return last not in (b'', b'\n')
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line of metrics.jsonl and its TensorBoard curves."""
@@ -65,8 +77,7 @@ class Writer:
     """Draws what metrics.jsonl has so far into curves.png."""
     if not self._active:
       return
-    text = (self._folder / 'metrics.jsonl').read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_lines(self._folder / 'metrics.jsonl')
     write_png(self._folder / 'curves.png', plot_curves(lines))
 
   def header(self, facts: Mapping[str, Any]) -> None:
@@ -82,6 +93,22 @@ class Writer:
     if self._active:
       self._lines.close()
       self._tensorboard.close()
+
+
+def read_lines(path: epath.PathLike) -> list[dict[str, float]]:
+  """The lines of a metrics.jsonl in the order of their steps.
+
+  A line that a killed run left unfinished is passed over; what a resumed run
+  wrote again replaces what was there.
+  """
+  by_step = {}
+  for text in epath.Path(path).read_text().splitlines():
+    try:
+      line = json.loads(text)
+      by_step.setdefault(line['step'], {}).update(line)
+    except (ValueError, KeyError, TypeError):
+      continue
+  return [by_step[step] for step in sorted(by_step)]
 
 
 def plot_curves(

@@ -11,6 +11,11 @@ An item is cut where the scene changes, and each continuous shot becomes a clip;
 shots longer than `max_length` become several, one after the other. Fades and
 dissolves are not looked for. What lies in a top-level folder `train` or `test`
 belongs to that split; the converter divides the rest.
+
+Where a picture cannot be read or frames of a video are missing, the last good
+one stands in and is counted in `Clip.replaced` (the first good one, where a
+folder begins badly). Where a video has nothing to show for more than half a
+second, a new shot begins instead. Clips that are mostly stand-ins are left out.
 """
 
 import collections
@@ -22,7 +27,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import av
 import numpy as np
@@ -38,6 +43,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _THUMBNAIL = 32  # Pixels; enough to tell scenes apart.
 _REACH = 8  # Pixels of a thumbnail that a pan may move in a frame.
 _NEIGHBOURS = 3  # Changes on each side that a cut must stand out from.
+_HOLE = 0.5  # Seconds without a frame that a stand-in may fill.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +116,20 @@ class Source(sources.Source):
     pictures = (
       self._from_folder(path) if os.path.isdir(path) else self._from_video(path)
     )
-    clips, longest, total = 0, 0, 0
+    clips, longest, total, stand_ins = 0, 0, 0, 0
     for shot in self._shots(pictures):
       longest, total = max(longest, len(shot)), total + len(shot)
+      replaced = sum(frame.replaced for frame in shot)
+      stand_ins += replaced
       if len(shot) < self.min_length:
+        continue
+      if 2 * replaced > len(shot):
+        logging.warning(
+          '%s: left out a shot in which %d of %d frames cannot be read',
+          path,
+          replaced,
+          len(shot),
+        )
         continue
       times = [frame.time for frame in shot]
       yield sources.Clip(
@@ -122,9 +138,14 @@ class Source(sources.Source):
         height=self.size,
         width=self.size,
         timestamps=None if None in times else np.array(times, np.float64),
-        replaced=sum(frame.replaced for frame in shot),
+        replaced=replaced,
       )
       clips += 1
+    if not clips and 2 * stand_ins > total:
+      raise UserError(
+        f'{stand_ins} of the {total} frames kept of {path} cannot be read; '
+        'restore it from its origin or remove it'
+      )
     if not clips:
       raise UserError(
         f'{path} gives no clip of min_length={self.min_length} frames: of the '
@@ -152,42 +173,52 @@ class Source(sources.Source):
   def _from_video(self, path: str) -> Iterator['_Frame']:
     """Yields the frames of a video; JPEGs only where they are kept."""
     last, first_time = -1, None
-    for index, (time, rgb) in enumerate(read_video(path)):
-      first_time = time if first_time is None else first_time
-      seconds = time - first_time
+    for index, picture in enumerate(read_video(path)):
+      first_time = picture.time if first_time is None else first_time
+      seconds = picture.time - first_time
       if self.fps is None:
         tick = index // self.stride
       else:
         # Timestamps are rounded; 0.0999 s is the frame for 0.1 s.
         tick = int(seconds * self.fps + 0.01)
-      yield self._frame(rgb, seconds, keep=tick > last)
+      keep = tick > last
+      frame = self._frame(picture.rgb, seconds, keep, picture.replaced)
+      yield dataclasses.replace(frame, after_hole=picture.after_hole)
       last = max(tick, last)
 
   def _from_folder(self, path: str) -> Iterator['_Frame']:
     """Yields the frames of a folder, neighbours in place of broken ones."""
     names = _pictures(os.listdir(path))
-    files = [os.path.join(path, name) for name in names]
-    good = np.array([_readable(file) for file in files])
-    if 2 * good.sum() < len(files) or not good.any():
+    broken: list[str] = []
+    good = None
+    done = 0  # Frames yielded.
+    for count, name in enumerate(names, 1):
+      try:
+        good = images.read_image(os.path.join(path, name))
+        readable = True
+      except images.ImageError:
+        broken.append(name)
+        readable = False
+      if good is None:
+        continue
+      # More than one where the first good picture ends a bad beginning.
+      for index in range(done, count):
+        keep = index % self.stride == 0
+        replaced = not (readable and index == count - 1)
+        yield self._frame(good, None, keep, replaced)
+      done = count
+    if good is None:
       raise UserError(
-        f'{len(files) - good.sum()} of the {len(files)} pictures in {path} '
-        'cannot be read; restore the folder from its origin or remove it'
+        f'none of the {len(names)} pictures in {path} can be read; restore '
+        'the folder from its origin or remove it'
       )
-    if not good.all():
-      broken = [name for name, ok in zip(names, good, strict=True) if not ok]
+    if broken:
       logging.warning(
         'Neighbours stand in for %d unreadable pictures in %s: %s',
         len(broken),
         path,
         ', '.join(broken[:8]),
       )
-    # The nearest earlier good picture; before the first one, that.
-    earlier = np.maximum.accumulate(np.where(good, np.arange(len(files)), -1))
-    stand_in = np.where(earlier < 0, good.argmax(), earlier)
-    for index, origin in enumerate(stand_in):
-      rgb = images.read_image(files[origin])
-      keep = index % self.stride == 0
-      yield self._frame(rgb, None, keep, replaced=not good[index])
 
   def _frame(
     self,
@@ -204,6 +235,7 @@ class Source(sources.Source):
     """Groups the kept frames into pieces of shots."""
     shot: list[_Frame] = []
     for frame, cut in _mark_cuts(frames, self.cut_threshold):
+      cut = cut or frame.after_hole
       if shot and (cut or len(shot) == self.max_length):
         yield shot
         shot = []
@@ -222,12 +254,15 @@ class _Frame:
     jpeg: The converted picture; None where it is only looked at for cuts.
     thumbnail: See `thumbnail`.
     replaced: Whether a neighbour stands in.
+    after_hole: Whether so many frames are missing before it that a new shot
+      begins.
   """
 
   time: float | None
   jpeg: bytes | None
   thumbnail: np.ndarray
   replaced: bool
+  after_hole: bool = False
 
 
 # ==============================================================================
@@ -292,19 +327,29 @@ def _item(folder: str, path: str) -> sources.Item:
 # ==============================================================================
 
 
-def _readable(path: str) -> bool:
-  try:
-    images.read_image(path)
-  except images.ImageError:
-    return False
-  return True
+class Picture(NamedTuple):
+  """A frame of a video.
+
+  Attributes:
+    time: Seconds.
+    rgb: uint8 [H, W, 3], the right way up.
+    replaced: Whether the last good frame stands in for one that is missing.
+    after_hole: Whether more than `_HOLE` seconds are missing before it.
+  """
+
+  time: float
+  rgb: np.ndarray
+  replaced: bool = False
+  after_hole: bool = False
 
 
-def read_video(path: str) -> Iterator[tuple[float, np.ndarray]]:
-  """Yields (seconds, uint8 [H, W, 3] RGB) for each frame, the right way up.
+def read_video(path: str) -> Iterator[Picture]:
+  """Yields each frame of a video, with stand-ins for missing ones.
 
-  Frames that cannot be decoded are skipped; a warning at the end says how many
-  packets were lost and whether the video stopped early.
+  Frames are missing where packets cannot be decoded, or only in part. A gap of
+  k frame intervals there gets k - 1 stand-ins at even times, unless it is
+  longer than `_HOLE`. Other gaps are taken as they are: frame rates may vary.
+  A warning at the end says what was lost and whether the video stopped early.
 
   Raises:
     UserError: If the file is no video, or not one frame can be decoded.
@@ -322,38 +367,65 @@ def read_video(path: str) -> Iterator[tuple[float, np.ndarray]]:
     stream = container.streams.video[0]
     # Conversion runs one process a core already.
     stream.codec_context.thread_count = 1
-    period = 1 / (stream.average_rate or fractions.Fraction(30))
+    period = float(1 / (stream.average_rate or fractions.Fraction(30)))
     promised = float(container.duration or 0) / av.time_base
-    count, lost, time = 0, 0, -float(period)
-    for frame in _decode(container, stream):
+    count, lost, stand_ins, holes = 0, 0, 0, 0
+    time, rgb = -period, None
+    longest = period  # Between two frames so far.
+    failed: list[float | None] = []  # When frames are due that have failed.
+    for at, frame in _decode(container, stream):
       if frame is None:
         lost += 1
+        failed.append(at)
         continue
-      time = time + float(period) if frame.time is None else frame.time
+      before = time
+      time = before + period * (1 + len(failed)) if at is None else at
+      due = sum(t is None or before < t < time for t in failed)
+      # Frames come in the order of their times, packets need not.
+      failed = [t for t in failed if t is not None and t > time]
+      gap, after_hole = time - before, False
+      if rgb is not None:
+        hole = gap - period > _HOLE
+        # Damaged files may lose packets without a word.
+        after_hole = hole and (due > 0 or gap > 3 * longest)
+        missing = max(due, round(gap / period) - 1) if due and not hole else 0
+        for i in range(1, missing + 1):
+          yield Picture(before + gap * i / (missing + 1), rgb, replaced=True)
+        holes += after_hole
+        stand_ins += missing
+        if not due and not hole:
+          longest = max(longest, gap)
       count += 1
-      rgb = frame.to_ndarray(format='rgb24')
       # The angle, anticlockwise, by which the picture is to be turned.
-      yield time, np.rot90(rgb, round(frame.rotation / 90) % 4)
+      turns = round(frame.rotation / 90) % 4
+      rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
+      yield Picture(time, rgb, after_hole=after_hole)
   if not count:
     raise UserError(
       f'no frame of {path} can be decoded; remove it or convert it to mp4'
     )
   # Sound often runs on a little after the last frame.
   early = time < 0.9 * promised - 1
-  if lost or early:
+  if lost or holes or early:
     logging.warning(
-      '%s is damaged: kept %d frames, lost %d packets%s',
+      '%s is damaged: kept %d frames, lost %d packets, put stand-ins for %d '
+      'frames, cut at %d holes%s',
       path,
       count,
       lost,
+      stand_ins,
+      holes,
       f', ended {promised - time:.1f} s early' if early else '',
     )
 
 
 def _decode(
   container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.VideoFrame | None]:
-  """Yields the frames of a stream, and None for what cannot be decoded."""
+) -> Iterator[tuple[float | None, av.VideoFrame | None]]:
+  """Yields when frames are due, where known, and each, or None for a bad one.
+
+  A frame of which the decoder had to make up a part is bad, too.
+  """
   packets = container.demux(stream)
   while True:
     try:
@@ -362,14 +434,16 @@ def _decode(
       return
     except av.FFmpegError:
       # The file itself ends or breaks here.
-      yield None
+      yield None, None
       return
     try:
       frames = packet.decode()
     except av.FFmpegError:
-      yield None
+      known = packet.pts is not None and packet.time_base is not None
+      yield float(packet.pts * packet.time_base) if known else None, None
       continue
-    yield from frames
+    for frame in frames:
+      yield frame.time, None if frame.is_corrupt else frame
 
 
 # ==============================================================================

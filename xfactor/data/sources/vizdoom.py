@@ -1,6 +1,6 @@
 """Camera flights through the levels of Freedoom, rendered by ViZDoom.
 
-A world that we did not make (`pip install xfactor[vizdoom]` ships it): the 36
+A world that we did not make (`pip install -e '.[vizdoom]'` ships it): the 36
 levels of Freedoom phase 1 and the 32 of phase 2, with exact cameras and exact
 depth. What makes it fit for novel view synthesis:
 
@@ -167,7 +167,7 @@ def _folder() -> str:
   if spec is None or spec.origin is None:
     raise UserError(
       'the vizdoom source needs the ViZDoom package; install it with '
-      '`pip install xfactor[vizdoom]`'
+      "`pip install -e '.[vizdoom]'`"
     )
   return os.path.dirname(spec.origin)
 

@@ -1,0 +1,137 @@
+"""The conversion command: bad input is one line and exit code 2."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from xfactor.data import records
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def run(*args):
+  return subprocess.run(
+    [sys.executable, 'tools/convert_datasets.py', *map(str, args)],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def pictures(folder, count, suffix='jpg', channels=3):
+  """Writes a slow pan over noise."""
+  folder.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  blocks = rng.integers(0, 256, (6, 10, channels), dtype=np.uint8)
+  texture = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+  for i in range(count):
+    picture = Image.fromarray(texture[:, i : i + 48])
+    picture.save(folder / f'{i}.{suffix}')
+
+
+def three_frames(path):
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('mpeg4', rate=25)
+    stream.width = stream.height = 48
+    stream.pix_fmt = 'yuv420p'
+    for level in (50, 60, 70):
+      rgb = np.full((48, 48, 3), level, np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, 'rgb24')))
+    container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+  ('case', 'dataset', 'options', 'named'),
+  [
+    ('empty', 'video', (), '/in holds no videos'),
+    ('missing', 'video', (), 'there is no folder'),
+    ('no video', 'video', (), 'notes.mp4 is no video'),
+    ('short', 'video', (), 'walk.mp4 gives no clip of min_length=10'),
+    ('short frames', 'video', (), 'walk gives no clip of min_length=10'),
+    ('empty', 'video', ('--sise=3',), 'no option --sise'),
+    ('empty', 'nothing', (), '--dataset'),
+  ],
+)
+def test_bad_input_is_one_line(tmp_path, case, dataset, options, named):
+  folder = tmp_path / 'in'
+  if case != 'missing':
+    folder.mkdir()
+  if case == 'no video':
+    (folder / 'notes.mp4').write_text('Buy milk.\n' * 100)
+  elif case == 'short':
+    three_frames(folder / 'walk.mp4')
+  elif case == 'short frames':
+    pictures(folder / 'walk', 3)
+  done = run(
+    f'--dataset={dataset}',
+    f'--source={folder}',
+    f'--data_dir={tmp_path}/data',
+    '--workers=0',
+    *options,
+  )
+  assert done.returncode == 2, done.stderr
+  errors = [
+    line for line in done.stderr.splitlines() if line.startswith('error: ')
+  ]
+  assert len(errors) == 1, done.stderr
+  assert named in errors[0]
+  assert 'Traceback' not in done.stderr
+  assert not done.stdout
+  # Nothing half made is left where readers look.
+  assert not records.available(tmp_path / 'data')
+
+
+def test_good_conversion_reports_what_was_bad(tmp_path):
+  folder = tmp_path / 'in'
+  pictures(folder / 'walk', 12)
+  broken = folder / 'walk' / '4.jpg'
+  broken.write_bytes(broken.read_bytes()[:200])
+  pictures(folder / 'clear', 10, 'png', channels=4)
+  (folder / 'notes.mp4').write_text('Buy milk.\n' * 100)
+  command = (
+    '--dataset=video',
+    '--name=mine',
+    f'--source={folder}',
+    f'--data_dir={tmp_path}/data',
+    '--size=32',
+    '--workers=0',
+    '--cut_threshold=2',
+  )
+  done = run(*command)
+  assert done.returncode == 0, done.stderr
+  head, *rows = [line.split() for line in done.stdout.splitlines()[:3]]
+  table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+  assert set(table) == {'train', 'test'}
+  for key, total in (('clips', 2), ('frames', 22), ('replaced', 1)):
+    assert sum(int(row[key]) for row in table.values()) == total
+  assert 'skipped items: 1' in done.stdout
+  assert 'notes.mp4 is no video that can be read' in done.stdout
+  assert '4.jpg' in done.stderr
+  manifest = records.read_json(
+    tmp_path / 'data/mine/frames/1.0.0/manifest.json'
+  )
+  ((item, reason),) = manifest['skipped']
+  assert item == 'notes'
+  assert 'notes.mp4 is no video that can be read' in reason
+  clips = [
+    store.clip(i)
+    for split in ('train', 'test')
+    for store in [records.open_split(tmp_path / 'data', 'mine', split)]
+    for i in range(len(store))
+  ]
+  assert {clip.id: clip.replaced for clip in clips} == {
+    'clear/000': 0,
+    'walk/000': 1,
+  }
+  again = run(*command)
+  assert again.returncode == 0, again.stderr
+  assert 'already converted' in again.stdout
+  assert 'skipped items: 1' in again.stdout
