@@ -4,12 +4,13 @@ The same command starts and resumes. Nothing is ever started from scratch
 where a checkpoint was expected.
 """
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from xfactor.errors import UserError
@@ -125,12 +126,23 @@ class Checkpoints:
   def _shapes(self, step: int) -> dict[str, Any]:
     folder = self.folder / str(step)
     try:
-      with ocp.PyTreeCheckpointer() as reader:
+      with ocp.PyTreeCheckpointer() as reader, _errors_only():
         return reader.metadata(folder / 'state').item_metadata.tree
     except AttributeError as e:  # Orbax finds no metadata and returns None.
       raise _unreadable(folder, ValueError('no metadata')) from e
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as e:
+    except (ValueError, KeyError, OSError) as e:
       raise _unreadable(folder, e) from e
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+  """Mutes a warning of Orbax's that is about nothing."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def _check_same_model(folder: epath.Path, ours: Any, theirs: Any) -> None:

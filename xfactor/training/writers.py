@@ -128,7 +128,8 @@ def plot_curves(
   for axes, title in ((loss, 'loss'), (psnr, 'held-out PSNR, dB')):
     axes.set(xlabel='step', title=title)
     axes.grid(alpha=0.3)
-  psnr.legend(fontsize='small')
+  if names:
+    psnr.legend(fontsize='small')
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()
