@@ -119,4 +119,10 @@ def test_train_then_evaluate(tmp_path):
   done = run('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
   assert done.returncode == 2
   assert 'another model' in done.stderr
+  for file in (tmp_path / 'run/checkpoints/6/state').rglob('*'):
+    if file.is_file() and 'ocdbt' in file.name:
+      file.write_bytes(b'')
+  done = run('-m', 'xfactor.eval', *arguments)
+  assert done.returncode == 2
+  assert 'checkpoints/6 cannot be read' in done.stderr
   assert (tmp_path / 'run/eval/00000003/squares_reconstruction.png').exists()

@@ -235,13 +235,10 @@ def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
       use(other, str(workdir))
 
 
-def test_a_damaged_checkpoint_is_named(run, data_dir, tmp_path):
-  config, _, _ = run
-  loop.train(config, str(tmp_path))
-  damaged = tmp_path / 'checkpoints/6/state'
-  for file in damaged.rglob('*'):
-    if file.is_file() and 'ocdbt' in file.name:
-      file.write_bytes(b'')
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+  config, workdir, _ = run
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  (tmp_path / 'checkpoints/6/state/_METADATA').write_text('{"tree')
   with pytest.raises(UserError, match=r'checkpoints/6 cannot be read'):
     loop.train(config, str(tmp_path))
 

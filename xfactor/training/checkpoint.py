@@ -82,10 +82,14 @@ class Checkpoints:
     step = self._step(step)
     folder = self.folder / str(step)
     _check_same_model(folder, abstract, self._shapes(step)['params'])
-    target = {'params': dict(abstract)}
+    return step, self._read(step, {'params': dict(abstract)})['params']
+
+  def _read(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a checkpoint's state that `target` describes."""
+    folder = self.folder / str(step)
     try:
       with ocp.PyTreeCheckpointer() as reader:
-        restored = reader.restore(
+        return reader.restore(
           folder / 'state',
           args=ocp.args.PyTreeRestore(
             target,
@@ -95,7 +99,6 @@ class Checkpoints:
         )
     except (ValueError, KeyError, OSError) as e:
       raise _unreadable(folder, e) from e
-    return step, restored['params']
 
   def wait(self) -> None:
     """Returns when all is on disk; raises what went wrong there."""
