@@ -12,6 +12,7 @@ EXTRAS = {
   'test': [
     *PERCEPTUAL,
     *VIZDOOM,
+    'opencv-python-headless>=5.0',  # TFDS decodes depth with it.
     'pytest>=9.1',
     'pytest-xdist>=3.8',
     'ruff>=0.17',

@@ -301,23 +301,22 @@ def dense_step(build: builds.Build) -> Callable:
   def loss(params, images, draws):
     views = step.to_float(images)
     is_self = (draws.target == 0)[:, None, None, None, None]
+    of_pair = jax.tree.map(lambda x: x[:, 0], draws.augmentation)
     target = jnp.where(is_self, views[:, :1], views[:, 1:])
     views = jnp.concatenate([views[:, :1], target], 1)
-    seen = reference.jitter_and_blur(
-      views, draws.augmentation, objective.augmentation
-    )
+    seen = reference.jitter_and_blur(views, of_pair, objective.augmentation)
     mask = reference.mask_of(draws.order, grid)
     l1 = reference.stereo_l1(params, model, views, seen, mask)
     return objective.l1_weight * l1
 
   def dense(old: state.TrainState, images, _):
-    key = jax.random.fold_in(jax.random.key(build.seed), old.step)
+    key = jax.random.fold_in(step.root_keys(build.seed)[1], old.step)
     draws = objectives.draw(key, *images.shape[:2], objective)
     value, grads = jax.value_and_grad(loss)(old.params, images, draws)
     updates, moments = build.tx.update(grads, old.opt_state, old.params)
     params = optax.apply_updates(old.params, updates)
     new = state.TrainState(old.step + 1, params, moments)
-    return new, {'loss': value, 'grad_norm': optax.global_norm(grads)}
+    return new, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
   return dense
 
