@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
+from tests.conftest import QUICK
 from tests.training import small
 
 ROOT = pathlib.Path(__file__).parent.parent
-# One device, and a compiler that does not try hard.
-QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 
 
 def run(*args, **environment):
@@ -102,7 +101,8 @@ def test_train_then_evaluate(tmp_path):
   small.make_data(tmp_path / 'data')
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(
-    'from tests.training import small\n'
+    'from tests.conftest import QUICK
+from tests.training import small\n'
     'def get_config():\n'
     f'  return small.recipe({str(tmp_path / "data")!r})\n'
   )

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.conftest import QUICK
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
   '--repeats=1',
@@ -27,14 +29,12 @@ TINY = (
 
 def run(*args):
   """Runs the tool the way that compiles fastest; in processes of its own."""
-  flags = '--xla_backend_optimization_level=0 '
-  flags += '--xla_cpu_use_fusion_emitters=false'
   return subprocess.run(
     [sys.executable, str(ROOT / 'tools/benchmark.py'), *args],
     capture_output=True,
     text=True,
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
+    env={**os.environ, 'XLA_FLAGS': QUICK, 'PYTHONPATH': str(ROOT)},
   )
 
 
