@@ -101,8 +101,7 @@ def test_train_then_evaluate(tmp_path):
   small.make_data(tmp_path / 'data')
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(
-    'from tests.conftest import QUICK
-from tests.training import small\n'
+    'from tests.training import small\n'
     'def get_config():\n'
     f'  return small.recipe({str(tmp_path / "data")!r})\n'
   )

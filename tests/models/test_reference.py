@@ -1,7 +1,5 @@
 """The dense reference against the golden numbers; our split against it."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,15 +40,6 @@ DEALS = {
   'each another': ((0, 1, 2, 3), (3, 1, 0, 2), (1, 2, 3, 0)),
 }
 
-# Compiling is what takes time here: half as long without LLVM's optimizations.
-compiled = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 0,
-    'xla_cpu_use_fusion_emitters': False,
-  },
-)
-
 
 def assert_gradients_equal(got, want):
   """Within 2e-4 of each array's largest entry; zeros within 1e-7 of all's."""
@@ -81,7 +70,7 @@ def golden_step(golden, golden_params):
   step = golden('xf_loss_2v')
   images = 2 * (step['mid/x'].astype(np.float32) / 255) - 1
 
-  @compiled
+  @jax.jit
   def gradients(params, images, encoder_images, mask):
     return jax.value_and_grad(reference.stereo_l1)(
       params, GOLDEN, images, encoder_images, mask
@@ -94,7 +83,7 @@ def test_masked_poses_and_renders_are_golden(golden, golden_params):
   forward = golden('xf_forward')
   images = 2 * (forward['in/images2_u8'].astype(np.float32) / 255) - 1
 
-  @compiled
+  @jax.jit
   def run(params, images, mask, poses):
     return (
       reference.encode(params, GOLDEN, images, mask),
@@ -167,7 +156,7 @@ def images():
 def dense(params, images):
   """Loss and gradients of the reference for a patch mask."""
 
-  @compiled
+  @jax.jit
   def gradients(params, images, encoder_images, mask):
     return jax.value_and_grad(reference.stereo_l1)(
       params, SMALL, images, encoder_images, mask
@@ -180,7 +169,7 @@ def dense(params, images):
 def split(functional, params, images):
   """Loss and gradients of ours for an order of quadrants."""
 
-  @compiled
+  @jax.jit
   @jax.value_and_grad
   def gradients(params, images, encoder_images, order):
     drawn = objectives.reconstruct(
@@ -227,7 +216,7 @@ def test_augmentation_by_switches_equals_ours():
   rng = np.random.default_rng(2)
   images = rng.uniform(-1, 1, (12, 2, 16, 24, 3)).astype(np.float32)
 
-  @compiled
+  @jax.jit
   def both(images, draws):
     return (
       augment.apply(images, draws, config),
