@@ -85,7 +85,7 @@ def write(
     for kind, picture in panels(name, result).items():
       writers.write_png(folder / f'{step:08d}' / f'{kind}.png', picture)
   # Last, so that whoever sees the numbers finds the pictures.
-  writers.write_json(
+  records.write_json(
     folder / f'{step:08d}.json',
     {
       'step': step,

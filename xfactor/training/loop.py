@@ -56,13 +56,14 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   # ---------------------------------------------------------------------- data
   data.make(config)
   stream = data.open_pipeline(config)
+  fingerprint = stream.fingerprint()
   held_out = heldout.Heldout(config, build, weights)
 
   # ------------------------------------ state: go on where it stopped, or begin
   checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
   if checkpoints.steps():
     state, saved = checkpoints.restore(build.abstract_state())
-    if saved['data']['sha256'] != stream.fingerprint()['sha256']:
+    if saved['data']['sha256'] != fingerprint['sha256']:
       logging.warning(
         'The data, their order or the seed differ from those that %s was '
         'trained on; going on with the new ones.',
@@ -85,7 +86,7 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
     'state': origin,
     'compile': f'{time.monotonic() - started:.1f} s',
   }
-  meta = {'config': facts['config'], 'data': stream.fingerprint()}
+  meta = {'config': facts['config'], 'data': fingerprint}
   writer.header(facts)
   if main_process:
     for key, value in facts.items():

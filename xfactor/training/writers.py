@@ -141,14 +141,6 @@ def _plot(axes: Axes, lines: Sequence, key: str, label: str) -> None:
   axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new, never half."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.incomplete')
-  partial.write_text(json.dumps(value, indent=2) + '\n')
-  partial.replace(path)
-
-
 def write_png(path: epath.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
   """Writes a picture, making its folder where needed."""
   path.parent.mkdir(parents=True, exist_ok=True)
