@@ -88,6 +88,30 @@ def camera_centre(
   return invert_pose(world_to_camera, xnp)[..., 3]
 
 
+def crop_intrinsics(
+  intrinsics: Float[Any, '*n 4'], height: int, width: int, xnp: Any = np
+) -> Float[Any, '*n 4']:
+  """Intrinsics of the central square of an image of `height` x `width`.
+
+  The square is `data.images.centre_crop_resize`'s, to the pixel; its later size
+  does not matter to normalised intrinsics.
+  """
+  side = min(height, width)
+  scale = xnp.asarray([width / side, height / side], intrinsics.dtype)
+  first = xnp.asarray(
+    [(width - side) // 2 / side, (height - side) // 2 / side],
+    intrinsics.dtype,
+  )
+  scale = xnp.broadcast_to(scale, (*intrinsics.shape[:-1], 2))
+  return xnp.concatenate(
+    [
+      intrinsics[..., :2] * scale,
+      intrinsics[..., 2:] * scale - xnp.broadcast_to(first, scale.shape),
+    ],
+    axis=-1,
+  )
+
+
 def pixel_rays(
   intrinsics: Float[Any, '*n 4'],
   world_to_camera: Float[Any, '*n 3 4'],

@@ -33,12 +33,15 @@ class Item:
     split: The split that the source dictates, or None where the converter
       splits by a hash of the clip's id.
     size: Estimate of the bytes this item becomes, for balancing shards.
+    bundle: Whether its clips' ids are not the item's (nor begin with it), as in
+      files of many sequences; split lists then cannot tell items apart.
   """
 
   id: str
   payload: Any = None
   split: str | None = None
   size: int = 1
+  bundle: bool = False
 
 
 @dataclasses.dataclass
@@ -49,7 +52,8 @@ class Clip:
 
   Attributes:
     id: Unique within the data set, stable, made of letters, digits and `/._-`.
-    frames: One JPEG (RGB, `height` x `width`) a frame, in order of time.
+    frames: One JPEG or PNG (8-bit RGB, `height` x `width`) a frame, in order of
+      time; the same format throughout the data set.
     height: Pixels, the same for all frames.
     width: Pixels, the same for all frames.
     timestamps: float64 [N] seconds from the start of the footage, or None.

@@ -1,0 +1,173 @@
+"""What the sources of posed sequences share: pictures and cameras to a clip."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from xfactor.data import images, sources
+from xfactor.errors import UserError
+from xfactor.geometry import cameras
+
+_NAMED = 5  # Unreadable frames that a warning names.
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """A picture of a sequence and what is known of its camera (OpenCV).
+
+  Attributes:
+    picture: A file, local or gs://, or the encoded bytes.
+    name: What to call it where it cannot be read.
+    intrinsics: [4] (fx, fy, cx, cy), divided by the width and height of the
+      whole picture, or None where unknown.
+    world_to_camera: [3, 4] [R|t], or None where unknown.
+    timestamp: Seconds, or None where unknown.
+  """
+
+  picture: epath.Path | bytes
+  name: str
+  intrinsics: np.ndarray | None = None
+  world_to_camera: np.ndarray | None = None
+  timestamp: float | None = None
+
+  @property
+  def posed(self) -> bool:
+    return self.intrinsics is not None and self.world_to_camera is not None
+
+
+def folder(source: str, expected: str) -> epath.Path:
+  """Returns the source folder of a data set.
+
+  Args:
+    source: What the user gave.
+    expected: The layout that must be found there, in words.
+
+  Raises:
+    UserError: If there is no such folder.
+  """
+  path = epath.Path(source).expanduser()
+  if not path.is_dir():
+    raise UserError(f'there is no folder {source}; expected {expected}')
+  return path
+
+
+def wrong_layout(path: epath.Path, expected: str) -> UserError:
+  """Returns the error that says what was expected and what is there."""
+  names = sorted(p.name for p in path.iterdir())
+  found = ', '.join(names[:_NAMED]) or 'nothing'
+  more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
+  return UserError(f'{path} holds {found}{more}; expected {expected}')
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+  """Sort key that reads digits as numbers: `frame_9` before `frame_10`."""
+  parts = re.split(r'(\d+)', name.lower())
+  return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
+
+
+def clip_id(name: str) -> str:
+  """Returns a name made of the characters that clip ids may have."""
+  return re.sub(r'[^A-Za-z0-9/._-]+', '_', name)
+
+
+def make_clip(
+  id: str,
+  views: Iterable[View],
+  *,
+  size: int | None,
+  quality: int = 95,
+  min_length: int = 1,
+) -> sources.Clip:
+  """Returns the clip of a posed sequence.
+
+  Frames that cannot be read are left out. Where at least half of the others
+  have a camera, so are those that have none; else the clip has no cameras.
+
+  Args:
+    id: Of the clip.
+    views: In order of time.
+    size: Central squares of so many pixels, or None for whole pictures.
+    quality: Of JPEGs that are made.
+    min_length: Frames.
+
+  Raises:
+    UserError: If fewer than `min_length` frames are left, or whole pictures
+      have different sizes; the message names what was unreadable.
+  """
+  kept: list[View] = []
+  fitted: list[images.Fitted] = []
+  broken: list[str] = []
+  total = 0
+  for view in views:
+    total += 1
+    try:
+      picture = images.fit(_bytes(view.picture), size, quality)
+    except (images.ImageError, OSError) as error:
+      broken.append(f'{view.name} ({error})')
+      continue
+    kept.append(view)
+    # Not the picture as well: a sequence can be hundreds of large ones.
+    fitted.append(picture)
+  posed = [view.posed for view in kept]
+  use_cameras = any(posed) and 2 * sum(posed) >= len(kept)
+  if use_cameras and not all(posed):
+    fitted = [f for f, ok in zip(fitted, posed, strict=True) if ok]
+    kept = [view for view in kept if view.posed]
+  what = f'{len(broken)} cannot be read' if broken else ''
+  if use_cameras and (lost := len(posed) - len(kept)):
+    what += f'{" and " if what else ""}{lost} have no camera'
+  named = f', the first: {broken[0]}' if broken else ''
+  if len(kept) < max(min_length, 1):
+    raise UserError(
+      f'{id} has {len(kept)} usable frames and min_length={min_length}'
+      + (f'; of {total} {what}{named}' if what else '')
+    )
+  if what:
+    logging.warning('%s: of %d frames %s%s', id, total, what, named)
+  sizes = {(f.height, f.width) for f in fitted}
+  if len(sizes) > 1:
+    raise UserError(
+      f'{id} has pictures of different sizes ({_sizes(sizes)}); give --size to '
+      'crop and resize them'
+    )
+  times = [view.timestamp for view in kept]
+  return sources.Clip(
+    id=id,
+    frames=[f.data for f in fitted],
+    height=fitted[0].height,
+    width=fitted[0].width,
+    timestamps=None if None in times else np.array(times, np.float64),
+    intrinsics=_intrinsics(kept, fitted, size) if use_cameras else None,
+    world_to_camera=(
+      np.stack([view.world_to_camera for view in kept]).astype(np.float32)
+      if use_cameras
+      else None
+    ),
+  )
+
+
+def _bytes(picture: epath.Path | bytes) -> bytes:
+  return picture if isinstance(picture, bytes) else picture.read_bytes()
+
+
+def _intrinsics(
+  views: Sequence[View], fitted: Sequence[images.Fitted], size: int | None
+) -> np.ndarray:
+  """Returns float32 [N, 4] normalised intrinsics of the frames kept."""
+  out = []
+  for view, frame in zip(views, fitted, strict=True):
+    intrinsics = np.asarray(view.intrinsics, np.float64)
+    if size is not None:
+      intrinsics = cameras.crop_intrinsics(
+        intrinsics, frame.source_height, frame.source_width
+      )
+    out.append(intrinsics)
+  return np.stack(out).astype(np.float32)
+
+
+def _sizes(sizes: Iterable[tuple[int, int]]) -> str:
+  return ', '.join(f'{width} x {height}' for height, width in sorted(sizes))
