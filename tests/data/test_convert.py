@@ -5,16 +5,20 @@ import hashlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
 from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
 import simplejpeg
+from etils import epath
+from fsspec.implementations import local
 
-from xfactor.data import convert, records, sources
+from xfactor.data import convert, options, records, sharing, sources, splits
 from xfactor.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -44,10 +48,11 @@ class Fake(sources.Source):
   same_id: bool = False
   delay: float = 0.0
   dies: bool = False
+  bundle: bool = False
 
   def items(self):
     return [
-      sources.Item(f'item/{i:03d}', i, self.split, 1000)
+      sources.Item(f'item/{i:03d}', i, self.split, 1000, self.bundle)
       for i in range(self.count)
     ]
 
@@ -263,14 +268,19 @@ def _raise(error: Exception):
   return fail
 
 
-def test_a_part_whose_file_is_damaged_is_made_again(tmp_path, straight):
+@pytest.mark.parametrize(
+  'change',
+  [lambda data: data[:-1], lambda data: data[:500] + b'?' + data[501:]],
+  ids=['short', 'altered'],
+)
+def test_a_part_whose_file_is_damaged_is_made_again(tmp_path, straight, change):
   with pytest.MonkeyPatch.context() as m:
     m.setattr(convert, '_fill_splits', _raise(_Broken()))
     with pytest.raises(_Broken):
       run(Fake(), tmp_path)
   work = tmp_path / 'fake' / '.incomplete-1.0.0'
   (file,) = work.glob('part-00002.*.frames')
-  file.write_bytes(file.read_bytes()[:-1])
+  file.write_bytes(change(file.read_bytes()))
   assert run(Fake(), tmp_path).new_frames == 12
   assert snapshot(tmp_path) == straight
 
@@ -312,8 +322,8 @@ def test_hash_split_keeps_clips_where_they_were(tmp_path):
     f'clip-{i:03d}' for i in range(12)
   ]
   for split, ids in found.items():
-    assert {convert._split_of(i, None, 0.3) for i in ids} == {split}
-  many = [convert._split_of(str(i), None, 0.3) for i in range(2000)]
+    assert {splits.by_hash(i, 0.3) for i in ids} == {split}
+  many = [splits.by_hash(str(i), 0.3) for i in range(2000)]
   assert 0.27 < many.count('test') / 2000 < 0.33
 
 
@@ -393,11 +403,6 @@ def test_bad_options(tmp_path, options, message):
     run(Fake(), tmp_path, **options)
 
 
-def test_bucket_as_target():
-  with pytest.raises(UserError, match='gcloud storage cp'):
-    run(Fake(), 'gs://bucket/data')
-
-
 def test_target_that_cannot_be_made():
   with pytest.raises(UserError, match='cannot make the folder /proc/x/fake'):
     run(Fake(), '/proc/x')
@@ -434,7 +439,7 @@ def test_disk_troubles_are_one_sentence_and_keep_parts(
       run(Fake(), tmp_path)
   work = tmp_path / 'fake' / '.incomplete-1.0.0'
   assert len(list(work.glob('part-*.json'))) == 2
-  assert not list(work.glob('*.incomplete'))
+  assert not list(work.glob('*.incomplete*'))
   assert run(Fake(), tmp_path).new_frames == 12 + 13 + 14 + 15
   assert snapshot(tmp_path) == straight
 
@@ -444,15 +449,216 @@ def test_killed_worker_is_one_sentence(tmp_path):
     run(Fake(dies=True), tmp_path, workers=1)
 
 
-def test_two_conversions_at_once(tmp_path):
+# ==============================================================================
+# Several hosts, buckets, Beam.
+
+SHARED = """
+import sys
+from tests.data import test_convert as t
+if __name__ == '__main__':
+  summary = t.convert.convert(t.Fake(delay=0.3), sys.argv[1], workers=0)
+  print(summary.new_frames, summary.already)
+"""
+
+
+def test_processes_share_a_conversion(tmp_path, straight):
+  script = tmp_path / 'script.py'
+  script.write_text(SHARED)
+  data = tmp_path / 'data'
+  processes = [
+    subprocess.Popen(
+      [sys.executable, script, data],
+      env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(3)
+  ]
+  outputs = [process.communicate(timeout=120) for process in processes]
+  assert [p.returncode for p in processes] == [0] * 3, outputs
+  new_frames = [int(out.split()[0]) for out, _ in outputs]
+  # Each frame was made once, by whichever process.
+  assert sum(new_frames) == sum(10 + i for i in range(6))
+  for name, content in snapshot(data).items():
+    if not name.endswith('manifest.json'):  # It holds the option `delay`.
+      assert content == straight[name], name
+
+
+def _claim(work: pathlib.Path, number: int, **changes):
+  owner = {'host': 'other', 'pid': 1, 'time': time.time()} | changes
+  work.mkdir(parents=True, exist_ok=True)
+  records.write_json(work / f'part-{number:05d}.claim', owner)
+
+
+@pytest.mark.parametrize(
+  'dead',
+  [
+    {'time': 0},
+    {'host': socket.gethostname(), 'pid': 2**22 + 1},  # Above any pid.
+  ],
+)
+def test_claims_of_the_dead_do_not_count(tmp_path, dead):
+  claims = sharing.Claims(epath.Path(tmp_path))
+  _claim(tmp_path, 0)
+  assert claims.is_taken('part-00000')
+  assert not claims.take('part-00000')
+  _claim(tmp_path, 0, **dead)
+  assert claims.take('part-00000')
+  claims.close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_waits_for_the_part_of_another_host(tmp_path, monkeypatch, straight):
   plan = convert.make_plan(Fake(), tmp_path)
-  plan.root.mkdir()
-  with (
-    convert._lock(plan),
-    pytest.raises(UserError, match='another conversion .* is running'),
-  ):
-    run(Fake(), tmp_path)
-  run(Fake(), tmp_path)
+  _claim(pathlib.Path(plan.work), 3)
+  records.write_json(plan.work / 'options.json', plan.options)
+  slept = []
+
+  monkeypatch.setattr(convert, '_POLL', 0)
+
+  def finish_elsewhere(text, *args):
+    if 'Waiting' not in text:
+      return
+    # By now all other parts must have been made.
+    slept.append(len(list(plan.work.glob('part-*.json'))))
+    convert._write_part(Fake(), plan, 3, None)
+    (plan.work / 'part-00003.claim').unlink()
+
+  monkeypatch.setattr(convert.logging, 'info', finish_elsewhere)
+  summary = run(Fake(), tmp_path)
+  assert slept[0] == 5
+  assert summary.new_frames == sum(10 + i for i in range(6)) - 13
+  assert snapshot(tmp_path) == straight
+
+
+def test_finished_by_another_process_meanwhile(tmp_path, monkeypatch, straight):
+  original = convert._finish_parts
+
+  def second(*args):
+    original(*args)  # As if by another process.
+    original(*args)
+
+  monkeypatch.setattr(convert, '_finish_parts', second)
+  assert run(Fake(), tmp_path).splits['train'].clips == 5
+  assert snapshot(tmp_path) == straight
+
+
+class _Bucket(local.LocalFileSystem):
+  """gs:// in a local folder: without empty folders, and no need to make any."""
+
+  cachable = False
+  folder: ClassVar[str] = ''
+
+  def __init__(self, **kwargs):
+    super().__init__(auto_mkdir=True)
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(
+      str(path).replace('gs://', f'{cls.folder}/', 1)
+    )
+
+  def mkdir(self, path, **kwargs):
+    pass
+
+  def exists(self, path, **kwargs):
+    path = pathlib.Path(self._strip_protocol(path))
+    return path.is_file() or any(p.is_file() for p in path.rglob('*'))
+
+  def mv(self, path1, path2, **kwargs):
+    assert self.exists(path1)
+    super().mv(path1, path2)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """Returns the folder that gs:// stands for."""
+  monkeypatch.setattr(_Bucket, 'folder', str(tmp_path / 'gs'))
+  monkeypatch.setattr(sharing, '_SETTLE', 0)
+  fsspec.register_implementation('gcs', _Bucket, clobber=True)
+  return tmp_path / 'gs'
+
+
+def test_bucket_holds_the_same(bucket, straight):
+  summary = run(Fake(), 'gs://bucket/data')
+  assert summary.splits['train'].frames == 63
+  assert snapshot(bucket / 'bucket' / 'data') == straight
+  assert run(Fake(), 'gs://bucket/data').already
+  run(Fake(size=8), 'gs://bucket/data', overwrite=True)
+  assert (
+    records.read_json('gs://bucket/data/fake/frames/1.0.0/manifest.json')[
+      'options'
+    ]['size']
+    == 8
+  )
+
+
+@pytest.mark.parametrize('nth', [1, 4, 9, 12])
+def test_interrupted_move_in_a_bucket(bucket, monkeypatch, straight, nth):
+  original, calls = _Bucket.mv, []
+
+  def failing(self, path1, path2, **kwargs):
+    calls.append(path1)
+    if len(calls) == nth:
+      raise _Broken
+    original(self, path1, path2)
+
+  with monkeypatch.context() as m:
+    m.setattr(_Bucket, 'mv', failing)
+    with pytest.raises(_Broken):
+      run(Fake(), 'gs://bucket/data')
+  run(Fake(), 'gs://bucket/data')
+  assert snapshot(bucket / 'bucket' / 'data') == straight
+
+
+def test_beam_makes_the_same(tmp_path, straight):
+  pytest.importorskip('apache_beam')
+  summary = run(Fake(), tmp_path, beam_options=['--runner=DirectRunner'])
+  assert summary.new_frames == sum(10 + i for i in range(6))
+  assert snapshot(tmp_path) == straight
+
+
+# ==============================================================================
+# Which clips, and in which split.
+
+
+def test_lists_override_the_source(tmp_path):
+  path = tmp_path / 'lists.json'
+  path.write_text(
+    '{"train": ["clip-000", "gone"], "test": {"clip-002": [1, 2]}}'
+  )
+  lists = splits.read(str(path))
+  summary = run(Fake(split='train', bundle=True), tmp_path, lists=lists)
+  assert clip_ids(tmp_path, 'train') == ['clip-000']
+  assert clip_ids(tmp_path, 'test') == ['clip-002']
+  assert summary.left_out == 4
+  assert summary.missing == ['gone']
+  report = convert.report(summary)
+  assert 'left out by --splits or --split: 4' in report
+  assert 'without a clip: 1, for instance gone' in report
+  folder = records.clips_folder(tmp_path, 'fake', '1.0.0')
+  assert records.read_json(folder / 'splits.json') == {
+    'train': ['clip-000', 'gone'],
+    'test': ['clip-002'],
+  }
+
+
+def test_items_that_no_list_names_are_not_read(tmp_path):
+  lists = splits.Lists({'item/000': 'train', '003': 'test'})
+  plan = convert.make_plan(Fake(), tmp_path, lists=lists)
+  assert [i.id for part in plan.parts for i in part] == ['item/000', 'item/003']
+  with pytest.raises(UserError, match='none of the 6 items'):
+    convert.make_plan(Fake(), tmp_path, lists=splits.Lists({'else': 'train'}))
+
+
+def test_one_split_only(tmp_path):
+  source = Fake(count=12, frames=1)
+  summary = run(source, tmp_path, only=['train'], test_fraction=0.3)
+  assert summary.splits.keys() == {'train'}
+  assert summary.left_out == 12 - summary.splits['train'].clips > 0
+  with pytest.raises(UserError, match='none of the 6 items.*--split'):
+    run(Fake(split='val'), tmp_path, only=['test'])
 
 
 @pytest.mark.parametrize(
@@ -494,10 +700,10 @@ class Options:
 
 
 def test_options_become_fields(monkeypatch):
-  monkeypatch.setattr(convert, '_source_class', lambda _: Options)
+  monkeypatch.setattr(options, '_source_class', lambda _: Options)
 
   def parse(*args):
-    return convert.parse_options('kinds', args)
+    return options.parse('kinds', args)
 
   assert parse('--source=/a=b', '--size', '32', '--fps=2.5') == {
     'source': '/a=b',
@@ -517,7 +723,7 @@ def test_options_become_fields(monkeypatch):
   ):
     with pytest.raises(UserError, match=message):
       parse(*args)
-  listed = convert.list_options('kinds')
+  listed = options.describe('kinds')
   assert '--source: str, required' in listed
   assert '--fps: float or none, default None' in listed
 

@@ -3,48 +3,49 @@
 The items of a source are dealt to a fixed number of parts, whatever the number
 of workers. A worker writes one part at a time: a file of frames and a file of
 clips for each split, then a small JSON that makes the part count as done.
-A killed run that is started again skips the parts that are done. When all are,
-their files get their final names and the data set appears at once:
+A killed run that is started again skips the parts that are done and whose
+checksums hold. Hosts that run the same command on a shared folder or bucket
+share the parts (`sharing.py`); so do the workers of Apache Beam. When all parts
+are done, one process gives their files their final names:
 
   DATA_DIR/NAME/.incomplete-VERSION/     all work in progress
     options.json                         what the run was asked for
+    part-00007.claim                     some process is at work on this part
     part-00007.json                      this part is done
     part-00007.train.frames              its records, renamed at the end
     part-00007.train.clips               its clips, merged at the end
 
-Which split: the source's word, else a hash of the clip's id, so that a clip
-keeps its split when others are added. In a small data set where the hash leaves
-a split empty, the clip with the smallest hash moves to `test` (or the one with
-the largest to `train`); only that clip may change sides when clips are added.
+Which split: explicit lists (`splits.py`), else the source's word, else a hash
+of the clip's id, so that a clip keeps its split when others are added. In a
+small data set where the hash leaves a split empty, the clip with the smallest
+hash moves to `test` (or the one with the largest to `train`); only that clip
+may change sides when clips are added.
 """
 
 import contextlib
 import dataclasses
 import errno
-import fcntl
-import importlib
 import multiprocessing
 import os
-import pathlib
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
-import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import process
 from multiprocessing import connection
 from typing import Any
 
-import simplejpeg
 import tqdm
 from absl import logging
+from etils import epath
 
-from xfactor.data import records, sources
+from xfactor.data import images, records, sharing, sources
+from xfactor.data import splits as splits_lib
 from xfactor.errors import UserError
 
 SHARD_BYTES = 512 * 2**20
@@ -52,6 +53,8 @@ MIN_PARTS = 32
 EVAL_VIEWS, EVAL_WINDOW = 2, 20
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
 _CLIP_ID = re.compile(r'[A-Za-z0-9/._-]+')
+_PLACEHOLDER = 'folder'
+_POLL = 0.5  # Seconds between looks at what other hosts have done.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Summary:
     version: Semantic version.
     splits: What is in each split.
     skipped: (item id, reason) of items that could not be converted.
+    left_out: Clips that the split lists or `only` leave out.
+    missing: Ids of the split lists that no clip has.
     seconds: Wall time of this run.
     new_frames: Frames that this run converted (others were done before).
     already: Whether the data set was there and nothing was done.
@@ -82,6 +87,8 @@ class Summary:
   version: str
   splits: dict[str, SplitSummary]
   skipped: list[tuple[str, str]]
+  left_out: int
+  missing: list[str]
   seconds: float
   new_frames: int
   already: bool = False
@@ -92,14 +99,16 @@ class Plan:
   """What is to be done, known before anything is read or written."""
 
   name: str
-  root: pathlib.Path
+  root: epath.Path
   version: str
   test_fraction: float
+  lists: splits_lib.Lists | None
+  only: tuple[str, ...] | None
   parts: list[list[sources.Item]]
   options: dict[str, Any]
 
   @property
-  def work(self) -> pathlib.Path:
+  def work(self) -> epath.Path:
     """The folder of unfinished work."""
     return self.root / f'.incomplete-{self.version}'
 
@@ -107,6 +116,26 @@ class Plan:
   def bytes(self) -> int:
     """Estimate of the size."""
     return sum(item.size for part in self.parts for item in part)
+
+  def split_of(
+    self, clip_id: str, item: sources.Item
+  ) -> tuple[str | None, str | None]:
+    """Returns a clip's split, None if left out, and its id in the lists."""
+    listed = None
+    if self.lists:
+      split, listed = self.lists.find(clip_id)
+    else:
+      split = item.split or splits_lib.by_hash(clip_id, self.test_fraction)
+    if self.only and split not in self.only:
+      split = None
+    return split, listed
+
+  @property
+  def by_hash(self) -> bool:
+    """Whether the hash alone decides about splits."""
+    return not self.lists and all(
+      item.split is None for part in self.parts for item in part
+    )
 
 
 # ==============================================================================
@@ -137,8 +166,12 @@ def make_plan(
   data_dir: str | os.PathLike[str],
   name: str | None = None,
   test_fraction: float = 0.1,
+  lists: splits_lib.Lists | None = None,
+  only: Sequence[str] | None = None,
 ) -> Plan:
   """Lists the items and deals them to parts; reads no footage.
+
+  Arguments are those of `convert`.
 
   Raises:
     UserError: If a name or number is not usable, the source lists nothing, or
@@ -152,12 +185,6 @@ def make_plan(
     )
   if not 0 <= test_fraction <= 1:
     raise UserError(f'--test_fraction is {test_fraction}; give it 0 to 1')
-  if '://' in os.fspath(data_dir):
-    raise UserError(
-      f'cannot convert into {data_dir}: array_record writes to local disks '
-      'only; convert to a local --data_dir, then copy the folder to the '
-      'bucket (gcloud storage cp -r)'
-    )
   items = source.items()
   if not items:
     raise UserError(f'the {source.name} source lists nothing to convert')
@@ -166,12 +193,21 @@ def make_plan(
     if item.id in seen:
       raise UserError(f'the {source.name} source lists item {item.id!r} twice')
     seen.add(item.id)
-  parts = deal(items)
+  only = tuple(only) if only else None
+  wanted = [item for item in items if _may_be_wanted(item, lists, only)]
+  if not wanted:
+    raise UserError(
+      f'none of the {len(items)} items of the {source.name} source is wanted '
+      f'(for instance {items[0].id} is not): check --splits and --split'
+    )
+  parts = deal(wanted)
   return Plan(
     name=name,
-    root=pathlib.Path(records.data_folder(data_dir)) / name,
+    root=records.data_folder(data_dir) / name,
     version=source.version,
     test_fraction=test_fraction,
+    lists=lists,
+    only=only,
     parts=parts,
     options={
       'format': records.FORMAT,
@@ -182,11 +218,23 @@ def make_plan(
         for f in dataclasses.fields(source)
       },
       'test_fraction': test_fraction,
+      'lists': records.digest(lists.by_id) if lists else None,
+      'only': _plain(only),
       'items': records.digest(
         [(i.id, i.split, i.size) for part in parts for i in part]
       ),
     },
   )
+
+
+def _may_be_wanted(
+  item: sources.Item,
+  lists: splits_lib.Lists | None,
+  only: Sequence[str] | None,
+) -> bool:
+  if lists:
+    return item.bundle or lists.may_hold(item.id)
+  return not (only and item.split and item.split not in only)
 
 
 def _plain(value: Any) -> Any:
@@ -232,11 +280,12 @@ class _Stopped(Exception):
 class _Outputs:
   """The files of one part: a file of frames and one of clips a split."""
 
-  def __init__(self, work: pathlib.Path, stem: str):
+  def __init__(self, work: epath.Path, stem: str):
     self._work = work
     self._stem = stem
     self._writers: dict[str, dict[str, records.ShardWriter]] = {}
     self._depth: dict[str, bool] = {}
+    self._encodings: set[str] = set()
     self._clips: list[dict[str, Any]] = []
 
   def _split(self, split: str) -> dict[str, records.ShardWriter]:
@@ -255,6 +304,7 @@ class _Outputs:
     clip: records.Clip,
     frames: Iterable[bytes],
     depth: bool,
+    encodings: Iterable[str],
   ) -> None:
     """Writes one clip, given its frames' records, into a split."""
     out = self._split(split)
@@ -263,6 +313,7 @@ class _Outputs:
       out['frames'].write(record)
     out['clips'].write(records.encode_clip(clip))
     self._depth[split] &= depth
+    self._encodings.update(encodings)
     self._clips.append(
       {
         'id': clip.id,
@@ -286,6 +337,7 @@ class _Outputs:
         for split, out in sorted(self._writers.items())
       },
       'clips': self._clips,
+      'encodings': sorted(self._encodings),
     }
 
   def abort(self) -> None:
@@ -314,7 +366,7 @@ def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
     if array is not None and array.shape != shape:
       problems.append(f'{key} of shape {array.shape} instead of {shape}')
   for i, frame in enumerate(clip.frames):
-    height, width, _, _ = simplejpeg.decode_jpeg_header(frame)
+    height, width = images.header(frame)
     if (height, width) != (clip.height, clip.width):
       problems.append(
         f'frame {i} is {height} x {width} instead of '
@@ -325,38 +377,48 @@ def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
     raise ValueError(f'clip {clip.id!r} of {item.id!r}: {"; ".join(problems)}')
 
 
-def _split_of(clip_id: str, split: str | None, test_fraction: float) -> str:
-  if split is not None:
-    return split
-  return 'test' if records.unit_hash(clip_id) < test_fraction else 'train'
+def _stem(number: int) -> str:
+  return f'part-{number:05d}'
 
 
 def _write_part(
   source: sources.Source,
   plan: Plan,
   number: int,
-  progress: _Progress,
+  progress: _Progress | None,
 ) -> dict[str, Any]:
   """Converts one part and returns its summary, also left as part-N.json."""
-  stem = f'part-{number:05d}'
+  stem = _stem(number)
   out = _Outputs(plan.work, stem)
-  skipped = []
+  skipped, left_out, listed = [], 0, []
   try:
     for item in plan.parts[number]:
       try:
         for clip in source.clips(item):
-          if progress.stop.value:
+          if progress and progress.stop.value:
             raise _Stopped
+          split, key = plan.split_of(clip.id, item)
+          if split is None:
+            left_out += 1
+            continue
           _check_clip(clip, item)
-          _add_clip(out, item, clip, plan.test_fraction)
-          progress.frames[number] += len(clip.frames)
+          _add_clip(out, split, item, clip)
+          if key:
+            listed.append(key)
+          if progress:
+            progress.frames[number] += len(clip.frames)
       except UserError as e:
         skipped.append((item.id, ' '.join(str(e).split())))
       except Exception as e:
         e.add_note(f'while converting item {item.id!r}')
         raise
-      progress.items[number] += 1
-    part = out.close() | {'skipped': skipped}
+      if progress:
+        progress.items[number] += 1
+    part = out.close() | {
+      'skipped': skipped,
+      'left_out': left_out,
+      'listed': listed,
+    }
     records.write_json(plan.work / f'{stem}.json', part)
   except BaseException:
     out.abort()
@@ -365,14 +427,11 @@ def _write_part(
 
 
 def _add_clip(
-  out: _Outputs,
-  item: sources.Item,
-  clip: sources.Clip,
-  test_fraction: float,
+  out: _Outputs, split: str, item: sources.Item, clip: sources.Clip
 ) -> None:
   depth = clip.depth or [None] * len(clip.frames)
   out.add(
-    _split_of(clip.id, item.split, test_fraction),
+    split,
     item.id,
     records.Clip(
       id=clip.id,
@@ -387,19 +446,29 @@ def _add_clip(
     ),
     map(records.encode_frame, clip.frames, depth),
     clip.depth is not None,
+    {
+      'png' if frame.startswith(b'\x89PNG') else 'jpeg' for frame in clip.frames
+    },
   )
 
 
 def _read_part(plan: Plan, number: int) -> dict[str, Any] | None:
-  """Returns the summary of a part that an earlier run finished, or None."""
-  path = plan.work / f'part-{number:05d}.json'
+  """Returns the summary of a part that is done and whole, or None."""
+  path = plan.work / f'{_stem(number)}.json'
   if not path.exists():
     return None
-  part = records.read_json(path)
+  try:
+    part = records.read_json(path)
+  except ValueError:
+    return None
   for split in part['splits'].values():
     for kind in ('frames', 'clips'):
-      file = plan.work / split[kind]['file']
-      if not file.exists() or file.stat().st_size != split[kind]['bytes']:
+      shard = records.Shard(**split[kind])
+      file = plan.work / shard.file
+      if not file.exists() or file.stat().length != shard.bytes:
+        return None
+      # A bucket keeps checksums of its own, and reading it costs.
+      if not records.is_remote(file) and records.sha256(file) != shard.sha256:
         return None
   return part
 
@@ -428,32 +497,82 @@ def _start_worker(*job: Any) -> None:
 
 
 def _work_on(number: int) -> dict[str, Any]:
-  source, plan, progress = _job
-  return _write_part(source, plan, number, progress)
+  return _do_part(*_job, number)
+
+
+def _do_part(
+  source: sources.Source,
+  plan: Plan,
+  progress: _Progress | None,
+  number: int,
+) -> dict[str, Any]:
+  """Returns the summary of a part, converting it unless it is done."""
+  part = _read_part(plan, number)
+  if part is None:
+    return _write_part(source, plan, number, progress)
+  if progress:
+    progress.items[number] = len(plan.parts[number])
+  return part
+
+
+class _Here(futures.Executor):
+  """Does the work at once, in this process."""
+
+  def submit(
+    self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+  ) -> futures.Future:
+    future = futures.Future()
+    future.set_result(fn(*args, **kwargs))
+    return future
+
+
+def _executor(*job: Any, workers: int) -> futures.Executor:
+  if workers == 0:
+    global _job
+    _job = job
+    return _Here()
+  return futures.ProcessPoolExecutor(
+    workers,
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=_start_worker,
+    initargs=job,
+  )
 
 
 def _run_parts(
   source: sources.Source,
   plan: Plan,
-  todo: list[int],
   workers: int,
   progress: _Progress,
+  claims: sharing.Claims,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number, summary) of parts as they are done."""
-  if workers == 0 or not todo:
-    for number in todo:
-      yield number, _write_part(source, plan, number, progress)
-    return
-  pool = futures.ProcessPoolExecutor(
-    min(workers, len(todo)),
-    mp_context=multiprocessing.get_context('spawn'),
-    initializer=_start_worker,
-    initargs=(source, plan, progress),
-  )
+  """Yields (number, summary) of parts as they are done, here or elsewhere."""
+  waiting = list(range(len(plan.parts)))
+  pool = _executor(source, plan, progress, workers=min(workers, len(waiting)))
+  running: dict[futures.Future, int] = {}
+  told = False
   try:
-    number_of = {pool.submit(_work_on, number): number for number in todo}
-    for future in futures.as_completed(number_of):
-      yield number_of[future], future.result()
+    while waiting or running:
+      others = []
+      for number in waiting:
+        # One more than workers, so that none has to wait for this loop.
+        if len(running) <= workers and claims.take(_stem(number)):
+          running[pool.submit(_work_on, number)] = number
+        else:
+          others.append(number)
+      waiting = others
+      if not running:
+        if not told:
+          logging.info(
+            'Waiting for %d parts that other processes convert.', len(waiting)
+          )
+          told = True
+        time.sleep(_POLL)
+      done, _ = futures.wait(running, _POLL, futures.FIRST_COMPLETED)
+      for future in done:
+        number = running.pop(future)
+        yield number, future.result()
+        claims.release(_stem(number))
   except process.BrokenProcessPool as e:
     raise UserError(
       'a worker process was killed, most likely because memory ran out; '
@@ -468,12 +587,10 @@ def _run_parts(
 class _Bar:
   """The progress bar: items done, frames a second, time left."""
 
-  def __init__(self, plan: Plan, progress: _Progress, done: int, quiet: bool):
+  def __init__(self, plan: Plan, progress: _Progress, quiet: bool):
     self._progress = progress
-    self._before = done
     self._bar = tqdm.tqdm(
       total=sum(map(len, plan.parts)),
-      initial=done,
       desc=plan.name,
       unit='item',
       disable=quiet,
@@ -487,7 +604,7 @@ class _Bar:
     self._bar.set_postfix_str(
       f'{frames} frames, {rate:.0f} frames/s', refresh=False
     )
-    self._bar.update(self._before + sum(self._progress.items) - self._bar.n)
+    self._bar.update(sum(self._progress.items) - self._bar.n)
     self._bar.refresh()
 
   def close(self) -> None:
@@ -516,35 +633,77 @@ def _ticking(bar: _Bar) -> Callable[[], None]:
 
 
 def _convert_parts(
-  source: sources.Source, plan: Plan, workers: int, quiet: bool
-) -> tuple[list[dict[str, Any]], int]:
-  """Returns the summaries of all parts and the number of new frames."""
-  parts = {n: _read_part(plan, n) for n in range(len(plan.parts))}
-  parts = {n: part for n, part in parts.items() if part is not None}
-  owner: dict[str, str] = {}
-  for _, part in sorted(parts.items()):
-    _claim(owner, part)
-  todo = [n for n in range(len(plan.parts)) if n not in parts]
-  if parts and not quiet:
-    logging.info(
-      'Continuing: %d of %d parts are done.', len(parts), len(plan.parts)
-    )
-  progress = _Progress.make(len(plan.parts))
-  bar = _Bar(plan, progress, sum(len(plan.parts[n]) for n in parts), quiet)
-  end = _ticking(bar)
+  source: sources.Source,
+  plan: Plan,
+  workers: int,
+  progress: _Progress,
+  claims: sharing.Claims,
+  quiet: bool,
+) -> list[dict[str, Any]]:
+  """Returns the summaries of all parts."""
+  done = sum(1 for _ in plan.work.glob('part-*.json'))
+  if done and not quiet:
+    logging.info('Continuing: %d of %d parts are done.', done, len(plan.parts))
+  parts, owner = {}, {}
+  end = _ticking(_Bar(plan, progress, quiet))
   try:
     with contextlib.closing(
-      _run_parts(source, plan, todo, workers, progress)
+      _run_parts(source, plan, workers, progress, claims)
     ) as finished:
       for number, part in finished:
-        _claim(owner, part)
+        _own(owner, part)
         parts[number] = part
   finally:
     end()
-  return [part for _, part in sorted(parts.items())], sum(progress.frames)
+  return [part for _, part in sorted(parts.items())]
 
 
-def _claim(owner: dict[str, str], part: dict[str, Any]) -> None:
+def _convert_on_beam(
+  source: sources.Source,
+  plan: Plan,
+  progress: _Progress,
+  options: Sequence[str],
+) -> list[dict[str, Any]]:
+  """As `_convert_parts`, by the workers of Apache Beam."""
+  try:
+    import apache_beam as beam
+  except ImportError as e:
+    raise UserError(
+      "--runner=beam needs Apache Beam: pip install -e '.[beam]'"
+    ) from e
+  from apache_beam.options import pipeline_options
+
+  done = {n for n in range(len(plan.parts)) if _read_part(plan, n)}
+  todo = [n for n in range(len(plan.parts)) if n not in done]
+  with beam.Pipeline(
+    options=pipeline_options.PipelineOptions(list(options))
+  ) as pipeline:
+    _ = (
+      pipeline
+      | beam.Create(todo)
+      | beam.Reshuffle()
+      | beam.Map(_beam_part, source, plan)
+    )
+  parts, owner = [], {}
+  for number in range(len(plan.parts)):
+    part = _read_part(plan, number)
+    if part is None:
+      raise UserError(
+        f'the Beam workers left no {_stem(number)} in {plan.work}; give a '
+        '--data_dir that they and this host share, such as a bucket'
+      )
+    _own(owner, part)
+    parts.append(part)
+    if number in todo:
+      progress.frames[number] = sum(clip['frames'] for clip in part['clips'])
+  return parts
+
+
+def _beam_part(number: int, source: sources.Source, plan: Plan) -> None:
+  _do_part(source, plan, None, number)
+
+
+def _own(owner: dict[str, str], part: dict[str, Any]) -> None:
   """Notes which item each clip came from.
 
   Raises:
@@ -569,11 +728,11 @@ def _fill_splits(
   plan: Plan, parts: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
   """Moves one clip where the hash left a split empty (see the module)."""
-  dictated = any(i.split is not None for part in plan.parts for i in part)
   clips = [clip for part in parts for clip in part['clips']]
   found = {clip['split'] for clip in clips}
   if (
-    dictated
+    not plan.by_hash
+    or plan.only
     or not 0 < plan.test_fraction < 1
     or len(clips) < 2
     or len(found) > 1
@@ -600,23 +759,35 @@ def _rewrite_part(
   frames = records.read_shard(plan.work / files['frames']['file'])
   clips = records.read_shard(plan.work / files['clips']['file'])
   # Another stem: until the JSON is replaced, the old files are the part.
-  out = _Outputs(plan.work, f'part-{number:05d}-moved')
+  out = _Outputs(plan.work, f'{_stem(number)}-moved')
   for entry, record in zip(part['clips'], clips, strict=True):
     clip = records.decode_clip(record)
     own = [next(frames) for _ in range(clip.num_frames)]
     out.add(
-      target.get(clip.id, split), entry['item'], clip, own, files['depth']
+      target.get(clip.id, split),
+      entry['item'],
+      clip,
+      own,
+      files['depth'],
+      part['encodings'],
     )
-  new = out.close() | {'skipped': part['skipped']}
-  records.write_json(plan.work / f'part-{number:05d}.json', new)
+  new = part | out.close()
+  records.write_json(plan.work / f'{_stem(number)}.json', new)
   return new
 
 
 def _finish(plan: Plan, description: str, parts: list[dict[str, Any]]) -> None:
   """Gives everything its final place; can be interrupted and repeated."""
   splits = sorted({split for part in parts for split in part['splits']})
-  (plan.work / 'clips').mkdir(exist_ok=True)
+  _make_folder(plan.work / 'clips')
   depth = all(s['depth'] for part in parts for s in part['splits'].values())
+  encodings = {e for part in parts for e in part['encodings']}
+  listed = {key for part in parts for key in part['listed']}
+  ids = plan.lists.by_id if plan.lists else {}
+  if plan.lists:
+    records.write_json(
+      plan.work / 'clips' / 'splits.json', plan.lists.by_split()
+    )
   frames, clips, manifest = {}, {}, {}
   for split in splits:
     own = [part for part in parts if split in part['splits']]
@@ -645,6 +816,7 @@ def _finish(plan: Plan, description: str, parts: list[dict[str, Any]]) -> None:
       description=description,
       shards=shards,
       depth=depth,
+      encoding=encodings.pop() if len(encodings) == 1 else None,
     )
     own = {
       split: entry
@@ -660,6 +832,8 @@ def _finish(plan: Plan, description: str, parts: list[dict[str, Any]]) -> None:
         'version': plan.version,
         'splits': own,
         'skipped': [s for part in parts for s in part['skipped']],
+        'left_out': sum(part['left_out'] for part in parts),
+        'missing': sorted(ids.keys() - listed),
       },
     )
 
@@ -674,7 +848,7 @@ def _name_frames(
     name = records.shard_name(plan.name, split, i, len(parts))
     # A run that was interrupted here has renamed some files already.
     if (plan.work / shard.file).exists():
-      os.replace(plan.work / shard.file, plan.work / 'frames' / name)
+      (plan.work / shard.file).replace(plan.work / 'frames' / name)
     out.append(dataclasses.replace(shard, file=name))
   return out
 
@@ -717,11 +891,45 @@ def _publish(plan: Plan) -> None:
   """
   for config in ('clips', 'frames'):
     final = plan.root / config / plan.version
+    if records.is_remote(final):
+      _move_files(plan.work / config, final)
+      continue
     final.parent.mkdir(exist_ok=True)
     if final.exists():
-      shutil.rmtree(final)
-    os.replace(plan.work / config, final)
-  shutil.rmtree(plan.work)
+      final.rmtree()
+    (plan.work / config).replace(final)
+  _discard(plan.work)
+
+
+def _discard(work: epath.Path) -> None:
+  """Deletes a work folder, for other processes all at once."""
+  if not records.is_remote(work):
+    work = work.replace(work.with_name(f'.deleted-{os.getpid()}'))
+  work.rmtree()
+
+
+def _make_folder(folder: epath.Path) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  if records.is_remote(folder):
+    # A bucket has only the folders that something is in.
+    (folder / _PLACEHOLDER).write_text('')
+
+
+def _move_files(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder of a bucket; can be interrupted and repeated.
+
+  The manifest, which makes a folder count, comes last, so that a target with
+  one is an older version or, where the source has none, moved already.
+  """
+  (source / _PLACEHOLDER).unlink(missing_ok=True)
+  manifest = 'manifest.json'
+  if (source / manifest).exists() and (target / manifest).exists():
+    target.rmtree()
+  _make_folder(target)
+  paths = sorted(source.iterdir(), key=lambda p: (p.name == manifest, p.name))
+  for path in paths:
+    path.replace(target / path.name)
+  (target / _PLACEHOLDER).unlink()
 
 
 # ==============================================================================
@@ -736,65 +944,98 @@ def convert(
   name: str | None = None,
   workers: int | None = None,
   test_fraction: float = 0.1,
+  lists: splits_lib.Lists | None = None,
+  only: Sequence[str] | None = None,
   overwrite: bool = False,
   quiet: bool = False,
+  beam_options: Sequence[str] | None = None,
 ) -> Summary:
   """Converts a source to records; continues where a killed run stopped.
 
   Args:
     source: What to convert; picklable.
-    data_dir: Local folder of converted data sets.
+    data_dir: Folder of converted data sets, local or gs://.
     name: Of the data set; the source's own name by default.
     workers: Processes; 0 works in this one, None takes one a core. The result
       does not depend on it.
     test_fraction: Share of clips, by hash, that become the test split where the
       source does not say.
+    lists: Explicit split lists, instead of the source's and the hash.
+    only: The splits to convert; all by default.
     overwrite: Replace an existing data set, and drop unfinished work that was
       begun with other options.
     quiet: No progress bar.
+    beam_options: Command-line options of Apache Beam, to convert with it
+      instead of local processes.
 
   Raises:
     UserError: If the input or the target is unusable; its message says what to
       do. Finished parts stay.
   """
   start = time.monotonic()
-  plan = make_plan(source, data_dir, name, test_fraction)
+  plan = make_plan(source, data_dir, name, test_fraction, lists, only)
+  if workers is None:
+    workers = os.cpu_count() or 1
+  progress = _Progress.make(len(plan.parts))
   with _clear_messages(plan):
     _make_root(plan)
-    with _lock(plan):
-      if _is_published(plan):
-        shutil.rmtree(plan.work)
-      done = plan.version in records.versions(data_dir, plan.name)
-      if done and not overwrite and not plan.work.exists():
-        _check_same(plan)
-        return _summary(plan, time.monotonic() - start, 0, already=True)
-      _open_work(plan, overwrite)
-      if workers is None:
-        workers = os.cpu_count() or 1
-      parts, new_frames = _all_parts(source, plan, workers, quiet)
-      _finish(plan, source.description, parts)
-      _publish(plan)
+    for leftover in plan.root.glob('.deleted-*'):
+      leftover.rmtree()
+    if _is_published(plan):
+      _discard(plan.work)
+    done = plan.version in records.versions(data_dir, plan.name)
+    if done and not overwrite and not plan.work.exists():
+      _check_same(plan)
+      return _summary(plan, time.monotonic() - start, 0, already=True)
+    _open_work(plan, overwrite)
+    try:
+      with contextlib.closing(sharing.Claims(plan.work)) as claims:
+        parts = None
+        if not (plan.work / 'parts.json').exists():
+          if beam_options is None:
+            parts = _convert_parts(
+              source, plan, workers, progress, claims, quiet
+            )
+          else:
+            parts = _convert_on_beam(source, plan, progress, beam_options)
+        while not claims.take('finish'):
+          time.sleep(_POLL)
+        _finish_parts(plan, source.description, parts)
+    except (OSError, RuntimeError):
+      if plan.work.exists() or plan.version not in records.versions(
+        data_dir, plan.name
+      ):
+        raise
+      # Another process, which shared the work, has just finished it.
   _fix_eval(plan)
-  return _summary(plan, time.monotonic() - start, new_frames)
+  return _summary(plan, time.monotonic() - start, sum(progress.frames))
 
 
-def _all_parts(
-  source: sources.Source, plan: Plan, workers: int, quiet: bool
-) -> tuple[list[dict[str, Any]], int]:
-  """Returns the summaries of all parts, converted now or by an earlier run."""
+def _finish_parts(
+  plan: Plan, description: str, parts: list[dict[str, Any]] | None
+) -> None:
+  """Makes a data set of finished parts; continues what was interrupted.
+
+  Args:
+    plan: The conversion, whose `finish` this process has claimed.
+    description: Of the source.
+    parts: Their summaries; None where an earlier run got as far as this.
+  """
+  if not (plan.work / 'options.json').exists():
+    return  # Another process has just finished it all.
   path = plan.work / 'parts.json'
   if path.exists():
-    return records.read_json(path), 0
-  parts, new_frames = _convert_parts(source, plan, workers, quiet)
-  parts = _fill_splits(plan, parts)
-  if not any(part['clips'] for part in parts):
-    raise _nothing(plan, parts)
-  for config in ('frames', 'clips'):
-    (plan.work / config).mkdir(exist_ok=True)
-  # From here on a new run repeats the finish, no matter which files of parts
-  # already have their final names.
-  records.write_json(path, parts)
-  return parts, new_frames
+    parts = records.read_json(path)
+  else:
+    parts = _fill_splits(plan, parts)
+    if not any(part['clips'] for part in parts):
+      raise _nothing(plan, parts)
+    _make_folder(plan.work / 'frames')
+    # From here on a new run repeats the finish, no matter which files of parts
+    # already have their final names.
+    records.write_json(path, parts)
+  _finish(plan, description, parts)
+  _publish(plan)
 
 
 def _check_same(plan: Plan) -> None:
@@ -827,6 +1068,7 @@ def _open_work(plan: Plan, overwrite: bool) -> None:
   if path.exists():
     old = records.read_json(path)
     if old == plan.options:
+      _sweep(plan)
       return
     if not overwrite:
       raise UserError(
@@ -834,10 +1076,18 @@ def _open_work(plan: Plan, overwrite: bool) -> None:
         f'({_difference(old, plan.options)}); run the same command as then '
         'to continue it, or give another --name, or delete that folder'
       )
-  if plan.work.exists():
-    shutil.rmtree(plan.work)
-  plan.work.mkdir()
+    plan.work.rmtree()
+  plan.work.mkdir(exist_ok=True)
   records.write_json(path, plan.options)
+
+
+def _sweep(plan: Plan) -> None:
+  """Deletes what killed processes of this host have left unfinished."""
+  mark = f'.incomplete-{socket.gethostname()}-'
+  for path in plan.work.iterdir():
+    _, found, pid = path.name.partition(mark)
+    if found and not sharing.is_alive(int(pid)):
+      path.unlink(missing_ok=True)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -859,14 +1109,15 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _nothing(plan: Plan, parts: list[dict[str, Any]]) -> UserError:
   skipped = [s for part in parts for s in part['skipped']]
-  shutil.rmtree(plan.work)
+  plan.work.rmtree()
   with contextlib.suppress(OSError):  # Other versions may be there.
     plan.root.rmdir()
   why = f'; the first: {skipped[0][0]}: {skipped[0][1]}' if skipped else ''
   return UserError(
     f'nothing was converted: {len(skipped)} of '
-    f'{sum(map(len, plan.parts))} items could not be read and the others '
-    f'have no clips{why}'
+    f'{sum(map(len, plan.parts))} items could not be read, '
+    f'{sum(part["left_out"] for part in parts)} clips were not wanted, and '
+    f'the other items have no clips{why}'
   )
 
 
@@ -912,25 +1163,12 @@ def _summary(
       for split, entry in frames['splits'].items()
     },
     skipped=[tuple(s) for s in frames['skipped']],
+    left_out=frames.get('left_out', 0),
+    missing=frames.get('missing', []),
     seconds=seconds,
     new_frames=new_frames,
     already=already,
   )
-
-
-@contextlib.contextmanager
-def _lock(plan: Plan) -> Iterator[None]:
-  """Keeps two conversions of one data set apart; a killed one lets go."""
-  folder = os.open(plan.root, os.O_RDONLY)
-  try:
-    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    yield
-  except BlockingIOError:
-    raise UserError(
-      f'another conversion of {plan.name!r} into {plan.root} is running'
-    ) from None
-  finally:
-    os.close(folder)
 
 
 @contextlib.contextmanager
@@ -969,23 +1207,29 @@ def describe(plan: Plan) -> str:
   splits: dict[str, int] = {}
   for item in items:
     key = item.split or f'by hash ({plan.test_fraction:g} test)'
-    splits[key] = splits.get(key, 0) + 1
-  existing = plan.root.absolute()
-  while not existing.exists():
-    existing = existing.parent
-  free = shutil.disk_usage(existing).free
+    splits['by lists' if plan.lists else key] = splits.get(key, 0) + 1
   options = ', '.join(f'{k}={v}' for k, v in plan.options['options'].items())
   lines = [
     f'would convert {len(items)} items in {len(plan.parts)} parts '
     f'with the {plan.options["source"]} source ({options})',
     'splits: ' + ', '.join(f'{k}: {n} items' for k, n in splits.items()),
     f'into {plan.root}/frames/{plan.version} and clips/{plan.version}',
-    f'estimated size {plan.bytes / 2**20:.0f} MiB, free {free / 2**20:.0f} MiB',
+    f'estimated size {plan.bytes / 2**20:.0f} MiB{_free(plan)}',
   ]
   lines += [f'  {item.id}' for item in items[:20]]
   if len(items) > 20:
     lines.append(f'  ... and {len(items) - 20} more')
   return '\n'.join(lines)
+
+
+def _free(plan: Plan) -> str:
+  """Returns the room that a local target has, in words."""
+  if records.is_remote(plan.root):
+    return ''
+  existing = plan.root.resolve()
+  while not existing.exists():
+    existing = existing.parent
+  return f', free {shutil.disk_usage(existing).free / 2**20:.0f} MiB'
 
 
 def report(summary: Summary) -> str:
@@ -1017,110 +1261,16 @@ def report(summary: Summary) -> str:
       f'{summary.folder} {summary.version}: {summary.new_frames} frames in '
       f'{summary.seconds:.0f} s, {rate:.0f} frames/s'
     )
+  if summary.left_out:
+    lines.append(f'clips left out by --splits or --split: {summary.left_out}')
+  if summary.missing:
+    lines.append(
+      f'ids of --splits without a clip: {len(summary.missing)}, for instance '
+      + ', '.join(summary.missing[:3])
+    )
   if summary.skipped:
     lines.append(f'skipped items: {len(summary.skipped)}')
     lines += [f'  {item}: {why}' for item, why in summary.skipped[:20]]
     if len(summary.skipped) > 20:
       lines.append('  ... all of them are in manifest.json')
   return '\n'.join(lines)
-
-
-def _source_class(dataset: str) -> type[sources.Source]:
-  return importlib.import_module(f'{sources.__name__}.{dataset}').Source
-
-
-def option_names(dataset: str) -> list[str]:
-  """Returns the names of a source's options."""
-  return [f.name for f in dataclasses.fields(_source_class(dataset))]
-
-
-def list_options(dataset: str) -> str:
-  """Returns the options of a source, one a line, with types and defaults."""
-  cls = _source_class(dataset)
-  hints = _hints(cls)
-  lines = [f'{dataset}: {cls.description}']
-  for field in dataclasses.fields(cls):
-    kinds = ' or '.join(_kind_name(kind) for kind in hints[field.name])
-    required = field.default is dataclasses.MISSING
-    default = 'required' if required else f'default {field.default}'
-    lines.append(f'  --{field.name}: {kinds}, {default}')
-  return '\n'.join(lines)
-
-
-def parse_options(dataset: str, args: Sequence[str]) -> dict[str, Any]:
-  """Parses `--size=256 --fps 10 --shuffle --nodepth` for a source's fields.
-
-  Values are turned into the types of the fields' annotations.
-
-  Args:
-    dataset: Name of the source.
-    args: What the user wrote.
-
-  Returns:
-    Keyword arguments for `sources.make`.
-
-  Raises:
-    UserError: If the source has no such option or the value does not fit.
-  """
-  hints = _hints(_source_class(dataset))
-  out: dict[str, Any] = {}
-  queue = list(args)
-  while queue:
-    arg = queue.pop(0)
-    if not arg.startswith('--'):
-      raise UserError(f'unexpected argument {arg!r}; options are --KEY=VALUE')
-    key, equals, value = arg[2:].partition('=')
-    if key not in hints and key[:2] == 'no' and bool in hints.get(key[2:], ()):
-      key, equals, value = key[2:], '=', 'false'
-    if key not in hints:
-      raise UserError(
-        f'the {dataset} source has no option --{key}; it takes '
-        + ', '.join(f'--{k}' for k in sorted(hints))
-      )
-    if not equals and bool in hints[key]:
-      value = 'true'
-    elif not equals:
-      if not queue or queue[0].startswith('--'):
-        raise UserError(f'--{key} needs a value')
-      value = queue.pop(0)
-    out[key] = _parse(key, value, hints[key])
-  return out
-
-
-def _hints(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
-  """Returns the types that each field takes."""
-  hints = typing.get_type_hints(cls)
-  out = {}
-  for field in dataclasses.fields(cls):
-    hint = hints[field.name]
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    out[field.name] = typing.get_args(hint) if union else (hint,)
-  return out
-
-
-def _kind_name(kind: Any) -> str:
-  if kind is type(None):
-    return 'none'
-  return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _parse(key: str, value: str, kinds: Sequence[Any]) -> Any:
-  """Returns a value as the first of the types that takes it."""
-  for kind in kinds:
-    try:
-      if kind is type(None):
-        if value.lower() in ('', 'none'):
-          return None
-      elif kind is bool:
-        return {'true': True, '1': True, 'false': False, '0': False}[
-          value.lower()
-        ]
-      elif typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[:1]
-        return tuple(_parse(key, v, inner) for v in value.split(','))
-      else:
-        return kind(value)
-    except (KeyError, ValueError):
-      continue
-  names = ' or '.join(map(_kind_name, kinds))
-  raise UserError(f'--{key} takes {names}, not {value!r}')

@@ -3,9 +3,10 @@
 A data set NAME is two ordinary TFDS array_record data sets, readable with
 `tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)`:
 
-  DATA_DIR/NAME/frames/VERSION   one frame a record: `image` (JPEG) and, for
-                                 data sets that have it, `depth` (16-bit PNG);
-                                 the frames of a clip are contiguous
+  DATA_DIR/NAME/frames/VERSION   one frame a record: `image` (JPEG, or PNG in
+                                 sets of small pictures) and, for data sets
+                                 that have it, `depth` (16-bit PNG); the frames
+                                 of a clip are contiguous
   DATA_DIR/NAME/clips/VERSION    one clip a record: `Clip` below
 
 Beside the records of each lies `manifest.json` (where they came from, sizes,
@@ -24,6 +25,8 @@ import importlib
 import json
 import os
 import re
+import socket
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -118,9 +121,9 @@ def _serialize(values: dict[str, bytes | int]) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-def encode_frame(jpeg: bytes, depth: bytes | None = None) -> bytes:
-  """Returns the record of one frame: its JPEG and, if any, its depth PNG."""
-  values = {'image': jpeg}
+def encode_frame(image: bytes, depth: bytes | None = None) -> bytes:
+  """Returns the record of one frame: its picture and, if any, its depth PNG."""
+  values = {'image': image}
   if depth is not None:
     values['depth'] = depth
   return _serialize(values)
@@ -214,16 +217,33 @@ class Shard:
   sha256: str
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """Whether a path is in a bucket (gs:// and the like)."""
+  return '://' in os.fspath(path)
+
+
+def partial_suffix() -> str:
+  """Returns what the names of this process's unfinished files end with."""
+  # Hosts that share a folder may write one file at the same time.
+  return f'.incomplete-{socket.gethostname()}-{os.getpid()}'
+
+
 class ShardWriter:
   """Writes one array_record file, which gets its name only when complete.
+
+  One that belongs in a bucket is written to a temporary file and then copied.
 
   Attributes:
     records: Number written so far.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
-    self._path = os.fspath(path)
-    self._partial = f'{self._path}.incomplete'
+    self._path = epath.Path(path)
+    if is_remote(path):
+      file, self._partial = tempfile.mkstemp(prefix='xfactor-')
+      os.close(file)
+    else:
+      self._partial = f'{os.fspath(path)}{partial_suffix()}'
     self._writer = array_record_module.ArrayRecordWriter(
       self._partial, _WRITER_OPTIONS
     )
@@ -250,8 +270,12 @@ class ShardWriter:
       # The name must not outlive a power cut that the bytes did not survive.
       os.fsync(f.fileno())
     size = os.path.getsize(self._partial)
-    os.replace(self._partial, self._path)
-    return Shard(os.path.basename(self._path), self.records, size, digest)
+    if is_remote(self._path):
+      epath.Path(self._partial).copy(self._path, overwrite=True)
+      os.remove(self._partial)
+    else:
+      os.replace(self._partial, self._path)
+    return Shard(self._path.name, self.records, size, digest)
 
   def abort(self) -> None:
     """Drops what was written."""
@@ -272,22 +296,34 @@ def _count(path: str) -> int:
 
 
 def read_shard(path: str | os.PathLike[str]) -> Iterator[bytes]:
-  """Yields the records of one file in order."""
-  reader = array_record_module.ArrayRecordReader(
-    os.fspath(path), 'readahead_buffer_size:1048576'
-  )
-  try:
+  """Yields the records of one file, local or in a bucket, in order."""
+  with contextlib.ExitStack() as stack:
+    if is_remote(path):
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      path = epath.Path(path).copy(epath.Path(folder) / 'shard')
+    reader = array_record_module.ArrayRecordReader(
+      os.fspath(path), 'readahead_buffer_size:1048576'
+    )
+    stack.callback(reader.close)
     for _ in range(reader.num_records()):
       yield reader.read()
-  finally:
-    reader.close()
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+  """Returns the sha256 in hex of a file."""
+  with epath.Path(path).open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
   """Writes a JSON file, whole or not at all."""
   path = epath.Path(path)
-  partial = path.with_name(f'{path.name}.incomplete-{os.getpid()}')
-  partial.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
+  text = json.dumps(value, indent=1, sort_keys=True) + '\n'
+  if is_remote(path):  # Buckets show a file when it is whole.
+    path.write_text(text)
+    return
+  partial = path.with_name(path.name + partial_suffix())
+  partial.write_text(text)
   partial.replace(path)
 
 
@@ -308,13 +344,13 @@ def write_index(
   """Writes the clips of a split as columns; returns the file's sha256.
 
   Args:
-    path: A local file.
+    path: The file.
     rows: (id, number of frames, height, width) of each clip, in order.
   """
   ids, num_frames, height, width = zip(*rows, strict=True)
   encoded = [i.encode() for i in ids]
   offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-  with open(path, 'wb') as f:
+  with epath.Path(path).open('wb') as f:
     np.savez(
       f,
       num_frames=np.array(num_frames, np.int32),
@@ -323,8 +359,7 @@ def write_index(
       id_offsets=offsets,
       id_bytes=np.frombuffer(b''.join(encoded), np.uint8),
     )
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
+  return sha256(path)
 
 
 def shard_name(name: str, split: str, index: int, count: int) -> str:
@@ -341,6 +376,7 @@ def write_tfds_metadata(
   description: str,
   shards: dict[str, Sequence[Shard]],
   depth: bool = False,
+  encoding: str | None = 'jpeg',
 ) -> None:
   """Writes dataset_info.json and features.json beside finished records.
 
@@ -352,6 +388,7 @@ def write_tfds_metadata(
     description: One sentence.
     shards: The files of each split, in order.
     depth: Whether all frames have depth.
+    encoding: 'jpeg', 'png' or, where there are both, None.
   """
   # Here, not above: readers and workers do without TFDS and its import time.
   import tensorflow_datasets as tfds
@@ -362,7 +399,7 @@ def write_tfds_metadata(
   if config == 'frames':
     features = {
       'image': tfds.features.Image(
-        shape=(None, None, 3), encoding_format='jpeg'
+        shape=(None, None, 3), encoding_format=encoding
       )
     }
     if depth:
@@ -466,8 +503,10 @@ def _missing(
   if name in sources.NAMES:
     remedy, flags = 'make it with', f'--dataset={name}'
     source = importlib.import_module(f'{sources.__name__}.{name}').Source
-    if 'source' in {field.name for field in dataclasses.fields(source)}:
-      flags += ' --source=FOLDER'
+    for field in dataclasses.fields(source):
+      if field.default is dataclasses.MISSING:
+        value = 'FOLDER' if field.name == 'source' else field.name.upper()
+        flags += f' --{field.name}={value}'
   else:
     remedy = f'there is no converter for {name} yet; convert your copy with'
     flags = f'--dataset=video --name={name} --source=FOLDER'

@@ -1,0 +1,109 @@
+"""Claims: hosts that share a folder share work without doing it twice.
+
+A claim is a small file, renewed while its owner lives. Nothing that must be
+right rests on claims alone, for on network disks and buckets two hosts can take
+one at the same moment: what they guard appears whole and is the same whoever
+makes it.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+from etils import epath
+
+from xfactor.data import records
+
+_RENEW = 30.0  # Seconds.
+# Without renewal for so long, the owner is dead; clocks of hosts may differ.
+_STALE = 300.0
+# For another's claim of the same moment to be seen.
+_SETTLE = 1.0
+
+
+class Claims:
+  """The claims of this process in a folder; renewed until closed."""
+
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+    self._held: set[str] = set()
+    self._lock = threading.Lock()
+    self._end = threading.Event()
+    self._thread = threading.Thread(target=self._renew, daemon=True)
+    self._thread.start()
+
+  def take(self, name: str) -> bool:
+    """Claims `name`; returns whether it is this process's now."""
+    if self.is_taken(name):
+      return False
+    self._write(name)
+    if records.is_remote(self._folder):
+      time.sleep(_SETTLE)
+    if not _is_mine(self._read(name)):
+      return False
+    with self._lock:
+      self._held.add(name)
+    return True
+
+  def is_taken(self, name: str) -> bool:
+    """Whether another process that seems alive holds `name`."""
+    owner = self._read(name)
+    if owner is None or _is_mine(owner):
+      return False
+    if owner['host'] == socket.gethostname() and not is_alive(owner['pid']):
+      return False
+    return abs(time.time() - owner['time']) < _STALE
+
+  def release(self, name: str) -> None:
+    """Gives `name` back."""
+    with self._lock:
+      self._held.discard(name)
+    with contextlib.suppress(OSError):
+      (self._folder / f'{name}.claim').unlink()
+
+  def close(self) -> None:
+    """Gives everything back."""
+    self._end.set()
+    self._thread.join()
+    for name in list(self._held):
+      self.release(name)
+
+  def _renew(self) -> None:
+    while not self._end.wait(_RENEW):
+      with self._lock, contextlib.suppress(OSError):
+        for name in self._held:
+          self._write(name)
+
+  def _write(self, name: str) -> None:
+    records.write_json(
+      self._folder / f'{name}.claim',
+      {'host': socket.gethostname(), 'pid': os.getpid(), 'time': time.time()},
+    )
+
+  def _read(self, name: str) -> dict[str, Any] | None:
+    try:
+      return records.read_json(self._folder / f'{name}.claim')
+    except (OSError, ValueError):
+      return None
+
+
+def _is_mine(owner: dict[str, Any] | None) -> bool:
+  return (
+    owner is not None
+    and owner['host'] == socket.gethostname()
+    and owner['pid'] == os.getpid()
+  )
+
+
+def is_alive(pid: int) -> bool:
+  """Whether there is a process of this number on this host."""
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:  # Another user's.
+    pass
+  return True
