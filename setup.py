@@ -40,6 +40,7 @@ setuptools.setup(
     'einops>=0.8.2',
     'etils[epath]>=1.15',
     'flax>=0.12.8',
+    'google-crc32c>=1.9',
     'grain>=0.2.18',
     'jax>=0.10.2',
     'jaxtyping>=0.3.11',

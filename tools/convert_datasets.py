@@ -5,22 +5,36 @@
 
 The options of the chosen data set (--size above) are the fields of its class in
 xfactor/data/sources; `--dataset=NAME --options` lists them. Run the same
-command again to continue after an interruption. Exit codes: 0 converted or
-already there, 2 bad input (one line on stderr says what), 130 stopped by
-Ctrl-C.
+command again to continue after an interruption; run it on several hosts at
+once, on a shared --data_dir or gs://, and they share the work.
+
+  python tools/convert_datasets.py --verify=/data      re-reads all and judges
+  python tools/convert_datasets.py --preview=/data     draws NAME-preview.png
+
+Exit codes: 0 converted, already there or all well, 1 --verify found problems, 2
+bad input (one line on stderr says what), 130 stopped by Ctrl-C.
 """
 
 import os
+import shlex
 import sys
 
 from absl import app, flags
 
-from xfactor.data import convert, sources
+from xfactor.data import convert, options, preview, sources, splits, verify
 from xfactor.errors import UserError
 
-_DATASET = flags.DEFINE_enum(
-  'dataset', None, sources.NAMES, 'What to convert.', required=True
+_DATASET = flags.DEFINE_enum('dataset', None, sources.NAMES, 'What to convert.')
+_VERIFY = flags.DEFINE_string(
+  'verify', None, 'Re-read converted data: a --data_dir or one data set in it.'
 )
+_PREVIEW = flags.DEFINE_string(
+  'preview', None, 'Draw converted data: a --data_dir, or --name in it.'
+)
+_PREVIEW_CLIPS = flags.DEFINE_integer(
+  'preview_clips', 8, 'Clips that a preview shows.', lower_bound=1
+)
+_OUT = flags.DEFINE_string('out', '.', 'Folder of the previews.')
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of the raw data.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets go.')
 _NAME = flags.DEFINE_string('name', None, "The new data set's name.")
@@ -36,6 +50,26 @@ _TEST_FRACTION = flags.DEFINE_float(
   'Share of the clips that become the test split, by a hash of their ids, '
   'where the data set does not say itself; 0.1 by default.',
 )
+_SPLITS = flags.DEFINE_string(
+  'splits',
+  None,
+  'Explicit lists of sequence ids: FILE.json with {"train": [...], ...}, or '
+  'test=FILE.json for the list of one split; see xfactor/data/splits.py.',
+)
+_SPLIT = flags.DEFINE_list(
+  'split', None, 'Convert these splits only, or preview this one (train).'
+)
+_RUNNER = flags.DEFINE_enum(
+  'runner',
+  'local',
+  ('local', 'beam'),
+  'Processes of this machine, or the workers of Apache Beam.',
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+  'beam_options',
+  '',
+  "Beam's own, for instance '--runner=DataflowRunner --project=P'.",
+)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List, and write nothing.')
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a data set.')
 _OPTIONS = flags.DEFINE_bool('options', False, "List the data set's options.")
@@ -44,37 +78,65 @@ _OPTIONS = flags.DEFINE_bool('options', False, "List the data set's options.")
 def _make_source(args: list[str]) -> tuple[sources.Source, float]:
   """Returns the source, and the share of clips that the converter holds out."""
   test_fraction = _TEST_FRACTION.value
-  own = convert.option_names(_DATASET.value)
+  own = options.names(_DATASET.value)
   # A data set that splits by itself has this as an option of its own.
   if test_fraction is not None and 'test_fraction' in own:
     args = [*args, f'--test_fraction={test_fraction}']
     test_fraction = None
   if _SOURCE.value is not None:
     args = [*args, f'--source={_SOURCE.value}']
-  options = convert.parse_options(_DATASET.value, args)
-  source = sources.make(_DATASET.value, **options)
+  chosen = options.parse(_DATASET.value, args)
+  source = sources.make(_DATASET.value, **chosen)
   return source, 0.1 if test_fraction is None else test_fraction
+
+
+def _look(args: list[str]) -> int:
+  """Verifies or previews what was converted; returns the exit code."""
+  if args:
+    raise UserError(f'{args[0]} is an option of no --verify or --preview')
+  if _VERIFY.value is not None:
+    report = verify.verify(_VERIFY.value, _WORKERS.value)
+    print(verify.table(report))
+    return 0 if report.ok else 1
+  split, *others = _SPLIT.value or ['train']
+  if others:
+    raise UserError(f'--preview shows one split, not {len(others) + 1}')
+  paths = preview.write(
+    _PREVIEW.value,
+    name=_NAME.value,
+    split=split,
+    num_clips=_PREVIEW_CLIPS.value,
+    out=_OUT.value,
+  )
+  print(*paths, sep='\n')
+  return 0
 
 
 def _run(args: list[str]) -> str:
   """Does what the flags say; returns what to print."""
+  if _DATASET.value is None:
+    raise UserError('give --dataset=NAME to convert, --verify or --preview')
   if _OPTIONS.value:
-    return convert.list_options(_DATASET.value)
+    return options.describe(_DATASET.value)
   if not _DATA_DIR.value:
     raise UserError('give --data_dir=FOLDER, where the data set goes')
   source, test_fraction = _make_source(args)
+  what = {
+    'name': _NAME.value,
+    'test_fraction': test_fraction,
+    'lists': splits.read(_SPLITS.value) if _SPLITS.value else None,
+    'only': _SPLIT.value,
+  }
   if _DRY_RUN.value:
-    plan = convert.make_plan(
-      source, _DATA_DIR.value, _NAME.value, test_fraction
-    )
-    return convert.describe(plan)
+    return convert.describe(convert.make_plan(source, _DATA_DIR.value, **what))
+  beam = _RUNNER.value == 'beam'
   summary = convert.convert(
     source,
     _DATA_DIR.value,
-    name=_NAME.value,
     workers=_WORKERS.value,
-    test_fraction=test_fraction,
     overwrite=_OVERWRITE.value,
+    beam_options=shlex.split(_BEAM_OPTIONS.value) if beam else None,
+    **what,
   )
   return convert.report(summary)
 
@@ -82,6 +144,8 @@ def _run(args: list[str]) -> str:
 def main(argv: list[str]) -> int:
   """Runs the conversion; returns the exit code."""
   try:
+    if _VERIFY.value is not None or _PREVIEW.value is not None:
+      return _look(argv[1:])
     print(_run(argv[1:]))
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)

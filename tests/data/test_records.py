@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 
 from tests.data.test_convert import Fake, run
-from xfactor.data import convert, records, sources
+from xfactor.data import options, records, sources
 from xfactor.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -244,7 +244,8 @@ def test_missing_data_set_names_folder_and_command(data):
     ('synthetic', ['--dataset=synthetic']),
     ('vizdoom', ['--dataset=vizdoom']),
     ('video', ['--dataset=video', '--source=FOLDER']),
-    ('re10k', ['--dataset=video', '--name=re10k', '--source=FOLDER']),
+    ('re10k', ['--dataset=re10k', '--source=FOLDER']),
+    ('mine', ['--dataset=video', '--name=mine', '--source=FOLDER']),
   ],
 )
 def test_the_command_for_a_missing_data_set_parses(tmp_path, name, flags):
@@ -256,8 +257,8 @@ def test_the_command_for_a_missing_data_set_parses(tmp_path, name, flags):
   dataset = flags[0].removeprefix('--dataset=')
   # The other flags are the command's own.
   own = [flag for flag in found if flag.startswith('--source')]
-  options = convert.parse_options(dataset, own)
-  assert sources.make(dataset, **options).name == dataset
+  chosen = options.parse(dataset, own)
+  assert sources.make(dataset, **chosen).name == dataset
 
 
 def test_home_folder_means_the_same_everywhere(tmp_path, monkeypatch):

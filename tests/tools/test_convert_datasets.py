@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import test_convert
 from xfactor.data import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -135,3 +136,50 @@ def test_good_conversion_reports_what_was_bad(tmp_path):
   assert again.returncode == 0, again.stderr
   assert 'already converted' in again.stdout
   assert 'skipped items: 1' in again.stdout
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+  """A folder with one converted data set."""
+  monkeypatch.setattr(os, 'fsync', lambda _: None)
+  test_convert.run(test_convert.Fake(count=2, cameras=False), tmp_path / 'data')
+  return tmp_path / 'data'
+
+
+def test_verify_tells_good_from_bad(data):
+  done = run(f'--verify={data}', '--workers=0')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == 'all is well'
+  (file,) = (data / 'fake/frames/1.0.0').glob('*train*00000-of-*')
+  file.write_bytes(file.read_bytes()[:-1])
+  done = run(f'--verify={data}', '--workers=2')
+  assert done.returncode == 1, done.stderr
+  assert f'  {file}: ' in done.stdout
+  assert done.stdout.splitlines()[-1] == 'problems: 1'
+
+
+def test_preview_says_where_the_picture_is(data, tmp_path):
+  done = run(f'--preview={data}', '--preview_clips=1', f'--out={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f'{tmp_path}/fake-preview.png\n'
+  with Image.open(done.stdout.strip()) as image:
+    assert image.width > image.height
+
+
+@pytest.mark.parametrize(
+  ('flags', 'named'),
+  [
+    (('--verify=IN',), 'IN holds no converted data set'),
+    (('--verify=IN/gone',), 'there is no folder IN/gone'),
+    (('--verify=IN', '--sise=3'), '--sise=3'),
+    (('--preview=IN',), 'IN holds no converted data set'),
+    (('--preview=IN', '--split=train,test'), 'one split'),
+    ((), 'give --dataset=NAME'),
+  ],
+)
+def test_nothing_to_look_at_is_one_line(tmp_path, flags, named):
+  done = run(*(flag.replace('IN', str(tmp_path)) for flag in flags))
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith('error: ')
+  assert done.stderr.count('\n') == 1
+  assert named.replace('IN', str(tmp_path)) in done.stderr

@@ -106,11 +106,11 @@ def _example_class() -> type[Any]:
   )
 
 
-_Example = _example_class()
+Example = _example_class()
 
 
 def _serialize(values: dict[str, bytes | int]) -> bytes:
-  example = _Example()
+  example = Example()
   for key, value in values.items():
     feature = example.features.feature[key]
     if isinstance(value, bytes):
@@ -136,7 +136,7 @@ def decode_frame(record: bytes, key: str = 'image') -> bytes:
     ValueError: If the record is no such frame.
   """
   try:
-    values = _Example.FromString(record).features.feature
+    values = Example.FromString(record).features.feature
   except Exception as e:  # protobuf's DecodeError is no ValueError
     raise ValueError(f'not a frame record: {e}') from e
   if key not in values:
@@ -193,7 +193,7 @@ def encode_clip(clip: Clip) -> bytes:
 
 def decode_clip(record: bytes) -> Clip:
   """Inverse of `encode_clip`."""
-  values = _Example.FromString(record).features.feature
+  values = Example.FromString(record).features.feature
   arrays = {}
   for key, (dtype, shape) in _ARRAYS.items():
     data = values[key].bytes_list.value[0]

@@ -19,7 +19,20 @@ import numpy as np
 
 from xfactor.errors import UserError
 
-NAMES = ('synthetic', 'video', 'vizdoom')
+NAMES = (
+  'clevr3d',
+  'co3dv2',
+  'dl3dv',
+  'msn',
+  'mvimgnet',
+  'nmr',
+  'obsurf_msn',
+  're10k',
+  'synthetic',
+  'tfds',
+  'video',
+  'vizdoom',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""CLEVR3D: scenes of simple solids, three views of 320 x 240 pixels.
+
+The data set of ObSuRF (Stelzner et al., 2021), stelzner.github.io/obsurf:
+
+  SOURCE/metadata.npz            camera_pos [scenes, 3, 3], shape [scenes, max]
+  SOURCE/images/img_S_V.png      view V of scene S
+
+Cameras, splits and the choice of scenes are those of SRT's public code
+(stelzner/srt, `srt/data/obsurf.py`): the cameras look at the origin, level, and
+scenes of more than `max_objects` objects are left out.
+"""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+from etils import epath
+
+from xfactor.data import sources
+from xfactor.data.sources import posed
+from xfactor.errors import UserError
+from xfactor.geometry import cameras
+
+EXPECTED = 'metadata.npz and images/img_SCENE_VIEW.png'
+VIEWS = 3
+
+_BLOCK = 100  # Scenes an item.
+_SCENE_BYTES = VIEWS * 60_000
+_FOCAL_LENGTH, _SENSOR_WIDTH, _SENSOR_HEIGHT = 0.035, 0.032, 0.024
+_INTRINSICS = np.array(
+  [_FOCAL_LENGTH / _SENSOR_WIDTH, _FOCAL_LENGTH / _SENSOR_HEIGHT, 0.5, 0.5]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(sources.Source):
+  """One clip a scene, named by its number, in the published splits.
+
+  Attributes:
+    source: The folder that holds metadata.npz.
+    size: Width and height of the frames, which are centre-cropped, or None for
+      whole pictures.
+    quality: Of the JPEGs, where there is a size.
+    max_objects: Scenes of more are left out.
+  """
+
+  name: ClassVar[str] = 'clevr3d'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = 'CLEVR3D: solids on a plane, three views each.'
+  splits: ClassVar[dict[str, tuple[int, int]]] = {
+    'train': (0, 70_000),
+    'val': (70_000, 75_000),
+    'test': (85_000, 100_000),
+  }
+
+  source: str
+  size: int | None = None
+  quality: int = 95
+  max_objects: int = 6
+
+  def items(self) -> list[sources.Item]:
+    """Lists one item a hundred scenes; see the base class."""
+    root = posed.folder(self.source, EXPECTED)
+    if not (root / 'metadata.npz').exists():
+      raise posed.wrong_layout(root, EXPECTED)
+    positions, objects = _metadata(root / 'metadata.npz')
+    items = []
+    for split, (begin, end) in self.splits.items():
+      for first in range(begin, min(end, len(objects)), _BLOCK):
+        block = np.arange(first, min(first + _BLOCK, end, len(objects)))
+        block = block[objects[block] <= self.max_objects]
+        if block.size:
+          items.append(
+            sources.Item(
+              f'{first:06d}',
+              [(int(scene), positions[scene].tolist()) for scene in block],
+              split=split,
+              size=len(block) * _SCENE_BYTES,
+              bundle=True,
+            )
+          )
+    return items
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    """Yields the clips of a block of scenes; see the base class.
+
+    Raises:
+      UserError: After all other clips, if scenes could not be used.
+    """
+    failed = []
+    for scene, positions in item.payload:
+      try:
+        clip = self._clip(scene, np.array(positions))
+      except UserError as error:
+        failed.append(error)
+      else:
+        yield clip
+    if failed:
+      raise UserError(
+        f'{len(failed)} of {len(item.payload)} scenes from {item.id} on are '
+        f'left out, the first: {failed[0]}'
+      )
+
+  def _clip(self, scene: int, positions: np.ndarray) -> sources.Clip:
+    """Returns the clip of a scene, given its cameras' positions [views, 3]."""
+    folder = epath.Path(self.source).expanduser() / 'images'
+    if not (np.abs(positions[:, :2]).max(axis=-1) > 0).all():
+      raise UserError(
+        f'scene {scene} has a camera that is not beside the z axis'
+      )
+    poses = cameras.look_at(
+      positions, np.zeros_like(positions), np.array([0.0, 0.0, 1.0])
+    )
+    views = []
+    for i, pose in enumerate(poses):
+      name = f'img_{scene}_{i}.png'
+      views.append(posed.View(folder / name, name, _INTRINSICS, pose))
+    # Experiments count on all views being there.
+    return posed.make_clip(
+      f'{scene:06d}',
+      views,
+      size=self.size,
+      quality=self.quality,
+      min_length=VIEWS,
+    )
+
+
+def _metadata(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the camera positions [scenes, views, 3] and counts of objects."""
+  try:
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+      positions = arrays['camera_pos'][:, :VIEWS].astype(np.float64)
+      objects = (arrays['shape'] > 0).sum(axis=1)
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f'{path} cannot be read: {error}; download it again'
+    ) from error
+  return positions, objects

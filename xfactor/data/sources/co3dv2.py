@@ -1,0 +1,331 @@
+"""CO3Dv2, Common Objects in 3D: walks around one object, about 200 frames each.
+
+The layout (https://github.com/facebookresearch/co3d):
+
+  CATEGORY/SEQUENCE/images/frameNNNNNN.jpg
+  CATEGORY/frame_annotations.jgz               cameras and times, gzipped JSON
+  CATEGORY/set_lists/set_lists_NAME.json       official splits, if asked for
+
+Folders other than the 51 categories are ignored. As in XFactor's public code
+the sequences of a category are the folders whose names begin with a digit, and
+the first 90 % of them, sorted, are for training and the rest for testing.
+
+Cameras with a focal length that is not positive or a translation beyond 1e5 are
+COLMAP's failures and count as unknown. The hidden test views of the CO3D
+challenge are black pictures in the official files; the test parts of the lists
+`fewview_test` and `manyview_test_0` have them.
+"""
+
+import collections
+import dataclasses
+import functools
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from xfactor.data import sources
+from xfactor.data.sources import posed
+from xfactor.errors import UserError
+
+CATEGORIES = (
+  *('apple', 'backpack', 'ball', 'banana', 'baseballbat', 'baseballglove'),
+  *('bench', 'bicycle', 'book', 'bottle', 'bowl', 'broccoli', 'cake', 'car'),
+  *('carrot', 'cellphone', 'chair', 'couch', 'cup', 'donut', 'frisbee'),
+  *('hairdryer', 'handbag', 'hotdog', 'hydrant', 'keyboard', 'kite', 'laptop'),
+  *('microwave', 'motorcycle', 'mouse', 'orange', 'parkingmeter', 'pizza'),
+  *('plant', 'remote', 'sandwich', 'skateboard', 'stopsign', 'suitcase'),
+  *('teddybear', 'toaster', 'toilet', 'toybus', 'toyplane', 'toytrain'),
+  *('toytruck', 'tv', 'umbrella', 'vase', 'wineglass'),
+)
+
+_LAYOUT = 'CATEGORY/SEQUENCE/images/frameNNNNNN.jpg as CO3Dv2 has it'
+_FRAMES = 200  # Of a typical sequence.
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_SPLITS = ('test', 'val', 'train')  # The first that has a sequence's frames.
+_FARTHEST = 1e5  # Cameras farther off are failures of COLMAP's.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(sources.Source):
+  """Clips of CO3Dv2, one a sequence, called CATEGORY/SEQUENCE.
+
+  Attributes:
+    source: The folder with the categories.
+    size: Width and height of the frames, which are centre-cropped; None keeps
+      whole pictures.
+    quality: Of the JPEGs.
+    min_length: Shorter sequences are left out.
+    set_lists: An official list of frames to keep, for instance `fewview_dev` or
+      `manyview_dev_0`. It then also says which split a sequence is in, with all
+      its frames in the list: `test` if it has frames there, else `val`, else
+      `train`. Frames that are in `train` as well, as in `fewview_train`, make
+      no test sequence.
+  """
+
+  name: ClassVar[str] = 'co3dv2'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = 'Walks around common objects (CO3Dv2).'
+
+  source: str
+  size: int | None = 256
+  quality: int = 95
+  min_length: int = 10
+  set_lists: str | None = None
+
+  def items(self) -> list[sources.Item]:
+    """Lists one item a sequence; see the base class."""
+    root = posed.folder(self.source, _LAYOUT)
+    items: list[sources.Item] = []
+    without: list[epath.Path] = []
+    for category, sequences in _categories(root).items():
+      if self.set_lists is None:
+        train = int(0.9 * len(sequences))
+        splits = dict.fromkeys(sequences[:train], 'train')
+        splits |= dict.fromkeys(sequences[train:], 'test')
+      elif (path := _list_path(root / category, self.set_lists)).exists():
+        splits = _listed_splits(path)
+      else:
+        without.append(path)
+        continue
+      items += [
+        sources.Item(
+          id=posed.clip_id(f'{category}/{sequence}'),
+          payload=(category, sequence),
+          split=splits[sequence],
+          size=int(_FRAMES * 30_000 * ((self.size or 1024) / 256) ** 2),
+        )
+        for sequence in sequences
+        if sequence in splits
+      ]
+    if without and not items:
+      raise _no_list(without[0])
+    if without:
+      names = ', '.join(path.parent.parent.name for path in without)
+      logging.warning('Left out, for want of a %s: %s', without[0].name, names)
+    return items
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    """Yields the clip of a sequence; see the base class."""
+    category, sequence = item.payload
+    folder = posed.folder(self.source, _LAYOUT) / category
+    views = _views(folder, sequence)
+    if self.set_lists is not None:
+      listed = _read_list(str(_list_path(folder, self.set_lists)))[sequence]
+      views = [view for view in views if view.name in listed]
+    yield posed.make_clip(
+      item.id,
+      views,
+      size=self.size,
+      quality=self.quality,
+      min_length=self.min_length,
+    )
+
+
+def _categories(root: epath.Path) -> dict[str, list[str]]:
+  """Returns the sequences of the categories that are there, all sorted."""
+  # Asking each whether it is a folder would take long on gs://.
+  names = sorted(path.name for path in root.iterdir() if '.' not in path.name)
+  if unknown := [name for name in names if name not in CATEGORIES]:
+    logging.warning(
+      'Ignored, for they are no categories of CO3Dv2: %s', ', '.join(unknown)
+    )
+  found = {}
+  for name in names:
+    if name not in CATEGORIES or not (root / name).is_dir():
+      continue
+    sequences = [p.name for p in (root / name).iterdir() if '.' not in p.name]
+    sequences = sorted(s for s in sequences if s[0].isdigit())
+    if sequences and not (path := _annotations_path(root / name)).exists():
+      raise UserError(
+        f'{path} is missing and {root / name} has {len(sequences)} sequences; '
+        'download it (it is in the archives of the category)'
+      )
+    if sequences:
+      found[name] = sequences
+  if not found:
+    raise posed.wrong_layout(root, _LAYOUT)
+  return found
+
+
+def _annotations_path(category: epath.Path) -> epath.Path:
+  return category / 'frame_annotations.jgz'
+
+
+def _load(path: epath.Path, parse: Callable[[bytes], Any]) -> Any:
+  try:
+    return parse(path.read_bytes())
+  except (
+    *(OSError, EOFError, zlib.error),
+    *(ValueError, KeyError, TypeError, AttributeError),
+  ) as error:
+    raise UserError(
+      f'{path} cannot be read ({type(error).__name__}: {error}); download it '
+      'again'
+    ) from error
+
+
+# ==============================================================================
+# Official lists
+# ==============================================================================
+
+
+def _list_path(category: epath.Path, name: str) -> epath.Path:
+  return category / 'set_lists' / f'set_lists_{name}.json'
+
+
+# Items of one category follow each other.
+@functools.lru_cache(1)
+def _read_list(path: str) -> dict[str, dict[str, str]]:
+  """Reads {split: [[sequence, frame number, picture], ...]}.
+
+  Returns:
+    The split of each picture file, by sequence.
+  """
+
+  def parse(data: bytes) -> dict[str, dict[str, str]]:
+    lists = json.loads(data)
+    found: dict[str, dict[str, str]] = {}
+    for split in ('train', 'val', 'test'):
+      for sequence, _, picture in lists.get(split, ()):
+        # In fewview_train the same frames are in train and in test.
+        name = picture.rpartition('/')[2]
+        found.setdefault(sequence, {}).setdefault(name, split)
+    return found
+
+  return _load(epath.Path(path), parse)
+
+
+def _listed_splits(path: epath.Path) -> dict[str, str]:
+  """Returns the split of each sequence in a list."""
+  found = {name: set(s.values()) for name, s in _read_list(str(path)).items()}
+  if several := sum(len(splits) > 1 for splits in found.values()):
+    logging.warning(
+      '%s has frames of %d sequences in more than one split; each goes to the '
+      'first of %s as a whole',
+      path,
+      several,
+      ', '.join(_SPLITS),
+    )
+  return {
+    name: next(split for split in _SPLITS if split in splits)
+    for name, splits in found.items()
+  }
+
+
+def _no_list(path: epath.Path) -> UserError:
+  prefix, suffix = 'set_lists_', '.json'
+  names = sorted(
+    other.name.removeprefix(prefix).removesuffix(suffix)
+    for other in (path.parent.iterdir() if path.parent.is_dir() else ())
+    if other.name.startswith(prefix)
+  )
+  return UserError(
+    f'there is no {path}, nor one in another category; give as set_lists one '
+    f'of those that are there: {", ".join(names) or "none"}'
+  )
+
+
+# ==============================================================================
+# Annotations
+# ==============================================================================
+
+
+@functools.lru_cache(1)
+def _read_annotations(path: str) -> dict[str, list[dict[str, Any]]]:
+  """Reads the frames of a category by sequence, in order."""
+
+  def slim(entry: dict[str, Any]) -> dict[str, Any]:
+    # At once, as a category has a quarter of a million frames.
+    for key in ('depth', 'mask', 'meta'):
+      entry.pop(key, None)
+    return entry
+
+  def parse(data: bytes) -> dict[str, list[dict[str, Any]]]:
+    found = collections.defaultdict(list)
+    for frame in json.loads(gzip.decompress(data), object_hook=slim):
+      found[frame['sequence_name']].append(frame)
+    for frames in found.values():
+      frames.sort(key=lambda frame: frame['frame_number'])
+    return dict(found)
+
+  return _load(epath.Path(path), parse)
+
+
+def _views(category: epath.Path, sequence: str) -> list[posed.View]:
+  path = _annotations_path(category)
+  frames = _read_annotations(str(path)).get(sequence)
+  folder = category / sequence / 'images'
+  if frames is None:
+    logging.warning('%s says nothing of %s: no cameras', path, sequence)
+    pictures = [
+      picture
+      for picture in posed.folder(str(folder), _LAYOUT).iterdir()
+      if picture.name.lower().endswith(_SUFFIXES)
+    ]
+    pictures.sort(key=lambda picture: posed.natural(picture.name))
+    return [posed.View(picture, picture.name) for picture in pictures]
+  try:
+    return [_view(folder, frame) for frame in frames]
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{path} describes {sequence} in an unknown way '
+      f'({type(error).__name__}: {error}); download it again'
+    ) from error
+
+
+def _view(folder: epath.Path, frame: dict[str, Any]) -> posed.View:
+  name = frame['image']['path'].rpartition('/')[2]
+  time = frame.get('frame_timestamp')
+  viewpoint = frame.get('viewpoint')
+  camera = viewpoint and _camera(viewpoint, *frame['image']['size'])
+  intrinsics, world_to_camera = camera or (None, None)
+  return posed.View(
+    folder / name,
+    name,
+    intrinsics=intrinsics,
+    world_to_camera=world_to_camera,
+    timestamp=None if time is None or time < 0 else time,
+  )
+
+
+def _camera(
+  viewpoint: dict[str, Any], height: int, width: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns normalised intrinsics [4] and world-to-camera [3, 4] in OpenCV.
+
+  PyTorch3D's x points left, y up and z forward, and points are rows: camera =
+  world R + T. Its image coordinates run from 1 at the left and the top to -1,
+  or in `ndc_isotropic` do so along the shorter side; see
+  `_opencv_from_cameras_projection` in PyTorch3D's camera_conversions.py.
+
+  Returns None where the camera is broken.
+
+  Raises:
+    ValueError: If the intrinsics have an unknown format.
+  """
+  keys = ('R', 'T', 'focal_length', 'principal_point')
+  rotation, translation, focal, principal = (
+    np.array(viewpoint[key], np.float64) for key in keys
+  )
+  kind = viewpoint.get('intrinsics_format', 'ndc_norm_image_bounds')
+  if kind == 'ndc_isotropic':
+    extent = min(height, width) / np.array([width, height])
+  elif kind == 'ndc_norm_image_bounds':
+    extent = np.ones(2)
+  else:
+    raise ValueError(f'intrinsics_format is {kind}')
+  flip = np.array([-1.0, -1.0, 1.0])
+  intrinsics = np.concatenate(
+    [extent * focal / 2, 0.5 - extent * principal / 2]
+  )
+  pose = np.column_stack([flip[:, None] * rotation.T, flip * translation])
+  finite = np.isfinite(intrinsics).all() and np.isfinite(pose).all()
+  if not finite or focal.min() <= 0 or abs(translation).max() > _FARTHEST:
+    return None
+  return intrinsics, pose

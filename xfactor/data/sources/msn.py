@@ -1,0 +1,220 @@
+"""SRT's MultiShapeNet: cluttered scenes of ShapeNet objects, ten views each.
+
+The TFDS data set of Sajjadi et al. (Scene Representation Transformer, CVPR
+2022), gs://kubric-public/tfds/multi_shapenet_frames/2.3.3:
+
+  SOURCE/multi_shapenet_frames-SPLIT.tfrecord-NNNNN-of-NNNNN
+
+A record is a scene in the layout of `sunds.specs.frame_spec`: `scene_name`,
+`pose`, and `color_image`, `extrinsics` and `intrinsics` or else
+`ray_origins` and `ray_directions` of each of `cameras/camera_0` ... Cameras
+give the rays of `sunds.tasks.Nerf`, which SRT's public code reads. Any other
+sunds frames of several pinhole cameras can be read as well.
+
+Records are read without TensorFlow and sunds.
+"""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any, ClassVar
+
+import numpy as np
+from etils import epath
+
+from xfactor.data import images, sources, tfrecord
+from xfactor.data.sources import posed
+from xfactor.errors import UserError
+from xfactor.geometry import cameras
+
+EXPECTED = 'files multi_shapenet_frames-SPLIT.tfrecord-NNNNN-of-NNNNN'
+
+_FILE = re.compile(r'\w+-(?P<split>\w+)\.tfrecord-\d{5}-of-\d{5}')
+_IMAGE = re.compile(r'cameras/(?P<camera>[^/]+)/color_image')
+_ATOL = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(sources.Source):
+  """One clip a scene, `SPLIT/SCENE`, in the published splits.
+
+  Attributes:
+    source: The folder that holds the TFRecord files; some of them will do.
+    size: Width and height of the frames, which are centre-cropped, or None for
+      whole pictures.
+    quality: Of the JPEGs, where there is a size.
+  """
+
+  name: ClassVar[str] = 'msn'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = "SRT's MultiShapeNet: ten views of many objects."
+
+  source: str
+  size: int | None = None
+  quality: int = 95
+
+  def items(self) -> list[sources.Item]:
+    """Lists one item a TFRecord file; see the base class."""
+    root = posed.folder(self.source, EXPECTED)
+    names = sorted(path.name for path in root.iterdir())
+    found = [match for name in names if (match := _FILE.fullmatch(name))]
+    if not found:
+      raise posed.wrong_layout(root, EXPECTED)
+    # Hundreds of files in a bucket, one request each.
+    with futures.ThreadPoolExecutor(16) as pool:
+      stats = pool.map(lambda match: (root / match.string).stat(), found)
+      return [
+        sources.Item(
+          match.string,
+          split=match['split'],
+          size=stat.length,
+          bundle=True,
+        )
+        for match, stat in zip(found, stats, strict=True)
+      ]
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    """Yields the clips of a file's scenes; see the base class.
+
+    Raises:
+      UserError: After all other clips, if scenes could not be used.
+    """
+    failed = []
+    path = epath.Path(self.source).expanduser() / item.id
+    for number, record in enumerate(tfrecord.read(path)):
+      try:
+        clip = self._clip(item.split, record)
+      except (UserError, images.ImageError) as error:
+        failed.append(f'record {number}: {error}')
+      else:
+        yield clip
+    if failed:
+      raise UserError(
+        f'{len(failed)} scenes of {item.id} are left out, the first: '
+        f'{failed[0]}'
+      )
+
+  def _clip(self, split: str, record: bytes) -> sources.Clip:
+    features = tfrecord.example(record)
+    found = [
+      match['camera'] for key in features if (match := _IMAGE.match(key))
+    ]
+    if len(found) < 2 or 'scene_name' not in features:
+      raise UserError('no scene_name and color_image of several cameras')
+    scene = features['scene_name'][0].decode()
+    views = []
+    for camera in sorted(found, key=posed.natural):
+      prefix = f'cameras/{camera}/'
+      picture = features[f'{prefix}color_image'][0]
+      try:
+        known = _camera(features, prefix, *images.header(picture))
+      except (KeyError, ValueError, zlib.error) as error:
+        raise UserError(f'{camera} of {scene}: {error}') from error
+      views.append(posed.View(picture, f'{camera} of {scene}', *known))
+    # Experiments count on all views being there.
+    return posed.make_clip(
+      posed.clip_id(f'{split}/{scene}'),
+      views,
+      size=self.size,
+      quality=self.quality,
+      min_length=len(views),
+    )
+
+
+def _camera(
+  features: dict[str, Any], prefix: str, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the intrinsics [4] and world-to-camera [3, 4] of a view.
+
+  Raises:
+    KeyError: If features are missing.
+    ValueError: If it is no pinhole camera.
+  """
+  if f'{prefix}ray_directions' in features:
+    origins, directions = (
+      _tensor(features[prefix + key]).reshape(height, width, 3)
+      for key in ('ray_origins', 'ray_directions')
+    )
+    return camera_from_rays(origins, directions)
+  matrix = features[f'{prefix}intrinsics/K'].reshape(3, 3).astype(np.float64)
+  lens = f'{prefix}intrinsics/distortion/'
+  if (
+    features[f'{prefix}intrinsics/type'] != [b'PERSPECTIVE']
+    or any(features[lens + key].any() for key in ('radial', 'tangential'))
+    or matrix[0, 1]
+  ):
+    raise ValueError('no pinhole camera without skew')
+  scale = np.array([width, height, width, height])
+  intrinsics = matrix[[0, 1, 0, 1], [0, 1, 2, 2]] / scale
+  frame_to_scene = cameras.invert_pose(_pose(features, 'pose/'))
+  extrinsics = _pose(features, f'{prefix}extrinsics/')
+  return intrinsics, cameras.compose(extrinsics, frame_to_scene)
+
+
+def _pose(features: dict[str, Any], prefix: str) -> np.ndarray:
+  """Returns [R|t] as float64 [3, 4]."""
+  rotation = features[f'{prefix}R'].reshape(3, 3)
+  translation = features[f'{prefix}t'].reshape(3, 1)
+  return np.concatenate([rotation, translation], axis=1).astype(np.float64)
+
+
+def _tensor(value: Any) -> np.ndarray:
+  """Returns a tensor that TFDS stored as it is or packed, as float64."""
+  if isinstance(value, list):
+    value = np.frombuffer(zlib.decompress(value[0]), '<f4')
+  return value.astype(np.float64)
+
+
+def camera_from_rays(
+  origins: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the pinhole camera whose pixels have the given rays.
+
+  The linear fit of K R in uv ~ K R direction, and its RQ decomposition (Hartley
+  and Zisserman, Multiple View Geometry, sections 4.1 and A4.1.1).
+
+  Args:
+    origins: [H, W, 3], all the same.
+    directions: [H, W, 3] through the pixels' centres, of any length.
+
+  Returns:
+    Normalised intrinsics, float64 [4], and world to camera, float64 [3, 4].
+
+  Raises:
+    ValueError: If the rays are not those of a pinhole camera, to 1e-5.
+  """
+  origins, directions = origins.astype(float), directions.astype(float)
+  height, width = directions.shape[:2]
+  lengths = np.linalg.norm(directions, axis=-1, keepdims=True)
+  centre = origins.mean(axis=(0, 1))
+  if not (
+    (lengths > 0).all() and np.allclose(origins, centre, rtol=_ATOL, atol=_ATOL)
+  ):
+    raise ValueError('its rays have no direction or no common origin')
+  directions = directions / lengths
+  u, v = np.meshgrid(
+    (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+  )
+  zero = np.zeros_like(directions)
+  rows = np.concatenate(
+    [
+      np.concatenate([directions, zero, -u[..., None] * directions], -1),
+      np.concatenate([zero, directions, -v[..., None] * directions], -1),
+    ]
+  ).reshape(-1, 9)
+  product = np.linalg.eigh(rows.T @ rows)[1][:, 0].reshape(3, 3)
+  # RQ from QR: the rows in reverse.
+  q, r = np.linalg.qr(product[::-1].T)
+  matrix, rotation = r.T[::-1, ::-1], q.T[::-1]
+  sign = np.sign(np.diag(matrix))
+  matrix, rotation = matrix * sign, sign[:, None] * rotation
+  rotation = rotation * np.sign(np.linalg.det(rotation))
+  intrinsics = matrix[[0, 1, 0, 1], [0, 1, 2, 2]] / matrix[2, 2]
+  pose = np.concatenate([rotation, -rotation @ centre[:, None]], axis=1)
+  rays = cameras.pixel_rays(intrinsics, pose, height, width)[1]
+  error = np.abs(rays - directions).max()
+  if not error <= _ATOL:
+    raise ValueError(f'its rays are {error:.0e} off those of a pinhole camera')
+  return intrinsics, pose

@@ -1,0 +1,136 @@
+"""MVImgNet: walks around one object, about 30 frames each.
+
+The layout (https://github.com/GAP-LAB-CUHK-SZ/MVImgNet; MVImgNet 2.0 too):
+
+  CATEGORY/ID/images/NNN.jpg
+  CATEGORY/ID/sparse/0/{cameras,images}.{bin,txt}    a COLMAP model, or nothing
+
+CATEGORY may also lie deeper, as in `mvi_07/CATEGORY/ID`, where each archive was
+unpacked into a folder of its own. Names with a dot are taken for files.
+
+As in XFactor's public code the first 90 % of a category's sorted sequences are
+for training and the rest for testing, and where a folder has pictures called
+NNN.jpg others in it do not count. Where COLMAP failed there are no cameras;
+lens distortion, which COLMAP estimated, is left as it is.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from absl import logging
+from etils import epath
+
+from xfactor.data import colmap, sources
+from xfactor.data.sources import posed
+from xfactor.errors import UserError
+
+_LAYOUT = 'CATEGORY/ID/images/NNN.jpg as MVImgNet has it'
+_LEVELS = 2  # Folders that may lie between the source and its categories.
+_FRAMES = 30  # Of a typical sequence.
+_PICTURE = re.compile(r'[^.].*\.(jpe?g|png)', re.IGNORECASE)
+_OFFICIAL = re.compile(r'\d{3}\.jpg')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(sources.Source):
+  """Clips of MVImgNet, one a sequence, called CATEGORY/ID.
+
+  Attributes:
+    source: The folder with the categories.
+    size: Width and height of the frames, which are centre-cropped; None keeps
+      whole pictures.
+    quality: Of the JPEGs.
+    min_length: Shorter sequences are left out.
+  """
+
+  name: ClassVar[str] = 'mvimgnet'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = 'Walks around everyday objects (MVImgNet).'
+
+  source: str
+  size: int | None = 256
+  quality: int = 95
+  min_length: int = 10
+
+  def items(self) -> list[sources.Item]:
+    """Lists one item a sequence; see the base class."""
+    root = posed.folder(self.source, _LAYOUT)
+    categories: dict[str, dict[str, str]] = {}
+    for category in _categories(root):
+      sequences = categories.setdefault(category.name, {})
+      for path in _subfolders(category):
+        place = str(path.relative_to(root))
+        if (other := sequences.setdefault(path.name, place)) != place:
+          raise UserError(
+            f'{other} and {place} in {root} are the same sequence; remove one'
+          )
+    if not categories:
+      raise posed.wrong_layout(root, _LAYOUT)
+    return [
+      sources.Item(
+        id=posed.clip_id(f'{category}/{name}'),
+        payload=payload,
+        split='train' if i < int(0.9 * len(sequences)) else 'test',
+        size=int(_FRAMES * 30_000 * ((self.size or 1024) / 256) ** 2),
+      )
+      for category, sequences in sorted(
+        categories.items(), key=lambda entry: posed.natural(entry[0])
+      )
+      for i, (name, payload) in enumerate(sorted(sequences.items()))
+    ]
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    """Yields the clip of a sequence; see the base class."""
+    path = posed.folder(self.source, _LAYOUT) / item.payload
+    pictures = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
+    registered = _registered(path / 'sparse' / '0')
+    yield posed.make_clip(
+      item.id,
+      (_view(picture, registered.get(picture.name)) for picture in pictures),
+      size=self.size,
+      quality=self.quality,
+      min_length=self.min_length,
+    )
+
+
+def _subfolders(folder: epath.Path) -> list[epath.Path]:
+  # Asking each whether it is a folder would take hours on gs://.
+  return sorted(path for path in folder.iterdir() if '.' not in path.name)
+
+
+def _categories(folder: epath.Path, levels: int = _LEVELS) -> list[epath.Path]:
+  """Returns the folders below whose own subfolders are sequences."""
+  found = []
+  for path in _subfolders(folder):
+    if path.is_dir():
+      if any((child / 'images').is_dir() for child in _subfolders(path)):
+        found.append(path)
+      elif levels:
+        found += _categories(path, levels - 1)
+  return found
+
+
+def _pictures(folder: epath.Path) -> list[epath.Path]:
+  found = [path for path in folder.iterdir() if _PICTURE.fullmatch(path.name)]
+  official = [path for path in found if _OFFICIAL.fullmatch(path.name)]
+  return sorted(official or found, key=lambda path: posed.natural(path.name))
+
+
+def _registered(folder: epath.Path) -> dict[str, colmap.Image]:
+  """Returns what COLMAP found, by the names of the picture files."""
+  try:
+    images = colmap.read_model(folder) or {}
+  except UserError as error:
+    logging.warning('No cameras: %s', error)
+    return {}
+  return {name.rpartition('/')[2]: image for name, image in images.items()}
+
+
+def _view(picture: epath.Path, image: colmap.Image | None) -> posed.View:
+  if image is None:
+    return posed.View(picture, picture.name)
+  return posed.View(
+    picture, picture.name, image.camera.intrinsics, image.world_to_camera
+  )

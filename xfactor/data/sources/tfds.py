@@ -1,0 +1,251 @@
+"""Any prepared TFDS data set of videos or pictures.
+
+A feature `Video`, or a `Sequence` of `Image`, makes a clip of each example. A
+plain `Image` makes a clip of one frame: too few for training on two views,
+enough for what looks at single pictures. Cameras and depth are not looked for.
+
+Examples are read from array_record and TFRecord files without TensorFlow (only
+what early versions of TFDS wrote about videos needs it).
+Nothing is downloaded or prepared.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
+from etils import epath
+from google.protobuf import json_format
+from tensorflow_datasets.core import dataset_info
+
+from xfactor.data import sources, tfrecord
+from xfactor.data.sources import posed
+from xfactor.errors import UserError
+
+_BLOCK = 100  # Examples an item.
+_FORMATS = ('array_record', 'tfrecord')
+_FILES = ('features.json', 'dataset_info.json')
+_COLOUR = ('3', '4')  # Channels.
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """The examples `start` to `stop` of a file, the first of them `first`."""
+
+  path: str
+  start: int
+  stop: int
+  first: int
+  feature: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(sources.Source):
+  """One clip an example, `SPLIT/NUMBER`, in the data set's own splits.
+
+  Attributes:
+    source: The folder of prepared data sets, TFDS's `data_dir`.
+    builder: NAME, NAME/CONFIG or NAME/CONFIG:VERSION in it.
+    feature: The name of the video or picture, `a/b` where it is nested; None
+      takes the only one (of several, the only one in colour).
+    size: Width and height of the frames, which are centre-cropped, or None for
+      whole pictures.
+    quality: Of the JPEGs.
+    min_length: Examples of fewer frames are left out.
+  """
+
+  name: ClassVar[str] = 'tfds'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = 'The pictures of a TFDS data set.'
+
+  source: str
+  builder: str
+  feature: str | None = None
+  size: int | None = 256
+  quality: int = 95
+  min_length: int = 1
+
+  def items(self) -> list[sources.Item]:
+    """Lists one item a hundred examples; see the base class."""
+    folder = _find(self.source, self.builder)
+    feature = _choose(folder, self.feature)
+    info = dataset_info.read_proto_from_builder_dir(folder)
+    stored = info.file_format or 'tfrecord'
+    if stored not in _FORMATS:
+      raise UserError(
+        f'{folder} is stored as {stored}, which cannot be read; convert it to '
+        f'{_FORMATS[0]} with tensorflow_datasets.scripts.convert_format'
+      )
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=folder, dataset_name=info.name, filetype_suffix=stored
+    )
+    items = []
+    for split in tfds.core.SplitDict.from_proto(info.splits, template).values():
+      first = 0
+      size = int(split.num_bytes) // max(split.num_examples, 1)
+      for path, length in zip(
+        split.filepaths, split.shard_lengths, strict=True
+      ):
+        for start in range(0, length, _BLOCK):
+          stop = min(start + _BLOCK, length)
+          block = _Block(str(path), start, stop, first + start, feature)
+          items.append(
+            sources.Item(
+              _number(split.name, block.first),
+              block,
+              split=split.name,
+              size=(stop - start) * size,
+              bundle=True,
+            )
+          )
+        first += length
+    if not items:
+      raise UserError(f'{folder} has no examples; prepare it again')
+    return items
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    """Yields the clips of a block of examples; see the base class.
+
+    Raises:
+      UserError: After all other clips, if examples could not be used.
+    """
+    block, failed = item.payload, []
+    for number, record in enumerate(_read(block), block.first):
+      try:
+        clip = self._clip(_number(item.split, number), block.feature, record)
+      except UserError as error:
+        failed.append(error)
+      else:
+        yield clip
+    if failed:
+      raise UserError(
+        f'{len(failed)} of {block.stop - block.start} examples from {item.id} '
+        f'on are left out, the first: {failed[0]}'
+      )
+
+  def _clip(self, id: str, feature: str, record: bytes) -> sources.Clip:
+    pictures = tfrecord.example(record).get(feature, ())
+    return posed.make_clip(
+      id,
+      [posed.View(data, f'frame {i}') for i, data in enumerate(pictures)],
+      size=self.size,
+      quality=self.quality,
+      min_length=self.min_length,
+    )
+
+
+def _number(split: str, number: int) -> str:
+  return posed.clip_id(f'{split}/{number:07d}')
+
+
+def _read(block: _Block) -> Iterator[bytes]:
+  """Yields the records of a block.
+
+  Raises:
+    UserError: If the file is missing or damaged.
+  """
+  if '.tfrecord' in epath.Path(block.path).name:
+    yield from tfrecord.read(block.path, block.start, block.stop)
+    return
+  try:
+    with array_record_data_source.ArrayRecordDataSource(block.path) as records:
+      for number in range(block.start, block.stop):
+        yield records[number]
+  except (OSError, RuntimeError, ValueError, IndexError) as error:
+    raise UserError(
+      f'{block.path} cannot be read: {error}; copy it again'
+    ) from error
+
+
+def _find(source: str, builder: str) -> epath.Path:
+  """Returns the folder of a prepared data set, the newest version of it."""
+  root = posed.folder(source, f'{builder} as TFDS prepares it')
+  name, _, version = builder.partition(':')
+  folder = root / name
+  if not folder.is_dir():
+    raise posed.wrong_layout(root, f'{name} as TFDS prepares it')
+  versions = [
+    path.name
+    for path in folder.iterdir()
+    if version in ('', path.name) and _VERSION.fullmatch(path.name)
+  ]
+  for newest in sorted(versions, key=posed.natural, reverse=True):
+    if all((folder / newest / file).exists() for file in _FILES):
+      return folder / newest
+  raise posed.wrong_layout(
+    folder,
+    f'{version or "a version"} with {" and ".join(_FILES)}; give '
+    '--builder=NAME/CONFIG:VERSION',
+  )
+
+
+def _choose(folder: epath.Path, name: str | None) -> str:
+  """Returns the name of the feature to read, `name` if there is one."""
+  text = (folder / 'features.json').read_text()
+  features = json.loads(text)
+  if 'featuresDict' not in features or 'jsonFeature' in text:
+    features = _modern(folder, features)
+  found = dict(_pictures(features))
+  if name is not None:
+    if name not in found:
+      raise UserError(
+        f'{folder} has no picture {name!r}; it has {_list(found)}'
+      )
+    return name
+  plain = [key for key, (dtype, _) in found.items() if dtype == 'uint8']
+  colour = [key for key in plain if found[key][1] in _COLOUR]
+  choice = colour or plain
+  if len(choice) != 1:
+    raise UserError(
+      f'{folder} has {_list(choice or found)} as videos or pictures; give '
+      'another --builder or choose one by --feature'
+    )
+  return choice[0]
+
+
+def _modern(folder: epath.Path, features: Any) -> dict[str, Any]:
+  """Returns what an early TFDS wrote to features.json, in today's form."""
+  try:
+    feature = tfds.features.FeatureConnector.from_json(features)
+    return json_format.MessageToDict(feature.to_proto())
+  except ImportError as error:
+    raise UserError(
+      f'{folder}/features.json was written by an early TFDS and needs '
+      'TensorFlow: pip install tensorflow'
+    ) from error
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{folder}/features.json cannot be read: {error}; prepare it again'
+    ) from error
+
+
+def _list(names: Iterable[str]) -> str:
+  return ', '.join(names) or 'none'
+
+
+def _pictures(
+  feature: dict[str, Any], path: tuple[str, ...] = (), nested: bool = False
+) -> Iterator[tuple[str, tuple[str, str | None]]]:
+  """Yields the name, dtype and channels of pictures and sequences of them.
+
+  Args:
+    feature: From features.json: TFDS's own class for videos needs TensorFlow.
+    path: The names that lead to it.
+    nested: Whether it is in a sequence. What sequences of sequences hold is not
+      kept apart in the records.
+  """
+  if 'featuresDict' in feature:
+    for key, inner in feature['featuresDict'].get('features', {}).items():
+      yield from _pictures(inner, (*path, key), nested)
+  elif 'sequence' in feature and not nested:
+    yield from _pictures(feature['sequence']['feature'], path, nested=True)
+  elif 'image' in feature or ('video' in feature and not nested):
+    kind = feature.get('image') or feature['video']
+    dtype = kind.get('dtype', 'uint8')
+    channels = kind.get('shape', {}).get('dimensions', [None])[-1]
+    if dtype != 'float32':  # Whose bits TFDS stores as a PNG's.
+      yield '/'.join(path), (dtype, channels)

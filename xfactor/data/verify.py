@@ -1,0 +1,876 @@
+"""Verification: re-reads everything of converted data sets, and judges it.
+
+Files against their manifests, records, frames, the order of the clips, cameras
+and times, the clips' table, what evaluation looks at, and whether the same clip
+or the same pictures are there twice, above all in two splits.
+
+Files, clips and frames are checked by worker processes, a range of records at a
+time; the main process holds a few numbers a clip and eight bytes a frame.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import process
+from typing import Any
+
+import numpy as np
+import tqdm
+from array_record.python import array_record_module
+from etils import epath
+from PIL import Image
+
+from xfactor.data import images, records
+from xfactor.errors import UserError
+
+# Kinds of problems and what to do about them.
+_COPY = 'copy the data set again, or convert it again with --overwrite'
+_CONVERT = 'correct the source and convert it again with --overwrite'
+REMEDIES = {
+  'manifest': _COPY,
+  'TFDS metadata': _COPY,
+  'missing file': _COPY,
+  'damaged file': _COPY,
+  'checksum': _COPY,
+  'record count': _COPY,
+  'unreadable record': _COPY,
+  'clip index': _COPY,
+  'clip order': _COPY,
+  'frame': _CONVERT,
+  'frame size': _CONVERT,
+  'depth': _CONVERT,
+  'camera': (
+    f'cameras are OpenCV, intrinsics are divided by the size: {_CONVERT}'
+  ),
+  'timestamps': _CONVERT,
+  'repeated clip id': f'rename or remove one of the two: {_CONVERT}',
+  'repeated frames': f'remove one of the two clips: {_CONVERT}',
+  'frames in two splits': (
+    f'scores on them mean nothing, remove one of the two clips: {_CONVERT}'
+  ),
+  'evaluation index': 'delete the file: it will be made again',
+}
+_EXAMPLES = 3  # Of each kind of problem.
+_RANGE = 2048  # Records a task.
+_REPEATED = 0.5  # A clip is a copy where so many of its frames are elsewhere.
+_ORTHONORMAL = 1e-3
+_FOCAL = (0.2, 20.0)  # In widths or heights of the image.
+_PRINCIPAL = (-0.5, 1.5)
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+_EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)')
+_Map = Callable[..., Iterable[Any]]
+
+
+class Problems:
+  """What was found wrong.
+
+  Attributes:
+    counts: How often, by kind (a key of `REMEDIES`).
+    examples: The first few of each kind: file, clip and what is wrong.
+  """
+
+  def __init__(self):
+    self.counts: dict[str, int] = collections.Counter()
+    self.examples: dict[str, list[str]] = collections.defaultdict(list)
+
+  def add(self, kind: str, where: object, what: str) -> None:
+    """Notes one."""
+    self.counts[kind] += 1
+    if len(self.examples[kind]) < _EXAMPLES:
+      self.examples[kind].append(f'{where}: {what}')
+
+  def merge(self, other: 'Problems') -> None:
+    """Notes all of another's."""
+    for kind, count in other.counts.items():
+      self.counts[kind] += count
+      room = _EXAMPLES - len(self.examples[kind])
+      self.examples[kind] += other.examples[kind][:room]
+
+  def __len__(self) -> int:
+    return sum(self.counts.values())
+
+
+@dataclasses.dataclass
+class Row:
+  """A split of a version of a data set.
+
+  Attributes:
+    name: Of the data set.
+    version: Semantic version.
+    split: Its name; '-' for what concerns all of the version.
+    clips: As the manifest says.
+    frames: As the manifest says.
+    bytes: Of frames and clips, as the manifest says.
+    posed: Clips that have cameras.
+    problems: What is wrong with it.
+  """
+
+  name: str
+  version: str
+  split: str
+  clips: int = 0
+  frames: int = 0
+  bytes: int = 0
+  posed: int = 0
+  problems: Problems = dataclasses.field(default_factory=Problems)
+
+
+@dataclasses.dataclass
+class Report:
+  """What `verify` found.
+
+  Attributes:
+    rows: One a split.
+    notes: What is odd but not wrong.
+  """
+
+  rows: list[Row] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def problems(self) -> Problems:
+    """Those of all rows."""
+    out = Problems()
+    for row in self.rows:
+      out.merge(row.problems)
+    return out
+
+  @property
+  def ok(self) -> bool:
+    """Whether nothing is wrong."""
+    return not any(len(row.problems) for row in self.rows)
+
+
+def verify(
+  folder: str | os.PathLike[str],
+  workers: int | None = None,
+  quiet: bool = False,
+) -> Report:
+  """Re-reads converted data sets, all versions of them.
+
+  Args:
+    folder: DATA_DIR, or DATA_DIR/NAME for one data set.
+    workers: Processes; 0 works in this one, None takes one a core.
+    quiet: No progress bar.
+
+  Raises:
+    UserError: If there is no such folder or nothing was converted there.
+  """
+  report = Report()
+  roots = _roots(records.data_folder(folder), report.notes)
+  with _mapper(os.cpu_count() if workers is None else workers) as run:
+    for root in roots:
+      for version in _versions(root):
+        report.rows += _verify_version(root, version, run, quiet)
+  return report
+
+
+def table(report: Report) -> str:
+  """Returns what the user reads: a table, then a line a kind of problem."""
+  head = ('data set', 'version', 'split', 'clips', 'frames', 'MiB', 'cameras')
+  rows = [(*head, 'problems')]
+  for row in report.rows:
+    cameras = {0: 'no', row.clips: 'yes'}.get(row.posed, f'{row.posed} clips')
+    mib = f'{row.bytes / 2**20:.1f}'
+    cells = (row.clips, row.frames, mib, cameras, len(row.problems))
+    rows.append((row.name, row.version, row.split, *map(str, cells)))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = list(zip(row, widths, strict=True))
+    left = [cell.ljust(width) for cell, width in cells[:3]]
+    lines.append('  '.join(left + [c.rjust(width) for c, width in cells[3:]]))
+  problems = report.problems
+  for kind, count in problems.counts.items():
+    lines.append(f'{kind}: {count} ({REMEDIES[kind]})')
+    examples = problems.examples[kind]
+    lines += [f'  {example}' for example in examples]
+    if count > len(examples):
+      lines.append(f'  ... and {count - len(examples)} more')
+  lines += [f'note: {note}' for note in report.notes]
+  lines.append(f'problems: {len(problems)}' if problems else 'all is well')
+  return '\n'.join(lines)
+
+
+# ==============================================================================
+# Finding
+# ==============================================================================
+
+
+def _versions(root: epath.Path) -> list[str]:
+  """Returns the versions of a data set, complete or not, oldest first."""
+  found = {
+    path.name
+    for config in ('frames', 'clips')
+    if (root / config).is_dir()
+    for path in (root / config).iterdir()
+    if _VERSION.fullmatch(path.name)
+  }
+  return sorted(found, key=lambda v: tuple(map(int, v.split('.'))))
+
+
+def _roots(folder: epath.Path, notes: list[str]) -> list[epath.Path]:
+  """Returns the data sets of a folder; notes unfinished conversions."""
+  if not folder.is_dir():
+    raise UserError(
+      f'there is no folder {folder}; give the --data_dir of a conversion, or '
+      'the folder of one data set in it'
+    )
+  within = [folder]
+  if not _versions(folder):
+    within += sorted(path for path in folder.iterdir() if path.is_dir())
+  for root in within:
+    for path in sorted(root.glob('.incomplete-*')):
+      notes.append(
+        f'{path} is an unfinished conversion: run its command again to '
+        'continue it, or delete the folder'
+      )
+  roots = [root for root in within if _versions(root)]
+  if not roots:
+    raise UserError(
+      f'{folder} holds no converted data set; expected NAME/frames/VERSION and '
+      'NAME/clips/VERSION in it, as --data_dir of a conversion has them'
+      + (f' ({notes[0]})' if notes else '')
+    )
+  return roots
+
+
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[_Map]:
+  """Yields `map`, in this process or, in the same order, over others."""
+  if workers == 0:
+    yield map
+    return
+  pool = futures.ProcessPoolExecutor(
+    workers,
+    mp_context=multiprocessing.get_context('spawn'),
+    # Ctrl-C reaches the whole process group; the main process alone decides.
+    initializer=signal.signal,
+    initargs=(signal.SIGINT, signal.SIG_IGN),
+  )
+  try:
+    yield pool.map
+  except process.BrokenProcessPool as e:
+    raise UserError(
+      'a worker process was killed, most likely because memory ran out; give '
+      'fewer --workers'
+    ) from e
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+# ==============================================================================
+# Manifests
+# ==============================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+  """What a manifest says of a split."""
+
+  clips: int
+  frames: int
+  replaced: int
+  frames_digest: str
+  index_sha256: str
+  shards: tuple[records.Shard, ...]
+
+  @classmethod
+  def parse(cls, entry: dict[str, Any]) -> '_Split':
+    own = {field.name: entry[field.name] for field in dataclasses.fields(cls)}
+    shards = tuple(records.Shard(**shard) for shard in own.pop('shards'))
+    return cls(**own, shards=shards)
+
+  def facts(self) -> '_Split':
+    """Returns what the manifests of frames and of clips have in common."""
+    return dataclasses.replace(self, shards=())
+
+  def records(self) -> int:
+    return sum(shard.records for shard in self.shards)
+
+
+def _manifest(
+  folder: epath.Path, problems: Problems
+) -> dict[str, _Split] | None:
+  """Returns the splits of a manifest, or None where it is of no use."""
+  path = folder / 'manifest.json'
+  try:
+    manifest = records.read_json(path)
+    if manifest['format'] == records.FORMAT:
+      splits = manifest['splits'].items()
+      return {split: _Split.parse(entry) for split, entry in splits}
+    what = f'format {manifest["format"]} instead of {records.FORMAT}'
+  except FileNotFoundError:
+    what = 'is missing'
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    what = f'is no manifest: {e!r}'
+  problems.add('manifest', path, what)
+  return None
+
+
+def _check_counts(
+  path: epath.Path, frames: _Split, clips: _Split, problems: Problems
+) -> None:
+  """Checks that the manifests agree with each other and with themselves."""
+  shards = [dataclasses.asdict(shard) for shard in frames.shards]
+  for what, found, wanted in (
+    ('facts of frames and clips', frames.facts(), clips.facts()),
+    ('digest of the frames', records.digest(shards), frames.frames_digest),
+    ('number of frames', frames.records(), frames.frames),
+    ('number of clips', clips.records(), clips.clips),
+  ):
+    if found != wanted:
+      problems.add('manifest', path, f'the {what}: {found} is not {wanted}')
+
+
+def _check_tfds(
+  folder: epath.Path, splits: dict[str, _Split], problems: Problems
+) -> dict[str, Any]:
+  """Checks what TFDS reads; returns the features of a record."""
+  try:
+    path = folder / 'dataset_info.json'
+    for entry in records.read_json(path)['splits']:
+      lengths = [int(length) for length in entry['shardLengths']]
+      wanted = [shard.records for shard in splits[entry['name']].shards]
+      if lengths != wanted:
+        what = f'{entry["name"]} has other shards than in manifest.json'
+        problems.add('TFDS metadata', path, what)
+    path = folder / 'features.json'
+    return records.read_json(path)['featuresDict']['features']
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    problems.add('TFDS metadata', path, f'cannot be used: {e!r}')
+    return {}
+
+
+# ==============================================================================
+# What workers do: files, clips, frames
+# ==============================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """A shard and what it should be."""
+
+  path: str
+  shard: records.Shard
+
+
+@dataclasses.dataclass
+class _FileFacts:
+  """What a shard is: the records that can be read, and the sha256."""
+
+  problems: Problems
+  records: int = 0
+  sha256: str = ''
+
+
+def _read_file(file: _File) -> _FileFacts:
+  """Checks the size, sha256 and number of records of a shard."""
+  out = _FileFacts(Problems())
+  path, wanted = epath.Path(file.path), file.shard
+  try:
+    size = path.stat().length
+    out.sha256 = records.sha256(path)
+  except OSError as e:
+    missing = isinstance(e, FileNotFoundError)
+    kind = 'missing file' if missing else 'damaged file'
+    out.problems.add(kind, path, 'is not there' if missing else str(e))
+    return out
+  if size != wanted.bytes:
+    what = f'{size} bytes instead of {wanted.bytes}'
+    out.problems.add('damaged file', path, what)
+  elif out.sha256 != wanted.sha256:
+    what = f'sha256 {out.sha256} instead of {wanted.sha256}'
+    out.problems.add('checksum', path, what)
+  try:
+    with _open(file.path) as reader:
+      found = reader.num_records()
+  except RuntimeError as e:
+    if not out.problems:
+      out.problems.add('damaged file', path, str(e))
+    return out
+  if found != wanted.records:
+    what = f'{found} records instead of {wanted.records}'
+    out.problems.add('record count', path, what)
+  out.records = min(found, wanted.records)
+  return out
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Any]:
+  """Yields a reader of a shard, of a copy where it is in a bucket."""
+  with contextlib.ExitStack() as stack:
+    if records.is_remote(path):
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      path = epath.Path(path).copy(epath.Path(folder) / 'shard')
+    reader = array_record_module.ArrayRecordReader(
+      os.fspath(path), 'readahead_buffer_size:1048576'
+    )
+    if not reader.ok():
+      reader.close()  # Raises what is wrong.
+    yield reader
+    # After a damaged record it may raise the same again.
+    with contextlib.suppress(RuntimeError):
+      reader.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+  """Records of a shard.
+
+  Attributes:
+    path: Of the shard.
+    start: Number within it.
+    stop: Number within it, not included.
+    first: Number of the shard's first record within the split.
+  """
+
+  path: str
+  start: int
+  stop: int
+  first: int
+
+  def read(self, problems: Problems) -> Iterator[tuple[int, bytes]]:
+    """Yields the number within the shard and the bytes of good records."""
+    with _open(self.path) as reader:
+      for i in range(self.start, self.stop):
+        try:
+          yield i, reader.read([i])[0]
+        except RuntimeError as e:
+          problems.add('unreadable record', self.path, f'record {i}: {e}')
+
+
+def _read_clips(task: _Range) -> tuple[Problems, list[records.Clip], int]:
+  """Checks clips, each by itself.
+
+  Returns:
+    The problems, the clips without their arrays, which are the bulk of them,
+    and how many of them have cameras.
+  """
+  problems = Problems()
+  clips, posed = [], 0
+  for i, record in task.read(problems):
+    try:
+      clip = records.decode_clip(record)
+    except Exception as e:  # Whatever protobuf makes of wrong bytes.
+      problems.add('unreadable record', task.path, f'record {i}: {e!r}')
+      continue
+    for kind, what in _check_clip(clip):
+      problems.add(kind, task.path, f'clip {clip.id!r}: {what}')
+    posed += clip.intrinsics is not None and clip.world_to_camera is not None
+    bare = dict.fromkeys(('timestamps', 'intrinsics', 'world_to_camera'))
+    clips.append(dataclasses.replace(clip, **bare))
+  return problems, clips, posed
+
+
+def _check_clip(clip: records.Clip) -> Iterator[tuple[str, str]]:
+  """Yields the kind of problem and what is wrong with times and cameras."""
+  for kind, key, check in (
+    ('timestamps', 'timestamps', _check_timestamps),
+    ('camera', 'intrinsics', _check_intrinsics),
+    ('camera', 'world_to_camera', _check_poses),
+  ):
+    array = getattr(clip, key)
+    if array is None:
+      continue
+    if len(array) != clip.num_frames:
+      what = f'{len(array)} for {clip.num_frames} frames'
+    elif not np.isfinite(array).all():
+      frame = np.argwhere(~np.isfinite(array))[0, 0]
+      what = f'frame {frame} is not finite'
+    else:
+      what = check(array.astype(np.float64))
+    if what:
+      yield kind, f'{key}: {what}'
+
+
+def _check_timestamps(times: np.ndarray) -> str:
+  bad = np.flatnonzero(np.diff(times) <= 0)
+  return f'frame {bad[0] + 1} is not after the one before' if len(bad) else ''
+
+
+def _check_intrinsics(intrinsics: np.ndarray) -> str:
+  for what, columns, (low, high) in (
+    ('focal length', intrinsics[:, :2], _FOCAL),
+    ('principal point', intrinsics[:, 2:], _PRINCIPAL),
+  ):
+    bad = np.flatnonzero(((columns < low) | (columns > high)).any(-1))
+    if len(bad):
+      found = ', '.join(f'{value:.4g}' for value in columns[bad[0]])
+      return (
+        f'frame {bad[0]} has the {what} {found}, outside {low:g}..{high:g} of '
+        "the image's size"
+      )
+  return ''
+
+
+def _check_poses(poses: np.ndarray) -> str:
+  rotation = poses[:, :, :3]
+  product = np.einsum('nij,nkj->nik', rotation, rotation)
+  error = np.abs(product - np.eye(3)).max((1, 2))
+  determinant = np.linalg.det(rotation)
+  bad = (error > _ORTHONORMAL) | (np.abs(determinant - 1) > _ORTHONORMAL)
+  if not bad.any():
+    return ''
+  frame = np.flatnonzero(bad)[0]
+  return (
+    f'frame {frame} has no rotation: R R^T is {error[frame]:.2g} from the '
+    f'identity, the determinant is {determinant[frame]:.4g}'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frames:
+  """A range of frames, the clips they are of, and whether depth must be."""
+
+  range: _Range
+  clips: list[records.Clip]
+  depth: bool
+
+  def clip(self, frame: int) -> records.Clip | None:
+    """Returns the clip of a frame of the split, if any is known."""
+    for clip in self.clips:
+      if clip.first_frame <= frame < clip.first_frame + clip.num_frames:
+        return clip
+    return None
+
+
+def _read_frames(task: _Frames) -> tuple[Problems, np.ndarray]:
+  """Checks frames; returns uint64 hashes of the pictures, 0 where unread."""
+  problems = Problems()
+  hashes = np.zeros(task.range.stop - task.range.start, np.uint64)
+  for i, record in task.range.read(problems):
+    clip = task.clip(task.range.first + i)
+    where = f'{task.range.path}: record {i}'
+    if clip is not None:
+      frame = task.range.first + i - clip.first_frame
+      where += f', frame {frame} of clip {clip.id!r}'
+    if image := _check_frame(record, clip, task.depth, where, problems):
+      digest = hashlib.blake2b(image, digest_size=8).digest()
+      hashes[i - task.range.start] = int.from_bytes(digest, 'little')
+  return problems, hashes
+
+
+def _check_frame(
+  record: bytes,
+  clip: records.Clip | None,
+  depth: bool,
+  where: str,
+  problems: Problems,
+) -> bytes | None:
+  """Checks the record of a frame of a clip; returns the encoded picture."""
+  try:
+    image = records.decode_frame(record)
+    height, width = images.decode(image).shape[:2]
+  except (ValueError, images.ImageError) as e:
+    problems.add('frame', where, str(e))
+    return None
+  if clip is not None and (height, width) != (clip.height, clip.width):
+    what = f'{height} x {width} instead of {clip.height} x {clip.width} pixels'
+    problems.add('frame size', where, what)
+  if depth and (what := _check_depth(record, height, width)):
+    problems.add('depth', where, what)
+  return image
+
+
+def _check_depth(record: bytes, height: int, width: int) -> str:
+  """Returns what is wrong with the depth of a frame."""
+  try:
+    png = records.decode_frame(record, 'depth')
+    with Image.open(io.BytesIO(png), formats=('PNG',)) as image:
+      image.load()
+      if image.mode.startswith('I') and image.size == (width, height):
+        return ''
+      return (
+        f'{image.height} x {image.width} pixels of mode {image.mode} instead '
+        f'of {height} x {width} of 16 bits'
+      )
+  except (ValueError, OSError, SyntaxError) as e:
+    return str(e)
+
+
+# ==============================================================================
+# One version of a data set
+# ==============================================================================
+
+
+@dataclasses.dataclass
+class _Found:
+  """What was read of a split.
+
+  Attributes:
+    row: What is reported of it.
+    clips: Those that can be read, without their arrays.
+    hashes: uint64 [frames] of the encoded pictures; 0 where unread.
+  """
+
+  row: Row
+  clips: list[records.Clip]
+  hashes: np.ndarray
+
+  @property
+  def first_frame(self) -> np.ndarray:
+    return np.array([clip.first_frame for clip in self.clips], np.int64)
+
+  @property
+  def num_frames(self) -> np.ndarray:
+    return np.array([clip.num_frames for clip in self.clips], np.int64)
+
+
+def _verify_version(
+  root: epath.Path, version: str, run: _Map, quiet: bool
+) -> list[Row]:
+  """Checks a version; returns a row a split, one more if others are wrong."""
+  whole = Row(root.resolve().name, version, '-')
+  problems = whole.problems
+  folders = [root / config / version for config in ('frames', 'clips')]
+  manifests = [_manifest(folder, problems) for folder in folders]
+  if None in manifests:
+    return [whole]
+  frames, clips = manifests
+  features, _ = (
+    _check_tfds(folder, splits, problems)
+    for folder, splits in zip(folders, manifests, strict=True)
+  )
+  path = folders[1] / 'manifest.json'
+  if frames.keys() != clips.keys():
+    what = f'has splits {sorted(clips)}, and of frames {sorted(frames)}'
+    problems.add('manifest', path, what)
+  splits = sorted(frames.keys() & clips.keys())
+  found = {}
+  with tqdm.tqdm(
+    total=sum(frames[split].frames for split in splits),
+    desc=f'{whole.name} {version}',
+    unit='frame',
+    disable=quiet,
+    # A log file is better off without ten lines a second.
+    mininterval=0.5 if sys.stderr.isatty() else 30,
+  ) as bar:
+    for split in splits:
+      row = dataclasses.replace(whole, split=split, problems=Problems())
+      row.clips, row.frames = clips[split].clips, frames[split].frames
+      shards = (*frames[split].shards, *clips[split].shards)
+      row.bytes = sum(shard.bytes for shard in shards)
+      _check_counts(path, frames[split], clips[split], row.problems)
+      out = _read_split_clips(row, folders[1], clips[split], run)
+      _check_order(folders[1], out, frames[split].records())
+      _check_index(folders[1], out, clips[split].index_sha256)
+      out.hashes = _read_split_frames(
+        out, folders[0], frames[split], 'depth' in features, run, bar
+      )
+      found[split] = out
+  _check_evaluation(folders[1], found, problems)
+  _check_repeated(list(found.values()))
+  return [*(out.row for out in found.values()), *([whole] if problems else [])]
+
+
+def _check_files(
+  folder: epath.Path, split: _Split, problems: Problems, run: _Map
+) -> list[_Range]:
+  """Checks the shards; returns the records of them that can be read."""
+  files = [_File(os.fspath(folder / s.file), s) for s in split.shards]
+  owner = {shard.sha256: shard.file for shard in split.shards}
+  ranges, first = [], 0
+  for file, facts in zip(files, run(_read_file, files), strict=True):
+    problems.merge(facts.problems)
+    other = owner.get(facts.sha256, file.shard.file)
+    if other != file.shard.file:
+      problems.add('damaged file', file.path, f'has the content of {other}')
+    # Each range of a shard in a bucket would copy the shard.
+    step = file.shard.records if records.is_remote(file.path) else _RANGE
+    for start in range(0, facts.records, step):
+      stop = min(start + step, facts.records)
+      ranges.append(_Range(file.path, start, stop, first))
+    first += file.shard.records
+  return ranges
+
+
+def _read_split_clips(
+  row: Row, folder: epath.Path, split: _Split, run: _Map
+) -> _Found:
+  """Checks the clips of a split; returns them, without hashes as yet."""
+  out = _Found(row, [], np.zeros(0, np.uint64))
+  ranges = _check_files(folder, split, row.problems, run)
+  for problems, clips, posed in run(_read_clips, ranges):
+    row.problems.merge(problems)
+    row.posed += posed
+    out.clips += clips
+  return out
+
+
+def _read_split_frames(
+  found: _Found,
+  folder: epath.Path,
+  split: _Split,
+  depth: bool,
+  run: _Map,
+  bar: tqdm.tqdm,
+) -> np.ndarray:
+  """Checks the frames of a split; returns their hashes."""
+  problems = found.row.problems
+  ranges = _check_files(folder, split, problems, run)
+  begin, end = found.first_frame, found.first_frame + found.num_frames
+  tasks = []
+  for r in ranges:
+    own = (begin < r.first + r.stop) & (end > r.first + r.start)
+    clips = [found.clips[i] for i in np.flatnonzero(own)]
+    tasks.append(_Frames(r, clips, depth))
+  hashes = np.zeros(split.records(), np.uint64)
+  for r, (new, part) in zip(ranges, run(_read_frames, tasks), strict=True):
+    problems.merge(new)
+    hashes[r.first + r.start : r.first + r.stop] = part
+    bar.update(len(part))
+  return hashes
+
+
+def _check_order(folder: epath.Path, found: _Found, frames: int) -> None:
+  """Checks that the clips tile the frames of the split."""
+  split, problems = found.row.split, found.row.problems
+  names = [f'clip {clip.id!r} of {split}' for clip in found.clips]
+  names.append(f'the end of {split}')
+  begins = [*found.first_frame, frames]
+  wanted = [0, *(found.first_frame + found.num_frames)]
+  for name, begin, end in zip(names, begins, wanted, strict=True):
+    if begin != end:
+      what = f'{name} is at frame {begin} instead of {end}'
+      problems.add('clip order', folder, what)
+  for name, num in zip(names, found.num_frames, strict=False):
+    if num < 1:
+      problems.add('clip order', folder, f'{name} has no frames')
+
+
+def _check_index(folder: epath.Path, found: _Found, sha256: str) -> None:
+  """Checks the clips' table against its checksum and the clips."""
+  path = folder / f'clips-{found.row.split}.index.npz'
+  keys = ('num_frames', 'height', 'width')
+  try:
+    data = path.read_bytes()
+    with np.load(io.BytesIO(data)) as columns:
+      text = columns['id_bytes'].tobytes()
+      bounds = itertools.pairwise(columns['id_offsets'].tolist())
+      ids = [text[begin:end].decode() for begin, end in bounds]
+      rows = list(zip(ids, *(columns[key] for key in keys), strict=True))
+  except Exception as e:  # Whatever NumPy makes of wrong bytes.
+    found.row.problems.add('clip index', path, f'cannot be read: {e!r}')
+    return
+  if hashlib.sha256(data).hexdigest() != sha256:
+    what = "its sha256 is not the manifest's"
+    found.row.problems.add('clip index', path, what)
+  for row, clip in itertools.zip_longest(rows, found.clips):
+    wanted = clip and (clip.id, clip.num_frames, clip.height, clip.width)
+    if row != wanted:
+      what = f'has {_plain(row)} instead of {_plain(wanted)}'
+      found.row.problems.add('clip index', path, what)
+
+
+def _plain(row: tuple[Any, ...] | None) -> str:
+  """Returns a row of the table in words."""
+  if row is None:
+    return 'nothing'
+  return 'clip {!r} of {} frames of {} x {}'.format(*row)
+
+
+def _check_evaluation(
+  folder: epath.Path, found: dict[str, _Found], problems: Problems
+) -> None:
+  """Checks the files that fix what evaluation looks at."""
+  for path in sorted(folder.glob('eval_index-*.json')):
+    split = path.name.removeprefix('eval_index-').removesuffix('.json')
+    if split not in found:
+      problems.add('evaluation index', path, f'there is no split {split!r}')
+      continue
+    lengths = {clip.id: clip.num_frames for clip in found[split].clips}
+    try:
+      for key, examples in records.read_json(path).items():
+        for clip, frames in examples:
+          if what := _check_example(key, frames, lengths.get(clip)):
+            what = f'{key}: clip {clip!r}: {what}'
+            found[split].row.problems.add('evaluation index', path, what)
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+      problems.add('evaluation index', path, f'cannot be used: {e!r}')
+
+
+def _check_example(key: str, frames: list[int], length: int | None) -> str:
+  """Returns what is wrong with an evaluation example."""
+  if not (numbers := _EVAL_KEY.fullmatch(key)):
+    return 'the key is not views=N,window=M'
+  views, window = map(int, numbers.groups())
+  if length is None:
+    return 'there is no such clip'
+  if len(frames) != views or frames != sorted(set(frames)):
+    return f'{frames} are not {views} frames in order'
+  if frames[0] < 0 or frames[-1] >= length or frames[-1] - frames[0] >= window:
+    return f'{frames} are not within {window} of the {length} frames'
+  return ''
+
+
+# ==============================================================================
+# Repetitions
+# ==============================================================================
+
+
+def _check_repeated(found: Sequence[_Found]) -> None:
+  """Looks for the same clip or the same pictures twice in all splits."""
+  clips = [(out.row, clip.id) for out in found for clip in out.clips]
+  owner: dict[str, str] = {}
+  for row, clip in clips:
+    where = f'{row.name} {row.version}'
+    if clip in owner:
+      what = f'clip {clip!r} is in {owner[clip]} and in {row.split}'
+      row.problems.add('repeated clip id', where, what)
+    owner[clip] = row.split
+  for a, b in _copies(found):
+    (other, other_clip), (row, clip) = clips[a], clips[b]
+    same = row.split == other.split
+    row.problems.add(
+      'repeated frames' if same else 'frames in two splits',
+      f'{row.name} {row.version}',
+      f'clip {clip!r} of {row.split} and clip {other_clip!r} of {other.split} '
+      'show the same pictures',
+    )
+
+
+def _copies(found: Sequence[_Found]) -> list[tuple[int, int]]:
+  """Returns pairs of clips, counted over all splits, that share pictures.
+
+  One has half or more of its frames, byte for byte, in other clips, and the
+  first of these in the other.
+  """
+  if not found:
+    return []
+  owners, clips = [], 0
+  for out in found:
+    owner = np.full(len(out.hashes), -1)
+    ends = out.first_frame + out.num_frames
+    for begin, end in zip(out.first_frame, ends, strict=True):
+      owner[begin:end] = clips
+      clips += 1
+    owners.append(owner)
+  owner = np.concatenate(owners)
+  hashes = np.concatenate([out.hashes for out in found])
+  known = (hashes != 0) & (owner >= 0)
+  owner, hashes = owner[known], hashes[known]
+  # Owners count up: those of the first and the last time that a picture occurs.
+  _, first, at = np.unique(hashes, return_index=True, return_inverse=True)
+  _, last = np.unique(hashes[::-1], return_index=True)
+  lowest, highest = owner[first][at], owner[::-1][last][at]
+  shared = lowest != highest
+  share = np.bincount(owner, shared) / np.maximum(np.bincount(owner), 1)
+  frames = np.flatnonzero(shared & (share[owner] >= _REPEATED))
+  # The first such frame of each clip.
+  frames = frames[np.unique(owner[frames], return_index=True)[1]]
+  pairs = np.stack([lowest[frames], highest[frames]], -1)
+  between = (lowest[frames] < owner[frames]) & (owner[frames] < highest[frames])
+  pairs[between, 1] = owner[frames[between]]
+  return [(int(a), int(b)) for a, b in np.unique(pairs, axis=0)]
