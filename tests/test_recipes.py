@@ -6,9 +6,11 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from xfactor import config as configs
+from xfactor.data.views import frame_rng
 from xfactor.models import perceptual
 from xfactor.training import build, data
 
@@ -24,7 +26,7 @@ def load(name):
 
 
 def test_there_are_the_recipes_of_the_readme():
-  assert {'tiny', 'sm', 'video', 'vizdoom'} <= set(RECIPES)
+  assert {'tiny', 'sm', 'mv', 'video', 'vizdoom'} <= set(RECIPES)
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -77,6 +79,32 @@ def test_sm_is_the_papers():
   }
   assert (config.data.batch, config.train.steps) == (256, 100_000)
   assert config.objective.lpips_weight == 0.5
+
+
+def test_mv_is_the_papers():
+  config = load('mv').get_config()
+  stereo = load('sm').get_config()
+  assert config.model == stereo.model  # A stereo model can be its start.
+  parts = config.data.mix.items()
+  assert {k: (v.begin, v.end, v.weight) for k, v in parts} == {
+    'co3dv2': (9, 40, 2),
+    'dl3dv': (6, 20, 5),
+    're10k': (40, 200, 3),
+    'mvimgnet': (6, 20, 2),
+  }
+  assert (config.data.contexts, config.train.steps) == (5, 200_000)
+  assert config.objective.self_target_prob == 0.02
+  for part in config.data.mix.values():
+    views = data.views_of(config, part)
+    assert views.bump
+    assert views.num_views == 6
+    # The reference then lies in the window's central quarter.
+    assert views.gap_sigma == 0.25
+    for index in range(50):
+      frames = views(frame_rng(0, index), 300, 10**6)
+      ends = np.abs(frames[:, None] - frames[[0, -1]]).max(1)
+      length = np.ptp(frames)
+      assert ends.min() <= 0.625 * length + 1
 
 
 def test_own_videos_can_have_any_name():

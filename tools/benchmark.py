@@ -1,15 +1,20 @@
-"""Measures the train step and the input pipeline against plain versions.
+"""Measures the train step and the handling of data against plain versions.
 
-  python tools/benchmark.py [step] [pipeline] [--config=configs/tiny.py]
+  python tools/benchmark.py [step] [pipeline] [start] [convert]
+    [--config=configs/tiny.py]
 
 `step`: the recipe's train step with the token split against the public
 formulation (tests/reference.py: dense attention under a segment mask, float32,
 unrolled and rematerialised layers, a switch an image for the augmentation) with
 the same (perturbed) weights, batch, draws and optimizer, without LPIPS.
 `pipeline`: the training pipeline on records against the same frames read at
-training time from loose JPEG and PNG files with PIL.
+training time with PIL from loose JPEG and PNG files: of the records' size, and
+the originals of 640 x 360 pixels that they were made from.
+`start`: from the start of a process to its first batch, with a million clips.
+`convert`: from 720p pictures and video to records, on one core; pictures also
+decoded in full instead of at a reduced scale.
 
-Both are first checked to compute the same. Then runs alternate, and every ratio
+What is compared is first checked to be the same. Then runs alternate; a ratio
 is that of two neighbouring runs: a table shows medians, and the median ratio to
 the first column with its smallest and largest. CPU time, of all threads, is the
 steadier number on a busy machine. Exit codes: 0 measured, 1 the two sides do
@@ -33,7 +38,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any
+from unittest import mock
 
+import av
 import grain
 import jax
 import jax.numpy as jnp
@@ -44,13 +51,13 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageOps
 
 from xfactor import cli
-from xfactor.data import convert, pipeline, records
-from xfactor.data.sources import synthetic
+from xfactor.data import convert, images, pipeline, records
+from xfactor.data.sources import synthetic, video
 from xfactor.data.views import Views
 from xfactor.errors import UserError
 from xfactor.models.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import flops, objectives, sharding, state, step
+from xfactor.training import flops, loop, objectives, sharding, state, step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -73,10 +80,16 @@ _ISOLATE = flags.DEFINE_bool(
   'A process for each thing measured, so that memory peaks are its own; '
   'never on TPUs, which serve one process.',
 )
+_CLIPS = flags.DEFINE_integer(
+  'clips', 1_000_000, 'Clips of the data set that `start` opens.', 1000
+)
 _JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 # Frames that a run of `pipeline` reads, at least.
 _FRAMES = 512
+# Pixels of the pictures that people have, as (height, width).
+_ORIGINAL = 360, 640
+_HD = 720, 1280
 _MIB = 2**20
 
 
@@ -309,10 +322,10 @@ def dense_step(build: builds.Build) -> Callable:
     l1 = reference.stereo_l1(params, model, views, seen, mask)
     return objective.l1_weight * l1
 
-  def dense(old: state.TrainState, images, _):
+  def dense(old: state.TrainState, batch, _):
     key = jax.random.fold_in(step.root_keys(build.seed)[1], old.step)
-    draws = objectives.draw(key, *images.shape[:2], objective)
-    value, grads = jax.value_and_grad(loss)(old.params, images, draws)
+    draws = objectives.draw(key, batch['frames'], objective)
+    value, grads = jax.value_and_grad(loss)(old.params, batch['images'], draws)
     updates, moments = build.tx.update(grads, old.opt_state, old.params)
     params = optax.apply_updates(old.params, updates)
     new = state.TrainState(old.step + 1, params, moments)
@@ -345,9 +358,15 @@ class Trainer:
     self._dense = dense
     self._program = None
     self._state = None
-    shape = self._build.abstract_batch().shape
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    self._images = sharding.to_mesh(self._build.mesh, images)
+    shapes = self._build.abstract_batch()
+    rng = np.random.default_rng(0)
+    batch = {
+      'images': rng.integers(0, 256, shapes['images'].shape, np.uint8),
+      'frames': np.tile(
+        np.arange(self._build.views, dtype=np.int32), (self._build.batch, 1)
+      ),
+    }
+    self._batch = sharding.to_mesh(self._build.mesh, batch)
 
   def compile(self, whole: bool) -> Time:
     """Traces and compiles the step; keeps that of split examples."""
@@ -392,7 +411,7 @@ class Trainer:
       self._state = dataclasses.replace(new, params=params)
     jax.block_until_ready(self._state)
     with timed() as result:
-      self._state, metrics = self._program(self._state, self._images, None)
+      self._state, metrics = self._program(self._state, self._batch, None)
       jax.block_until_ready((self._state, metrics))
     return result, {key: float(value) for key, value in metrics.items()}
 
@@ -502,13 +521,7 @@ def _measure_steps(
   table: Table, trainers, repeats: int, build: builds.Build
 ) -> None:
   # The same useful work for all: what masks hide is no model FLOP.
-  work = flops.train_step(
-    build.model,
-    batch=build.batch,
-    views=build.views,
-    height=build.image_size,
-    width=build.image_size,
-  )
+  work = loop.step_flops(build)
   frames = build.batch * build.views
   peak = flops.peak_flops(jax.devices()[0].device_kind)
   for name in alternate(trainers, repeats):
@@ -535,16 +548,18 @@ class Loose:
     self._extension = extension
     self._size = size
 
-  def __call__(self, chosen: tuple[int, list[int]]) -> dict[str, np.ndarray]:
+  def __call__(self, chosen: tuple[str, list[int]]) -> dict[str, np.ndarray]:
     clip, frames = chosen
     return {'images': np.stack([self._read(clip, i) for i in frames])}
 
-  def _read(self, clip: int, frame: int) -> np.ndarray:
-    path = os.path.join(
-      self._folder, f'{clip:04d}', f'{frame:04d}.{self._extension}'
-    )
+  def _read(self, clip: str, frame: int) -> np.ndarray:
+    path = os.path.join(self._folder, clip, f'{frame:04d}.{self._extension}')
     with Image.open(path) as image:
-      square = ImageOps.fit(image.convert('RGB'), (self._size, self._size))
+      square = ImageOps.fit(
+        image.convert('RGB'),
+        (self._size, self._size),
+        Image.Resampling.LANCZOS,
+      )
       return np.asarray(square)
 
 
@@ -554,19 +569,19 @@ class Reader:
   def __init__(
     self,
     settings: pipeline.DataConfig,
-    chosen: list[tuple[int, list[int]]],
-    extension: str | None,
+    chosen: list[tuple[str, list[int]]],
+    loose: tuple[str, str] | None,
   ):
     """Prepares reading.
 
     Args:
       settings: The pipeline's.
       chosen: Clip and frames of each example, as the pipeline chooses them.
-      extension: Of the loose files, or None for the pipeline itself.
+      loose: Folder and extension of loose files, or None for the pipeline.
     """
     self._settings = settings
     self._chosen = chosen
-    self._extension = extension
+    self._loose = loose
 
   def read(self, threads: int) -> tuple[Time, np.ndarray]:
     """Reads all batches, with threads ahead or, if 0, one by one.
@@ -589,9 +604,9 @@ class Reader:
 
   def _open(self, threads: int):
     settings = dataclasses.replace(self._settings, threads=threads)
-    if self._extension is None:
+    if self._loose is None:
       return pipeline.Pipeline(settings).batches()
-    load = Loose(settings.data_dir, self._extension, settings.image_size)
+    load = Loose(*self._loose, settings.image_size)
     dataset = grain.MapDataset.source(self._chosen).map(load)
     return iter(
       dataset.batch(settings.batch_size).to_iter_dataset(
@@ -603,40 +618,71 @@ class Reader:
     )
 
 
-def make_files(folder: str, size: int) -> dict[str, float]:
-  """Makes records of synthetic scenes and the same frames as loose files.
+def make_walks(walks: int, frames: int, shape: tuple[int, int]):
+  """Yields the frames of synthetic walks as pictures of a wide screen.
 
-  Returns:
-    Mean KiB of a frame, by kind of file.
+  Yields:
+    Name of the walk, and its frames: uint8 [height, width, 3] each.
   """
+  height, width = shape
   source = synthetic.Source(
-    scenes=6, frames=12, size=size, test_fraction=0.0, with_depth=False
+    scenes=walks, frames=frames, size=height, with_depth=False
   )
-  convert.convert(source, folder, quiet=True)
+  left = (width - height) // 2
+  sides = (0, 0), (left, width - height - left), (0, 0)
+  for number, item in enumerate(source.items()):
+    (clip,) = source.clips(item)
+    yield (
+      f'{number:04d}',
+      [np.pad(images.decode(x), sides, 'reflect') for x in clip.frames],
+    )
+
+
+def write_loose(folder: pathlib.Path, frames: Iterable[np.ndarray]) -> None:
+  """Writes pictures as JPEGs and as PNGs."""
+  folder.mkdir(parents=True)
+  for number, rgb in enumerate(frames):
+    path = folder / f'{number:04d}.jpg'
+    path.write_bytes(images.encode_jpeg(rgb))
+    path.with_suffix('.png').write_bytes(images.encode_png(rgb))
+
+
+def make_files(folder: pathlib.Path, size: int) -> None:
+  """Makes originals and, from them, records and loose files of their size.
+
+  Under `folder`: `original/train/CLIP` has the wide pictures and `small/CLIP`
+  what the records hold of them, each as JPEGs and as PNGs; `jpeg` is what the
+  records are made from.
+  """
+  for name, frames in make_walks(6, 12, _ORIGINAL):
+    write_loose(folder / 'original' / name, frames)
+    jpegs = folder / 'jpeg/train' / name
+    jpegs.mkdir(parents=True)
+    for path in (folder / 'original' / name).glob('*.jpg'):
+      (jpegs / path.name).hardlink_to(path)
+  source = video.Source(str(folder / 'jpeg'), size=size, cut_threshold=2.0)
+  convert.convert(source, folder, workers=0, quiet=True)
   store = records.open_split(folder, source.name, 'train')
-  sizes = {'jpg': [], 'png': []}
   for clip in range(len(store)):
-    loose = pathlib.Path(folder) / f'{clip:04d}'
-    loose.mkdir()
-    jpegs = store.clip_frames(clip, range(int(store.num_frames[clip])))
-    for number, jpeg in enumerate(jpegs):
-      path = loose / f'{number:04d}.jpg'
-      path.write_bytes(jpeg)
-      with Image.open(path) as image:
-        image.save(path.with_suffix('.png'))
-      for extension, found in sizes.items():
-        found.append(path.with_suffix(f'.{extension}').stat().st_size)
-  return {key: float(np.mean(found)) / 1024 for key, found in sizes.items()}
+    frames = store.clip_frames(clip, range(int(store.num_frames[clip])))
+    small = folder / 'small' / _walk(store, clip)
+    write_loose(small, map(images.decode, frames))
+    for number, frame in enumerate(frames):  # Not encoded a second time.
+      (small / f'{number:04d}.jpg').write_bytes(frame)
 
 
-def _settings(config: ConfigDict, folder: str, size: int):
-  """The pipeline of the recipe, on the data set of `make_files`."""
+def _walk(store: records.FrameStore, clip: int) -> str:
+  return store.clip_id(clip).split('/')[1]
+
+
+def _settings(config: ConfigDict, folder: str, size: int, name: str):
+  """The pipeline of the recipe, on a data set of clips of 12 frames."""
   views = Views(
     num_views=config.data.contexts + 1, window=(12, 12), ramp_steps=0
   )
   return pipeline.DataConfig(
     data_dir=folder,
-    parts=(pipeline.Part(synthetic.Source.name, views),),
+    parts=(pipeline.Part(name, views),),
     batch_size=config.data.batch,
     image_size=size,
     min_length=views.num_views,
@@ -645,14 +691,16 @@ def _settings(config: ConfigDict, folder: str, size: int):
   )
 
 
-def _choices(settings: pipeline.DataConfig) -> list[tuple[int, list[int]]]:
+def _choices(settings: pipeline.DataConfig) -> list[tuple[str, list[int]]]:
   """Clips and frames of the batches of a run, from the pipeline itself."""
+  (part,) = settings.parts
+  store = records.open_split(settings.data_dir, part.name, part.split)
   batches = pipeline.Pipeline(settings).batches()
-  views = settings.parts[0].views.num_views
   chosen = []
-  while len(chosen) * views < _FRAMES:
+  while len(chosen) * part.views.num_views < _FRAMES:
     batch = next(batches)
-    chosen += zip(batch['clip'].tolist(), batch['frames'].tolist(), strict=True)
+    clips = [_walk(store, clip) for clip in batch['clip'].tolist()]
+    chosen += zip(clips, batch['frames'].tolist(), strict=True)
   batches.close()
   return chosen
 
@@ -661,14 +709,15 @@ def check_frames_equal(images: dict[str, np.ndarray]) -> str:
   """Returns a line that all read the same pictures.
 
   Raises:
-    Unequal: If they differ by more than JPEG decoders do.
+    Unequal: If they differ by more than decoders, resampling and the records'
+      own JPEG do.
   """
   (_, ours), *others = images.items()
   worst = 0.0
   for name, other in others:
     off = np.abs(ours.astype(np.int32) - other).mean()
     worst = max(worst, float(off))
-    if off > 1:
+    if off > 3:
       raise Unequal(
         f'the first batch from {name} differs from that of the pipeline by '
         f'{off:.1f} levels of 255 on average: they do not read the same '
@@ -693,27 +742,41 @@ def _compare_readers(
 ) -> Table:
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    weights = make_files(folder, size)
-    settings = _settings(config, folder, size)
+    make_files(pathlib.Path(folder), size)
+    settings = _settings(config, folder, size, video.Source.name)
     chosen = _choices(settings)
-    kinds = {'records': None, 'loose JPEG': 'jpg', 'loose PNG': 'png'}
+    height, width = _ORIGINAL
+    kinds = {'records': None} | {
+      f'{files} {extension.upper()}': (os.path.join(folder, kind), extension)
+      for kind, files in (
+        ('small', f'{size} x {size}'),
+        ('original', f'{width} x {height}'),
+      )
+      for extension in ('jpg', 'png')
+    }
     readers = {
-      name: place(isolate)(stack, Reader, settings, chosen, extension)
-      for name, extension in kinds.items()
+      name: place(isolate)(stack, Reader, settings, chosen, loose)
+      for name, loose in kinds.items()
     }
     views = settings.parts[0].views.num_views
     frames = len(chosen) * views
     table = Table(
-      f'pipeline: runs of {frames} frames of {size} pixels in batches of '
+      f'pipeline: runs of {frames} frames to {size} pixels in batches of '
       f'{settings.batch_size} x {views}, files in the page cache',
       list(readers),
     )
     warm = {name: call('read', 0)[1] for name, call in readers.items()}
     print(check_frames_equal(warm), flush=True)
     _measure_readers(table, readers, repeats, frames, settings.threads)
-    for name, extension in kinds.items():
-      table.add('KiB a frame', name, weights[extension or 'jpg'])
+    for name, loose in kinds.items():
+      where, extension = loose or (os.path.join(folder, 'small'), 'jpg')
+      sizes = [p.stat().st_size for p in _files(where, f'*.{extension}')]
+      table.add('KiB a frame', name, np.mean(sizes) / 1024)
   return table
+
+
+def _files(folder: str, pattern: str) -> list[pathlib.Path]:
+  return sorted(pathlib.Path(folder).rglob(pattern))
 
 
 def _measure_readers(
@@ -732,22 +795,183 @@ def _measure_readers(
 
 
 # ==============================================================================
+# Starting
+# ==============================================================================
+
+
+def make_index(folder: str, name: str, clips: int) -> None:
+  """Makes a data set of any number of clips, with a thousand different ones.
+
+  Its files of records are links to one. The clips' own records, which training
+  never reads, are not there.
+  """
+  frames = records.frames_folder(folder, name, '1.0.0')
+  table = records.clips_folder(folder, name, '1.0.0')
+  for path in (frames, table):
+    path.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  writer = records.ShardWriter(frames / 'one')
+  for _ in range(1000 * 12):
+    grey = rng.integers(0, 256, (2, 2, 1), np.uint8).repeat(3, -1)
+    jpeg = images.encode_jpeg(np.kron(grey, np.ones((8, 8, 1), np.uint8)))
+    writer.write(records.encode_frame(jpeg))
+  shard = dataclasses.asdict(writer.close())
+  count = clips // 1000
+  names = [records.shard_name(name, 'train', i, count) for i in range(count)]
+  for link in names:
+    os.link(frames / 'one', frames / link)
+  shards = [shard | {'file': link} for link in names]
+  (table / 'none').write_text('')
+  absent = {'file': 'none', 'records': 1000 * count, 'bytes': 0}
+  records.write_index(
+    table / 'clips-train.index.npz',
+    ((f'{i:024x}', 12, 16, 16) for i in range(1000 * count)),
+  )
+  for path, split in (
+    (frames, {'shards': shards}),
+    (table, {'shards': [absent], 'frames_digest': records.digest(shards)}),
+  ):
+    manifest = {'format': records.FORMAT, 'splits': {'train': split}}
+    records.write_json(path / 'manifest.json', manifest)
+
+
+class Starter:
+  """Makes the first batch in a process."""
+
+  def __init__(self, settings: pipeline.DataConfig):
+    self._settings = settings
+
+  def first(self) -> tuple[float, float]:
+    """Returns CPU seconds since the process began, and its peak in MiB."""
+    batches = pipeline.Pipeline(self._settings).batches()
+    next(batches)
+    cpu = time.process_time()
+    batches.close()
+    return cpu, peak_mib()
+
+
+def benchmark_start(
+  config: ConfigDict, *, clips: int, repeats: int, isolate: bool
+) -> list[Table]:
+  """Measures how long a process takes to its first batch, imports included."""
+  with tempfile.TemporaryDirectory() as folder:
+    sizes = {f'{n:,} clips': n for n in (clips // 1000 * 1000, 1000)}
+    table = Table('start: from a process to its first batch', list(sizes))
+    settings = {}
+    for name, count in sizes.items():
+      make_index(folder, f'clips{count}', count)
+      settings[name] = _settings(config, folder, 16, f'clips{count}')
+    for name in alternate(sizes, repeats):
+      began = time.perf_counter()
+      with contextlib.ExitStack() as stack:
+        call = place(isolate)(stack, Starter, settings[name])
+        cpu, peak = call('first')
+        table.add('wall s', name, time.perf_counter() - began)
+      table.add('CPU s', name, cpu)
+      table.add('peak RSS, MiB', name, peak)
+  return [table]
+
+
+# ==============================================================================
+# Converting
+# ==============================================================================
+
+
+def make_footage(folder: pathlib.Path) -> None:
+  """Makes a folder of JPEGs and an mp4 of the same 720p frames."""
+  ((_, frames),) = make_walks(1, 48, _HD)
+  for kind in ('jpeg/train/a', 'mp4/train'):
+    (folder / kind).mkdir(parents=True)
+  for number, rgb in enumerate(frames):
+    path = folder / 'jpeg/train/a' / f'{number:04d}.jpg'
+    path.write_bytes(images.encode_jpeg(rgb))
+  with av.open(str(folder / 'mp4/train/a.mp4'), 'w') as container:
+    stream = container.add_stream('libx264', rate=30)
+    stream.height, stream.width = _HD
+    stream.pix_fmt = 'yuv420p'
+    for rgb in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, 'rgb24')))
+    container.mux(stream.encode())
+
+
+class Converter:
+  """Converts footage on one core, and measures it."""
+
+  def __init__(self, folder: str, size: int, full: bool):
+    """Prepares converting.
+
+    Args:
+      folder: The footage.
+      size: Pixels of the records.
+      full: Whether JPEGs are decoded in full before they are made smaller.
+    """
+    self._source = video.Source(folder, size=size, cut_threshold=2.0)
+    self._full = full
+
+  def convert(self) -> tuple[Time, int, int]:
+    """Returns the time, the number of frames and their bytes on disk."""
+    with contextlib.ExitStack() as stack:
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      if self._full:
+        stack.enter_context(
+          mock.patch.object(
+            images,
+            'read_square',
+            lambda data, size: images.centre_crop_resize(
+              images.decode(data), size
+            ),
+          )
+        )
+      with timed() as result:
+        convert.convert(self._source, folder, workers=0, quiet=True)
+      store = records.open_split(folder, self._source.name, 'train')
+      sizes = [len(frame) for frame in store.frames(range(48))]
+      return result, len(sizes), sum(sizes)
+
+
+def benchmark_convert(
+  *, sizes: Iterable[int], repeats: int, isolate: bool
+) -> list[Table]:
+  """Measures converting 720p footage to frames of each size."""
+  return [_compare_converters(size, repeats, isolate) for size in sizes]
+
+
+def _compare_converters(size: int, repeats: int, isolate: bool) -> Table:
+  with contextlib.ExitStack() as stack:
+    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    make_footage(folder)
+    kinds = {
+      'JPEGs': ('jpeg', False),
+      'JPEGs decoded in full': ('jpeg', True),
+      'mp4': ('mp4', False),
+    }
+    converters = {
+      name: place(isolate)(stack, Converter, str(folder / kind), size, full)
+      for name, (kind, full) in kinds.items()
+    }
+    height, width = _HD
+    table = Table(
+      f'convert: {width} x {height} to {size} pixels, one core', list(kinds)
+    )
+    for call in converters.values():
+      call('convert')  # Imports and caches.
+    for name in alternate(converters, repeats):
+      result, frames, written = converters[name]('convert')
+      table.add('frames/s', name, frames / result.wall)
+      table.add('frames/CPU s', name, frames / result.cpu)
+      table.add('KiB written a frame', name, written / frames / 1024)
+  return table
+
+
+# ==============================================================================
 # The command
 # ==============================================================================
 
-NAMES = ('step', 'pipeline')
+NAMES = ('step', 'pipeline', 'start', 'convert')
 
 
 def _recipe() -> ConfigDict:
-  """The recipe that the flags name.
-
-  Raises:
-    UserError: If there is no such file: the flag says so on access only.
-  """
-  try:
-    config = _CONFIG.value.copy_and_resolve_references()
-  except OSError as e:
-    raise UserError(f'cannot load --config: {str(e).splitlines()[-1]}') from e
+  config = _CONFIG.value.copy_and_resolve_references()
   if _BATCH.value:
     config.data.batch = _BATCH.value
   return config
@@ -773,8 +997,12 @@ def _run(names: list[str]) -> dict[str, Any]:
   for name in names or NAMES:
     if name == 'step':
       tables = benchmark_step(config, compiles=_COMPILES.value, **common)
-    else:
+    elif name == 'pipeline':
       tables = benchmark_pipeline(config, sizes=sizes, **common)
+    elif name == 'start':
+      tables = benchmark_start(config, clips=_CLIPS.value, **common)
+    else:
+      tables = benchmark_convert(sizes=sizes, **common)
     numbers[name] = [table.summary() for table in tables]
     print('\n'.join(f'{table}\n' for table in tables), flush=True)
   return numbers

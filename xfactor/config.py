@@ -24,6 +24,10 @@ def base() -> ConfigDict:
       'mesh': dataclasses.asdict(sharding.Config()),
       # A folder or file with LPIPS weights; empty: the installed package's.
       'perceptual_weights': '',
+      # The workdir of another run to start from, and which of its networks:
+      # 'both', or 'pose_encoder' alone as the public multi-view code does.
+      'init_from': '',
+      'init_networks': 'both',
       'data': {
         'dir': 'data',  # Where convert_datasets.py wrote.
         'mix': {},  # Data set's name to `part(...)`.
@@ -40,6 +44,7 @@ def base() -> ConfigDict:
         'workers': 0,  # Processes instead of threads, if above 0.
         'prefetch': 8,  # Batches made ahead, at least as many as threads.
         'max_bad_fraction': 0.01,  # Of unreadable examples, before a stop.
+        'allow_change': False,  # Go on where data differ from a checkpoint's.
       },
       'train': {
         'steps': 100_000,  # Optimizer updates.
@@ -97,6 +102,11 @@ def check(config: ConfigDict) -> None:
     value = config[section][key] if section else config[key]
     if value < least:
       raise UserError(f'config.{name}={value} must be at least {least}')
+  if config.init_networks not in ('both', 'pose_encoder'):
+    raise UserError(
+      f'config.init_networks={config.init_networks!r}: choose "both" or '
+      '"pose_encoder"'
+    )
   if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
     raise UserError(
       f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: choose '

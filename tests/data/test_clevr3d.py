@@ -160,7 +160,7 @@ def test_what_is_broken_is_left_out(root, tmp_path):
   assert store.clip_ids() == ['000000', '000004']
   ((item, reason),) = summary.skipped
   assert item == '000000'
-  assert reason.startswith('2 of 4 scenes from 000000 on are left out')
+  assert reason.startswith('2 of 4 sequences of the block 000000')
   assert 'img_2_1.png' in reason
 
 

@@ -594,6 +594,18 @@ def test_bucket_holds_the_same(bucket, straight):
   )
 
 
+def test_unreachable_bucket_is_one_sentence(bucket, monkeypatch):
+  def fail(*args, **kwargs):
+    raise ImportError('Please install gcsfs')
+
+  monkeypatch.setattr(_Bucket, 'exists', fail)
+  with pytest.raises(UserError, match=r'Please install gcsfs; .*\[gcs\]'):
+    run(Fake(), 'gs://bucket/data')
+  monkeypatch.setattr(_Bucket, 'exists', _raise(OSError('forbidden')))
+  with pytest.raises(UserError, match=r'reached \(forbidden\)'):
+    run(Fake(), 'gs://bucket/data')
+
+
 @pytest.mark.parametrize('nth', [1, 4, 9, 12])
 def test_interrupted_move_in_a_bucket(bucket, monkeypatch, straight, nth):
   original, calls = _Bucket.mv, []

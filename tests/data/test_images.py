@@ -1,10 +1,13 @@
 """Reading, writing and resizing pictures."""
 
+import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from xfactor.data import images
 
@@ -127,6 +130,196 @@ def test_honours_exif_orientation(tmp_path):
   exif[0x0112] = 6  # Turn a quarter clockwise to see it upright.
   Image.fromarray(rgb).save(tmp_path / 'a.jpg', quality=97, exif=exif)
   assert_close(images.read_image(tmp_path / 'a.jpg'), np.rot90(rgb, -1), 12)
+
+
+# Columns are red, green and blue in XYZ under D50, as ICC profiles have them.
+SRGB = [
+  [0.4360747, 0.3850649, 0.1430804],
+  [0.2225045, 0.7168786, 0.0606169],
+  [0.0139322, 0.0971045, 0.7141733],
+]
+DISPLAY_P3 = [
+  [0.51512, 0.29198, 0.15710],
+  [0.24120, 0.69225, 0.06657],
+  [-0.00105, 0.04189, 0.78407],
+]
+ADOBE_RGB = [
+  [0.60974, 0.20528, 0.14919],
+  [0.31111, 0.62567, 0.06322],
+  [0.01947, 0.06087, 0.74457],
+]
+
+
+def icc(primaries, gamma):
+  """A minimal ICC profile; sRGB's curve where gamma is None."""
+
+  def fixed(*values):
+    return struct.pack(f'>{len(values)}i', *(round(x * 65536) for x in values))
+
+  if gamma is None:
+    curve = b'para' + bytes(4) + struct.pack('>HH', 3, 0)
+    curve += fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+  else:
+    curve = b'curv' + bytes(4) + struct.pack('>IH', 1, round(gamma * 256))
+    curve += bytes(2)
+  white = (0.9642, 1.0, 0.8249)
+  points = dict(zip('rgb', np.transpose(primaries).tolist(), strict=True))
+  tags = {b'wtpt': b'XYZ ' + bytes(4) + fixed(*white)}
+  for name, point in points.items():
+    tags[f'{name}XYZ'.encode()] = b'XYZ ' + bytes(4) + fixed(*point)
+    tags[f'{name}TRC'.encode()] = curve
+  offset = 128 + 4 + 12 * len(tags)
+  table, body = struct.pack('>I', len(tags)), b''
+  for name, data in tags.items():
+    table += name + struct.pack('>II', offset + len(body), len(data))
+    body += data
+  header = struct.pack('>I4sI', offset + len(body), b'test', 0x04000000)
+  header += b'mntrRGB XYZ ' + bytes(12) + b'acsp' + bytes(28) + fixed(*white)
+  return header.ljust(128, b'\0') + table + body
+
+
+def linear(x, gamma):
+  curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+  return curve if gamma is None else x**gamma
+
+
+def as_srgb(rgb, primaries, gamma):
+  """What a profile's numbers are in sRGB: the textbook's formulas."""
+  light = linear(rgb / 255, gamma) @ np.transpose(primaries)
+  light = (light @ np.linalg.inv(np.transpose(SRGB))).clip(0, 1)
+  curve = np.where(
+    light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055
+  )
+  return np.round(255 * curve).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+  ('primaries', 'gamma'), [(DISPLAY_P3, None), (ADOBE_RGB, 563 / 256)]
+)
+def test_other_colour_spaces_become_srgb(tmp_path, primaries, gamma):
+  rgb = smooth(64, 64)
+  expected = as_srgb(rgb, primaries, gamma)
+  assert np.abs(expected.astype(float) - rgb).mean() > 5
+  for suffix in ('png', 'jpg'):
+    path = tmp_path / f'a.{suffix}'
+    Image.fromarray(rgb).save(
+      path, icc_profile=icc(primaries, gamma), quality=99, subsampling=0
+    )
+    data = path.read_bytes()
+    frames = [images.fit(data, size).data for size in (None, 64)]
+    for frame in frames:  # No reader of records needs to know of profiles.
+      with Image.open(io.BytesIO(frame)) as image:
+        assert 'icc_profile' not in image.info
+    read = [images.read_image(path), images.read_square(data, 64)]
+    for picture in read + [images.decode(frame) for frame in frames]:
+      # Single dark pixels of JPEGs are further off than most.
+      error = np.abs(picture.astype(int) - expected)
+      assert error.mean() < 1.5
+  assert_close(images.read_image(tmp_path / 'a.png'), expected, 2)
+
+
+@pytest.mark.parametrize(
+  'profile',
+  [
+    icc(SRGB, None),
+    ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(),
+    b'broken',
+    ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes(),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+def test_srgb_and_bad_profiles_change_nothing(tmp_path, suffix, profile):
+  """Frames that show sRGB are copied, whichever its profile."""
+  path = tmp_path / f'a.{suffix}'
+  Image.fromarray(smooth(32, 32)).save(path, icc_profile=profile)
+  with Image.open(path) as image:
+    np.testing.assert_array_equal(images.read_image(path), np.asarray(image))
+  assert images.fit(path.read_bytes(), None).data == path.read_bytes()
+
+
+def png16(rgb):
+  """A PNG of 16 bits a channel, which Pillow cannot write."""
+
+  def chunk(kind, data):
+    check = zlib.crc32(kind + data)
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
+
+  height, width, channels = rgb.shape
+  kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+  rows = rgb.astype('>u2').reshape(height, -1).view(np.uint8)
+  rows = np.pad(rows, ((0, 0), (1, 0)))  # Each row's filter: none.
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, kind, 0, 0, 0))
+    + chunk(b'IDAT', zlib.compress(rows.tobytes()))
+    + chunk(b'IEND', b'')
+  )
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_sixteen_bits(tmp_path, channels):
+  """Of every kind of PNG, the upper eight; frames have no more."""
+  rgb = smooth(24, 32)
+  deep = rgb.astype(np.uint16) * 256 + 200
+  opaque = np.full((24, 32, 1), 65535, np.uint16)
+  deep = {
+    1: deep[..., :1],
+    2: np.dstack([deep[..., :1], opaque]),
+    3: deep,
+    4: np.dstack([deep, opaque]),
+  }[channels]
+  expected = rgb if channels > 2 else np.repeat(rgb[..., :1], 3, -1)
+  data = png16(deep)
+  (tmp_path / 'a.png').write_bytes(data)
+  np.testing.assert_array_equal(images.read_image(tmp_path / 'a.png'), expected)
+  frame = images.fit(data, None).data
+  assert frame != data
+  assert frame[24] == 8  # Bits.
+  np.testing.assert_array_equal(images.decode(frame), expected)
+
+
+@pytest.mark.parametrize('size', [16, 32, 64, 100, 150, 256, 300, 500])
+@pytest.mark.parametrize('shape', [(360, 640), (480, 641), (483, 360)])
+def test_square_of_a_jpeg_is_in_place(shape, size):
+  """At whichever scale it is decoded: cameras depend on it."""
+  rgb = smooth(*shape)
+  jpeg = images.encode_jpeg(rgb, 97)
+  want = images.centre_crop_resize(rgb, size).astype(int)
+  inner = slice(size // 8, -size // 8)
+  got = images.read_square(jpeg, size)
+  error = np.abs(got - want)[inner, inner].mean()
+  off = np.abs(np.roll(want, 1, 1) - want)[inner, inner].mean()
+  assert error < 2
+  assert error < 0.25 * off or size > min(shape)  # Of a pixel, that is.
+  np.testing.assert_array_equal(
+    images.decode(images.fit(jpeg, size).data),
+    images.decode(images.encode_jpeg(got)),
+  )
+
+
+def test_squares_are_upright_and_whole():
+  rgb = smooth(480, 640)
+  out, exif = io.BytesIO(), Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(rgb).save(out, 'JPEG', quality=97, exif=exif)
+  expected = images.centre_crop_resize(np.rot90(rgb, -1), 64)
+  assert_close(images.read_square(out.getvalue(), 64), expected, 12)
+  jpeg = images.encode_jpeg(rgb, 97)
+  for data in (jpeg[: len(jpeg) // 2], b'hello'):
+    with pytest.raises(images.ImageError):
+      images.read_square(data, 64)
+
+
+@pytest.mark.parametrize('encode', [images.encode_jpeg, images.encode_png])
+def test_decodes_into_a_given_array(encode):
+  data = encode(smooth(24, 32))
+  out = np.zeros((2, 24, 32, 3), np.uint8)
+  images.decode(data, out[1])
+  np.testing.assert_array_equal(out[1], images.decode(data))
+  assert not out[0].any()
+  for shape in ((24, 31, 3), (32, 24, 3), (24, 40, 3), (8, 8, 3)):
+    with pytest.raises(images.ImageError):
+      images.decode(data, np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])

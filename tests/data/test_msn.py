@@ -253,7 +253,7 @@ def test_unusable_scenes_are_left_out(tmp_path, key, value, reason):
   assert summary.splits['train'].clips == 1
   ((item, text),) = summary.skipped
   assert item == TRAIN
-  assert text.startswith(f'1 scenes of {TRAIN} are left out, the first: rec')
+  assert text.startswith(f'1 of 2 sequences of {TRAIN} are left out')
   with pytest.raises(errors.UserError, match=reason):
     list(msn.Source(source=str(tmp_path / 'in')).clips(_item(tmp_path / 'in')))
 

@@ -185,7 +185,7 @@ def test_chunks(tmp_path):
   assert records.open_split(tmp_path, 're10k', 'test').clip_ids() == ['f1']
   ((where, why),) = summary.skipped
   assert where == 'train/000000'
-  assert '2 of the 4 sequences in' in why
+  assert '2 of 4 sequences of' in why
   assert 'c1 has 9 usable frames and min_length=10' in why
 
 

@@ -10,6 +10,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from tests.data.test_images import DISPLAY_P3, as_srgb, icc
 from xfactor import errors
 from xfactor.data import images
 from xfactor.data.sources import video
@@ -442,12 +443,53 @@ def test_pictures_are_read_once(tmp_path, monkeypatch):
   write_frames(tmp_path / 'a', pan(0, 12))
   (tmp_path / 'a' / 'f0.jpg').write_text('broken')
   seen = []
-  read = images.read_image
+  read = images.read_square
   monkeypatch.setattr(
-    images, 'read_image', lambda path: seen.append(path) or read(path)
+    images,
+    'read_square',
+    lambda data, size: seen.append(data) or read(data, size),
   )
   convert(tmp_path)
   assert len(seen) == len(set(seen)) == 12
+
+
+def test_large_pictures_are_made_smaller_as_well(tmp_path):
+  """They are decoded at a reduced scale; cuts and pixels stay."""
+  first, second = (
+    [np.kron(x, np.ones((5, 5, 1), np.uint8)) for x in pan(seed, 12, 2)]
+    for seed in (0, 7)
+  )
+  write_frames(tmp_path / 'a', first + second)
+  write_frames(tmp_path / 'b', [np.rot90(x) for x in first])
+  for i in range(12):  # Upright again, as a camera would say.
+    path = tmp_path / 'b' / f'f{i}.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as image:
+      image.save(path, quality=95, exif=exif)
+  clips, _ = convert(tmp_path)
+  assert [c.id for c in clips] == ['a/000', 'a/001', 'b/000']
+  for clip in clips:
+    assert numbers(clip) == list(range(12))
+  expected = images.centre_crop_resize(first[3], SIZE).astype(int)
+  for clip in clips[0], clips[2]:
+    difference = images.decode_jpeg(clip.frames[3]) - expected
+    assert np.abs(difference).mean() < 3
+
+
+def test_wide_colours_become_srgb(tmp_path):
+  """As phones and cameras save them, with a profile."""
+  frames = pan(0, 12)
+  (tmp_path / 'a').mkdir()
+  for i, frame in enumerate(frames):
+    Image.fromarray(frame).save(
+      tmp_path / 'a' / f'{i}.png', icc_profile=icc(DISPLAY_P3, None)
+    )
+  (clip,), _ = convert(tmp_path)
+  expected = as_srgb(frames[5], DISPLAY_P3, None)
+  expected = images.centre_crop_resize(expected, SIZE).astype(int)
+  difference = images.decode_jpeg(clip.frames[5]) - expected
+  assert np.abs(difference).mean() < 2
 
 
 def test_pictures_beside_videos_are_not_frames(tmp_path):

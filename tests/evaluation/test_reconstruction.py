@@ -37,7 +37,14 @@ def images():
 
 def batch(images, mask=None):
   mask = np.ones(len(images), bool) if mask is None else mask
-  return {'images': images, 'mask': mask}
+  return {
+    'images': images,
+    'frames': np.tile(
+      np.arange(images.shape[1], dtype=np.int32), (len(images), 1)
+    ),
+    'example': np.arange(len(images)),
+    'mask': mask,
+  }
 
 
 def test_padding_does_not_count(evaluate, params, images):
@@ -95,6 +102,25 @@ def test_the_panel_shows_the_scene_that_was_moved(evaluate, params, images):
   np.testing.assert_array_equal(result.images['scene'], images[1:4, 0])
 
 
+def test_each_other_frame_is_the_target_by_turns():
+  frames = jnp.array([[0, 2, 5, 9, 10]] * 5)
+  views = reconstruction.choose_views(frames, jnp.arange(5))
+  assert (views[:, 0] == 2).all()  # 5 is nearest to both 0 and 10.
+  assert sorted(views[:4, -1].tolist()) == [0, 1, 3, 4]
+  assert views[4].tolist() == views[0].tolist()
+  for row in views.tolist():
+    assert sorted(row) == list(range(5))
+
+
+def test_copying_takes_the_view_nearest_in_time():
+  frames = jnp.array([[5, 0, 9, 8]])  # The target is frame 8.
+  images = jnp.arange(4.0)[None, :, None, None, None] * jnp.ones(
+    (1, 4, 2, 2, 3)
+  )
+  near = reconstruction.nearest_context(images, frames)
+  np.testing.assert_array_equal(near, np.full((1, 2, 2, 3), 2.0))
+
+
 def test_halves_know_nothing_of_their_own_pixels(evaluate, params, images):
   """Changing the target's own quadrant leaves its drawing as it was."""
   changed = images[:8].copy()
@@ -117,7 +143,7 @@ def test_the_table_names_rows_and_counts(evaluate, params, images):
   result = evaluate(params, [batch(images[:8])], num_images=2)
   text = reconstruction.table('squares', result)
   assert 'squares (8 held-out examples)' in text
-  for words in ('model', 'copy the context frame', 'mean colour', 'SSIM'):
+  for words in ('model', 'copy the nearest view', 'mean colour', 'SSIM'):
     assert words in text
   names = heldout.scalars({'squares': result})
   assert {'eval/squares/psnr', 'eval/squares/copy_ssim'} <= set(names)

@@ -24,6 +24,7 @@ TINY = (
   '--config.data.image_size=32',
   '--config.data.threads=2',
   '--sizes=32',
+  '--clips=3000',
 )
 
 
@@ -100,7 +101,11 @@ def test_step_compares_equal_programs(tmp_path):
 def test_pipeline_reads_the_same_pictures(tmp_path):
   text, table = measure(tmp_path, 'pipeline')
   assert 'all read the same pictures' in text
-  things = {'records', 'loose JPEG', 'loose PNG'}
+  things = {'records'} | {
+    f'{size} {kind}'
+    for size in ('32 x 32', '640 x 360')
+    for kind in ('JPG', 'PNG')
+  }
   assert {name: set(row) for name, row in table['rows'].items()} == {
     'frames/s, one thread': things,
     'frames/CPU s, one thread': things,
@@ -111,10 +116,30 @@ def test_pipeline_reads_the_same_pictures(tmp_path):
   assert_agree(text, table)
 
 
+def test_start_opens_any_number_of_clips(tmp_path):
+  text, table = measure(tmp_path, 'start')
+  assert table['things'] == ['3,000 clips', '1,000 clips']
+  assert set(table['rows']) == {'wall s', 'CPU s', 'peak RSS, MiB'}
+  assert_agree(text, table)
+
+
+def test_convert_compares_ways_to_decode(tmp_path):
+  text, table = measure(tmp_path, 'convert', '--noisolate')
+  assert table['things'] == ['JPEGs', 'JPEGs decoded in full', 'mp4']
+  rows = table['rows']
+  assert set(rows) == {'frames/s', 'frames/CPU s', 'KiB written a frame'}
+  assert_agree(text, table)
+  reduced, full, _ = (
+    rows['KiB written a frame'][x]['median'] for x in table['things']
+  )
+  assert reduced == pytest.approx(full, rel=0.1)
+  assert reduced != full  # Or else the full decoding was not measured.
+
+
 @pytest.mark.parametrize(
   ('args', 'words'),
   [
-    (('stpe',), "'stpe'; choose from step, pipeline"),
+    (('stpe',), "'stpe'; choose from step, pipeline, start, convert"),
     (('step', '--config=configs/nope.py'), 'configs/nope.py'),
     (('step', '--config.model.feature=3'), 'Did you mean "features"'),
     (('step', '--config.model.dtype=bfloat16'), 'dtype=float32'),

@@ -6,6 +6,7 @@ import numpy as np
 
 from xfactor import config as configs
 from xfactor.data import convert, images, sources
+from xfactor.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,16 @@ def recipe(data_dir, **changes):
     section, _, key = name.partition('__')
     config[section][key] = value
   return config.lock()
+
+
+def batch(built, rng):
+  """A batch of noise on the mesh."""
+  shapes = built.abstract_batch()
+  frames = np.sort(
+    rng.integers(0, 30, shapes['frames'].shape, np.int32), axis=1
+  )
+  images = rng.integers(0, 256, shapes['images'].shape, np.uint8)
+  return sharding.to_mesh(built.mesh, {'images': images, 'frames': frames})
 
 
 def make_data(folder):

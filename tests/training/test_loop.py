@@ -7,11 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests.training import small
 from xfactor import config as configs
 from xfactor import eval as eval_binary
+from xfactor.data import records
 from xfactor.errors import UserError
 from xfactor.training import build, checkpoint, data, loop, step, writers
 
@@ -185,15 +187,71 @@ def test_data_are_made_once_and_other_options_are_refused(
     data.make(config)
 
 
-def test_other_data_at_resume_are_said(run, data_dir, tmp_path, monkeypatch):
+def test_other_data_at_resume_are_refused(run, data_dir, tmp_path):
   _, workdir, _ = run
-  said = []
-  monkeypatch.setattr(
-    loop.logging, 'warning', lambda *args: said.append(args[0])
-  )
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
-  loop.train(small.recipe(data_dir, data__flip_prob=0.0), str(tmp_path))
-  assert any('data' in line for line in said)
+  other = small.recipe(data_dir, data__flip_prob=0.0, data__batch=16)
+  with pytest.raises(UserError) as caught:
+    loop.train(other, str(tmp_path))
+  for words in (
+    'checkpoints/6 was trained on',
+    'batch_size: 8 -> 16',
+    'squares.views.flip_prob: 0.5 -> 0.0',
+    'another --workdir',
+    '--config.data.allow_change=true',
+  ):
+    assert words in str(caught.value)
+
+
+def test_other_data_can_be_allowed(run, data_dir, tmp_path, monkeypatch):
+  """They are then what the run is on, and are compared with."""
+  _, workdir, _ = run
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  said = []
+  monkeypatch.setattr(data.logging, 'warning', lambda *args: said.append(args))
+  changes = {'data__flip_prob': 0.0, 'train__steps': 8}
+  allowed = small.recipe(data_dir, data__allow_change=True, **changes)
+  loop.train(allowed, str(tmp_path))
+  # Orbax warns, too.
+  ((_, origin, differences),) = [x for x in said if 'other training' in x[0]]
+  assert origin.endswith('checkpoints/6')
+  assert differences == 'squares.views.flip_prob: 0.5 -> 0.0'
+  assert read_state(allowed, tmp_path)[0].step == 8
+  with pytest.raises(UserError, match=r'flip_prob: 0.0 -> 0.5'):
+    loop.train(small.recipe(data_dir), str(tmp_path))
+
+
+def test_hands_that_only_change_speed_are_no_other_data(
+  run, data_dir, tmp_path
+):
+  """Threads, prefetch, worker processes: going on equals a straight run."""
+  config, workdir, _ = run
+  shutil.copytree(workdir / 'checkpoints/3', tmp_path / 'checkpoints/3')
+  speed = small.recipe(
+    data_dir, data__threads=1, data__prefetch=2, data__workers=1
+  )
+  parsed = flags.FLAGS.is_parsed()
+  flags.FLAGS.mark_as_parsed()  # Binaries have parsed them; Grain looks.
+  try:
+    loop.train(speed, str(tmp_path))
+  finally:
+    if not parsed:
+      flags.FLAGS.unparse_flags()
+  straight, resumed = (read_state(config, w)[0] for w in (workdir, tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+
+
+def test_unreadable_examples_are_in_the_log(data_dir, tmp_path):
+  """By data set, where there are any; a bad checksum has another clip read."""
+  shutil.copytree(data_dir, tmp_path / 'data')
+  store = records.open_split(data_dir, 'squares', 'train')
+  (jpeg,) = store.clip_frames(4, [5])
+  for path in (tmp_path / 'data').glob('squares/frames/*/*train*array_record*'):
+    path.write_bytes(path.read_bytes().replace(jpeg[-99:], bytes(99)))
+  loop.train(small.recipe(tmp_path / 'data'), str(tmp_path / 'run'))
+  lines = writers.read_lines(tmp_path / 'run/metrics.jsonl')
+  last = [line for line in lines if 'loss' in line][-1]
+  assert last['bad_examples/squares'] == last['bad_examples'] >= 1
 
 
 @pytest.mark.parametrize(
@@ -278,9 +336,11 @@ def test_a_workdir_that_cannot_be_written_is_said(data_dir, tmp_path):
     loop.train(small.recipe(data_dir), str(blocked / 'run'))
 
 
-def test_every_leaf_of_the_config_is_read(data_dir, tmp_path, monkeypatch):
+def test_every_leaf_of_the_config_is_read(run, tmp_path, monkeypatch):
   """A key that nothing reads would be a promise that nobody keeps."""
-  config = small.recipe(data_dir)
+  config, workdir, _ = run
+  # Some say how to go on.
+  shutil.copytree(workdir / 'checkpoints/3', tmp_path / 'checkpoints/3')
   seen = set()
 
   class Recording(configs.ConfigDict):

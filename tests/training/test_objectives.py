@@ -12,6 +12,10 @@ from xfactor.models import official
 from xfactor.training import objectives
 
 
+def frames_of(images):
+  return jnp.tile(jnp.arange(images.shape[1]), (len(images), 1))
+
+
 @pytest.fixture(scope='module')
 def params(golden):
   ours = official.to_ours(golden('xf_params_pert'))
@@ -97,6 +101,120 @@ def test_evaluation_and_transfer_are_golden(params, step):
   np.testing.assert_allclose(moved, step['f32exact/eval_transfer'], atol=1e-5)
 
 
+# ----------------------------------------------------------------- multi-view
+
+
+@pytest.fixture(scope='module')
+def views_step(golden):
+  return golden('xf_loss_mv')
+
+
+@pytest.fixture(scope='module')
+def official_views_step(params, views_step):
+  """As `official_step`, of six views; its last example is unmasked."""
+  step = views_step
+  assert step['mid/qc'].tolist() == [2, 2, 0]
+  images = to_float(step['mid/x'])
+  # The public code stacks pairs of one view of all examples.
+  pairs = step['mid/x_enc'].reshape(5, 3, *step['mid/x_enc'].shape[1:])
+  pairs = jnp.asarray(pairs.swapaxes(0, 1))
+  order = jnp.asarray(order_of(step['mid/pmask']))
+
+  def draw(params):
+    model = FUNCTIONAL.bind(params)
+    split = objectives.reconstruct(model, images[:2], pairs[:2], order[:2])
+    whole = objectives.reconstruct(model, images[2:], pairs[2:], None)
+    return jnp.concatenate([split.image, whole.image]), split.poses
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params):
+    return jnp.mean(jnp.abs(draw(params)[0] - images[:, -1]))
+
+  return *loss(params), *jax.jit(draw)(params)
+
+
+def test_views_loss_is_golden(official_views_step, views_step):
+  np.testing.assert_allclose(
+    official_views_step[0], views_step['f32exact/loss'], rtol=1e-5
+  )
+
+
+def test_views_pictures_and_poses_are_golden(official_views_step, views_step):
+  _, _, image, poses = official_views_step
+  np.testing.assert_allclose(image, views_step['f32exact/render'], atol=1e-5)
+  want = views_step['f32exact/poses'].swapaxes(1, 2)[:2]
+  np.testing.assert_allclose(poses, want, atol=2e-5 * np.abs(want).max())
+
+
+def test_views_gradients_are_golden(official_views_step, golden):
+  want = official.to_ours(golden('xf_grads_mv'))
+  for name, gradient in official_views_step[1].items():
+    np.testing.assert_allclose(
+      gradient,
+      want[name],
+      atol=2e-4 * max(np.abs(want[name]).max(), 1e-9),
+      err_msg=name,
+    )
+
+
+def test_views_evaluation_and_transfer_are_golden(params, views_step):
+  images = to_float(views_step['mid/x'])
+
+  @jax.jit
+  def run(params):
+    model = FUNCTIONAL.bind(params)
+    poses = objectives.reconstruct_poses(model, images)
+    scenes = jnp.roll(images[:, :-1], 1, axis=0)
+    return (
+      model.render(images[:, :-1], poses),
+      objectives.transfer(model, images, scenes),
+    )
+
+  drawn, moved = run(params)
+  want = views_step
+  np.testing.assert_allclose(drawn, want['f32exact/eval_render'], atol=1e-5)
+  np.testing.assert_allclose(moved, want['f32exact/eval_transfer'], atol=1e-5)
+
+
+def test_the_reference_is_the_official_one(golden):
+  tables = golden('xf_tables')
+  frames = jnp.asarray(tables['prox/in'])
+  order = objectives.by_centrality(frames)
+  np.testing.assert_array_equal(order, tables['prox/out'])
+  for seed in range(3):
+    drawn = objectives.draw_views(jax.random.PRNGKey(seed), frames)
+    np.testing.assert_array_equal(drawn, tables[f'prox/select_key{seed}'])
+
+
+def test_views_are_put_in_the_official_order(views_step):
+  """The golden step's own order, its self-target included."""
+  step = views_step
+  views = jnp.asarray(step['mid/sample_ind'])
+  frames = jnp.asarray(step['in/frame_ind'])
+  order = objectives.by_centrality(frames)
+  np.testing.assert_array_equal(order[:, 0], views[:, 0])
+  config = objectives.Config()
+  draws = objectives.draw(jax.random.key(0), frames, config)
+  is_self = step['mid/self_mask']
+  images = step['in/batch_u8']
+  # Which context the self-target shows, as the official draw had it.
+  picked = [
+    next(v for v in range(6) if (images[b, views[b, v]] == shown).all())
+    for b, shown in enumerate(step['mid/x'][:, -1])
+  ]
+  assert [v < 5 for v in picked] == is_self.tolist()
+  draws = dataclasses.replace(draws, views=views, target=jnp.array(picked))
+  shown, _ = objectives.prepare(to_float(images), draws, config)
+  np.testing.assert_array_equal(shown, to_float(step['mid/x']))
+
+
+def test_stereo_leaves_the_loaders_order():
+  frames = jnp.array([[3, 9], [9, 3], [4, 4]])
+  views = objectives.draw_views(jax.random.key(0), frames)
+  np.testing.assert_array_equal(views, [[0, 1]] * 3)
+
+
 def test_quadrants_are_the_official_draws(golden):
   """From the second half of its key, the official code deals the same."""
   tables = golden('xf_tables')
@@ -151,7 +269,7 @@ def test_no_pixel_leaks_from_target_to_its_own_half(params, step, whole):
 def test_self_targets_show_a_context_and_have_no_motion(params, step):
   images = to_float(step['mid/x'])
   config = objectives.Config(self_target_prob=1.0)
-  draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
+  draws = objectives.draw(jax.random.key(0), frames_of(images), config)
   assert (draws.target == 0).all()
   shown, pairs = objectives.prepare(images, draws, config)
   np.testing.assert_array_equal(shown[:, 1], images[:, 0])
@@ -161,7 +279,7 @@ def test_self_targets_show_a_context_and_have_no_motion(params, step):
 def test_only_the_pose_encoder_sees_augmented_pixels(step):
   images = to_float(step['mid/x'])
   config = objectives.Config(self_target_prob=0.0)
-  draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
+  draws = objectives.draw(jax.random.key(0), frames_of(images), config)
   shown, pairs = objectives.prepare(images, draws, config)
   np.testing.assert_array_equal(shown, images)
   assert not np.allclose(pairs, objectives.encoder_pairs(images))
@@ -183,7 +301,7 @@ def test_loss_adds_its_parts(params, step):
   """Weights apply, and LPIPS is only asked where it counts."""
   images = to_float(step['mid/x'])
   config = objectives.Config(l1_weight=2.0, lpips_weight=0.5)
-  draws = objectives.draw(jax.random.key(0), *images.shape[:2], config)
+  draws = objectives.draw(jax.random.key(0), frames_of(images), config)
 
   def distance(a, b):
     return jnp.mean((a - b) ** 2, axis=(1, 2, 3))

@@ -1,18 +1,22 @@
 """Pictures as bytes and as arrays: uint8 [H, W, 3] RGB throughout."""
 
+import functools
 import io
 import os
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
 # A JPEG is decoded at the scale that leaves so many times the wanted pixels:
-# twice as fast for 720p to 256, within half a grey level of the full decoding.
+# twice as fast for 720p to 256, about a grey level from the full decoding.
 _MARGIN = 1.25
 _EXIF_ORIENTATION = 0x0112
+# Levels by which colours may be off for a profile to pass as sRGB: there are
+# many, rounded and approximated in different ways.
+_SAME_COLOUR = 3
 
 
 class ImageError(Exception):
@@ -50,35 +54,58 @@ def header(data: bytes) -> tuple[int, int]:
     ) from error
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
   """Decodes a frame of a data set, a JPEG or a PNG, to uint8 [H, W, 3] RGB.
 
+  Args:
+    data: The frame.
+    out: Where to, contiguous uint8 [H, W, 3]; by default a new array.
+
   Raises:
-    ImageError: If the data is neither, is cut short or damaged.
+    ImageError: If the data is neither, is cut short or damaged, or does not
+      have the shape of `out`.
   """
-  if data.startswith(_PNG):
-    return read_image(io.BytesIO(data))
-  return decode_jpeg(data)
+  if not data.startswith(_PNG):
+    return decode_jpeg(data, out)
+  rgb = read_image(io.BytesIO(data))
+  if out is None:
+    return rgb
+  _check_shape(rgb, out)
+  out[:] = rgb
+  return out
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
-  """Decodes a JPEG, grey ones too, to uint8 [H, W, 3] RGB.
+def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
+  """Decodes a JPEG, grey ones too, to uint8 [H, W, 3] RGB; see `decode`.
 
   Raises:
-    ImageError: If the data is not a JPEG, is cut short or damaged.
+    ImageError: If the data is not a JPEG, is cut short or damaged, or does not
+      have the shape of `out`.
   """
   try:
     # Strict, or else a picture cut in half comes back half grey.
-    return simplejpeg.decode_jpeg(data, 'RGB', strict=True)
+    rgb = simplejpeg.decode_jpeg(data, 'RGB', strict=True, buffer=out)
   except ValueError as error:
     raise ImageError(f'{len(data)} bytes are no good JPEG: {error}') from error
+  if out is not None:
+    _check_shape(rgb, out)
+  return rgb
+
+
+def _check_shape(rgb: np.ndarray, out: np.ndarray) -> None:
+  if rgb.shape != out.shape:
+    raise ImageError(
+      f'the picture has {rgb.shape[0]} x {rgb.shape[1]} pixels instead of '
+      f'{out.shape[0]} x {out.shape[1]}'
+    )
 
 
 def read_image(path: str | os.PathLike[str] | io.BytesIO) -> np.ndarray:
   """Reads a picture, file or bytes, as uint8 [H, W, 3] RGB, the right way up.
 
   Honours the orientation that cameras note in EXIF; shows what is transparent
-  as white; keeps the upper 8 of 16 bits; converts grey, palette and CMYK.
+  as white; keeps the upper 8 of 16 bits; converts grey, palette and CMYK, and
+  colours with an RGB profile (Display P3, Adobe RGB) to sRGB.
 
   Raises:
     ImageError: If there is no such file, or it is no picture or cut short.
@@ -86,13 +113,56 @@ def read_image(path: str | os.PathLike[str] | io.BytesIO) -> np.ndarray:
   try:
     with Image.open(path) as image:
       image.load()
-      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+      rgb = _to_rgb(ImageOps.exif_transpose(image))
+      if to_srgb := _to_srgb(image.info.get('icc_profile', b'')):
+        rgb = to_srgb.apply(rgb)
+      return np.asarray(rgb)
   except (
     *(OSError, SyntaxError, ValueError, EOFError),
     Image.DecompressionBombError,
   ) as error:
     name = 'the picture' if isinstance(path, io.BytesIO) else path
     raise ImageError(f'{name} cannot be read: {error}') from error
+
+
+def read_square(data: bytes, size: int) -> np.ndarray:
+  """Returns `centre_crop_resize` of an encoded picture, read as `read_image`.
+
+  Plain JPEGs are decoded at the least scale that leaves somewhat more than
+  `size` pixels a side: several times faster, and hardly different.
+
+  Args:
+    data: The file's content.
+    size: Width and height of the result.
+
+  Raises:
+    ImageError: If the data is no picture, is cut short or damaged.
+  """
+  if plain := _plain_jpeg(data):
+    return _square_of_jpeg(data, *plain, size)
+  return centre_crop_resize(read_image(io.BytesIO(data)), size)
+
+
+def _square_of_jpeg(
+  data: bytes, height: int, width: int, size: int
+) -> np.ndarray:
+  least = int(_MARGIN * size)
+  try:
+    rgb = simplejpeg.decode_jpeg(data, 'RGB', min_height=least, min_width=least)
+  except ValueError as error:
+    raise ImageError(f'no good JPEG: {error}') from error
+  if rgb.shape[:2] == (height, width):
+    return centre_crop_resize(rgb, size)
+  # The square of the whole picture, or else cameras would not fit any more: at
+  # this scale, which is in eighths, its edges may lie within pixels.
+  scale = 8 * rgb.shape[0] // height / 8
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  box = tuple(scale * x for x in (left, top, left + side, top + side))
+  square = Image.fromarray(rgb).resize(
+    (size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0
+  )
+  return np.asarray(square)
 
 
 class Fitted(NamedTuple):
@@ -133,42 +203,69 @@ def fit(data: bytes, size: int | None, quality: int = 95) -> Fitted:
     if size is None or (height, width) == (size, size):
       decode_jpeg(data)  # Damaged ones must not get into the records.
       return Fitted(data, height, width, height, width)
-    least = int(_MARGIN * size)
-    try:
-      rgb = simplejpeg.decode_jpeg(
-        data, 'RGB', min_height=least, min_width=least
-      )
-    except ValueError as error:
-      raise ImageError(f'no good JPEG: {error}') from error
+    square = _square_of_jpeg(data, height, width, size)
   else:
     rgb = read_image(io.BytesIO(data))
     height, width = rgb.shape[:2]
-  if size is not None:
+    if size is None:
+      data = data if _is_plain_png(data) else encode_png(rgb)
+      return Fitted(data, height, width, height, width)
     square = centre_crop_resize(rgb, size)
-    return Fitted(encode_jpeg(square, quality), size, size, height, width)
-  if not (data.startswith(_PNG) and _mode(data) == 'RGB'):
-    data = encode_png(rgb)
-  return Fitted(data, height, width, height, width)
+  return Fitted(encode_jpeg(square, quality), size, size, height, width)
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
-  """Returns (height, width) of an upright JPEG in RGB or grey, else None."""
+  """Returns (height, width) of an upright JPEG in sRGB or grey, else None."""
   if not data.startswith(_JPEG):
     return None
   try:
     with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
       # Pillow reads no more than the header here.
-      turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-      if turned or image.mode not in ('RGB', 'L'):
+      if image.mode not in ('RGB', 'L') or not _is_plain(image):
         return None
       return image.height, image.width
   except (OSError, SyntaxError, ValueError):
     return None
 
 
-def _mode(png: bytes) -> str:
-  with Image.open(io.BytesIO(png)) as image:
-    return image.mode if not image.getexif() else 'turned'
+def _is_plain_png(data: bytes) -> bool:
+  """Whether this is a PNG that shows sRGB of 8 bits as it is."""
+  # The header's bit depth and colour type: Pillow hides 16 bits.
+  if not (data.startswith(_PNG) and data[24:26] == b'\x08\x02'):
+    return False
+  with Image.open(io.BytesIO(data), formats=('PNG',)) as image:
+    return _is_plain(image) and not image.has_transparency_data
+
+
+def _is_plain(image: Image.Image) -> bool:
+  """Whether a picture is upright and its colours need no conversion."""
+  turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+  return not turned and not _to_srgb(image.info.get('icc_profile', b''))
+
+
+@functools.lru_cache(maxsize=16)
+def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+  """Returns what turns RGB of an ICC profile into sRGB; None for nothing.
+
+  That is: for no profile, sRGB itself, one that is damaged or not for RGB.
+  """
+  if not profile:
+    return None
+  try:
+    transform = ImageCms.buildTransform(
+      ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+      ImageCms.createProfile('sRGB'),
+      'RGB',
+      'RGB',
+      ImageCms.Intent.RELATIVE_COLORIMETRIC,
+    )
+  except (ImageCms.PyCMSError, OSError):
+    return None
+  levels = np.arange(0, 256, 51, np.uint8)
+  colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+  changed = np.asarray(transform.apply(Image.fromarray(colours)))
+  off = np.abs(changed.astype(int) - colours).max()
+  return transform if off > _SAME_COLOUR else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

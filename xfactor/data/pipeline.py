@@ -18,7 +18,6 @@ from typing import Any
 
 import grain
 import numpy as np
-import simplejpeg
 from absl import logging
 
 from xfactor.data import images, records
@@ -140,7 +139,7 @@ class _Order:
 
 
 class _Share:
-  """One process's part of the stream, and where in the stream each is from.
+  """By step, one process's elements and where in the stream each is from.
 
   A process has neighbouring rows of every global batch, as
   `jax.make_array_from_process_local_data` puts them together again.
@@ -155,10 +154,9 @@ class _Share:
   def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, place: int) -> tuple[int, tuple[int, int]]:
-    step, row = divmod(place, self._rows)
-    index = step * self._batch_size + self._first + row
-    return index, self._order[index]
+  def __getitem__(self, step: int) -> list[tuple[int, tuple[int, int]]]:
+    first = step * self._batch_size + self._first
+    return [(i, self._order[i]) for i in range(first, first + self._rows)]
 
 
 @functools.lru_cache(maxsize=16)
@@ -236,24 +234,27 @@ def _check(config: DataConfig, process_index: int, process_count: int) -> None:
 
 
 # ==============================================================================
-# Reading one element
+# Reading a batch
 # ==============================================================================
+
+# What reading an example raises where its bytes on disk are damaged.
+_UNREADABLE = (RuntimeError, ValueError, OSError, images.ImageError)
 
 
 def _read_views(
-  store: records.FrameStore, clip: int, frames: np.ndarray, size: int
-) -> np.ndarray:
-  """Returns uint8 [views, size, size, 3]; raises as the store or decoder."""
-  pixels = [
-    simplejpeg.decode_jpeg(jpeg) for jpeg in store.clip_frames(clip, frames)
-  ]
-  if pixels[0].shape[:2] != (size, size):
-    pixels = [images.centre_crop_resize(rgb, size) for rgb in pixels]
-  return np.stack(pixels)
+  store: records.FrameStore, clip: int, frames: np.ndarray, out: np.ndarray
+) -> None:
+  """Fills uint8 [views, size, size, 3]; raises some of `_UNREADABLE`."""
+  stored = int(store.height[clip]), int(store.width[clip])
+  for data, view in zip(store.clip_frames(clip, frames), out, strict=True):
+    if stored == view.shape[:2]:
+      images.decode(data, view)
+    else:
+      view[:] = images.centre_crop_resize(images.decode(data), len(view))
 
 
 class _Load:
-  """Turns a stream index and its (part, row) into an example; picklable."""
+  """Turns stream indices and their (part, row) into a batch; picklable."""
 
   def __init__(self, config: DataConfig, parts: Sequence[_OpenPart]):
     self._config = config
@@ -267,7 +268,22 @@ class _Load:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state, _lock=threading.Lock())
 
-  def __call__(self, element: tuple[int, tuple[int, int]]) -> dict[str, Any]:
+  def __call__(
+    self, elements: Sequence[tuple[int, tuple[int, int]]]
+  ) -> dict[str, np.ndarray]:
+    views = self._config.parts[0].views.num_views
+    size = self._config.image_size
+    # Frames are decoded in place: stacking views, then examples, copies twice.
+    pixels = np.empty((len(elements), views, size, size, 3), np.uint8)
+    rest = [self._fill(*pair) for pair in zip(elements, pixels, strict=True)]
+    return {'images': pixels} | {
+      key: np.stack([example[key] for example in rest]) for key in rest[0]
+    }
+
+  def _fill(
+    self, element: tuple[int, tuple[int, int]], out: np.ndarray
+  ) -> dict[str, Any]:
+    """Reads one example's images into `out`; returns what else is known."""
     index, (number, row) = element
     opened = self._parts[number]
     rng = frame_rng(self._config.seed, index)
@@ -282,14 +298,11 @@ class _Load:
         index // self._config.batch_size,
       )
       try:
-        pixels = _read_views(
-          opened.store, clip, frames, self._config.image_size
-        )
-      except (RuntimeError, ValueError, OSError) as e:
+        _read_views(opened.store, clip, frames, out)
+      except _UNREADABLE as e:
         self._log(opened, clip, frames, e)
         continue
       return {
-        'images': pixels,
         'frames': np.asarray(frames, np.int32),
         'clip': np.int64(clip),
         'part': np.int32(number),
@@ -430,11 +443,8 @@ class Pipeline:
       self.num_clips,
     )
     share = _Share(order, self.config.batch_size, index, count)
-    return (
-      grain.MapDataset.source(share)
-      .map(_Load(self.config, self._parts))
-      .batch(self.config.batch_size // count)
-    )
+    load = _Load(self.config, self._parts)
+    return grain.MapDataset.source(share).map(load)
 
   def batches(self, start_step: int = 0) -> Batches:
     """Returns this process's batches from a step on, for ever.
@@ -467,9 +477,9 @@ class Pipeline:
   def fingerprint(self) -> dict[str, Any]:
     """Returns what determines the data and their order, as JSON.
 
-    A resumed run must find the same: a step means other data otherwise. Key
-    `sha256` is the digest of the rest. Nothing that affects only speed, and no
-    number of processes, is in it.
+    A resumed run must find the same: a step means other data otherwise; see
+    `differences`. Key `sha256` is the digest of the rest. Nothing that affects
+    only speed, and no number of processes, is in it.
     """
     config = self.config
     content = {
@@ -494,6 +504,38 @@ class Pipeline:
       ],
     }
     return content | {'sha256': records.digest(content)}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """Returns what two fingerprints do not share, each as `NAME: OLD -> NEW`."""
+  old, new = _flat(old), _flat(new)
+  return [
+    f'{key}: {_short(old.get(key))} -> {_short(new.get(key))}'
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+  ]
+
+
+def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
+  """Returns a fingerprint's settings by dotted names; parts by theirs."""
+  fingerprint = {k: v for k, v in fingerprint.items() if k != 'sha256'}
+  parts = fingerprint.pop('parts')
+  # Their order, too, decides which element is of which.
+  out = fingerprint | {'parts': [part['name'] for part in parts]}
+  for part in parts:
+    for key, value in part.items():
+      nested = value if isinstance(value, dict) else {}
+      out |= {f'{part["name"]}.{key}.{k}': v for k, v in nested.items()}
+      if not nested:
+        out[f'{part["name"]}.{key}'] = value
+  return out
+
+
+def _short(value: Any) -> str:
+  """Returns a setting for people; digests by their beginnings."""
+  if isinstance(value, str) and len(value) == 64:
+    return value[:8]
+  return 'none' if value is None else str(value)
 
 
 def _describe(views: Any) -> dict[str, Any]:
@@ -524,9 +566,10 @@ class _LoadEval:
     # Padding repeats the first example, so that it costs no special case.
     number = max(example, 0)
     clip, frames = int(self._index.clips[number]), self._index.frames[number]
+    pixels = np.empty((len(frames), self._size, self._size, 3), np.uint8)
     try:
-      pixels = _read_views(self._store, clip, frames, self._size)
-    except (RuntimeError, ValueError, OSError) as e:
+      _read_views(self._store, clip, frames, pixels)
+    except _UNREADABLE as e:
       # No stand-in: it would change what the number means.
       raise UserError(
         f'cannot read clip {self._index.clip_ids[number]} frames '

@@ -452,8 +452,26 @@ def write_tfds_metadata(
 
 
 def data_folder(data_dir: str | os.PathLike[str]) -> epath.Path:
-  """Returns the folder of converted data sets, with `~` made plain."""
-  return epath.Path(data_dir).expanduser()
+  """Returns a folder, local or in a bucket, with `~` made plain.
+
+  Raises:
+    UserError: If it is in a bucket that cannot be reached.
+  """
+  path = epath.Path(data_dir).expanduser()
+  if is_remote(path):
+    try:
+      path.exists()
+    except ImportError as e:
+      raise UserError(
+        f"{path}: {e}; install what buckets need: pip install -e '.[gcs]'"
+      ) from e
+    except Exception as e:  # Of a library that is not always there.
+      words = ' '.join(str(e).split())
+      raise UserError(
+        f'{path} cannot be reached ({words}); check its name and your '
+        'credentials (gcloud auth application-default login)'
+      ) from e
+  return path
 
 
 def frames_folder(
@@ -602,7 +620,7 @@ class FrameStore:
     return decode_clip(self._clips[clip])
 
   def frame(self, frame: int) -> bytes:
-    """Returns the JPEG of frame `frame` of the split.
+    """Returns the JPEG or PNG of frame `frame` of the split.
 
     Raises:
       RuntimeError: If the bytes on disk do not match their checksum.
@@ -611,7 +629,7 @@ class FrameStore:
     return decode_frame(self._frames[frame])
 
   def frames(self, frames: Iterable[int]) -> list[bytes]:
-    """Returns the JPEGs of several frames of the split; raises as `frame`."""
+    """Returns several frames of the split; raises as `frame`."""
     # One by one: for the handful of a training example the data source's own
     # batched read is six times slower, as it starts a thread pool each time.
     return [self.frame(int(i)) for i in frames]

@@ -1,7 +1,9 @@
 """Held-out reconstruction: how well a view is drawn from its own latent pose.
 
-Beside the model stand two baselines that know nothing of poses: copying the
-first context view, and that view's mean colour. Between them stands the model
+The reference is the most central frame, as in training; which other frame is
+the target is fixed by the example's number. Beside the model stand two
+baselines that know nothing of poses: copying the context view that is nearest
+in time, and that view's mean colour. Between them stands the model
 with poses from the other half of each view. The transfer panel applies one
 clip's motion to another clip's scene, where there is no truth to score.
 """
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xfactor.evaluation import images as metrics
 from xfactor.models import perceptual
@@ -31,9 +33,9 @@ class Result:
   Attributes:
     scores: 'model', 'halves', 'copy' and 'mean' to metric to one number an
       example: psnr in dB, ssim up to 1, lpips where weights are there.
-    images: What the panels show, uint8: 'context' [n, h, w, 3] (the first
-      view), 'prediction', 'truth', 'scene' (the next example's first view) and
-      'transfer' (that scene after this example's motion).
+    images: What the panels show, uint8: 'context' [n, c, h, w, 3] (reference
+      first), 'prediction' [n, h, w, 3], 'truth', 'scene' (the next example's
+      reference) and 'transfer' (that scene after this example's motion).
   """
 
   scores: dict[str, dict[str, np.ndarray]]
@@ -51,17 +53,18 @@ class Result:
     }
 
   def reconstruction_panel(self, *, scale: int = 1) -> np.ndarray:
-    """Context | prediction | truth, one row an example."""
+    """Contexts | prediction | truth, one row an example."""
+    contexts = np.moveaxis(self.images['context'], 1, 0)
     return writers.panel(
-      [self.images[key] for key in ('context', 'prediction', 'truth')],
+      [*contexts, self.images['prediction'], self.images['truth']],
       scale=scale,
     )
 
   def transfer_panel(self, *, scale: int = 1) -> np.ndarray:
-    """Motion's first view | its last | another scene | that scene moved."""
+    """Motion's reference | its target | another scene | that scene moved."""
     return writers.panel(
       [
-        self.images['context'],
+        self.images['context'][:, 0],
         self.images['truth'],
         self.images['scene'],
         self.images['transfer'],
@@ -83,10 +86,14 @@ class Evaluator:
     self._weights = perceptual_weights
     everywhere = NamedSharding(mesh, P())
 
-    def eval_step(params, images, mask, weights):
+    def eval_step(params, batch, weights):
       model = functional.bind(params)
-      images = to_float(images)
-      context, truth = images[:, 0], images[:, -1]
+      views = choose_views(batch['frames'], batch['example'])
+      images = to_float(objectives.take_views(batch['images'], views))
+      truth = images[:, -1]
+      context = nearest_context(
+        images, jnp.take_along_axis(batch['frames'], views, axis=1)
+      )
       poses = objectives.reconstruct_poses(model, images)
       prediction = model.render(images[:, :-1], poses)
       mean = jnp.broadcast_to(
@@ -103,14 +110,14 @@ class Evaluator:
         who: score(image, truth, weights) for who, image in candidates.items()
       }
       pictures = {
-        'context': context,
+        'context': images[:, :-1],
         'prediction': prediction,
         'truth': truth,
         'scene': scenes[:, 0],
         'transfer': objectives.transfer(model, images, scenes),
       }
       # The mask comes back whole: a process has only its part of it.
-      return mask, scores, jax.tree.map(to_uint8, pictures)
+      return batch['mask'], scores, jax.tree.map(to_uint8, pictures)
 
     self._step = jax.jit(eval_step, out_shardings=everywhere)
 
@@ -125,17 +132,17 @@ class Evaluator:
 
     Args:
       params: Of the networks.
-      batches: Each with `images`, uint8 [b, v, h, w, 3], this process's part,
-        and `mask`, bool [b], False for padding.
+      batches: As `pipeline.eval_batches` yields them.
       num_images: How many examples' pictures to keep, at most a batch.
     """
     scores, pictures = [], None
     with jax.set_mesh(self._mesh):
       for batch in batches:
-        images, mask = sharding.to_mesh(
-          self._mesh, (batch['images'], batch['mask'])
+        batch = sharding.to_mesh(
+          self._mesh,
+          {k: batch[k] for k in ('images', 'frames', 'example', 'mask')},
         )
-        *got, shown = self._step(params, images, mask, self._weights)
+        *got, shown = self._step(params, batch, self._weights)
         keep, got = jax.device_get(got)
         scores.append(jax.tree.map(lambda x, keep=keep: x[keep], got))
         if pictures is None:
@@ -145,6 +152,29 @@ class Evaluator:
           }
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
     return Result(scores, pictures)
+
+
+def choose_views(
+  frames: Int[Array, 'b v'], example: Int[Array, ' b']
+) -> Int[Array, 'b v']:
+  """The views of fixed examples: reference, other contexts, target.
+
+  By turns, over the examples, each of the other frames is the target.
+  """
+  order = objectives.by_centrality(frames)
+  count = frames.shape[1] - 1
+  turned = (jnp.arange(count)[None] + example[:, None] + 1) % count
+  others = jnp.take_along_axis(order[:, 1:], turned, axis=1)
+  return jnp.concatenate([order[:, :1], others], axis=1)
+
+
+def nearest_context(
+  images: Float[Array, 'b v h w 3'], frames: Int[Array, 'b v']
+) -> Float[Array, 'b h w 3']:
+  """The context view that is nearest to the target in time."""
+  distance = jnp.abs(frames[:, :-1] - frames[:, -1:])
+  nearest = jnp.argmin(distance, axis=1, keepdims=True)
+  return objectives.take_views(images, nearest)[:, 0]
 
 
 def draw_by_halves(
@@ -186,7 +216,7 @@ def table(name: str, result: Result) -> str:
   labels = {
     'model': 'model',
     'halves': 'pose of the other half',
-    'copy': 'copy the context frame',
+    'copy': 'copy the nearest view',
     'mean': 'mean colour',
   }
   lines = [f'{name} ({result.num_examples} held-out examples)']

@@ -54,12 +54,15 @@ class Build:
     """Shapes, dtypes and shardings of the train state."""
     return state.abstract(self.functional, self.tx, self.places)
 
-  def abstract_batch(self) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding of a global batch."""
-    shape = (self.batch, self.views, self.image_size, self.image_size, 3)
-    return jax.ShapeDtypeStruct(
-      shape, 'uint8', sharding=NamedSharding(self.mesh, sharding.BATCH)
-    )
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global batch."""
+    views = (self.batch, self.views)
+    pixels = (self.image_size, self.image_size, 3)
+    place = NamedSharding(self.mesh, sharding.BATCH)
+    return {
+      'images': jax.ShapeDtypeStruct(views + pixels, 'uint8', sharding=place),
+      'frames': jax.ShapeDtypeStruct(views, 'int32', sharding=place),
+    }
 
   def init(self) -> state.TrainState:
     """New parameters and moments, born sharded."""
@@ -68,7 +71,7 @@ class Build:
       return jax.jit(make, out_shardings=self.places)(root_keys(self.seed)[0])
 
   def step(self, *, whole: bool):
-    """The jitted step: (state, images, LPIPS weights) to (state, metrics).
+    """The jitted step: (state, batch, LPIPS weights) to (state, metrics).
 
     The state is donated; its shardings stay as they are, so that the program
     is compiled once.

@@ -9,12 +9,43 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from xfactor.errors import UserError
 from xfactor.training.state import TrainState
+
+
+def warm_start(
+  params: dict[str, jax.Array],
+  abstract: Mapping[str, jax.ShapeDtypeStruct],
+  workdir: epath.PathLike,
+  networks: str,
+) -> tuple[dict[str, jax.Array], str]:
+  """New parameters with those of another run in their place.
+
+  Args:
+    params: Newly initialised.
+    abstract: Their shapes, dtypes and shardings.
+    workdir: Of the other run, whose newest checkpoint is taken.
+    networks: 'both', or the name of one.
+
+  Returns:
+    The parameters, and what was loaded in words.
+
+  Raises:
+    UserError: If there is no checkpoint, or it is of another model.
+  """
+  prefix = '' if networks == 'both' else f'{networks}/'
+  with contextlib.closing(Checkpoints(workdir, create=False)) as checkpoints:
+    step, loaded = checkpoints.restore_params(abstract, prefix=prefix)
+    folder = checkpoints.folder / str(step)
+  count = sum(x.size for x in loaded.values())
+  total = sum(x.size for x in params.values())
+  names = ' and '.join(sorted({name.split('/')[0] for name in loaded}))
+  return params | loaded, f'{names} of {folder}: {count:,} of {total:,} weights'
 
 
 class Checkpoints:
@@ -76,13 +107,28 @@ class Checkpoints:
     return restored.state, restored.meta
 
   def restore_params(
-    self, abstract: Mapping[str, jax.ShapeDtypeStruct], step: int | None
+    self,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    step: int | None = None,
+    prefix: str = '',
   ) -> tuple[int, dict[str, jax.Array]]:
-    """The step and the parameters alone: all that evaluation needs."""
+    """The step and the parameters alone: all that evaluation needs.
+
+    Args:
+      abstract: Shapes, dtypes and shardings to restore to.
+      step: Which checkpoint; the newest by default.
+      prefix: Of the names of the parameters wanted; all by default.
+
+    Raises:
+      UserError: If there is no such checkpoint, or it is of another model.
+    """
     step = self._step(step)
-    folder = self.folder / str(step)
-    _check_same_model(folder, abstract, self._shapes(step)['params'])
-    return step, self._read(step, {'params': dict(abstract)})['params']
+    ours, theirs = (
+      {name: x for name, x in params.items() if name.startswith(prefix)}
+      for params in (abstract, self._shapes(step)['params'])
+    )
+    _check_same_model(self.folder / str(step), ours, theirs)
+    return step, self._read(step, {'params': ours})['params']
 
   def _read(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
     """The parts of a checkpoint's state that `target` describes."""
@@ -135,6 +181,29 @@ class Checkpoints:
       raise _unreadable(folder, ValueError('no metadata')) from e
     except (ValueError, KeyError, OSError) as e:
       raise _unreadable(folder, e) from e
+
+  def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest checkpoint as NumPy arrays, whatever its model, and its meta.
+
+    Returns:
+      Nested dicts and lists with the names of `TrainState`, and the metadata.
+
+    Raises:
+      UserError: If there is no checkpoint, or it is damaged.
+    """
+    step = self._step(None)
+    target = jax.tree.map(
+      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
+      self._shapes(step),
+    )
+    state = self._read(step, target)
+    try:
+      meta = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      ).meta
+    except (ValueError, KeyError, OSError) as e:
+      raise _unreadable(self.folder / str(step), e) from e
+    return state, meta
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The training loop, read top to bottom."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline
@@ -63,16 +63,21 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
   if checkpoints.steps():
     state, saved = checkpoints.restore(build.abstract_state())
-    if saved['data']['sha256'] != fingerprint['sha256']:
-      logging.warning(
-        'The data, their order or the seed differ from those that %s was '
-        'trained on; going on with the new ones.',
-        checkpoints.folder,
-      )
     origin = f'{checkpoints.folder / str(int(state.step))}'
+    data.check_unchanged(
+      saved['data'], fingerprint, origin, allow=config.data.allow_change
+    )
   else:
     state = build.init()
     origin = f'random, seed {config.seed}'
+    if config.init_from:
+      params, origin = checkpoint.warm_start(
+        state.params,
+        build.abstract_state().params,
+        config.init_from,
+        config.init_networks,
+      )
+      state = dataclasses.replace(state, params=params)
   first = int(state.step)
   steps = config.train.steps
 
@@ -110,19 +115,24 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   )
   for step in range(first, steps):
     with log.waiting():
-      images = sharding.to_mesh(build.mesh, next(batches)['images'])
+      batch = next(batches)
+      batch = {key: batch[key] for key in ('images', 'frames')}
+      batch = sharding.to_mesh(build.mesh, batch)
     whole = objectives.is_whole_step(config.seed, step, build.objective)
-    state, metrics = programs[whole](state, images, weights)
+    state, metrics = programs[whole](state, batch, weights)
     log.add(step, metrics)
     bar.update()
     done = step + 1
     if done == steps:
       log.flush()
     if done % config.train.log_every == 0 or done == steps:
+      bad = {k: n for k, n in batches.bad.items() if n}
       values = log.read() | {'bad_examples': batches.bad_count()}
+      values |= {f'bad_examples/{name}': n for name, n in bad.items()}
       writer.scalars(done, values)
       bar.set_postfix_str(
         f'loss {values["loss"]:.4f}, {values["frames_per_s"]:.0f} frames/s'
+        + ''.join(f', {n} unreadable of {name}' for name, n in bad.items())
       )
     if done % config.train.save_every == 0 or done == steps:
       log.flush()  # Only states known to be finite are worth keeping.

@@ -6,7 +6,9 @@ with the pose that the B patches gave, and the reverse. Since the halves never
 attend to each other, they are just twice the batch at half the length for the
 same unmasked model. A pose can then not smuggle pixels, only motion.
 
-A batch is [B, V, H, W, 3]: the reference view, further contexts, the target.
+A batch is [B, V, H, W, 3], V - 1 context views and a target; V is 2 for the
+stereo-monocular model. Of an example's frames the most central one becomes the
+reference that all poses are relative to, and a random other one the target.
 """
 
 import dataclasses
@@ -58,12 +60,15 @@ class Draws:
   """All that a step draws, for the global batch.
 
   Attributes:
+    views: Which frame of each example is the reference, which are the other
+      contexts and, last, which is the target.
     order: Quadrants (row-major numbers) of each example, A's two, then B's.
-    target: View of each example that serves as target: the last, or, for a
-      self-target, a random context.
+    target: View of each example, in the order of `views`, that serves as
+      target: the last, or, for a self-target, a random context.
     augmentation: Of each encoder pair, leading axes [b, v - 1].
   """
 
+  views: Int[Array, '*parts b v']
   order: Int[Array, '*parts b 4']
   target: Int[Array, '*parts b']
   augmentation: augment.Draws
@@ -78,19 +83,60 @@ class Reconstruction:
   poses: Float[Array, 'b s v z']
 
 
-def draw(key: PRNGKeyArray, batch: int, views: int, config: Config) -> Draws:
-  """Draws a step's randomness; it depends on nothing but the arguments."""
-  key_order, key_self, key_view, key_augment = jax.random.split(key, 4)
+def draw(key: PRNGKeyArray, frames: Int[Array, 'b v'], config: Config) -> Draws:
+  """Draws a step's randomness; it depends on nothing but the arguments.
+
+  Args:
+    key: Of the step.
+    frames: The frames' places in their clips, as the loader gives them.
+    config: Probabilities.
+  """
+  batch, views = frames.shape
+  key_order, key_self, key_view, key_augment, key_views = jax.random.split(
+    key, 5
+  )
   is_self = jax.random.bernoulli(key_self, config.self_target_prob, (batch,))
   context = jax.random.randint(key_view, (batch,), 0, views - 1)
   flat = augment.draw(key_augment, batch * (views - 1), config.augmentation)
   return Draws(
+    views=draw_views(key_views, frames),
     order=draw_quadrants(key_order, batch),
     target=jnp.where(is_self, context, views - 1),
     augmentation=jax.tree.map(
       lambda x: x.reshape(batch, views - 1, *x.shape[1:]), flat
     ),
   )
+
+
+def draw_views(
+  key: PRNGKeyArray, frames: Int[Array, 'b v']
+) -> Int[Array, 'b v']:
+  """The most central frame, then the others at random (select_indices)."""
+  order = by_centrality(frames)
+  others = jax.vmap(jax.random.permutation)(
+    jax.random.split(key, len(order)), order[:, 1:]
+  )
+  return jnp.concatenate([order[:, :1], others], axis=1)
+
+
+def by_centrality(frames: Int[Array, 'b v']) -> Int[Array, 'b v']:
+  """The frames by their distance to the farther end of the example.
+
+  `proximity_permutation` of the public code: the loader gives an example's
+  frames in order of time, forwards or backwards, so that the ends are the
+  first and the last.
+  """
+  ends = frames[:, :1], frames[:, -1:]
+  distance = jnp.maximum(*(jnp.abs(frames - end) for end in ends))
+  return jnp.argsort(distance, axis=1, stable=True)
+
+
+def take_views(
+  images: Shaped[Array, 'b v *pixels'], views: Int[Array, 'b n']
+) -> Shaped[Array, 'b n *pixels']:
+  """Picks views of each example."""
+  index = views.reshape(*views.shape, *(1,) * (images.ndim - 2))
+  return jnp.take_along_axis(images, index, axis=1)
 
 
 def draw_quadrants(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
@@ -218,11 +264,10 @@ def reconstruct(
 def prepare(
   images: Float[Array, 'b v h w 3'], draws: Draws, config: Config
 ) -> tuple[Float[Array, 'b v h w 3'], Float[Array, 'b p 2 h w 3']]:
-  """Puts self-targets in place and augments what the pose encoder sees."""
-  target = jnp.take_along_axis(
-    images, draws.target[:, None, None, None, None], axis=1
-  )
-  images = jnp.concatenate([images[:, :-1], target], axis=1)
+  """Puts the views in order and augments what the pose encoder sees."""
+  target = take_views(draws.views, draws.target[:, None])
+  views = jnp.concatenate([draws.views[:, :-1], target], axis=1)
+  images = take_views(images, views)
   pairs = encoder_pairs(images)
   flat = einops.rearrange(pairs, 'b p two h w c -> (b p) two h w c')
   flat_draws = jax.tree.map(
@@ -253,7 +298,7 @@ def loss(
 
   Args:
     model: The networks.
-    images: Clean views in [-1, 1].
+    images: Clean views in [-1, 1], in the loader's order.
     draws: Of `draw`, for these examples.
     config: Weights and augmentation.
     whole: Leave the examples unsplit in this step.

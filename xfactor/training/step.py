@@ -7,7 +7,7 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
@@ -21,9 +21,12 @@ def root_keys(seed: int) -> Array:
   return jax.random.split(jax.random.key(seed))
 
 
+Batch = dict[str, Array]
+
+
 def train_step(
   state: TrainState,
-  images: UInt8[Array, 'b v h w 3'],
+  batch: Batch,
   perceptual_weights: Params | None = None,
   *,
   functional: Functional,
@@ -41,7 +44,8 @@ def train_step(
 
   Args:
     state: Donated by the caller.
-    images: The global batch: reference, contexts, target.
+    batch: The global batch: `images`, uint8 [b, v, h, w, 3], and `frames`,
+      int32 [b, v], their places in their clips, in order of time.
     perceptual_weights: Of LPIPS, an argument so that they are no constants
       of the program; None where the loss has none.
     functional: The networks' structure.
@@ -57,7 +61,7 @@ def train_step(
     before clipping, learning rate).
   """
   key = jax.random.fold_in(root_keys(seed)[1], state.step)
-  draws = objectives.draw(key, *images.shape[:2], objective)
+  draws = objectives.draw(key, batch['frames'], objective)
 
   def loss(params, images, draws):
     return objectives.loss(
@@ -75,7 +79,7 @@ def train_step(
 
   grads, metrics = accumulate_gradients(
     functools.partial(jax.grad(loss, has_aux=True), state.params),
-    (images, draws),
+    (batch['images'], draws),
     accumulate,
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -11,6 +11,7 @@ scenes of more than `max_objects` objects are left out.
 """
 
 import dataclasses
+import functools
 import io
 import zipfile
 from collections.abc import Iterator
@@ -90,19 +91,13 @@ class Source(sources.Source):
     Raises:
       UserError: After all other clips, if scenes could not be used.
     """
-    failed = []
-    for scene, positions in item.payload:
-      try:
-        clip = self._clip(scene, np.array(positions))
-      except UserError as error:
-        failed.append(error)
-      else:
-        yield clip
-    if failed:
-      raise UserError(
-        f'{len(failed)} of {len(item.payload)} scenes from {item.id} on are '
-        f'left out, the first: {failed[0]}'
-      )
+    yield from posed.bundle(
+      f'the block {item.id}',
+      (
+        functools.partial(self._clip, scene, np.array(positions))
+        for scene, positions in item.payload
+      ),
+    )
 
   def _clip(self, scene: int, positions: np.ndarray) -> sources.Clip:
     """Returns the clip of a scene, given its cameras' positions [views, 3]."""

@@ -15,6 +15,7 @@ Records are read without TensorFlow and sunds.
 """
 
 import dataclasses
+import functools
 import re
 import zlib
 from collections.abc import Iterator
@@ -81,28 +82,24 @@ class Source(sources.Source):
     Raises:
       UserError: After all other clips, if scenes could not be used.
     """
-    failed = []
     path = epath.Path(self.source).expanduser() / item.id
-    for number, record in enumerate(tfrecord.read(path)):
-      try:
-        clip = self._clip(item.split, record)
-      except (UserError, images.ImageError) as error:
-        failed.append(f'record {number}: {error}')
-      else:
-        yield clip
-    if failed:
-      raise UserError(
-        f'{len(failed)} scenes of {item.id} are left out, the first: '
-        f'{failed[0]}'
-      )
+    yield from posed.bundle(
+      item.id,
+      (
+        functools.partial(self._clip, item.split, number, record)
+        for number, record in enumerate(tfrecord.read(path))
+      ),
+    )
 
-  def _clip(self, split: str, record: bytes) -> sources.Clip:
+  def _clip(self, split: str, number: int, record: bytes) -> sources.Clip:
     features = tfrecord.example(record)
     found = [
       match['camera'] for key in features if (match := _IMAGE.match(key))
     ]
     if len(found) < 2 or 'scene_name' not in features:
-      raise UserError('no scene_name and color_image of several cameras')
+      raise UserError(
+        f'record {number} has no scene_name and color_image of several cameras'
+      )
     scene = features['scene_name'][0].decode()
     views = []
     for camera in sorted(found, key=posed.natural):

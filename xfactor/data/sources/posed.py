@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import images, sources
+from xfactor.data import images, records, sources
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
@@ -49,7 +49,7 @@ def folder(source: str, expected: str) -> epath.Path:
   Raises:
     UserError: If there is no such folder.
   """
-  path = epath.Path(source).expanduser()
+  path = records.data_folder(source)
   if not path.is_dir():
     raise UserError(f'there is no folder {source}; expected {expected}')
   return path
@@ -148,6 +148,29 @@ def make_clip(
       else None
     ),
   )
+
+
+def bundle(
+  name: str, clips: Iterable[Callable[[], sources.Clip]]
+) -> Iterator[sources.Clip]:
+  """Yields those clips of an item of many that can be made.
+
+  Raises:
+    UserError: After all others, if some could not be made.
+  """
+  total, failed = 0, []
+  for total, make in enumerate(clips, 1):  # noqa: B007
+    try:
+      clip = make()
+    except (UserError, images.ImageError) as error:
+      failed.append(error)
+    else:
+      yield clip
+  if failed:
+    raise UserError(
+      f'{len(failed)} of {total} sequences of {name} are left out, the first: '
+      f'{failed[0]}'
+    )
 
 
 def _bytes(picture: epath.Path | bytes) -> bytes:

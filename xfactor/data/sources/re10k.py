@@ -27,6 +27,7 @@ of the YouTube video.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -146,19 +147,14 @@ class Source(sources.Source):
     chunk = torch_file.load(file)
     if not isinstance(chunk, list):
       raise UserError(f'{file} is no chunk of pixelSplat: it holds no list')
-    bad = []
-    for number, scene in enumerate(chunk):
-      try:
-        clip = self._clip(*_scene_views(scene, f'sequence {number}'))
-      except UserError as error:
-        bad.append(str(error))
-        continue
-      yield clip
-    if bad:
-      raise UserError(
-        f'{len(bad)} of the {len(chunk)} sequences in {file} are left out, the '
-        f'first: {bad[0]}'
-      )
+
+    def make(number: int, scene: Any) -> sources.Clip:
+      return self._clip(*_scene_views(scene, f'sequence {number}'))
+
+    yield from posed.bundle(
+      str(file),
+      (functools.partial(make, *entry) for entry in enumerate(chunk)),
+    )
 
   def _original_views(self, file: epath.Path) -> list[posed.View]:
     """Returns the frames of a camera file, from pictures or from a video."""

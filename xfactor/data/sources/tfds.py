@@ -10,6 +10,7 @@ Nothing is downloaded or prepared.
 """
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -113,19 +114,16 @@ class Source(sources.Source):
     Raises:
       UserError: After all other clips, if examples could not be used.
     """
-    block, failed = item.payload, []
-    for number, record in enumerate(_read(block), block.first):
-      try:
-        clip = self._clip(_number(item.split, number), block.feature, record)
-      except UserError as error:
-        failed.append(error)
-      else:
-        yield clip
-    if failed:
-      raise UserError(
-        f'{len(failed)} of {block.stop - block.start} examples from {item.id} '
-        f'on are left out, the first: {failed[0]}'
-      )
+    block = item.payload
+    yield from posed.bundle(
+      f'the block {item.id}',
+      (
+        functools.partial(
+          self._clip, _number(item.split, number), block.feature, record
+        )
+        for number, record in enumerate(_read(block), block.first)
+      ),
+    )
 
   def _clip(self, id: str, feature: str, record: bytes) -> sources.Clip:
     pictures = tfrecord.example(record).get(feature, ())

@@ -194,9 +194,10 @@ class Source(sources.Source):
     done = 0  # Frames yielded.
     for count, name in enumerate(names, 1):
       try:
-        good = images.read_image(os.path.join(path, name))
+        with open(os.path.join(path, name), 'rb') as f:
+          good = images.read_square(f.read(), self.size)
         readable = True
-      except images.ImageError:
+      except (images.ImageError, OSError):
         broken.append(name)
         readable = False
       if good is None:
