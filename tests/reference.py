@@ -158,9 +158,17 @@ def render(params, config, context, poses, mask):
   return layers.unpatchify(out, config.patch_size, height, width)
 
 
-def stereo_l1(params, config, images, encoder_images, mask):
-  """The stereo loss with per-example masks; all zero is an unmasked example."""
-  poses = encode(params, config, encoder_images, mask)
+def masked_l1(params, config, images, pairs, mask):
+  """The loss with per-example masks; all zero is an unmasked example."""
+  count = pairs.shape[1]
+  poses = encode(
+    params,
+    config,
+    pairs.reshape(-1, *pairs.shape[2:]),
+    jnp.repeat(mask, count, axis=0),
+  )
+  poses = poses.reshape(-1, count, *poses.shape[1:])
+  poses = jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)
   whole = (mask.max(axis=1) == 0)[:, None, None]
   first, second = poses[:, :, 0], poses[:, :, 1]
   second = jnp.where(whole, first, second)

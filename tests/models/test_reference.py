@@ -72,8 +72,8 @@ def golden_step(golden, golden_params):
 
   @jax.jit
   def gradients(params, images, encoder_images, mask):
-    return jax.value_and_grad(reference.stereo_l1)(
-      params, GOLDEN, images, encoder_images, mask
+    return jax.value_and_grad(reference.masked_l1)(
+      params, GOLDEN, images, encoder_images[:, None], mask
     )
 
   return gradients(golden_params, images, step['mid/x_enc'], step['mid/pmask'])
@@ -146,10 +146,10 @@ def params(functional):
 
 @pytest.fixture(scope='module')
 def images():
-  """Clean views, and what the pose encoder sees, [b, 2, h, w, 3]."""
+  """Two contexts and a target, and what the pose encoder sees of them."""
   rng = np.random.default_rng(1)
-  shape = (2, BATCH, 2, HEIGHT, WIDTH, 3)
-  return rng.uniform(-1, 1, shape).astype(np.float32)
+  shapes = (BATCH, 3, HEIGHT, WIDTH, 3), (BATCH, 2, 2, HEIGHT, WIDTH, 3)
+  return [rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
 
 
 @pytest.fixture(scope='module')
@@ -157,9 +157,9 @@ def dense(params, images):
   """Loss and gradients of the reference for a patch mask."""
 
   @jax.jit
-  def gradients(params, images, encoder_images, mask):
-    return jax.value_and_grad(reference.stereo_l1)(
-      params, SMALL, images, encoder_images, mask
+  def gradients(params, images, pairs, mask):
+    return jax.value_and_grad(reference.masked_l1)(
+      params, SMALL, images, pairs, mask
     )
 
   return lambda mask: gradients(params, *images, mask)
@@ -171,9 +171,9 @@ def split(functional, params, images):
 
   @jax.jit
   @jax.value_and_grad
-  def gradients(params, images, encoder_images, order):
+  def gradients(params, images, pairs, order):
     drawn = objectives.reconstruct(
-      functional.bind(params), images, encoder_images[:, None], order
+      functional.bind(params), images, pairs, order
     )
     return jnp.abs(drawn.image - images[:, -1]).mean()
 
