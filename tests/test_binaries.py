@@ -25,13 +25,16 @@ def run(*args, **environment):
   )
 
 
-@pytest.mark.parametrize('binary', ['xfactor.main', 'xfactor.eval'])
+BINARIES = ('xfactor.main', 'xfactor.eval', 'xfactor.render')
+
+
+@pytest.mark.parametrize('binary', BINARIES)
 def test_importing_the_package_starts_no_backend(binary):
-  # The binaries both define --config: only one fits into a process.
+  # The binaries define the same flags: only one fits into a process.
   code = (
     'import pkgutil, importlib, xfactor, jax._src.xla_bridge as bridge\n'
     'for module in pkgutil.walk_packages(xfactor.__path__, "xfactor."):\n'
-    '  if module.name not in ("xfactor.main", "xfactor.eval"):\n'
+    f'  if module.name not in {BINARIES}:\n'
     '    importlib.import_module(module.name)\n'
     f'importlib.import_module({binary!r})\n'
     'assert not bridge.backends_are_initialized()\n'

@@ -522,7 +522,7 @@ def test_waits_for_the_part_of_another_host(tmp_path, monkeypatch, straight):
       return
     # By now all other parts must have been made.
     slept.append(len(list(plan.work.glob('part-*.json'))))
-    convert._write_part(Fake(), plan, 3, None)
+    convert._write_part(Fake(), plan, None, 3, plan.parts[3])
     (plan.work / 'part-00003.claim').unlink()
 
   monkeypatch.setattr(convert.logging, 'info', finish_elsewhere)

@@ -179,9 +179,7 @@ def test_squares(tmp_path):
   expected = images.centre_crop_resize(frames_of(1)[2], 10)
   got = images.decode_jpeg(clip.frames[2])
   assert np.abs(got.astype(int) - expected).mean() < 8
-  with pytest.raises(
-    errors.UserError, match='1 of 2 sequences .*0 has 2'
-  ):
+  with pytest.raises(errors.UserError, match='1 of 2 sequences .*0 has 2'):
     next(clips)
 
 

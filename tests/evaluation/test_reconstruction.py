@@ -102,6 +102,22 @@ def test_the_panel_shows_the_scene_that_was_moved(evaluate, params, images):
   np.testing.assert_array_equal(result.images['scene'], images[1:4, 0])
 
 
+def test_the_shuffled_row_knows_only_another_examples_motion(
+  evaluate, params, images
+):
+  """Its score changes with the next example's target, not with its own."""
+  result = evaluate(params, [batch(images[:8])], num_images=8)
+  changed = images[:8].copy()
+  changed[3] = 255 - changed[3]
+  other = evaluate(params, [batch(changed)], num_images=8)
+  differs = (
+    result.scores['shuffled']['psnr'] != other.scores['shuffled']['psnr']
+  )
+  assert differs.tolist() == [i in (2, 3) for i in range(8)]
+  own = result.scores['model']['psnr'] != other.scores['model']['psnr']
+  assert own.tolist() == [i == 3 for i in range(8)]
+
+
 def test_each_other_frame_is_the_target_by_turns():
   frames = jnp.array([[0, 2, 5, 9, 10]] * 5)
   views = reconstruction.choose_views(frames, jnp.arange(5))

@@ -14,6 +14,7 @@ are done, one process gives their files their final names:
     part-00007.json                      this part is done
     part-00007.train.frames              its records, renamed at the end
     part-00007.train.clips               its clips, merged at the end
+    parts.json                           all parts are done
 
 Which split: explicit lists (`splits.py`), else the source's word, else a hash
 of the clip's id, so that a clip keeps its split when others are added. In a
@@ -25,26 +26,25 @@ may change sides when clips are added.
 import contextlib
 import dataclasses
 import errno
+import functools
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures import process
-from multiprocessing import connection
 from typing import Any
 
 import tqdm
 from absl import logging
 from etils import epath
 
-from xfactor.data import images, records, sharing, sources
+from xfactor.data import images, processes, records, sharing, sources
 from xfactor.data import splits as splits_lib
 from xfactor.errors import UserError
 
@@ -54,7 +54,13 @@ EVAL_VIEWS, EVAL_WINDOW = 2, 20
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
 _CLIP_ID = re.compile(r'[A-Za-z0-9/._-]+')
 _PLACEHOLDER = 'folder'
+_ASIDE = '.deleted-'
 _POLL = 0.5  # Seconds between looks at what other hosts have done.
+# What is wrong with an item; other errors of the system stop the run.
+_UNREADABLE = (
+  *(FileNotFoundError, PermissionError),
+  *(IsADirectoryError, NotADirectoryError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +191,10 @@ def make_plan(
     )
   if not 0 <= test_fraction <= 1:
     raise UserError(f'--test_fraction is {test_fraction}; give it 0 to 1')
-  items = source.items()
+  try:
+    items = source.items()
+  except OSError as e:
+    raise UserError(f'the {source.name} source cannot be listed: {e}') from e
   if not items:
     raise UserError(f'the {source.name} source lists nothing to convert')
   seen = set()
@@ -384,17 +393,18 @@ def _stem(number: int) -> str:
 def _write_part(
   source: sources.Source,
   plan: Plan,
-  number: int,
   progress: _Progress | None,
+  number: int,
+  items: Sequence[sources.Item],
 ) -> dict[str, Any]:
   """Converts one part and returns its summary, also left as part-N.json."""
   stem = _stem(number)
   out = _Outputs(plan.work, stem)
   skipped, left_out, listed = [], 0, []
   try:
-    for item in plan.parts[number]:
+    for item in items:
       try:
-        for clip in source.clips(item):
+        for clip in _clips(source, item):
           if progress and progress.stop.value:
             raise _Stopped
           split, key = plan.split_of(clip.id, item)
@@ -426,6 +436,15 @@ def _write_part(
   return part
 
 
+def _clips(
+  source: sources.Source, item: sources.Item
+) -> Iterator[sources.Clip]:
+  try:
+    yield from source.clips(item)
+  except _UNREADABLE as e:
+    raise UserError(f'{item.id} cannot be read: {e}') from e
+
+
 def _add_clip(
   out: _Outputs, split: str, item: sources.Item, clip: sources.Clip
 ) -> None:
@@ -452,8 +471,16 @@ def _add_clip(
   )
 
 
-def _read_part(plan: Plan, number: int) -> dict[str, Any] | None:
-  """Returns the summary of a part that is done and whole, or None."""
+def _read_part(
+  plan: Plan, number: int, check: bool = True
+) -> dict[str, Any] | None:
+  """Returns the summary of a part that is done and whole, or None.
+
+  Args:
+    plan: The conversion.
+    number: Of the part.
+    check: Whether its checksums are to be compared. A bucket keeps its own.
+  """
   path = plan.work / f'{_stem(number)}.json'
   if not path.exists():
     return None
@@ -467,8 +494,8 @@ def _read_part(plan: Plan, number: int) -> dict[str, Any] | None:
       file = plan.work / shard.file
       if not file.exists() or file.stat().length != shard.bytes:
         return None
-      # A bucket keeps checksums of its own, and reading it costs.
-      if not records.is_remote(file) and records.sha256(file) != shard.sha256:
+      check = check and not records.is_remote(file)
+      if check and records.sha256(file) != shard.sha256:
         return None
   return part
 
@@ -477,27 +504,19 @@ def _read_part(plan: Plan, number: int) -> dict[str, Any] | None:
 # All parts
 # ==============================================================================
 
-# What a worker process works on; set once by its initialiser.
+# What a worker process works on.
 _job: tuple[Any, ...] = ()
 
 
-def _start_worker(*job: Any) -> None:
+def _set_job(*job: Any) -> None:
   global _job
   _job = job
-  # Ctrl-C reaches the whole process group; the main process alone decides.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-  def watch() -> None:
-    # A worker must not outlive a killed main process: the next run would write
-    # the same files.
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
-def _work_on(number: int) -> dict[str, Any]:
-  return _do_part(*_job, number)
+def _work_on(
+  number: int, items: Sequence[sources.Item], check: bool
+) -> dict[str, Any]:
+  return _do_part(*_job, number, items, check)
 
 
 def _do_part(
@@ -505,38 +524,16 @@ def _do_part(
   plan: Plan,
   progress: _Progress | None,
   number: int,
+  items: Sequence[sources.Item],
+  check: bool,
 ) -> dict[str, Any]:
   """Returns the summary of a part, converting it unless it is done."""
-  part = _read_part(plan, number)
+  part = _read_part(plan, number, check)
   if part is None:
-    return _write_part(source, plan, number, progress)
+    return _write_part(source, plan, progress, number, items)
   if progress:
-    progress.items[number] = len(plan.parts[number])
+    progress.items[number] = len(items)
   return part
-
-
-class _Here(futures.Executor):
-  """Does the work at once, in this process."""
-
-  def submit(
-    self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-  ) -> futures.Future:
-    future = futures.Future()
-    future.set_result(fn(*args, **kwargs))
-    return future
-
-
-def _executor(*job: Any, workers: int) -> futures.Executor:
-  if workers == 0:
-    global _job
-    _job = job
-    return _Here()
-  return futures.ProcessPoolExecutor(
-    workers,
-    mp_context=multiprocessing.get_context('spawn'),
-    initializer=_start_worker,
-    initargs=job,
-  )
 
 
 def _run_parts(
@@ -546,42 +543,62 @@ def _run_parts(
   progress: _Progress,
   claims: sharing.Claims,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number, summary) of parts as they are done, here or elsewhere."""
+  """Yields (number, summary) of parts as they are done, here or elsewhere.
+
+  Stops early where another process has them all.
+  """
   waiting = list(range(len(plan.parts)))
-  pool = _executor(source, plan, progress, workers=min(workers, len(waiting)))
+  # Of earlier runs; what is made from now on needs no reading again.
+  before = {path.name for path in plan.work.glob('part-*.json')}
+  if before:
+    logging.info(
+      'Continuing: %d of %d parts are done.', len(before), len(waiting)
+    )
   running: dict[futures.Future, int] = {}
   told = False
-  try:
-    while waiting or running:
-      others = []
-      for number in waiting:
-        # One more than workers, so that none has to wait for this loop.
-        if len(running) <= workers and claims.take(_stem(number)):
-          running[pool.submit(_work_on, number)] = number
-        else:
-          others.append(number)
-      waiting = others
-      if not running:
-        if not told:
-          logging.info(
-            'Waiting for %d parts that other processes convert.', len(waiting)
-          )
-          told = True
-        time.sleep(_POLL)
-      done, _ = futures.wait(running, _POLL, futures.FIRST_COMPLETED)
-      for future in done:
-        number = running.pop(future)
-        yield number, future.result()
-        claims.release(_stem(number))
-  except process.BrokenProcessPool as e:
-    raise UserError(
-      'a worker process was killed, most likely because memory ran out; '
-      'give fewer --workers and run the same command again: finished parts '
-      'are kept'
-    ) from e
-  finally:
-    progress.stop.value = 1
-    pool.shutdown(cancel_futures=True)
+  job = (source, _without_items(plan), progress)
+  workers = min(workers, len(waiting))
+  with processes.pool(workers, _set_job, job) as pool:
+    try:
+      while waiting or running:
+        if not _is_open(plan):
+          return
+        others = []
+        for number in waiting:
+          # One more than workers, so that none has to wait for this loop.
+          if len(running) <= workers and claims.take(_stem(number)):
+            check = f'{_stem(number)}.json' in before
+            future = pool.submit(_work_on, number, plan.parts[number], check)
+            running[future] = number
+          else:
+            others.append(number)
+        waiting = others
+        if not running:
+          if not told:
+            logging.info(
+              'Waiting for %d parts that other processes convert.',
+              len(waiting),
+            )
+            told = True
+          time.sleep(_POLL)
+        done, _ = futures.wait(running, _POLL, futures.FIRST_COMPLETED)
+        for future in done:
+          number = running.pop(future)
+          yield number, future.result()
+          claims.release(_stem(number))
+    finally:
+      progress.stop.value = 1
+
+
+def _without_items(plan: Plan) -> Plan:
+  """Returns what a worker needs of a plan: a million items are heavy."""
+  return dataclasses.replace(plan, parts=[])
+
+
+def _is_open(plan: Plan) -> bool:
+  """Whether parts are still to be made, as far as other processes tell."""
+  all_done = (plan.work / 'parts.json').exists()
+  return not all_done and (plan.work / 'options.json').exists()
 
 
 class _Bar:
@@ -640,10 +657,7 @@ def _convert_parts(
   claims: sharing.Claims,
   quiet: bool,
 ) -> list[dict[str, Any]]:
-  """Returns the summaries of all parts."""
-  done = sum(1 for _ in plan.work.glob('part-*.json'))
-  if done and not quiet:
-    logging.info('Continuing: %d of %d parts are done.', done, len(plan.parts))
+  """Returns the summaries of all parts; see `_run_parts`."""
   parts, owner = {}, {}
   end = _ticking(_Bar(plan, progress, quiet))
   try:
@@ -651,8 +665,8 @@ def _convert_parts(
       _run_parts(source, plan, workers, progress, claims)
     ) as finished:
       for number, part in finished:
-        _own(owner, part)
         parts[number] = part
+        _own(plan, owner, parts, number)
   finally:
     end()
   return [part for _, part in sorted(parts.items())]
@@ -675,6 +689,8 @@ def _convert_on_beam(
 
   done = {n for n in range(len(plan.parts)) if _read_part(plan, n)}
   todo = [n for n in range(len(plan.parts)) if n not in done]
+  items = plan.work / 'items.pickle'
+  items.write_bytes(pickle.dumps(plan.parts))
   with beam.Pipeline(
     options=pipeline_options.PipelineOptions(list(options))
   ) as pipeline:
@@ -682,41 +698,62 @@ def _convert_on_beam(
       pipeline
       | beam.Create(todo)
       | beam.Reshuffle()
-      | beam.Map(_beam_part, source, plan)
+      # A service takes graphs of a few megabytes, too few for the items.
+      | beam.Map(_beam_part, source, _without_items(plan), os.fspath(items))
     )
-  parts, owner = [], {}
+  parts, owner = {}, {}
   for number in range(len(plan.parts)):
-    part = _read_part(plan, number)
+    part = _read_part(plan, number, check=False)
     if part is None:
       raise UserError(
         f'the Beam workers left no {_stem(number)} in {plan.work}; give a '
         '--data_dir that they and this host share, such as a bucket'
       )
-    _own(owner, part)
-    parts.append(part)
+    parts[number] = part
+    _own(plan, owner, parts, number)
     if number in todo:
       progress.frames[number] = sum(clip['frames'] for clip in part['clips'])
-  return parts
+  return list(parts.values())
 
 
-def _beam_part(number: int, source: sources.Source, plan: Plan) -> None:
-  _do_part(source, plan, None, number)
+def _beam_part(
+  number: int, source: sources.Source, plan: Plan, items: str
+) -> None:
+  _do_part(source, plan, None, number, _load_items(items)[number], check=True)
 
 
-def _own(owner: dict[str, str], part: dict[str, Any]) -> None:
-  """Notes which item each clip came from.
+@functools.lru_cache(1)
+def _load_items(path: str) -> list[list[sources.Item]]:
+  try:
+    return pickle.loads(epath.Path(path).read_bytes())
+  except FileNotFoundError as e:
+    raise UserError(
+      f'a Beam worker cannot see {path}; give a --data_dir that the workers '
+      'and this host share, such as a bucket'
+    ) from e
+
+
+def _own(
+  plan: Plan, owner: dict[str, int], parts: dict[int, Any], number: int
+) -> None:
+  """Notes which part each clip of a new part is in.
 
   Raises:
     UserError: If an earlier clip has the same id.
   """
-  for clip in part['clips']:
+  for clip in parts[number]['clips']:
     if clip['id'] in owner:
+      other = owner[clip['id']]
+      first = next(c for c in parts[other]['clips'] if c['id'] == clip['id'])
+      # Once they are corrected, they are to be read again.
+      for made in {number, other}:
+        (plan.work / f'{_stem(made)}.json').unlink(missing_ok=True)
       raise UserError(
         f'two clips have the id {clip["id"]!r}: one from item '
-        f'{owner[clip["id"]]!r} and one from item {clip["item"]!r}; rename '
+        f'{first["item"]!r} and one from item {clip["item"]!r}; rename '
         'one of them and convert again with --overwrite'
       )
-    owner[clip['id']] = clip['item']
+    owner[clip['id']] = number
 
 
 # ==============================================================================
@@ -823,6 +860,9 @@ def _finish(plan: Plan, description: str, parts: list[dict[str, Any]]) -> None:
       | {'shards': [dataclasses.asdict(shard) for shard in shards[split]]}
       for split, entry in manifest.items()
     }
+    # Of runs that were killed here.
+    for leftover in folder.glob('*.incomplete-*'):
+      leftover.unlink(missing_ok=True)
     records.write_json(
       folder / 'manifest.json',
       plan.options
@@ -890,22 +930,44 @@ def _publish(plan: Plan) -> None:
   their absence from the work folder tells that all is done.
   """
   for config in ('clips', 'frames'):
-    final = plan.root / config / plan.version
+    new, final = plan.work / config, plan.root / config / plan.version
     if records.is_remote(final):
-      _move_files(plan.work / config, final)
+      _move_files(new, final)
       continue
     final.parent.mkdir(exist_ok=True)
+    if not new.exists():
+      # This process was held up, and what is in place is what it made.
+      raise FileNotFoundError(errno.ENOENT, 'moved by another process', new)
     if final.exists():
-      final.rmtree()
-    (plan.work / config).replace(final)
-  _discard(plan.work)
+      _set_aside(plan, final)
+    new.replace(final)
+  _discard(plan)
 
 
-def _discard(work: epath.Path) -> None:
-  """Deletes a work folder, for other processes all at once."""
-  if not records.is_remote(work):
-    work = work.replace(work.with_name(f'.deleted-{os.getpid()}'))
-  work.rmtree()
+def _set_aside(plan: Plan, folder: epath.Path) -> None:
+  """Takes a local folder away at once, for `_delete_aside`."""
+  owner = f'{socket.gethostname()}-{os.getpid()}'
+  name = f'{_ASIDE}{owner}-{folder.parent.name}-{folder.name}'
+  folder.replace(plan.root / name)
+
+
+def _delete_aside(plan: Plan) -> None:
+  for folder in plan.root.glob(f'{_ASIDE}*'):
+    # Another process may be about it too.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _discard(plan: Plan) -> None:
+  """Deletes the work folder, for other processes all at once."""
+  if not records.is_remote(plan.work):
+    _set_aside(plan, plan.work)
+    _delete_aside(plan)
+    return
+  for path in plan.work.iterdir():
+    # It says that the rest is not needed any more.
+    if path.name != 'parts.json' and not path.is_dir():
+      path.unlink(missing_ok=True)
+  plan.work.rmtree()
 
 
 def _make_folder(folder: epath.Path) -> None:
@@ -979,12 +1041,11 @@ def convert(
   progress = _Progress.make(len(plan.parts))
   with _clear_messages(plan):
     _make_root(plan)
-    for leftover in plan.root.glob('.deleted-*'):
-      leftover.rmtree()
+    _delete_aside(plan)
     if _is_published(plan):
-      _discard(plan.work)
+      _discard(plan)
     done = plan.version in records.versions(data_dir, plan.name)
-    if done and not overwrite and not plan.work.exists():
+    if done and not overwrite and not (plan.work / 'options.json').exists():
       _check_same(plan)
       return _summary(plan, time.monotonic() - start, 0, already=True)
     _open_work(plan, overwrite)
@@ -1019,13 +1080,16 @@ def _finish_parts(
   Args:
     plan: The conversion, whose `finish` this process has claimed.
     description: Of the source.
-    parts: Their summaries; None where an earlier run got as far as this.
+    parts: Their summaries; of no use where another run got as far as this.
   """
-  if not (plan.work / 'options.json').exists():
+  if not (plan.work / 'options.json').exists() or _is_published(plan):
     return  # Another process has just finished it all.
   path = plan.work / 'parts.json'
   if path.exists():
-    parts = records.read_json(path)
+    parts = [
+      records.read_json(plan.work / f'{_stem(number)}.json')
+      for number in range(len(plan.parts))
+    ]
   else:
     parts = _fill_splits(plan, parts)
     if not any(part['clips'] for part in parts):
@@ -1033,7 +1097,7 @@ def _finish_parts(
     _make_folder(plan.work / 'frames')
     # From here on a new run repeats the finish, no matter which files of parts
     # already have their final names.
-    records.write_json(path, parts)
+    records.write_json(path, len(parts))
   _finish(plan, description, parts)
   _publish(plan)
 
@@ -1083,10 +1147,10 @@ def _open_work(plan: Plan, overwrite: bool) -> None:
 
 def _sweep(plan: Plan) -> None:
   """Deletes what killed processes of this host have left unfinished."""
-  mark = f'.incomplete-{socket.gethostname()}-'
+  mark = f'.incomplete-{socket.gethostname()}'
   for path in plan.work.iterdir():
-    _, found, pid = path.name.partition(mark)
-    if found and not sharing.is_alive(int(pid)):
+    head, _, pid = path.name.rpartition('-')
+    if head.endswith(mark) and not sharing.is_alive(int(pid)):
       path.unlink(missing_ok=True)
 
 
@@ -1109,7 +1173,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _nothing(plan: Plan, parts: list[dict[str, Any]]) -> UserError:
   skipped = [s for part in parts for s in part['skipped']]
-  plan.work.rmtree()
+  _discard(plan)
   with contextlib.suppress(OSError):  # Other versions may be there.
     plan.root.rmdir()
   why = f'; the first: {skipped[0][0]}: {skipped[0][1]}' if skipped else ''

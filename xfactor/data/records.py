@@ -295,8 +295,13 @@ def _count(path: str) -> int:
     reader.close()
 
 
-def read_shard(path: str | os.PathLike[str]) -> Iterator[bytes]:
-  """Yields the records of one file, local or in a bucket, in order."""
+@contextlib.contextmanager
+def open_shard(path: str | os.PathLike[str]) -> Iterator[Any]:
+  """Yields array_record's reader of one file, local or in a bucket.
+
+  Raises:
+    RuntimeError: If the file is damaged.
+  """
   with contextlib.ExitStack() as stack:
     if is_remote(path):
       folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -304,7 +309,17 @@ def read_shard(path: str | os.PathLike[str]) -> Iterator[bytes]:
     reader = array_record_module.ArrayRecordReader(
       os.fspath(path), 'readahead_buffer_size:1048576'
     )
-    stack.callback(reader.close)
+    if not reader.ok():
+      reader.close()  # Raises what is wrong.
+    yield reader
+    # After a damaged record, which has been told, it would raise the same.
+    with contextlib.suppress(RuntimeError):
+      reader.close()
+
+
+def read_shard(path: str | os.PathLike[str]) -> Iterator[bytes]:
+  """Yields the records of one file, local or in a bucket, in order."""
+  with open_shard(path) as reader:
     for _ in range(reader.num_records()):
       yield reader.read()
 

@@ -73,9 +73,11 @@ class Claims:
 
   def _renew(self) -> None:
     while not self._end.wait(_RENEW):
-      with self._lock, contextlib.suppress(OSError):
+      with self._lock:
         for name in self._held:
-          self._write(name)
+          # Buckets fail in ways of their own, for a while.
+          with contextlib.suppress(Exception):
+            self._write(name)
 
   def _write(self, name: str) -> None:
     records.write_json(

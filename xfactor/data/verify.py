@@ -9,51 +9,40 @@ time; the main process holds a few numbers a clip and eight bytes a frame.
 """
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import io
 import itertools
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures import process
 from typing import Any
 
 import numpy as np
 import tqdm
-from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 
-from xfactor.data import images, records
+from xfactor.data import images, processes, records
 from xfactor.errors import UserError
 
 # Kinds of problems and what to do about them.
 _COPY = 'copy the data set again, or convert it again with --overwrite'
 _CONVERT = 'correct the source and convert it again with --overwrite'
 REMEDIES = {
-  'manifest': _COPY,
-  'TFDS metadata': _COPY,
-  'missing file': _COPY,
-  'damaged file': _COPY,
-  'checksum': _COPY,
-  'record count': _COPY,
-  'unreadable record': _COPY,
-  'clip index': _COPY,
-  'clip order': _COPY,
-  'frame': _CONVERT,
-  'frame size': _CONVERT,
-  'depth': _CONVERT,
+  **dict.fromkeys(
+    (
+      *('manifest', 'TFDS metadata', 'missing file', 'damaged file'),
+      *('checksum', 'record count', 'unreadable record'),
+      *('clip index', 'clip order'),
+    ),
+    _COPY,
+  ),
+  **dict.fromkeys(('frame', 'frame size', 'depth', 'timestamps'), _CONVERT),
   'camera': (
     f'cameras are OpenCV, intrinsics are divided by the size: {_CONVERT}'
   ),
-  'timestamps': _CONVERT,
   'repeated clip id': f'rename or remove one of the two: {_CONVERT}',
   'repeated frames': f'remove one of the two clips: {_CONVERT}',
   'frames in two splits': (
@@ -69,7 +58,7 @@ _FOCAL = (0.2, 20.0)  # In widths or heights of the image.
 _PRINCIPAL = (-0.5, 1.5)
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)')
-_Map = Callable[..., Iterable[Any]]
+_Map = Callable[..., Iterable[Any]]  # `map`, here or over processes.
 
 
 class Problems:
@@ -109,9 +98,7 @@ class Row:
     name: Of the data set.
     version: Semantic version.
     split: Its name; '-' for what concerns all of the version.
-    clips: As the manifest says.
-    frames: As the manifest says.
-    bytes: Of frames and clips, as the manifest says.
+    clips: As the manifest says; so are `frames` and `bytes`.
     posed: Clips that have cameras.
     problems: What is wrong with it.
   """
@@ -128,12 +115,7 @@ class Row:
 
 @dataclasses.dataclass
 class Report:
-  """What `verify` found.
-
-  Attributes:
-    rows: One a split.
-    notes: What is odd but not wrong.
-  """
+  """What `verify` found: a row a split, and what is odd but not wrong."""
 
   rows: list[Row] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
@@ -169,10 +151,11 @@ def verify(
   """
   report = Report()
   roots = _roots(records.data_folder(folder), report.notes)
-  with _mapper(os.cpu_count() if workers is None else workers) as run:
+  workers = os.cpu_count() if workers is None else workers
+  with processes.pool(workers) as pool:
     for root in roots:
       for version in _versions(root):
-        report.rows += _verify_version(root, version, run, quiet)
+        report.rows += _verify_version(root, version, pool.map, quiet)
   return report
 
 
@@ -244,30 +227,6 @@ def _roots(folder: epath.Path, notes: list[str]) -> list[epath.Path]:
       + (f' ({notes[0]})' if notes else '')
     )
   return roots
-
-
-@contextlib.contextmanager
-def _mapper(workers: int) -> Iterator[_Map]:
-  """Yields `map`, in this process or, in the same order, over others."""
-  if workers == 0:
-    yield map
-    return
-  pool = futures.ProcessPoolExecutor(
-    workers,
-    mp_context=multiprocessing.get_context('spawn'),
-    # Ctrl-C reaches the whole process group; the main process alone decides.
-    initializer=signal.signal,
-    initargs=(signal.SIGINT, signal.SIG_IGN),
-  )
-  try:
-    yield pool.map
-  except process.BrokenProcessPool as e:
-    raise UserError(
-      'a worker process was killed, most likely because memory ran out; give '
-      'fewer --workers'
-    ) from e
-  finally:
-    pool.shutdown(cancel_futures=True)
 
 
 # ==============================================================================
@@ -358,82 +317,43 @@ def _check_tfds(
 # ==============================================================================
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """A shard and what it should be."""
-
-  path: str
-  shard: records.Shard
-
-
-@dataclasses.dataclass
-class _FileFacts:
-  """What a shard is: the records that can be read, and the sha256."""
-
-  problems: Problems
-  records: int = 0
-  sha256: str = ''
-
-
-def _read_file(file: _File) -> _FileFacts:
-  """Checks the size, sha256 and number of records of a shard."""
-  out = _FileFacts(Problems())
-  path, wanted = epath.Path(file.path), file.shard
+def _read_file(
+  path: str, wanted: records.Shard
+) -> tuple[Problems, tuple[int, str]]:
+  """Checks a shard; returns how many records can be read, and the sha256."""
+  problems = Problems()
   try:
-    size = path.stat().length
-    out.sha256 = records.sha256(path)
+    size, sha256 = epath.Path(path).stat().length, records.sha256(path)
+  except FileNotFoundError:
+    problems.add('missing file', path, 'is not there')
+    return problems, (0, '')
   except OSError as e:
-    missing = isinstance(e, FileNotFoundError)
-    kind = 'missing file' if missing else 'damaged file'
-    out.problems.add(kind, path, 'is not there' if missing else str(e))
-    return out
+    problems.add('damaged file', path, str(e))
+    return problems, (0, '')
   if size != wanted.bytes:
     what = f'{size} bytes instead of {wanted.bytes}'
-    out.problems.add('damaged file', path, what)
-  elif out.sha256 != wanted.sha256:
-    what = f'sha256 {out.sha256} instead of {wanted.sha256}'
-    out.problems.add('checksum', path, what)
+    problems.add('damaged file', path, what)
+  elif sha256 != wanted.sha256:
+    what = f'sha256 {sha256} instead of {wanted.sha256}'
+    problems.add('checksum', path, what)
   try:
-    with _open(file.path) as reader:
+    with records.open_shard(path) as reader:
       found = reader.num_records()
   except RuntimeError as e:
-    if not out.problems:
-      out.problems.add('damaged file', path, str(e))
-    return out
+    if not problems:
+      problems.add('damaged file', path, str(e))
+    return problems, (0, sha256)
   if found != wanted.records:
     what = f'{found} records instead of {wanted.records}'
-    out.problems.add('record count', path, what)
-  out.records = min(found, wanted.records)
-  return out
-
-
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[Any]:
-  """Yields a reader of a shard, of a copy where it is in a bucket."""
-  with contextlib.ExitStack() as stack:
-    if records.is_remote(path):
-      folder = stack.enter_context(tempfile.TemporaryDirectory())
-      path = epath.Path(path).copy(epath.Path(folder) / 'shard')
-    reader = array_record_module.ArrayRecordReader(
-      os.fspath(path), 'readahead_buffer_size:1048576'
-    )
-    if not reader.ok():
-      reader.close()  # Raises what is wrong.
-    yield reader
-    # After a damaged record it may raise the same again.
-    with contextlib.suppress(RuntimeError):
-      reader.close()
+    problems.add('record count', path, what)
+  return problems, (min(found, wanted.records), sha256)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-  """Records of a shard.
+  """Records `start` to `stop` of a shard.
 
-  Attributes:
-    path: Of the shard.
-    start: Number within it.
-    stop: Number within it, not included.
-    first: Number of the shard's first record within the split.
+  `first` is the number of the shard's first record within the split.
   """
 
   path: str
@@ -443,7 +363,7 @@ class _Range:
 
   def read(self, problems: Problems) -> Iterator[tuple[int, bytes]]:
     """Yields the number within the shard and the bytes of good records."""
-    with _open(self.path) as reader:
+    with records.open_shard(self.path) as reader:
       for i in range(self.start, self.stop):
         try:
           yield i, reader.read([i])[0]
@@ -451,12 +371,13 @@ class _Range:
           problems.add('unreadable record', self.path, f'record {i}: {e}')
 
 
-def _read_clips(task: _Range) -> tuple[Problems, list[records.Clip], int]:
+def _read_clips(
+  task: _Range,
+) -> tuple[Problems, tuple[list[records.Clip], int]]:
   """Checks clips, each by itself.
 
-  Returns:
-    The problems, the clips without their arrays, which are the bulk of them,
-    and how many of them have cameras.
+  Returns the clips without their arrays, which are the bulk of them, and how
+  many of them have cameras.
   """
   problems = Problems()
   clips, posed = [], 0
@@ -471,7 +392,7 @@ def _read_clips(task: _Range) -> tuple[Problems, list[records.Clip], int]:
     posed += clip.intrinsics is not None and clip.world_to_camera is not None
     bare = dict.fromkeys(('timestamps', 'intrinsics', 'world_to_camera'))
     clips.append(dataclasses.replace(clip, **bare))
-  return problems, clips, posed
+  return problems, (clips, posed)
 
 
 def _check_clip(clip: records.Clip) -> Iterator[tuple[str, str]]:
@@ -530,35 +451,33 @@ def _check_poses(poses: np.ndarray) -> str:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Frames:
-  """A range of frames, the clips they are of, and whether depth must be."""
+def _read_frames(
+  task: _Range, clips: Sequence[records.Clip], depth: bool
+) -> tuple[Problems, np.ndarray]:
+  """Checks frames of some clips; returns uint64 hashes of the pictures.
 
-  range: _Range
-  clips: list[records.Clip]
-  depth: bool
-
-  def clip(self, frame: int) -> records.Clip | None:
-    """Returns the clip of a frame of the split, if any is known."""
-    for clip in self.clips:
-      if clip.first_frame <= frame < clip.first_frame + clip.num_frames:
-        return clip
-    return None
-
-
-def _read_frames(task: _Frames) -> tuple[Problems, np.ndarray]:
-  """Checks frames; returns uint64 hashes of the pictures, 0 where unread."""
+  A hash is 0 where the picture cannot be read.
+  """
   problems = Problems()
-  hashes = np.zeros(task.range.stop - task.range.start, np.uint64)
-  for i, record in task.range.read(problems):
-    clip = task.clip(task.range.first + i)
-    where = f'{task.range.path}: record {i}'
+  hashes = np.zeros(task.stop - task.start, np.uint64)
+  begin, end = task.first + task.start, task.first + task.stop
+  owner = {
+    frame: clip
+    for clip in clips
+    for frame in range(
+      max(clip.first_frame, begin),
+      min(clip.first_frame + clip.num_frames, end),
+    )
+  }
+  for i, record in task.read(problems):
+    clip = owner.get(task.first + i)
+    where = f'{task.path}: record {i}'
     if clip is not None:
-      frame = task.range.first + i - clip.first_frame
+      frame = task.first + i - clip.first_frame
       where += f', frame {frame} of clip {clip.id!r}'
-    if image := _check_frame(record, clip, task.depth, where, problems):
+    if image := _check_frame(record, clip, depth, where, problems):
       digest = hashlib.blake2b(image, digest_size=8).digest()
-      hashes[i - task.range.start] = int.from_bytes(digest, 'little')
+      hashes[i - task.start] = int.from_bytes(digest, 'little')
   return problems, hashes
 
 
@@ -619,13 +538,10 @@ class _Found:
   clips: list[records.Clip]
   hashes: np.ndarray
 
-  @property
-  def first_frame(self) -> np.ndarray:
-    return np.array([clip.first_frame for clip in self.clips], np.int64)
-
-  @property
-  def num_frames(self) -> np.ndarray:
-    return np.array([clip.num_frames for clip in self.clips], np.int64)
+  def spans(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where clips begin and end, int64 [clips] frames."""
+    begin = np.array([clip.first_frame for clip in self.clips], np.int64)
+    return begin, begin + [clip.num_frames for clip in self.clips]
 
 
 def _verify_version(
@@ -639,10 +555,7 @@ def _verify_version(
   if None in manifests:
     return [whole]
   frames, clips = manifests
-  features, _ = (
-    _check_tfds(folder, splits, problems)
-    for folder, splits in zip(folders, manifests, strict=True)
-  )
+  features, _ = map(_check_tfds, folders, manifests, [problems] * 2)
   path = folders[1] / 'manifest.json'
   if frames.keys() != clips.keys():
     what = f'has splits {sorted(clips)}, and of frames {sorted(frames)}'
@@ -663,75 +576,81 @@ def _verify_version(
       shards = (*frames[split].shards, *clips[split].shards)
       row.bytes = sum(shard.bytes for shard in shards)
       _check_counts(path, frames[split], clips[split], row.problems)
-      out = _read_split_clips(row, folders[1], clips[split], run)
-      _check_order(folders[1], out, frames[split].records())
-      _check_index(folders[1], out, clips[split].index_sha256)
-      out.hashes = _read_split_frames(
-        out, folders[0], frames[split], 'depth' in features, run, bar
-      )
-      found[split] = out
+      found[split] = _read_clips_of(row, folders[1], clips[split], run)
+      _check_order(folders[1], found[split], frames[split].records())
+      _check_index(folders[1], found[split], clips[split].index_sha256)
+      depth = 'depth' in features
+      _read_frames_of(found[split], folders[0], frames[split], depth, run, bar)
   _check_evaluation(folders[1], found, problems)
   _check_repeated(list(found.values()))
   return [*(out.row for out in found.values()), *([whole] if problems else [])]
+
+
+def _gather(
+  run: _Map, function: Callable[..., Any], problems: Problems, *args: Any
+) -> Iterator[Any]:
+  """Yields what `function` returns, whose first part is problems."""
+  for new, out in run(function, *args):
+    problems.merge(new)
+    yield out
 
 
 def _check_files(
   folder: epath.Path, split: _Split, problems: Problems, run: _Map
 ) -> list[_Range]:
   """Checks the shards; returns the records of them that can be read."""
-  files = [_File(os.fspath(folder / s.file), s) for s in split.shards]
+  paths = [os.fspath(folder / shard.file) for shard in split.shards]
   owner = {shard.sha256: shard.file for shard in split.shards}
   ranges, first = [], 0
-  for file, facts in zip(files, run(_read_file, files), strict=True):
-    problems.merge(facts.problems)
-    other = owner.get(facts.sha256, file.shard.file)
-    if other != file.shard.file:
-      problems.add('damaged file', file.path, f'has the content of {other}')
+  facts = _gather(run, _read_file, problems, paths, split.shards)
+  for path, shard, (found, sha256) in zip(
+    paths, split.shards, facts, strict=True
+  ):
+    if sha256 != shard.sha256 and sha256 in owner:
+      what = f'has the content of {owner[sha256]}'
+      problems.add('damaged file', path, what)
     # Each range of a shard in a bucket would copy the shard.
-    step = file.shard.records if records.is_remote(file.path) else _RANGE
-    for start in range(0, facts.records, step):
-      stop = min(start + step, facts.records)
-      ranges.append(_Range(file.path, start, stop, first))
-    first += file.shard.records
+    step = max(shard.records, 1) if records.is_remote(path) else _RANGE
+    for start in range(0, found, step):
+      ranges.append(_Range(path, start, min(start + step, found), first))
+    first += shard.records
   return ranges
 
 
-def _read_split_clips(
+def _read_clips_of(
   row: Row, folder: epath.Path, split: _Split, run: _Map
 ) -> _Found:
-  """Checks the clips of a split; returns them, without hashes as yet."""
-  out = _Found(row, [], np.zeros(0, np.uint64))
+  """Checks the clips of a split; returns them, all hashes unknown as yet."""
+  found = _Found(row, [], np.zeros(0, np.uint64))
   ranges = _check_files(folder, split, row.problems, run)
-  for problems, clips, posed in run(_read_clips, ranges):
-    row.problems.merge(problems)
+  for clips, posed in _gather(run, _read_clips, row.problems, ranges):
+    found.clips += clips
     row.posed += posed
-    out.clips += clips
-  return out
+  return found
 
 
-def _read_split_frames(
+def _read_frames_of(
   found: _Found,
   folder: epath.Path,
   split: _Split,
   depth: bool,
   run: _Map,
   bar: tqdm.tqdm,
-) -> np.ndarray:
-  """Checks the frames of a split; returns their hashes."""
+) -> None:
+  """Checks the frames of a split and notes their hashes."""
   problems = found.row.problems
   ranges = _check_files(folder, split, problems, run)
-  begin, end = found.first_frame, found.first_frame + found.num_frames
-  tasks = []
+  begin, end = found.spans()
+  clips = []
   for r in ranges:
     own = (begin < r.first + r.stop) & (end > r.first + r.start)
-    clips = [found.clips[i] for i in np.flatnonzero(own)]
-    tasks.append(_Frames(r, clips, depth))
-  hashes = np.zeros(split.records(), np.uint64)
-  for r, (new, part) in zip(ranges, run(_read_frames, tasks), strict=True):
-    problems.merge(new)
-    hashes[r.first + r.start : r.first + r.stop] = part
+    clips.append([found.clips[i] for i in np.flatnonzero(own)])
+  found.hashes = np.zeros(split.records(), np.uint64)
+  depths = itertools.repeat(depth)
+  hashes = _gather(run, _read_frames, problems, ranges, clips, depths)
+  for r, part in zip(ranges, hashes, strict=True):
+    found.hashes[r.first + r.start : r.first + r.stop] = part
     bar.update(len(part))
-  return hashes
 
 
 def _check_order(folder: epath.Path, found: _Found, frames: int) -> None:
@@ -739,14 +658,15 @@ def _check_order(folder: epath.Path, found: _Found, frames: int) -> None:
   split, problems = found.row.split, found.row.problems
   names = [f'clip {clip.id!r} of {split}' for clip in found.clips]
   names.append(f'the end of {split}')
-  begins = [*found.first_frame, frames]
-  wanted = [0, *(found.first_frame + found.num_frames)]
-  for name, begin, end in zip(names, begins, wanted, strict=True):
+  begins, ends = found.spans()
+  for name, begin, end in zip(
+    names, [*begins, frames], [0, *ends], strict=True
+  ):
     if begin != end:
       what = f'{name} is at frame {begin} instead of {end}'
       problems.add('clip order', folder, what)
-  for name, num in zip(names, found.num_frames, strict=False):
-    if num < 1:
+  for name, empty in zip(names, ends <= begins, strict=False):
+    if empty:
       problems.add('clip order', folder, f'{name} has no frames')
 
 
@@ -852,8 +772,7 @@ def _copies(found: Sequence[_Found]) -> list[tuple[int, int]]:
   owners, clips = [], 0
   for out in found:
     owner = np.full(len(out.hashes), -1)
-    ends = out.first_frame + out.num_frames
-    for begin, end in zip(out.first_frame, ends, strict=True):
+    for begin, end in zip(*out.spans(), strict=True):
       owner[begin:end] = clips
       clips += 1
     owners.append(owner)

@@ -1,11 +1,12 @@
 """Held-out reconstruction: how well a view is drawn from its own latent pose.
 
 The reference is the most central frame, as in training; which other frame is
-the target is fixed by the example's number. Beside the model stand two
-baselines that know nothing of poses: copying the context view that is nearest
-in time, and that view's mean colour. Between them stands the model
-with poses from the other half of each view. The transfer panel applies one
-clip's motion to another clip's scene, where there is no truth to score.
+the target is fixed by the example's number. Beside the model stands the model
+with poses from the other half of each view, and with the target pose of another
+example: what that loses is what the poses are worth. Two baselines know nothing
+of poses: copying the context view that is nearest in time, and that view's mean
+colour. The transfer panel applies one clip's motion to another clip's scene,
+where there is no truth to score.
 """
 
 import dataclasses
@@ -31,8 +32,9 @@ class Result:
   """Scores and pictures of one data set.
 
   Attributes:
-    scores: 'model', 'halves', 'copy' and 'mean' to metric to one number an
-      example: psnr in dB, ssim up to 1, lpips where weights are there.
+    scores: 'model', 'halves', 'shuffled', 'copy' and 'mean' to metric to one
+      number an example: psnr in dB, ssim up to 1, lpips where there are
+      weights.
     images: What the panels show, uint8: 'context' [n, c, h, w, 3] (reference
       first), 'prediction' [n, h, w, 3], 'truth', 'scene' (the next example's
       reference) and 'transfer' (that scene after this example's motion).
@@ -103,6 +105,7 @@ class Evaluator:
       candidates = {
         'model': prediction,
         'halves': draw_by_halves(model, images),
+        'shuffled': model.render(images[:, :-1], shuffle_target(poses)),
         'copy': context,
         'mean': mean,
       }
@@ -177,6 +180,12 @@ def nearest_context(
   return objectives.take_views(images, nearest)[:, 0]
 
 
+def shuffle_target(poses: Float[Array, 'b v z']) -> Float[Array, 'b v z']:
+  """Each example with the target pose of the next."""
+  target = jnp.roll(poses[:, -1:], -1, axis=0)
+  return jnp.concatenate([poses[:, :-1], target], axis=1)
+
+
 def draw_by_halves(
   model: XFactor, images: Float[Array, 'b v h w 3']
 ) -> Float[Array, 'b h w 3']:
@@ -216,6 +225,7 @@ def table(name: str, result: Result) -> str:
   labels = {
     'model': 'model',
     'halves': 'pose of the other half',
+    'shuffled': "another example's pose",
     'copy': 'copy the nearest view',
     'mean': 'mean colour',
   }

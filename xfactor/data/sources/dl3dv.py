@@ -195,7 +195,8 @@ class Source(sources.Source):
 
 def _sequences(folder: epath.Path) -> Iterator[epath.Path]:
   """Yields the folders of sequences in a folder and its PARTs."""
-  for path in folder.iterdir():
+  # In order, for an ID may be in two PARTs.
+  for path in sorted(folder.iterdir()):
     if _ID.fullmatch(path.name):
       yield path
     elif _PART.fullmatch(path.name):

@@ -109,8 +109,8 @@ def make_clip(
     except (images.ImageError, OSError) as error:
       broken.append(f'{view.name} ({error})')
       continue
-    kept.append(view)
     # Not the picture as well: a sequence can be hundreds of large ones.
+    kept.append(dataclasses.replace(view, picture=b''))
     fitted.append(picture)
   posed = [view.posed for view in kept]
   use_cameras = any(posed) and 2 * sum(posed) >= len(kept)

@@ -1,0 +1,96 @@
+"""Worker processes that leave when the one that started them does."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import process
+from multiprocessing import connection
+from typing import Any
+
+from xfactor.errors import UserError
+
+
+@contextlib.contextmanager
+def pool(
+  workers: int,
+  initializer: Callable[..., None] | None = None,
+  initargs: tuple[Any, ...] = (),
+) -> Iterator[futures.Executor]:
+  """Yields an executor; what has not begun at the end is dropped.
+
+  Args:
+    workers: Processes; 0 works in this one, at once.
+    initializer: What each of them calls first.
+    initargs: Its arguments; picklable.
+
+  Raises:
+    UserError: If a process was killed.
+  """
+  if workers == 0:
+    if initializer:
+      initializer(*initargs)
+    yield _Here()
+    return
+  executor = _Pool(
+    workers,
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=_start,
+    initargs=(initializer, initargs),
+  )
+  try:
+    yield executor
+  except process.BrokenProcessPool as e:
+    raise UserError(
+      'a worker process was killed, most likely because memory ran out; give '
+      'fewer --workers and run the same command again'
+    ) from e
+  finally:
+    executor.shutdown(cancel_futures=True)
+
+
+class _Here(futures.Executor):
+  """Does the work at once, in this process."""
+
+  def submit(
+    self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+  ) -> futures.Future:
+    future = futures.Future()
+    future.set_result(fn(*args, **kwargs))
+    return future
+
+  map = staticmethod(map)
+
+
+class _Pool(futures.ProcessPoolExecutor):
+  """Starts processes, which `submit` does, that Ctrl-C does not reach.
+
+  It goes to the whole process group; the main process alone decides.
+  """
+
+  def submit(
+    self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+  ) -> futures.Future:
+    # Inherited, and so from the first moment on.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      return super().submit(fn, *args, **kwargs)
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start(
+  initializer: Callable[..., None] | None, initargs: tuple[Any, ...]
+) -> None:
+  def watch() -> None:
+    # A worker must not outlive a killed main process: the next run would write
+    # the same files.
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+  if initializer:
+    initializer(*initargs)

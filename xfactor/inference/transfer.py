@@ -1,0 +1,179 @@
+"""A motion applied to a scene, from their names to pictures for people."""
+
+import dataclasses
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from xfactor import api
+from xfactor.data import images
+from xfactor.errors import UserError
+from xfactor.inference import footage, movie
+
+_COLUMNS = 7  # Of the strip.
+_FPS_UNKNOWN = 12.0  # Where there are no times and no --fps.
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """A transfer and what it was made of; `k` pictures a motion frame.
+
+  Attributes:
+    motion: Frames of the motion.
+    reference: Index into them.
+    scene: The scene's reference view.
+    pictures: The moved scene, k * (n - 1) + 1.
+    has_truth: Whether the motion's frames are what `pictures` should show.
+    k: Above 1, the others are interpolated.
+  """
+
+  motion: footage.Footage
+  reference: int
+  scene: UInt8[np.ndarray, 'h w 3']
+  pictures: UInt8[np.ndarray, 'm h w 3']
+  has_truth: bool
+  k: int
+
+  def cells(self, at: int, size: int) -> list[np.ndarray]:
+    """Motion, transfer and truth at one picture, with captions."""
+    frame, between = divmod(at, self.k)
+    number = self.motion.numbers[frame]
+    seen = movie.enlarge(self.motion.frames[frame], size)
+    drawn = movie.enlarge(self.pictures[at], size)
+    how = 'interpolated' if between else f'frame {number}'
+    cells = [
+      movie.caption(seen, f'motion: frame {number}'),
+      movie.caption(
+        drawn, f'transfer: {how}', movie.ORANGE if between else movie.BLACK
+      ),
+    ]
+    if self.has_truth:
+      cells.append(movie.caption(seen, f'truth: frame {number}'))
+    return cells
+
+  def video(self, size: int) -> np.ndarray:
+    """The video: motion | transfer | truth."""
+    return np.stack(
+      [movie.row(self.cells(i, size)) for i in range(len(self.pictures))]
+    )
+
+  def strip(self, size: int) -> np.ndarray:
+    """Some pictures beside each other, after the references."""
+    number = self.motion.numbers[self.reference]
+    start = [
+      (self.motion.frames[self.reference], f'reference: frame {number}'),
+      (self.scene, 'scene as given'),
+    ]
+    cells = [movie.caption(movie.enlarge(x, size), text) for x, text in start]
+    if self.has_truth:
+      cells.append(np.full_like(cells[0], 255))
+    columns = [movie.column(cells)]
+    for at in footage.spread(len(self.pictures), _COLUMNS).tolist():
+      columns.append(movie.column(self.cells(at, size)))
+    return movie.row(columns)
+
+
+def transfer(
+  model: api.Model,
+  motion: str,
+  scene: str,
+  *,
+  data_dir: str,
+  first: int = 0,
+  last: int | None = None,
+  stride: int = 1,
+  frames: int = 100,
+  reference: int | None = None,
+  scene_reference: int | None = None,
+  chain: int | None = None,
+  interpolate: int = 1,
+) -> Transfer:
+  """Reads motion and scene and draws the transfer; arguments as the flags."""
+
+  def read(name: str, **taken) -> footage.Footage:
+    def fit(picture: np.ndarray) -> np.ndarray:
+      return model.fit([picture], f'a frame of {name}')[0]
+
+    return footage.read(name, data_dir, fit, most=frames, **taken)
+
+  moving = read(motion, first=first, last=last, stride=stride)
+  start = 0 if reference is None else moving.nearest(reference)
+  same = motion == scene
+  still = moving if same else read(scene)
+  if same:
+    centre = start
+  elif scene_reference is None:
+    centre = (len(still) - 1) // 2
+  else:
+    centre = still.nearest(scene_reference)
+  if ',' in scene and not same:  # All are meant.
+    views = np.arange(len(still))
+  else:
+    views = choose_views(still.numbers, centre, model.contexts, model.window)
+  pictures = model.transfer(
+    moving.frames,
+    still.frames[views],
+    reference=start,
+    scene_reference=int(np.flatnonzero(views == centre)[0]),
+    chain=chain,
+    interpolate=interpolate,
+    stride=int(np.diff(moving.numbers).max(initial=1)),
+  )
+  return Transfer(
+    moving, start, still.frames[centre], pictures, same, interpolate
+  )
+
+
+def choose_views(
+  numbers: np.ndarray, centre: int, most: int, window: int | None
+) -> np.ndarray:
+  """Chooses a scene's views: `centre` and others evenly around it.
+
+  Args:
+    numbers: Of the frames that there are.
+    centre: Index of the reference view.
+    most: How many to choose, if there are so many.
+    window: Frames that they may come from; all if None.
+
+  Returns:
+    Their indices, ascending.
+  """
+  if most == 1:
+    return np.array([centre])
+  window = np.ptp(numbers) + 1 if window is None else window
+  low = min(numbers[centre] - window // 2, numbers[-1] - window + 1)
+  low = max(low, numbers[0])
+  (near,) = np.nonzero((numbers >= low) & (numbers < low + window))
+  views = near[footage.spread(len(near), most)]
+  views[np.abs(views - centre).argmin()] = centre
+  return views
+
+
+def write(
+  shown: Transfer, out: epath.Path, *, fps: float | None = None, size: int = 256
+) -> None:
+  """Writes OUT, and a GIF and a PNG strip of the same name beside it.
+
+  Raises:
+    UserError: If they cannot be written.
+  """
+  frames = shown.video(size)
+  fps = fps or (shown.motion.fps or _FPS_UNKNOWN) * shown.k
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(movie.mp4(frames, fps))
+    out.with_suffix('.gif').write_bytes(movie.gif(frames, fps))
+    strip = images.encode_png(shown.strip(size))
+    out.with_suffix('.png').write_bytes(strip)
+  except OSError as e:
+    raise UserError(
+      f'cannot write --out={out} ({e.strerror}); choose another place'
+    ) from e
+  between = len(frames) - len(shown.motion)
+  print(
+    f'{out}, {out.stem}.gif and {out.stem}.png: {len(frames)} pictures at '
+    f'{fps:.3g} a second'
+    + f', of which {between} are from interpolated poses'
+    * (between > 0)
+  )
