@@ -312,14 +312,21 @@ def dense_step(build: builds.Build) -> Callable:
   grid = (build.image_size // model.patch_size,) * 2
 
   def loss(params, images, draws):
-    views = step.to_float(images)
-    is_self = (draws.target == 0)[:, None, None, None, None]
-    of_pair = jax.tree.map(lambda x: x[:, 0], draws.augmentation)
-    target = jnp.where(is_self, views[:, :1], views[:, 1:])
-    views = jnp.concatenate([views[:, :1], target], 1)
-    seen = reference.jitter_and_blur(views, of_pair, objective.augmentation)
+    rows = jnp.arange(len(images))
+    target = draws.views[rows, draws.target]
+    order = draws.views.at[:, -1].set(target)
+    views = step.to_float(images[rows[:, None], order])
+    first = jnp.broadcast_to(views[:, :1], views[:, 1:].shape)
+    pairs = jnp.stack([first, views[:, 1:]], 2)
+    seen = reference.jitter_and_blur(
+      pairs.reshape(-1, *pairs.shape[2:]),
+      jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), draws.augmentation),
+      objective.augmentation,
+    )
     mask = reference.mask_of(draws.order, grid)
-    l1 = reference.stereo_l1(params, model, views, seen, mask)
+    l1 = reference.masked_l1(
+      params, model, views, seen.reshape(pairs.shape), mask
+    )
     return objective.l1_weight * l1
 
   def dense(old: state.TrainState, batch, _):
@@ -446,11 +453,6 @@ def _step_config(recipe: ConfigDict) -> ConfigDict:
   """
   config = recipe.copy_and_resolve_references()
   config.objective.lpips_weight = 0.0
-  if config.data.contexts != 1:
-    raise UserError(
-      f'config.data.contexts={config.data.contexts}: the reference draws from '
-      'one context; give --config.data.contexts=1'
-    )
   if config.model.dtype != 'float32':
     raise UserError(
       f'config.model.dtype={config.model.dtype!r}: the reference is float32; '
@@ -717,7 +719,7 @@ def check_frames_equal(images: dict[str, np.ndarray]) -> str:
   for name, other in others:
     off = np.abs(ours.astype(np.int32) - other).mean()
     worst = max(worst, float(off))
-    if off > 3:
+    if off > 6:
       raise Unequal(
         f'the first batch from {name} differs from that of the pipeline by '
         f'{off:.1f} levels of 255 on average: they do not read the same '

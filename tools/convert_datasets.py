@@ -29,7 +29,7 @@ _VERIFY = flags.DEFINE_string(
   'verify', None, 'Re-read converted data: a --data_dir or one data set in it.'
 )
 _PREVIEW = flags.DEFINE_string(
-  'preview', None, 'Draw converted data: a --data_dir, or --name in it.'
+  'preview', None, 'Draw converted data: a --data_dir or one data set in it.'
 )
 _PREVIEW_CLIPS = flags.DEFINE_integer(
   'preview_clips', 8, 'Clips that a preview shows.', lower_bound=1
@@ -98,7 +98,7 @@ def _look(args: list[str]) -> int:
     report = verify.verify(_VERIFY.value, _WORKERS.value)
     print(verify.table(report))
     return 0 if report.ok else 1
-  split, *others = _SPLIT.value or ['train']
+  split, *others = _SPLIT.value or [None]
   if others:
     raise UserError(f'--preview shows one split, not {len(others) + 1}')
   paths = preview.write(

@@ -1,9 +1,11 @@
 """Conversion gives the same bytes however it went; errors are one sentence."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
+import pickle
 import signal
 import socket
 import subprocess
@@ -18,7 +20,15 @@ import simplejpeg
 from etils import epath
 from fsspec.implementations import local
 
-from xfactor.data import convert, options, records, sharing, sources, splits
+from xfactor.data import (
+  convert,
+  options,
+  processes,
+  records,
+  sharing,
+  sources,
+  splits,
+)
 from xfactor.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -268,6 +278,80 @@ def _raise(error: Exception):
   return fail
 
 
+def test_a_process_that_was_held_up_takes_nothing_away(tmp_path, straight):
+  """Another has taken over and published meanwhile."""
+  plan = _finished(tmp_path)
+  run(Fake(), tmp_path)
+  with pytest.raises(FileNotFoundError):
+    convert._publish(plan)
+  assert snapshot(tmp_path) == straight
+
+
+def test_what_a_killed_finish_left_is_not_published(tmp_path, straight):
+  plan = _finished(tmp_path)
+  for config in ('clips', 'frames'):
+    (plan.work / config / 'a.incomplete-other-7').write_text('half')
+  run(Fake(), tmp_path)
+  assert snapshot(tmp_path) == straight
+
+
+def test_a_work_folder_without_content_does_not_count(tmp_path, straight):
+  run(Fake(), tmp_path)
+  (tmp_path / 'fake' / '.incomplete-1.0.0').mkdir()
+  assert run(Fake(), tmp_path).already
+
+
+def test_files_of_a_host_whose_name_begins_the_same_are_kept(tmp_path):
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(convert, '_finish_parts', _raise(_Broken()))
+    with pytest.raises(_Broken):
+      run(Fake(), tmp_path)
+  plan = convert.make_plan(Fake(), tmp_path)
+  mine = f'{plan.work}/x.incomplete-{socket.gethostname()}'
+  # No process has this number.
+  dead, other = (pathlib.Path(f'{mine}{end}-{2**22 + 1}') for end in ('', '-2'))
+  dead.write_text('')
+  other.write_text('')
+  convert._open_work(plan, overwrite=False)
+  assert other.exists()
+  assert not dead.exists()
+
+
+def test_nothing_is_made_again_once_all_parts_are_done(tmp_path):
+  plan = _finished(tmp_path)
+
+  def numbers():
+    progress = convert._Progress.make(len(plan.parts))
+    with contextlib.closing(sharing.Claims(plan.work)) as claims:
+      done = convert._run_parts(Fake(), plan, 0, progress, claims)
+      return [number for number, _ in done]
+
+  assert numbers() == []
+  (plan.work / 'parts.json').unlink()
+  assert numbers() == [0, 1, 2, 3, 4, 5]
+
+
+def test_only_parts_of_earlier_runs_are_read_again(tmp_path, monkeypatch):
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(convert, '_fill_splits', _raise(_Broken()))
+    with pytest.raises(_Broken):
+      run(Fake(), tmp_path)
+  plan = convert.make_plan(Fake(), tmp_path)
+  (plan.work / 'part-00002.json').rename(tmp_path / 'kept')
+  read, original = [], records.sha256
+
+  def sha256(path):
+    read.append(pathlib.Path(path).name[:10])
+    if len(read) == 1:  # Another host finishes its part.
+      (tmp_path / 'kept').rename(plan.work / 'part-00002.json')
+    return original(path)
+
+  monkeypatch.setattr(records, 'sha256', sha256)
+  assert run(Fake(), tmp_path).new_frames == 0
+  parts = sorted({name for name in read if name.startswith('part')})
+  assert parts == [f'part-{i:05d}' for i in (0, 1, 3, 4, 5)]
+
+
 @pytest.mark.parametrize(
   'change',
   [lambda data: data[:-1], lambda data: data[:500] + b'?' + data[501:]],
@@ -376,6 +460,48 @@ def test_duplicate_clip_ids_name_both_items(tmp_path):
   with pytest.raises(UserError, match=r"'same'.*'item/000'.*'item/001'"):
     run(Fake(same_id=True), tmp_path)
   assert not records.available(tmp_path)
+
+
+def test_duplicate_ids_can_be_corrected(tmp_path, monkeypatch, straight):
+  original = Fake.clips
+
+  def same(self, item):
+    for clip in original(self, item):
+      yield dataclasses.replace(clip, id='same') if item.payload > 3 else clip
+
+  with monkeypatch.context() as m:
+    m.setattr(Fake, 'clips', same)
+    with pytest.raises(UserError, match=r"'item/004'.*'item/005'"):
+      run(Fake(), tmp_path)
+  # Only what was wrong is made again.
+  assert run(Fake(), tmp_path).new_frames == 14 + 15
+  assert snapshot(tmp_path) == straight
+
+
+def test_items_that_the_system_does_not_give(tmp_path, monkeypatch):
+  def clips(self, item):
+    raise PermissionError(13, 'Permission denied', f'/in/{item.payload}')
+    yield
+
+  original = Fake.clips
+  monkeypatch.setattr(
+    Fake,
+    'clips',
+    lambda self, item: (clips if item.payload == 1 else original)(self, item),
+  )
+  ((item, why),) = run(Fake(), tmp_path).skipped
+  assert item == 'item/001'
+  assert "cannot be read: [Errno 13] Permission denied: '/in/1'" in why
+  monkeypatch.setattr(Fake, 'items', _raise(PermissionError(13, 'no', '/in')))
+  with pytest.raises(UserError, match="cannot be listed: .* no: '/in'"):
+    run(Fake(), tmp_path)
+
+
+def test_errors_of_the_disk_stop_the_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(Fake, 'clips', _raise(OSError(5, 'Input/output error')))
+  with pytest.raises(OSError, match='Input/output') as caught:
+    run(Fake(), tmp_path)
+  assert caught.value.__notes__ == ["while converting item 'item/000'"]
 
 
 def test_nothing_convertible_leaves_nothing(tmp_path):
@@ -509,6 +635,34 @@ def test_claims_of_the_dead_do_not_count(tmp_path, dead):
   assert not list(tmp_path.iterdir())
 
 
+def test_claims_outlive_trouble_with_the_bucket(tmp_path, monkeypatch):
+  monkeypatch.setattr(sharing, '_RENEW', 0.01)
+  claims = sharing.Claims(epath.Path(tmp_path))
+  claims.take('part-00000')
+  with monkeypatch.context() as m:
+    m.setattr(records, 'write_json', _raise(_Broken()))
+    time.sleep(0.1)
+  (tmp_path / 'part-00000.claim').unlink()
+  for _ in range(500):
+    if (tmp_path / 'part-00000.claim').exists():
+      break
+    time.sleep(0.01)
+  assert (tmp_path / 'part-00000.claim').exists()
+  claims.close()
+
+
+def test_workers_are_not_sent_all_items(tmp_path, monkeypatch):
+  sent, original = [], processes.pool
+
+  def pool(workers, initializer, initargs):
+    sent.append(pickle.dumps(initargs[:2]))
+    return original(workers, initializer, initargs)
+
+  monkeypatch.setattr(processes, 'pool', pool)
+  run(Fake(), tmp_path)
+  assert b'item/' not in sent[0]
+
+
 def test_waits_for_the_part_of_another_host(tmp_path, monkeypatch, straight):
   plan = convert.make_plan(Fake(), tmp_path)
   _claim(pathlib.Path(plan.work), 3)
@@ -604,6 +758,28 @@ def test_unreachable_bucket_is_one_sentence(bucket, monkeypatch):
   monkeypatch.setattr(_Bucket, 'exists', _raise(OSError('forbidden')))
   with pytest.raises(UserError, match=r'reached \(forbidden\)'):
     run(Fake(), 'gs://bucket/data')
+
+
+def test_interrupted_deletion_in_a_bucket(bucket, monkeypatch, straight):
+  original = _Bucket.rm_file
+
+  def failing(self, path):
+    if path.endswith('part-00003.json'):
+      raise _Broken
+    original(self, path)
+
+  with monkeypatch.context() as m:
+    m.setattr(_Bucket, 'rm_file', failing)
+    m.setattr(_Bucket, 'rm', lambda self, path, **_: self.rm_file(path))
+    with pytest.raises(_Broken):
+      run(Fake(), 'gs://bucket/data')
+  assert run(Fake(), 'gs://bucket/data').already
+  assert not list((bucket / 'bucket/data/fake').glob('.*/*'))
+  found = snapshot(bucket / 'bucket' / 'data')
+  missing = straight.keys() - found.keys()
+  assert {pathlib.Path(name).name for name in missing} <= {
+    'eval_index-test.json'
+  }
 
 
 @pytest.mark.parametrize('nth', [1, 4, 9, 12])
@@ -764,3 +940,8 @@ def test_command_errors_are_one_line_and_exit_2(tmp_path):
   assert done.returncode == 2
   assert done.stderr.startswith('error: the synthetic source has no option')
   assert done.stderr.count('\n') == 1
+
+
+def test_missing_options_are_named():
+  with pytest.raises(UserError, match='the nmr source needs --source'):
+    sources.make('nmr')

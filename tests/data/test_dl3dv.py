@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from absl import logging
+from etils import epath
 from PIL import Image
 
 from tests.data.test_re10k import (
@@ -117,6 +118,23 @@ def test_conversion(tmp_path):
   skipped = dict(summary.skipped)
   assert 'has no images_8 or images_4' in skipped[IDS[4]]
   assert 'has 9 usable frames and min_length=10' in skipped[IDS[5]]
+
+
+def test_a_sequence_in_two_parts(tmp_path, monkeypatch):
+  """It is the same one whatever the order of the folder."""
+  for part in ('1K', '2K'):
+    (tmp_path / part / IDS[1]).mkdir(parents=True)
+  cls = type(epath.Path(tmp_path))
+  listed, found = cls.iterdir, set()
+  for reverse in (False, True):
+
+    def iterdir(path, reverse=reverse):
+      return iter(sorted(listed(path), reverse=reverse))
+
+    monkeypatch.setattr(cls, 'iterdir', iterdir)
+    (item,) = make(tmp_path).items()
+    found.add(item.payload)
+  assert len(found) == 1
 
 
 def test_portrait_pictures_of_any_scale(tmp_path):

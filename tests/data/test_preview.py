@@ -127,6 +127,14 @@ def test_upright_long_named_and_short_clips_fit(tmp_path, monkeypatch):
   assert len(preview._short('a' * 300)) == preview._LONGEST_ID
 
 
+def test_folder_of_one_data_set_and_the_only_split(data, tmp_path):
+  (path,) = preview.write(data / 'posed', out=tmp_path)
+  assert path.name == 'posed-preview.png'
+  run(Flat(count=1, split='val'), tmp_path / 'data')
+  (path,) = preview.write(tmp_path / 'data', out=tmp_path)
+  assert path.name == 'fake-preview.png'
+
+
 def test_cameras_that_are_no_numbers_have_no_path(data, monkeypatch):
   original = records.decode_clip
 

@@ -199,6 +199,15 @@ def test_swapped_files(data):
   assert second == f'{b}: has the content of {a.name}'
 
 
+def test_files_that_are_equal_by_right_are_whole(tmp_path):
+  same = next(iter(Good().clips(Good().items()[0])))
+  changes = tuple(
+    (i, lambda clip: dataclasses.replace(same, id=clip.id)) for i in (0, 1)
+  )
+  run(Good(count=3, changes=changes), tmp_path, test_fraction=0)
+  assert counts(tmp_path) == {'repeated frames': 1}
+
+
 # Damaged tables.
 
 
