@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.data import pictures, srt
 from xfactor import errors
 from xfactor.data import convert, images, records
 from xfactor.data.sources import clevr3d, obsurf_msn
@@ -12,16 +13,7 @@ HEIGHT, WIDTH = 240, 320
 
 
 def picture(seed):
-  """The golden file's test image, see its notes."""
-  y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
-  return np.stack(
-    [
-      127.5 * (1 + np.sin(0.21 * x + 0.15 * y + seed)),
-      127.5 * (1 + np.cos(0.17 * y - 0.13 * x + 2 * seed)),
-      (x * 3 + y * 5 + 17 * seed) % 256,
-    ],
-    axis=-1,
-  ).astype(np.uint8)
+  return pictures.waves(HEIGHT, WIDTH, seed)
 
 
 def write_metadata(folder, positions, objects):
@@ -68,31 +60,17 @@ def test_rays_and_pixels_are_those_of_srt(root, tmp_path, golden):
   chosen = np.random.RandomState(1).choice(
     3 * HEIGHT * WIDTH, 64, replace=False
   )
-  first = clip.world_to_camera[view]
-  np.testing.assert_allclose(
-    first, arrays['clevr_canon/transform'][:3], atol=1e-5
-  )
-  for kind, pose in (
-    ('world', clip.world_to_camera),
-    (
-      'canon',
-      cameras.compose(
-        clip.world_to_camera,
-        np.broadcast_to(cameras.invert_pose(first), (3, 3, 4)),
-      ),
-    ),
-  ):
-    origins, rays = cameras.pixel_rays(clip.intrinsics, pose, HEIGHT, WIDTH)
-    for key, ours in (
-      ('input_rays', rays[view : view + 1, 2::4, 2::4]),
-      ('input_camera_pos', origins[view : view + 1, 0, 0]),
-      ('target_rays', rays.reshape(-1, 3)[chosen]),
-      ('target_camera_pos', origins.reshape(-1, 3)[chosen]),
-      ('target_pixels', pixels.reshape(-1, 3)[chosen] / 255),
-    ):
-      np.testing.assert_allclose(
-        ours, arrays[f'clevr_{kind}/{key}'], atol=1e-5, err_msg=key
-      )
+
+  def select(origins, rays):
+    return {
+      'input_rays': rays[view : view + 1, 2::4, 2::4],
+      'input_camera_pos': origins[view : view + 1, 0, 0],
+      'target_rays': rays.reshape(-1, 3)[chosen],
+      'target_camera_pos': origins.reshape(-1, 3)[chosen],
+      'target_pixels': pixels.reshape(-1, 3)[chosen] / 255,
+    }
+
+  srt.check_rays(arrays, 'clevr', clip, view, select)
 
 
 def test_cropped_frames(root, tmp_path):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.data import pictures
 from xfactor.data import convert, images, records
 from xfactor.data.sources import co3dv2
 from xfactor.errors import UserError
@@ -48,20 +49,7 @@ def pixel(frame, size, kind='ndc_isotropic'):
 
 
 def picture(frame, size, kind='ndc_isotropic'):
-  """A bright spot around the point."""
-  y, x = np.mgrid[: size[0], : size[1]] + 0.5
-  u, v = pixel(frame, size, kind)
-  light = np.exp(-((x - u) ** 2 + (y - v) ** 2) / 8)
-  return np.repeat((250 * light).astype(np.uint8)[..., None], 3, -1)
-
-
-def spot(jpeg):
-  """Where the spot is in a frame, from 0 to 1."""
-  light = images.decode_jpeg(jpeg)[..., 0].astype(float)
-  light[light < 25] = 0
-  y, x = np.mgrid[: light.shape[0], : light.shape[1]] + 0.5
-  centre = np.array([(x * light).sum(), (y * light).sum()]) / light.sum()
-  return centre / light.shape[::-1]
+  return pictures.spot(*size, pixel(frame, size, kind))
 
 
 def image_path(category, sequence, frame):
@@ -119,17 +107,6 @@ def clip_of(root, id='apple/1_2_3', **options):
   return clip
 
 
-def assert_cameras_see_the_spot(clip, count=FRAMES):
-  assert len(clip.frames) == len(clip.intrinsics) == count
-  for i in range(count):
-    seen, depth = cameras.project(
-      POINT, clip.intrinsics[i], clip.world_to_camera[i]
-    )
-    assert depth > 0
-    difference = (seen - spot(clip.frames[i])) * (clip.width, clip.height)
-    assert abs(difference).max() < 0.3
-
-
 def numbers(clip, size=LANDSCAPE):
   """Which frames these are, by the place of the spot."""
   side = min(size)
@@ -137,7 +114,7 @@ def numbers(clip, size=LANDSCAPE):
   places = np.array([(pixel(i, size) - corner) / side for i in range(FRAMES)])
   found = []
   for jpeg in clip.frames:
-    distances = abs(places - spot(jpeg)).max(-1)
+    distances = abs(places - pictures.find_spot(jpeg)).max(-1)
     assert distances.min() < 0.3 / SIZE
     found.append(int(distances.argmin()))
   return found
@@ -156,7 +133,7 @@ def test_cameras(tmp_path, size, kind, whole):
   write_annotations(tmp_path, 'apple', frames)
   clip = clip_of(tmp_path, size=None if whole else SIZE)
   assert (clip.height, clip.width) == (size if whole else (SIZE, SIZE))
-  assert_cameras_see_the_spot(clip)
+  pictures.assert_cameras_see(POINT, clip, FRAMES)
   rotation = clip.world_to_camera[3, :, :3]
   np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
   assert np.linalg.det(rotation) == pytest.approx(1)
@@ -220,7 +197,7 @@ def test_annotations_are_read_once_a_category(tmp_path, monkeypatch):
   assert not read
   for item in items:
     (clip,) = source.clips(item)
-    assert_cameras_see_the_spot(clip)
+    pictures.assert_cameras_see(POINT, clip, FRAMES)
   assert len(read) == 2
 
 
@@ -308,7 +285,7 @@ def test_unknown_and_broken_cameras(tmp_path):
   )
   clip = clip_of(tmp_path, min_length=8)
   assert numbers(clip) == list(range(4, FRAMES))
-  assert_cameras_see_the_spot(clip, FRAMES - 4)
+  pictures.assert_cameras_see(POINT, clip, FRAMES - 4)
   write_annotations(
     tmp_path,
     'apple',
@@ -328,7 +305,7 @@ def test_missing_and_damaged_pictures(tmp_path):
   rest = [i for i in range(FRAMES) if i not in (0, 7)]
   assert numbers(clip) == rest
   np.testing.assert_array_equal(clip.timestamps, 0.25 * np.array(rest))
-  assert_cameras_see_the_spot(clip, len(rest))
+  pictures.assert_cameras_see(POINT, clip, len(rest))
   with pytest.raises(UserError, match='has 10 usable frames and min_length=11'):
     clip_of(tmp_path, min_length=11)
 
@@ -398,7 +375,7 @@ def test_set_lists(tmp_path, caplog):
   options = {'set_lists': 'fewview_dev', 'min_length': 6}
   clip = clip_of(tmp_path, f'apple/{a}', **options)
   assert numbers(clip) == list(range(0, 12, 2))
-  assert_cameras_see_the_spot(clip, 6)
+  pictures.assert_cameras_see(POINT, clip, 6)
   clip = clip_of(tmp_path, f'apple/{b}', **options)
   assert numbers(clip) == list(range(3, 9))
 
@@ -472,4 +449,4 @@ def test_conversion(tmp_path):
   np.testing.assert_array_equal(clip.timestamps, 0.25 * np.arange(FRAMES))
   seen, _ = cameras.project(POINT, clip.intrinsics[9], clip.world_to_camera[9])
   (frame,) = test.clip_frames(0, [9])
-  assert abs(seen - spot(frame)).max() < 0.3 / SIZE
+  assert abs(seen - pictures.find_spot(frame)).max() < 0.3 / SIZE

@@ -382,6 +382,16 @@ def test_other_options_do_not_continue_an_unfinished_run(tmp_path, straight):
   assert snapshot(tmp_path) == straight
 
 
+def test_overwrite_leaves_the_work_of_the_living(tmp_path):
+  plan = convert.make_plan(Fake(size=8), tmp_path)
+  _claim(pathlib.Path(plan.work), 3)
+  records.write_json(plan.work / 'options.json', plan.options)
+  with pytest.raises(UserError, match='another process is at work in'):
+    run(Fake(), tmp_path, overwrite=True)
+  _claim(pathlib.Path(plan.work), 3, time=0)
+  run(Fake(), tmp_path, overwrite=True)
+
+
 def test_converting_twice(tmp_path):
   run(Fake(), tmp_path)
   before = snapshot(tmp_path)
@@ -627,12 +637,34 @@ def _claim(work: pathlib.Path, number: int, **changes):
 def test_claims_of_the_dead_do_not_count(tmp_path, dead):
   claims = sharing.Claims(epath.Path(tmp_path))
   _claim(tmp_path, 0)
-  assert claims.is_taken('part-00000')
+  assert sharing.is_taken(epath.Path(tmp_path) / 'part-00000.claim')
   assert not claims.take('part-00000')
   _claim(tmp_path, 0, **dead)
   assert claims.take('part-00000')
   claims.close()
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_one_of_two_at_the_same_moment_gets_a_claim(
+  tmp_path, monkeypatch, links
+):
+  ours = {'host': 'ours', 'pid': 1, 'time': time.time()}
+  link = os.link
+
+  def late(source, target):
+    # Another process comes first, after this one has found nothing.
+    _claim(tmp_path, 0, **ours)
+    if not links:
+      raise OSError(95, 'Operation not supported')
+    link(source, target)
+
+  monkeypatch.setattr(os, 'link', late)
+  claims = sharing.Claims(epath.Path(tmp_path))
+  assert claims.take('part-00000') != links
+  claims.close()
+  left = [path.name for path in tmp_path.iterdir()]
+  assert left == (['part-00000.claim'] if links else [])
 
 
 def test_claims_outlive_trouble_with_the_bucket(tmp_path, monkeypatch):
@@ -832,6 +864,13 @@ def test_lists_override_the_source(tmp_path):
   }
 
 
+def test_other_lists_are_other_options(tmp_path):
+  first, second = (splits.Lists({f'00{i}': 'test'}) for i in (1, 2))
+  run(Fake(), tmp_path, lists=first)
+  with pytest.raises(UserError, match=r'options \(the lists of --splits\);'):
+    run(Fake(), tmp_path, lists=second)
+
+
 def test_items_that_no_list_names_are_not_read(tmp_path):
   lists = splits.Lists({'item/000': 'train', '003': 'test'})
   plan = convert.make_plan(Fake(), tmp_path, lists=lists)
@@ -942,6 +981,14 @@ def test_command_errors_are_one_line_and_exit_2(tmp_path):
   assert done.stderr.count('\n') == 1
 
 
-def test_missing_options_are_named():
-  with pytest.raises(UserError, match='the nmr source needs --source'):
-    sources.make('nmr')
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({}, 'the nmr source needs --source'),
+    ({'source': '/in', 'size': 0}, '--size is 0; give it 1 to'),
+    ({'source': '/in', 'quality': 101}, '--quality is 101; .* 1 to 100'),
+  ],
+)
+def test_options_that_cannot_be(given, message):
+  with pytest.raises(UserError, match=message):
+    sources.make('nmr', **given)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests import conftest
+from tests.data import pictures, srt
 from xfactor import errors
 from xfactor.data import convert, images, records, tfrecord
 from xfactor.data.sources import msn
@@ -23,19 +24,6 @@ from xfactor.geometry import cameras
 GOLDEN = os.path.join(conftest.GOLDEN, 'msn')
 TRAIN = 'multi_shapenet_frames-train.tfrecord-00000-of-00001'
 TEST = 'multi_shapenet_frames-test.tfrecord-00000-of-00001'
-
-
-def picture(height, width, seed):
-  """The golden files' test image, see their notes."""
-  y, x = np.mgrid[:height, :width].astype(np.float64)
-  return np.stack(
-    [
-      127.5 * (1 + np.sin(0.21 * x + 0.15 * y + seed)),
-      127.5 * (1 + np.cos(0.17 * y - 0.13 * x + 2 * seed)),
-      (x * 3 + y * 5 + 17 * seed) % 256,
-    ],
-    axis=-1,
-  ).astype(np.uint8)
 
 
 def masked(data):
@@ -84,7 +72,7 @@ def test_rays_and_pixels_are_those_of_sunds(tmp_path):
       scene = int(clip_id.removeprefix(f'{split}/scene_'))
       for j, frame in enumerate(store.clip_frames(i, range(10))):
         np.testing.assert_array_equal(
-          images.decode(frame), picture(height, width, 10 * scene + j)
+          images.decode(frame), pictures.waves(height, width, 10 * scene + j)
         )
       origins, rays = cameras.pixel_rays(
         clip.intrinsics, clip.world_to_camera, height, width
@@ -131,32 +119,18 @@ def test_rays_are_those_of_srt(tmp_path, golden):
   views = rng.choice(np.arange(10), size=5, replace=False)
   others = np.array(sorted(set(range(10)) - set(views)))
   chosen = rng.choice(np.arange(5 * 12 * 16), size=64, replace=False)
-  first = clip.world_to_camera[views[0]]
-  np.testing.assert_allclose(
-    first, arrays['msn_canon/transform'][:3], atol=1e-5
-  )
-  for kind, pose in (
-    ('world', clip.world_to_camera),
-    (
-      'canon',
-      cameras.compose(
-        clip.world_to_camera,
-        np.broadcast_to(cameras.invert_pose(first), (10, 3, 4)),
-      ),
-    ),
-  ):
-    origins, rays = cameras.pixel_rays(clip.intrinsics, pose, 12, 16)
-    for key, ours in (
-      ('input_rays', rays[views]),
-      ('input_camera_pos', origins[views][:, 0, 0]),
-      ('input_images', pixels[views].transpose(0, 3, 1, 2) / 255),
-      ('target_rays', rays[others].reshape(-1, 3)[chosen]),
-      ('target_camera_pos', origins[others].reshape(-1, 3)[chosen]),
-      ('target_pixels', pixels[others].reshape(-1, 3)[chosen] / 255),
-    ):
-      np.testing.assert_allclose(
-        ours, arrays[f'msn_{kind}/{key}'], atol=1e-5, err_msg=key
-      )
+
+  def select(origins, rays):
+    return {
+      'input_rays': rays[views],
+      'input_camera_pos': origins[views][:, 0, 0],
+      'input_images': pixels[views].transpose(0, 3, 1, 2) / 255,
+      'target_rays': rays[others].reshape(-1, 3)[chosen],
+      'target_camera_pos': origins[others].reshape(-1, 3)[chosen],
+      'target_pixels': pixels[others].reshape(-1, 3)[chosen] / 255,
+    }
+
+  srt.check_rays(arrays, 'msn', clip, int(views[0]), select)
 
 
 def test_cropped_frames(tmp_path):

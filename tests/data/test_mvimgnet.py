@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data import test_colmap
+from tests.data import pictures, test_colmap
 from xfactor.data import convert, images, records
 from xfactor.data.sources import mvimgnet
 from xfactor.errors import UserError
@@ -31,20 +31,7 @@ def pixel(frame):
 
 
 def picture(frame):
-  """A bright spot around the point, which is not at a pixel's centre."""
-  y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-  u, v = pixel(frame)
-  spot = np.exp(-((x - u) ** 2 + (y - v) ** 2) / 8)
-  return np.repeat((250 * spot).astype(np.uint8)[..., None], 3, -1)
-
-
-def spot(jpeg):
-  """Where the spot is in a frame, from 0 to 1."""
-  light = images.decode_jpeg(jpeg)[..., 0].astype(float)
-  light[light < 25] = 0
-  y, x = np.mgrid[: light.shape[0], : light.shape[1]] + 0.5
-  centre = np.array([(x * light).sum(), (y * light).sum()]) / light.sum()
-  return centre / light.shape[::-1]
+  return pictures.spot(HEIGHT, WIDTH, pixel(frame))
 
 
 def write_sequence(
@@ -75,24 +62,13 @@ def clip_of(root, id='0/a', **options):
   return clip
 
 
-def assert_cameras_see_the_spot(clip, frames, pixels=0.3):
-  assert len(clip.frames) == len(frames) == len(clip.intrinsics)
-  for i in range(len(frames)):
-    seen, depth = cameras.project(
-      POINT, clip.intrinsics[i], clip.world_to_camera[i]
-    )
-    assert depth > 0
-    difference = (seen - spot(clip.frames[i])) * (clip.width, clip.height)
-    assert abs(difference).max() < pixels
-
-
 def assert_shows(clip, frames):
   """The frames are those, whatever the cameras say."""
   side = min(HEIGHT, WIDTH)
   corner = np.array([(WIDTH - side) // 2, (HEIGHT - side) // 2])
   for jpeg, frame in zip(clip.frames, frames, strict=True):
     expected = (pixel(frame) - corner) / side
-    assert abs(spot(jpeg) - expected).max() < 0.3 / SIZE
+    assert abs(pictures.find_spot(jpeg) - expected).max() < 0.3 / SIZE
 
 
 @pytest.mark.parametrize(
@@ -103,7 +79,7 @@ def test_cameras_after_the_crop(tmp_path, files):
   clip = clip_of(tmp_path)
   assert (clip.height, clip.width) == (SIZE, SIZE)
   assert clip.timestamps is None
-  assert_cameras_see_the_spot(clip, range(FRAMES))
+  pictures.assert_cameras_see(POINT, clip, FRAMES)
   assert_shows(clip, range(FRAMES))
   # The crop is 53 pixels wide and begins at the 19th.
   np.testing.assert_allclose(
@@ -117,7 +93,7 @@ def test_whole_pictures(tmp_path):
   write_sequence(tmp_path / '0' / 'a')
   clip = clip_of(tmp_path, size=None)
   assert (clip.height, clip.width) == (HEIGHT, WIDTH)
-  assert_cameras_see_the_spot(clip, range(FRAMES))
+  pictures.assert_cameras_see(POINT, clip, FRAMES)
   first = (tmp_path / '0' / 'a' / 'images' / '001.jpg').read_bytes()
   assert clip.frames[0] == first
 
@@ -155,7 +131,7 @@ def test_one_sequence_in_two_places(tmp_path):
 
 def test_pictures_of_nested_archives(tmp_path):
   write_sequence(tmp_path / 'mvi_07' / '0' / 'a')
-  assert_cameras_see_the_spot(clip_of(tmp_path), range(FRAMES))
+  pictures.assert_cameras_see(POINT, clip_of(tmp_path), FRAMES)
 
 
 def test_other_names_of_pictures(tmp_path):
@@ -197,7 +173,7 @@ def test_partly_registered(tmp_path):
   write_sequence(tmp_path / '0' / 'a', registered=some)
   write_sequence(tmp_path / '0' / 'b', registered=few)
   clip = clip_of(tmp_path, '0/a', min_length=7)
-  assert_cameras_see_the_spot(clip, some)
+  pictures.assert_cameras_see(POINT, clip, len(some))
   assert_shows(clip, some)
   clip = clip_of(tmp_path, '0/b')
   assert clip.intrinsics is None
@@ -210,7 +186,7 @@ def test_damaged_picture(tmp_path):
   path.write_bytes(path.read_bytes()[:300])
   rest = [frame for frame in range(FRAMES) if frame != 3]
   clip = clip_of(tmp_path)
-  assert_cameras_see_the_spot(clip, rest)
+  pictures.assert_cameras_see(POINT, clip, len(rest))
   assert_shows(clip, rest)
 
 
@@ -240,4 +216,4 @@ def test_conversion(tmp_path):
   clip = test.clip(1)
   seen, _ = cameras.project(POINT, clip.intrinsics[9], clip.world_to_camera[9])
   (frame,) = test.clip_frames(1, [9])
-  assert abs(seen - spot(frame)).max() < 0.3 / SIZE
+  assert abs(seen - pictures.find_spot(frame)).max() < 0.3 / SIZE

@@ -5,25 +5,16 @@ import io
 import numpy as np
 import pytest
 
+from tests.data import pictures, srt
 from xfactor import errors
 from xfactor.data import convert, images, records
 from xfactor.data.sources import nmr
-from xfactor.geometry import cameras
 
 VIEWS = 24
 
 
 def picture(seed, height=64, width=64):
-  """The golden file's test image, see its notes."""
-  y, x = np.mgrid[:height, :width].astype(np.float64)
-  return np.stack(
-    [
-      127.5 * (1 + np.sin(0.21 * x + 0.15 * y + seed)),
-      127.5 * (1 + np.cos(0.17 * y - 0.13 * x + 2 * seed)),
-      (x * 3 + y * 5 + 17 * seed) % 256,
-    ],
-    axis=-1,
-  ).astype(np.uint8)
+  return pictures.waves(height, width, seed)
 
 
 def world_mat(view):
@@ -124,31 +115,17 @@ def test_rays_and_pixels_are_those_of_srt(root, tmp_path, golden):
   # What the public code does after the golden file's np.random.seed(0).
   chosen = np.random.RandomState(0).choice(23 * 64 * 64, 96, replace=False)
   others = [i for i in range(VIEWS) if i != view]
-  first = clip.world_to_camera[view]
-  np.testing.assert_allclose(
-    first, arrays['nmr_canon/transform'][:3], atol=1e-5
-  )
-  for kind, pose in (
-    ('world', clip.world_to_camera),
-    (
-      'canon',
-      cameras.compose(
-        clip.world_to_camera,
-        np.broadcast_to(cameras.invert_pose(first), (VIEWS, 3, 4)),
-      ),
-    ),
-  ):
-    origins, rays = cameras.pixel_rays(clip.intrinsics, pose, 64, 64)
-    for key, ours in (
-      ('input_rays', rays[view][None]),
-      ('input_camera_pos', origins[view, :1, 0]),
-      ('target_rays', rays[others].reshape(-1, 3)[chosen]),
-      ('target_camera_pos', origins[others].reshape(-1, 3)[chosen]),
-      ('target_pixels', pixels[others].reshape(-1, 3)[chosen] / 255),
-    ):
-      np.testing.assert_allclose(
-        ours, arrays[f'nmr_{kind}/{key}'], atol=1e-5, err_msg=key
-      )
+
+  def select(origins, rays):
+    return {
+      'input_rays': rays[view][None],
+      'input_camera_pos': origins[view, :1, 0],
+      'target_rays': rays[others].reshape(-1, 3)[chosen],
+      'target_camera_pos': origins[others].reshape(-1, 3)[chosen],
+      'target_pixels': pixels[others].reshape(-1, 3)[chosen] / 255,
+    }
+
+  srt.check_rays(arrays, 'nmr', clip, view, select)
 
 
 def test_cropped_frames(root, tmp_path):

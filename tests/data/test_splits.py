@@ -79,6 +79,7 @@ def test_items_above_a_listed_clip_are_wanted():
     ('{"a": "Train Set"}', "'Train Set' is no name for a split"),
     ('{"train": [1]}', 'must hold a list of ids'),
     ('{"A": [], "B": []}', 'looks like the list of one split'),
+    ('{"a": [], "b": null}', 'looks like the list of one split'),
     ('{}', 'lists no ids'),
   ],
 )

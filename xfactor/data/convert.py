@@ -689,7 +689,8 @@ def _convert_on_beam(
 
   done = {n for n in range(len(plan.parts)) if _read_part(plan, n)}
   todo = [n for n in range(len(plan.parts)) if n not in done]
-  items = plan.work / 'items.pickle'
+  # Of these options: a worker may have read others' before.
+  items = plan.work / f'items-{records.digest(plan.options)}.pickle'
   items.write_bytes(pickle.dumps(plan.parts))
   with beam.Pipeline(
     options=pipeline_options.PipelineOptions(list(options))
@@ -711,7 +712,7 @@ def _convert_on_beam(
       )
     parts[number] = part
     _own(plan, owner, parts, number)
-    if number in todo:
+    if number not in done:
       progress.frames[number] = sum(clip['frames'] for clip in part['clips'])
   return list(parts.values())
 
@@ -1140,6 +1141,12 @@ def _open_work(plan: Plan, overwrite: bool) -> None:
         f'({_difference(old, plan.options)}); run the same command as then '
         'to continue it, or give another --name, or delete that folder'
       )
+    if any(map(sharing.is_taken, plan.work.glob('*.claim'))):
+      raise UserError(
+        f'another process is at work in {plan.work} with other options; stop '
+        'it and wait five minutes if it is on another host, or give another '
+        '--name'
+      )
     plan.work.rmtree()
   plan.work.mkdir(exist_ok=True)
   records.write_json(path, plan.options)
@@ -1163,11 +1170,11 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     before, now = flat_old.get(key), flat_new.get(key)
     if key == 'options' or before == now:
       continue
-    out.append(
-      'the list of items in the source'
-      if key == 'items'
-      else f'{key} was {before!r} and is now {now!r}'
-    )
+    digests = {
+      'items': 'the list of items in the source',
+      'lists': 'the lists of --splits',
+    }
+    out.append(digests.get(key, f'{key} was {before!r} and is now {now!r}'))
   return ', '.join(out)
 
 

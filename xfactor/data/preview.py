@@ -32,16 +32,16 @@ def write(
   data_dir: str | os.PathLike[str],
   *,
   name: str | None = None,
-  split: str = 'train',
+  split: str | None = None,
   num_clips: int = 8,
   out: str | os.PathLike[str] = '.',
 ) -> list[epath.Path]:
   """Writes OUT/NAME-preview.png for each data set of a folder.
 
   Args:
-    data_dir: Folder of converted data sets.
+    data_dir: Folder of converted data sets, or of one of them.
     name: Only this one.
-    split: For instance 'train'.
+    split: For instance 'train', which is the default where there is one.
     num_clips: Clips, at random but always the same.
     out: Folder, made where needed.
 
@@ -54,15 +54,20 @@ def write(
   """
   if num_clips < 1:
     raise UserError(f'--preview_clips is {num_clips}; give 1 or more')
+  data_dir = records.data_folder(data_dir)
+  if not name and records.versions(data_dir.parent, data_dir.name):
+    data_dir, name = data_dir.parent, data_dir.name
   names = [name] if name else records.available(data_dir)
   if not names:
     raise UserError(
-      f'{records.data_folder(data_dir)} holds no converted data set; give the '
+      f'{data_dir} holds no converted data set; give the '
       '--data_dir of a conversion'
     )
   folder, paths = records.data_folder(out), []
   for each in names:
-    store = records.open_split(data_dir, each, split)
+    store = records.open_split(
+      data_dir, each, split or _first_split(data_dir, each)
+    )
     picture = sheet(store, num_clips)
     paths.append(folder / f'{each}-preview.png')
     try:
@@ -75,6 +80,15 @@ def write(
         'write to with --out'
       ) from e
   return paths
+
+
+def _first_split(data_dir: epath.Path, name: str) -> str:
+  versions = records.versions(data_dir, name)
+  if not versions:
+    return 'train'  # Whose absence is told when it is opened.
+  folder = records.clips_folder(data_dir, name, versions[-1])
+  splits = records.read_json(folder / 'manifest.json')['splits']
+  return 'train' if 'train' in splits else min(splits)
 
 
 def sheet(

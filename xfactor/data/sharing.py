@@ -37,32 +37,30 @@ class Claims:
 
   def take(self, name: str) -> bool:
     """Claims `name`; returns whether it is this process's now."""
-    if self.is_taken(name):
+    path = self._path(name)
+    # Asked before its owner, who may come in between.
+    found = path.exists()
+    if is_taken(path):
       return False
-    self._write(name)
-    if records.is_remote(self._folder):
+    if records.is_remote(path):
+      self._write(path)
       time.sleep(_SETTLE)
-    if not _is_mine(self._read(name)):
+    else:
+      if found:
+        path.unlink(missing_ok=True)
+      self._create(path)
+    if not _is_mine(_read(path)):
       return False
     with self._lock:
       self._held.add(name)
     return True
-
-  def is_taken(self, name: str) -> bool:
-    """Whether another process that seems alive holds `name`."""
-    owner = self._read(name)
-    if owner is None or _is_mine(owner):
-      return False
-    if owner['host'] == socket.gethostname() and not is_alive(owner['pid']):
-      return False
-    return abs(time.time() - owner['time']) < _STALE
 
   def release(self, name: str) -> None:
     """Gives `name` back."""
     with self._lock:
       self._held.discard(name)
     with contextlib.suppress(OSError):
-      (self._folder / f'{name}.claim').unlink()
+      self._path(name).unlink()
 
   def close(self) -> None:
     """Gives everything back."""
@@ -77,19 +75,45 @@ class Claims:
         for name in self._held:
           # Buckets fail in ways of their own, for a while.
           with contextlib.suppress(Exception):
-            self._write(name)
+            self._write(self._path(name))
 
-  def _write(self, name: str) -> None:
+  def _path(self, name: str) -> epath.Path:
+    return self._folder / f'{name}.claim'
+
+  def _write(self, path: epath.Path) -> None:
     records.write_json(
-      self._folder / f'{name}.claim',
+      path,
       {'host': socket.gethostname(), 'pid': os.getpid(), 'time': time.time()},
     )
 
-  def _read(self, name: str) -> dict[str, Any] | None:
+  def _create(self, path: epath.Path) -> None:
+    """Writes a claim on a disk unless there is one: of two, one succeeds."""
+    mine = path.with_name(f'{path.name}.new{records.partial_suffix()}')
+    self._write(mine)
     try:
-      return records.read_json(self._folder / f'{name}.claim')
-    except (OSError, ValueError):
-      return None
+      os.link(mine, path)
+    except FileExistsError:
+      pass
+    except OSError:  # Some disks have no links.
+      self._write(path)
+    mine.unlink(missing_ok=True)
+
+
+def is_taken(claim: epath.Path) -> bool:
+  """Whether another process that seems alive holds the claim of this file."""
+  owner = _read(claim)
+  if owner is None or _is_mine(owner):
+    return False
+  if owner['host'] == socket.gethostname() and not is_alive(owner['pid']):
+    return False
+  return abs(time.time() - owner['time']) < _STALE
+
+
+def _read(claim: epath.Path) -> dict[str, Any] | None:
+  try:
+    return records.read_json(claim)
+  except (OSError, ValueError):
+    return None
 
 
 def _is_mine(owner: dict[str, Any] | None) -> bool:

@@ -127,7 +127,11 @@ def _pairs(
     if bad := [s for s in content.values() if not _SPLIT.fullmatch(s)]:
       raise UserError(f'{path}: {bad[0]!r} is no name for a split')
     return content.items()
-  if len(content) > _MANY or not all(map(_SPLIT.fullmatch, content)):
+  if (
+    len(content) > _MANY
+    or not all(map(_SPLIT.fullmatch, content))
+    or not all(isinstance(ids, list | dict) for ids in content.values())
+  ):
     raise _nameless(path)
   return [(k, s) for s, ids in content.items() for k in _ids(path, ids)]
 

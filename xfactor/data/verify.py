@@ -8,7 +8,6 @@ Files, clips and frames are checked by worker processes, a range of records at a
 time; the main process holds a few numbers a clip and eight bytes a frame.
 """
 
-import collections
 import dataclasses
 import hashlib
 import io
@@ -22,9 +21,8 @@ from typing import Any
 import numpy as np
 import tqdm
 from etils import epath
-from PIL import Image
 
-from xfactor.data import images, processes, records
+from xfactor.data import checks, processes, records
 from xfactor.errors import UserError
 
 # Kinds of problems and what to do about them.
@@ -50,44 +48,11 @@ REMEDIES = {
   ),
   'evaluation index': 'delete the file: it will be made again',
 }
-_EXAMPLES = 3  # Of each kind of problem.
 _RANGE = 2048  # Records a task.
 _REPEATED = 0.5  # A clip is a copy where so many of its frames are elsewhere.
-_ORTHONORMAL = 1e-3
-_FOCAL = (0.2, 20.0)  # In widths or heights of the image.
-_PRINCIPAL = (-0.5, 1.5)
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)')
 _Map = Callable[..., Iterable[Any]]  # `map`, here or over processes.
-
-
-class Problems:
-  """What was found wrong.
-
-  Attributes:
-    counts: How often, by kind (a key of `REMEDIES`).
-    examples: The first few of each kind: file, clip and what is wrong.
-  """
-
-  def __init__(self):
-    self.counts: dict[str, int] = collections.Counter()
-    self.examples: dict[str, list[str]] = collections.defaultdict(list)
-
-  def add(self, kind: str, where: object, what: str) -> None:
-    """Notes one."""
-    self.counts[kind] += 1
-    if len(self.examples[kind]) < _EXAMPLES:
-      self.examples[kind].append(f'{where}: {what}')
-
-  def merge(self, other: 'Problems') -> None:
-    """Notes all of another's."""
-    for kind, count in other.counts.items():
-      self.counts[kind] += count
-      room = _EXAMPLES - len(self.examples[kind])
-      self.examples[kind] += other.examples[kind][:room]
-
-  def __len__(self) -> int:
-    return sum(self.counts.values())
 
 
 @dataclasses.dataclass
@@ -110,7 +75,7 @@ class Row:
   frames: int = 0
   bytes: int = 0
   posed: int = 0
-  problems: Problems = dataclasses.field(default_factory=Problems)
+  problems: checks.Problems = dataclasses.field(default_factory=checks.Problems)
 
 
 @dataclasses.dataclass
@@ -121,9 +86,9 @@ class Report:
   notes: list[str] = dataclasses.field(default_factory=list)
 
   @property
-  def problems(self) -> Problems:
+  def problems(self) -> checks.Problems:
     """Those of all rows."""
-    out = Problems()
+    out = checks.Problems()
     for row in self.rows:
       out.merge(row.problems)
     return out
@@ -260,7 +225,7 @@ class _Split:
 
 
 def _manifest(
-  folder: epath.Path, problems: Problems
+  folder: epath.Path, problems: checks.Problems
 ) -> dict[str, _Split] | None:
   """Returns the splits of a manifest, or None where it is of no use."""
   path = folder / 'manifest.json'
@@ -279,7 +244,7 @@ def _manifest(
 
 
 def _check_counts(
-  path: epath.Path, frames: _Split, clips: _Split, problems: Problems
+  path: epath.Path, frames: _Split, clips: _Split, problems: checks.Problems
 ) -> None:
   """Checks that the manifests agree with each other and with themselves."""
   shards = [dataclasses.asdict(shard) for shard in frames.shards]
@@ -294,7 +259,7 @@ def _check_counts(
 
 
 def _check_tfds(
-  folder: epath.Path, splits: dict[str, _Split], problems: Problems
+  folder: epath.Path, splits: dict[str, _Split], problems: checks.Problems
 ) -> dict[str, Any]:
   """Checks what TFDS reads; returns the features of a record."""
   try:
@@ -310,213 +275,6 @@ def _check_tfds(
   except (OSError, ValueError, KeyError, TypeError) as e:
     problems.add('TFDS metadata', path, f'cannot be used: {e!r}')
     return {}
-
-
-# ==============================================================================
-# What workers do: files, clips, frames
-# ==============================================================================
-
-
-def _read_file(
-  path: str, wanted: records.Shard
-) -> tuple[Problems, tuple[int, str]]:
-  """Checks a shard; returns how many records can be read, and the sha256."""
-  problems = Problems()
-  try:
-    size, sha256 = epath.Path(path).stat().length, records.sha256(path)
-  except FileNotFoundError:
-    problems.add('missing file', path, 'is not there')
-    return problems, (0, '')
-  except OSError as e:
-    problems.add('damaged file', path, str(e))
-    return problems, (0, '')
-  if size != wanted.bytes:
-    what = f'{size} bytes instead of {wanted.bytes}'
-    problems.add('damaged file', path, what)
-  elif sha256 != wanted.sha256:
-    what = f'sha256 {sha256} instead of {wanted.sha256}'
-    problems.add('checksum', path, what)
-  try:
-    with records.open_shard(path) as reader:
-      found = reader.num_records()
-  except RuntimeError as e:
-    if not problems:
-      problems.add('damaged file', path, str(e))
-    return problems, (0, sha256)
-  if found != wanted.records:
-    what = f'{found} records instead of {wanted.records}'
-    problems.add('record count', path, what)
-  return problems, (min(found, wanted.records), sha256)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Range:
-  """Records `start` to `stop` of a shard.
-
-  `first` is the number of the shard's first record within the split.
-  """
-
-  path: str
-  start: int
-  stop: int
-  first: int
-
-  def read(self, problems: Problems) -> Iterator[tuple[int, bytes]]:
-    """Yields the number within the shard and the bytes of good records."""
-    with records.open_shard(self.path) as reader:
-      for i in range(self.start, self.stop):
-        try:
-          yield i, reader.read([i])[0]
-        except RuntimeError as e:
-          problems.add('unreadable record', self.path, f'record {i}: {e}')
-
-
-def _read_clips(
-  task: _Range,
-) -> tuple[Problems, tuple[list[records.Clip], int]]:
-  """Checks clips, each by itself.
-
-  Returns the clips without their arrays, which are the bulk of them, and how
-  many of them have cameras.
-  """
-  problems = Problems()
-  clips, posed = [], 0
-  for i, record in task.read(problems):
-    try:
-      clip = records.decode_clip(record)
-    except Exception as e:  # Whatever protobuf makes of wrong bytes.
-      problems.add('unreadable record', task.path, f'record {i}: {e!r}')
-      continue
-    for kind, what in _check_clip(clip):
-      problems.add(kind, task.path, f'clip {clip.id!r}: {what}')
-    posed += clip.intrinsics is not None and clip.world_to_camera is not None
-    bare = dict.fromkeys(('timestamps', 'intrinsics', 'world_to_camera'))
-    clips.append(dataclasses.replace(clip, **bare))
-  return problems, (clips, posed)
-
-
-def _check_clip(clip: records.Clip) -> Iterator[tuple[str, str]]:
-  """Yields the kind of problem and what is wrong with times and cameras."""
-  for kind, key, check in (
-    ('timestamps', 'timestamps', _check_timestamps),
-    ('camera', 'intrinsics', _check_intrinsics),
-    ('camera', 'world_to_camera', _check_poses),
-  ):
-    array = getattr(clip, key)
-    if array is None:
-      continue
-    if len(array) != clip.num_frames:
-      what = f'{len(array)} for {clip.num_frames} frames'
-    elif not np.isfinite(array).all():
-      frame = np.argwhere(~np.isfinite(array))[0, 0]
-      what = f'frame {frame} is not finite'
-    else:
-      what = check(array.astype(np.float64))
-    if what:
-      yield kind, f'{key}: {what}'
-
-
-def _check_timestamps(times: np.ndarray) -> str:
-  bad = np.flatnonzero(np.diff(times) <= 0)
-  return f'frame {bad[0] + 1} is not after the one before' if len(bad) else ''
-
-
-def _check_intrinsics(intrinsics: np.ndarray) -> str:
-  for what, columns, (low, high) in (
-    ('focal length', intrinsics[:, :2], _FOCAL),
-    ('principal point', intrinsics[:, 2:], _PRINCIPAL),
-  ):
-    bad = np.flatnonzero(((columns < low) | (columns > high)).any(-1))
-    if len(bad):
-      found = ', '.join(f'{value:.4g}' for value in columns[bad[0]])
-      return (
-        f'frame {bad[0]} has the {what} {found}, outside {low:g}..{high:g} of '
-        "the image's size"
-      )
-  return ''
-
-
-def _check_poses(poses: np.ndarray) -> str:
-  rotation = poses[:, :, :3]
-  product = np.einsum('nij,nkj->nik', rotation, rotation)
-  error = np.abs(product - np.eye(3)).max((1, 2))
-  determinant = np.linalg.det(rotation)
-  bad = (error > _ORTHONORMAL) | (np.abs(determinant - 1) > _ORTHONORMAL)
-  if not bad.any():
-    return ''
-  frame = np.flatnonzero(bad)[0]
-  return (
-    f'frame {frame} has no rotation: R R^T is {error[frame]:.2g} from the '
-    f'identity, the determinant is {determinant[frame]:.4g}'
-  )
-
-
-def _read_frames(
-  task: _Range, clips: Sequence[records.Clip], depth: bool
-) -> tuple[Problems, np.ndarray]:
-  """Checks frames of some clips; returns uint64 hashes of the pictures.
-
-  A hash is 0 where the picture cannot be read.
-  """
-  problems = Problems()
-  hashes = np.zeros(task.stop - task.start, np.uint64)
-  begin, end = task.first + task.start, task.first + task.stop
-  owner = {
-    frame: clip
-    for clip in clips
-    for frame in range(
-      max(clip.first_frame, begin),
-      min(clip.first_frame + clip.num_frames, end),
-    )
-  }
-  for i, record in task.read(problems):
-    clip = owner.get(task.first + i)
-    where = f'{task.path}: record {i}'
-    if clip is not None:
-      frame = task.first + i - clip.first_frame
-      where += f', frame {frame} of clip {clip.id!r}'
-    if image := _check_frame(record, clip, depth, where, problems):
-      digest = hashlib.blake2b(image, digest_size=8).digest()
-      hashes[i - task.start] = int.from_bytes(digest, 'little')
-  return problems, hashes
-
-
-def _check_frame(
-  record: bytes,
-  clip: records.Clip | None,
-  depth: bool,
-  where: str,
-  problems: Problems,
-) -> bytes | None:
-  """Checks the record of a frame of a clip; returns the encoded picture."""
-  try:
-    image = records.decode_frame(record)
-    height, width = images.decode(image).shape[:2]
-  except (ValueError, images.ImageError) as e:
-    problems.add('frame', where, str(e))
-    return None
-  if clip is not None and (height, width) != (clip.height, clip.width):
-    what = f'{height} x {width} instead of {clip.height} x {clip.width} pixels'
-    problems.add('frame size', where, what)
-  if depth and (what := _check_depth(record, height, width)):
-    problems.add('depth', where, what)
-  return image
-
-
-def _check_depth(record: bytes, height: int, width: int) -> str:
-  """Returns what is wrong with the depth of a frame."""
-  try:
-    png = records.decode_frame(record, 'depth')
-    with Image.open(io.BytesIO(png), formats=('PNG',)) as image:
-      image.load()
-      if image.mode.startswith('I') and image.size == (width, height):
-        return ''
-      return (
-        f'{image.height} x {image.width} pixels of mode {image.mode} instead '
-        f'of {height} x {width} of 16 bits'
-      )
-  except (ValueError, OSError, SyntaxError) as e:
-    return str(e)
 
 
 # ==============================================================================
@@ -571,7 +329,7 @@ def _verify_version(
     mininterval=0.5 if sys.stderr.isatty() else 30,
   ) as bar:
     for split in splits:
-      row = dataclasses.replace(whole, split=split, problems=Problems())
+      row = dataclasses.replace(whole, split=split, problems=checks.Problems())
       row.clips, row.frames = clips[split].clips, frames[split].frames
       shards = (*frames[split].shards, *clips[split].shards)
       row.bytes = sum(shard.bytes for shard in shards)
@@ -587,7 +345,7 @@ def _verify_version(
 
 
 def _gather(
-  run: _Map, function: Callable[..., Any], problems: Problems, *args: Any
+  run: _Map, function: Callable[..., Any], problems: checks.Problems, *args: Any
 ) -> Iterator[Any]:
   """Yields what `function` returns, whose first part is problems."""
   for new, out in run(function, *args):
@@ -596,13 +354,13 @@ def _gather(
 
 
 def _check_files(
-  folder: epath.Path, split: _Split, problems: Problems, run: _Map
-) -> list[_Range]:
+  folder: epath.Path, split: _Split, problems: checks.Problems, run: _Map
+) -> list[checks.Range]:
   """Checks the shards; returns the records of them that can be read."""
   paths = [os.fspath(folder / shard.file) for shard in split.shards]
   owner = {shard.sha256: shard.file for shard in split.shards}
   ranges, first = [], 0
-  facts = _gather(run, _read_file, problems, paths, split.shards)
+  facts = _gather(run, checks.read_file, problems, paths, split.shards)
   for path, shard, (found, sha256) in zip(
     paths, split.shards, facts, strict=True
   ):
@@ -612,7 +370,7 @@ def _check_files(
     # Each range of a shard in a bucket would copy the shard.
     step = max(shard.records, 1) if records.is_remote(path) else _RANGE
     for start in range(0, found, step):
-      ranges.append(_Range(path, start, min(start + step, found), first))
+      ranges.append(checks.Range(path, start, min(start + step, found), first))
     first += shard.records
   return ranges
 
@@ -623,7 +381,7 @@ def _read_clips_of(
   """Checks the clips of a split; returns them, all hashes unknown as yet."""
   found = _Found(row, [], np.zeros(0, np.uint64))
   ranges = _check_files(folder, split, row.problems, run)
-  for clips, posed in _gather(run, _read_clips, row.problems, ranges):
+  for clips, posed in _gather(run, checks.read_clips, row.problems, ranges):
     found.clips += clips
     row.posed += posed
   return found
@@ -647,7 +405,7 @@ def _read_frames_of(
     clips.append([found.clips[i] for i in np.flatnonzero(own)])
   found.hashes = np.zeros(split.records(), np.uint64)
   depths = itertools.repeat(depth)
-  hashes = _gather(run, _read_frames, problems, ranges, clips, depths)
+  hashes = _gather(run, checks.read_frames, problems, ranges, clips, depths)
   for r, part in zip(ranges, hashes, strict=True):
     found.hashes[r.first + r.start : r.first + r.stop] = part
     bar.update(len(part))
@@ -702,7 +460,7 @@ def _plain(row: tuple[Any, ...] | None) -> str:
 
 
 def _check_evaluation(
-  folder: epath.Path, found: dict[str, _Found], problems: Problems
+  folder: epath.Path, found: dict[str, _Found], problems: checks.Problems
 ) -> None:
   """Checks the files that fix what evaluation looks at."""
   for path in sorted(folder.glob('eval_index-*.json')):

@@ -77,6 +77,8 @@ def check_unchanged(
   if not differences:
     return
   changes = '; '.join(differences)
+  if not saved['parts']:
+    changes = 'it was imported, and its data are not known'
   if not allow:
     raise UserError(
       f'the training data are not those that {origin} was trained on '

@@ -33,6 +33,8 @@ NAMES = (
   'video',
   'vizdoom',
 )
+# What options mean that many sources have.
+_RANGES = {'size': (1, 65_500), 'quality': (1, 100)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,18 +127,26 @@ def make(name: str, **options: Any) -> Source:
   """Returns the source called `name` with the given options.
 
   Raises:
-    UserError: If there is no such source or it has no such option.
+    UserError: If there is no such source, it has no such option, or one that
+      it needs is missing or out of range.
   """
   if name not in NAMES:
     raise UserError(
       f'there is no data set source {name!r}; choose one of {", ".join(NAMES)}'
     )
   cls = importlib.import_module(f'{__name__}.{name}').Source
-  fields = {f.name for f in dataclasses.fields(cls)}
+  fields = {f.name: f.default for f in dataclasses.fields(cls)}
+  for key, default in fields.items():
+    if default is dataclasses.MISSING and key not in options:
+      raise UserError(f'the {name} source needs --{key}')
   for key in options:
     if key not in fields:
       raise UserError(
         f'the {name} source has no option {key!r}; it takes '
         f'{", ".join(sorted(fields))}'
       )
+  for key, (low, high) in _RANGES.items():
+    value = options.get(key)
+    if isinstance(value, int) and not low <= value <= high:
+      raise UserError(f'--{key} is {value}; give it {low} to {high}')
   return cls(**options)

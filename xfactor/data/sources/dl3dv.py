@@ -44,15 +44,10 @@ _FRAMES = 300  # Of a usual sequence.
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(sources.Source):
+class Source(posed.Source):
   """Sequences of DL3DV-10K.
 
-  Attributes:
-    source: The folder.
-    size: Width and height of the frames, which are centre-cropped; None keeps
-      whole pictures.
-    quality: Of the JPEGs.
-    min_length: Sequences of fewer frames are left out.
+  Attributes: those of `posed.Source` and
     resolution: By how much the pictures to read are reduced: 8 for images_8
       and so on. By default the smallest that a sequence has which cover `size`
       (images_8 for 256), the largest if none do or `size` is None.
@@ -67,10 +62,6 @@ class Source(sources.Source):
     'DL3DV-10K with COLMAP cameras; lens distortion is not undone.'
   )
 
-  source: str
-  size: int | None = 256
-  quality: int = 95
-  min_length: int = 10
   resolution: int | None = None
   benchmark: str | None = None
 
@@ -81,6 +72,8 @@ class Source(sources.Source):
     root = posed.folder(self.source, _EXPECTED)
     paths = {path.name: path for path in _sequences(root)}
     test = self._test_sequences(root)
+    if not (paths or test):
+      raise posed.wrong_layout(root, _EXPECTED)
     if test is None:
       logging.warning(
         '%s has no benchmark-meta.csv and no benchmark was given: the test '
@@ -128,13 +121,7 @@ class Source(sources.Source):
       )
     if frames:
       logging.warning('%s: %d cameras have no picture', item.id, len(frames))
-    yield posed.make_clip(
-      item.id,
-      views,
-      size=self.size,
-      quality=self.quality,
-      min_length=self.min_length,
-    )
+    yield self._clip(item.id, views)
 
   def _test_sequences(
     self, root: epath.Path

@@ -34,25 +34,15 @@ _OFFICIAL = re.compile(r'\d{3}\.jpg')
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(sources.Source):
+class Source(posed.Source):
   """Clips of MVImgNet, one a sequence, called CATEGORY/ID.
 
-  Attributes:
-    source: The folder with the categories.
-    size: Width and height of the frames, which are centre-cropped; None keeps
-      whole pictures.
-    quality: Of the JPEGs.
-    min_length: Shorter sequences are left out.
+  Attributes: those of `posed.Source`.
   """
 
   name: ClassVar[str] = 'mvimgnet'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'Walks around everyday objects (MVImgNet).'
-
-  source: str
-  size: int | None = 256
-  quality: int = 95
-  min_length: int = 10
 
   def items(self) -> list[sources.Item]:
     """Lists one item a sequence; see the base class."""
@@ -86,12 +76,9 @@ class Source(sources.Source):
     path = posed.folder(self.source, _LAYOUT) / item.payload
     pictures = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
     registered = _registered(path / 'sparse' / '0')
-    yield posed.make_clip(
+    yield self._clip(
       item.id,
       (_view(picture, registered.get(picture.name)) for picture in pictures),
-      size=self.size,
-      quality=self.quality,
-      min_length=self.min_length,
     )
 
 

@@ -39,6 +39,29 @@ class View:
     return self.intrinsics is not None and self.world_to_camera is not None
 
 
+@dataclasses.dataclass(frozen=True)
+class Source(sources.Source):
+  """What sources of sequences of pictures have in common.
+
+  Attributes:
+    source: The folder.
+    size: Width and height of the frames, which are centre-cropped; None keeps
+      whole pictures.
+    quality: Of the JPEGs.
+    min_length: Sequences of fewer frames are left out.
+  """
+
+  source: str
+  size: int | None = 256
+  quality: int = 95
+  min_length: int = 10
+
+  def _clip(self, id: str, views: Iterable[View]) -> sources.Clip:
+    """Returns `make_clip` with these options."""
+    options = {'size': self.size, 'quality': self.quality}
+    return make_clip(id, views, min_length=self.min_length, **options)
+
+
 def folder(source: str, expected: str) -> epath.Path:
   """Returns the source folder of a data set.
 

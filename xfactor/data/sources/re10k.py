@@ -32,7 +32,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import av
@@ -58,15 +58,10 @@ _CHUNK = 15  # Sequences of a usual chunk.
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(sources.Source):
+class Source(posed.Source):
   """Sequences of RealEstate10K.
 
-  Attributes:
-    source: The folder.
-    size: Width and height of the frames, which are centre-cropped; None keeps
-      whole pictures.
-    quality: Of the JPEGs.
-    min_length: Sequences of fewer frames are left out.
+  Attributes: those of `posed.Source` and
     frames: Folder of SPLIT/ID/TIMESTAMP.png for the original release.
     videos: Folder of videos for the original release.
   """
@@ -75,10 +70,6 @@ class Source(sources.Source):
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'RealEstate10K: house tours with SLAM cameras.'
 
-  source: str
-  size: int | None = 256
-  quality: int = 95
-  min_length: int = 10
   frames: str | None = None
   videos: str | None = None
 
@@ -132,15 +123,6 @@ class Source(sources.Source):
     lvsm = file.suffix == '.json'
     views = _lvsm_views(file) if lvsm else self._original_views(file)
     yield self._clip(item.id, views)
-
-  def _clip(self, id: str, views: Iterable[posed.View]) -> sources.Clip:
-    return posed.make_clip(
-      id,
-      views,
-      size=self.size,
-      quality=self.quality,
-      min_length=self.min_length,
-    )
 
   def _chunk(self, file: epath.Path) -> Iterator[sources.Clip]:
     """Yields the clips of a chunk; then raises what was wrong with others."""

@@ -1,0 +1,252 @@
+"""What one file, clip or frame of converted data can have wrong.
+
+`verify` has worker processes call this, a file or a range of records at a time.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from xfactor.data import images, records
+
+_EXAMPLES = 3  # Of each kind of problem.
+_ORTHONORMAL = 1e-3
+_FOCAL = (0.2, 20.0)  # In widths or heights of the image.
+_PRINCIPAL = (-0.5, 1.5)
+
+
+class Problems:
+  """What was found wrong.
+
+  Attributes:
+    counts: How often, by kind (a key of `verify.REMEDIES`).
+    examples: The first few of each kind: file, clip and what is wrong.
+  """
+
+  def __init__(self):
+    self.counts: dict[str, int] = collections.Counter()
+    self.examples: dict[str, list[str]] = collections.defaultdict(list)
+
+  def add(self, kind: str, where: object, what: str) -> None:
+    """Notes one."""
+    self.counts[kind] += 1
+    if len(self.examples[kind]) < _EXAMPLES:
+      self.examples[kind].append(f'{where}: {what}')
+
+  def merge(self, other: 'Problems') -> None:
+    """Notes all of another's."""
+    for kind, count in other.counts.items():
+      self.counts[kind] += count
+      room = _EXAMPLES - len(self.examples[kind])
+      self.examples[kind] += other.examples[kind][:room]
+
+  def __len__(self) -> int:
+    return sum(self.counts.values())
+
+
+def read_file(
+  path: str, wanted: records.Shard
+) -> tuple[Problems, tuple[int, str]]:
+  """Checks a shard; returns how many records can be read, and the sha256."""
+  problems = Problems()
+  try:
+    size, sha256 = epath.Path(path).stat().length, records.sha256(path)
+  except FileNotFoundError:
+    problems.add('missing file', path, 'is not there')
+    return problems, (0, '')
+  except OSError as e:
+    problems.add('damaged file', path, str(e))
+    return problems, (0, '')
+  if size != wanted.bytes:
+    what = f'{size} bytes instead of {wanted.bytes}'
+    problems.add('damaged file', path, what)
+  elif sha256 != wanted.sha256:
+    what = f'sha256 {sha256} instead of {wanted.sha256}'
+    problems.add('checksum', path, what)
+  try:
+    with records.open_shard(path) as reader:
+      found = reader.num_records()
+  except RuntimeError as e:
+    if not problems:
+      problems.add('damaged file', path, str(e))
+    return problems, (0, sha256)
+  if found != wanted.records:
+    what = f'{found} records instead of {wanted.records}'
+    problems.add('record count', path, what)
+  return problems, (min(found, wanted.records), sha256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """Records `start` to `stop` of a shard.
+
+  `first` is the number of the shard's first record within the split.
+  """
+
+  path: str
+  start: int
+  stop: int
+  first: int
+
+  def read(self, problems: Problems) -> Iterator[tuple[int, bytes]]:
+    """Yields the number within the shard and the bytes of good records."""
+    with records.open_shard(self.path) as reader:
+      for i in range(self.start, self.stop):
+        try:
+          yield i, reader.read([i])[0]
+        except RuntimeError as e:
+          problems.add('unreadable record', self.path, f'record {i}: {e}')
+
+
+def read_clips(
+  task: Range,
+) -> tuple[Problems, tuple[list[records.Clip], int]]:
+  """Checks clips, each by itself.
+
+  Returns the clips without their arrays, which are the bulk of them, and how
+  many of them have cameras.
+  """
+  problems = Problems()
+  clips, posed = [], 0
+  for i, record in task.read(problems):
+    try:
+      clip = records.decode_clip(record)
+    except Exception as e:  # Whatever protobuf makes of wrong bytes.
+      problems.add('unreadable record', task.path, f'record {i}: {e!r}')
+      continue
+    for kind, what in _check_clip(clip):
+      problems.add(kind, task.path, f'clip {clip.id!r}: {what}')
+    posed += clip.intrinsics is not None and clip.world_to_camera is not None
+    bare = dict.fromkeys(('timestamps', 'intrinsics', 'world_to_camera'))
+    clips.append(dataclasses.replace(clip, **bare))
+  return problems, (clips, posed)
+
+
+def _check_clip(clip: records.Clip) -> Iterator[tuple[str, str]]:
+  """Yields the kind of problem and what is wrong with times and cameras."""
+  for kind, key, check in (
+    ('timestamps', 'timestamps', _check_timestamps),
+    ('camera', 'intrinsics', _check_intrinsics),
+    ('camera', 'world_to_camera', _check_poses),
+  ):
+    array = getattr(clip, key)
+    if array is None:
+      continue
+    if len(array) != clip.num_frames:
+      what = f'{len(array)} for {clip.num_frames} frames'
+    elif not np.isfinite(array).all():
+      frame = np.argwhere(~np.isfinite(array))[0, 0]
+      what = f'frame {frame} is not finite'
+    else:
+      what = check(array.astype(np.float64))
+    if what:
+      yield kind, f'{key}: {what}'
+
+
+def _check_timestamps(times: np.ndarray) -> str:
+  bad = np.flatnonzero(np.diff(times) <= 0)
+  return f'frame {bad[0] + 1} is not after the one before' if len(bad) else ''
+
+
+def _check_intrinsics(intrinsics: np.ndarray) -> str:
+  for what, columns, (low, high) in (
+    ('focal length', intrinsics[:, :2], _FOCAL),
+    ('principal point', intrinsics[:, 2:], _PRINCIPAL),
+  ):
+    bad = np.flatnonzero(((columns < low) | (columns > high)).any(-1))
+    if len(bad):
+      found = ', '.join(f'{value:.4g}' for value in columns[bad[0]])
+      return (
+        f'frame {bad[0]} has the {what} {found}, outside {low:g}..{high:g} of '
+        "the image's size"
+      )
+  return ''
+
+
+def _check_poses(poses: np.ndarray) -> str:
+  rotation = poses[:, :, :3]
+  product = np.einsum('nij,nkj->nik', rotation, rotation)
+  error = np.abs(product - np.eye(3)).max((1, 2))
+  determinant = np.linalg.det(rotation)
+  bad = (error > _ORTHONORMAL) | (np.abs(determinant - 1) > _ORTHONORMAL)
+  if not bad.any():
+    return ''
+  frame = np.flatnonzero(bad)[0]
+  return (
+    f'frame {frame} has no rotation: R R^T is {error[frame]:.2g} from the '
+    f'identity, the determinant is {determinant[frame]:.4g}'
+  )
+
+
+def read_frames(
+  task: Range, clips: Sequence[records.Clip], depth: bool
+) -> tuple[Problems, np.ndarray]:
+  """Checks frames of some clips; returns uint64 hashes of the pictures.
+
+  A hash is 0 where the picture cannot be read.
+  """
+  problems = Problems()
+  hashes = np.zeros(task.stop - task.start, np.uint64)
+  begin, end = task.first + task.start, task.first + task.stop
+  owner = {
+    frame: clip
+    for clip in clips
+    for frame in range(
+      max(clip.first_frame, begin),
+      min(clip.first_frame + clip.num_frames, end),
+    )
+  }
+  for i, record in task.read(problems):
+    clip = owner.get(task.first + i)
+    where = f'{task.path}: record {i}'
+    if clip is not None:
+      frame = task.first + i - clip.first_frame
+      where += f', frame {frame} of clip {clip.id!r}'
+    if image := _check_frame(record, clip, depth, where, problems):
+      digest = hashlib.blake2b(image, digest_size=8).digest()
+      hashes[i - task.start] = int.from_bytes(digest, 'little')
+  return problems, hashes
+
+
+def _check_frame(
+  record: bytes,
+  clip: records.Clip | None,
+  depth: bool,
+  where: str,
+  problems: Problems,
+) -> bytes | None:
+  """Checks the record of a frame of a clip; returns the encoded picture."""
+  try:
+    image = records.decode_frame(record)
+    height, width = images.decode(image).shape[:2]
+  except (ValueError, images.ImageError) as e:
+    problems.add('frame', where, str(e))
+    return None
+  if clip is not None and (height, width) != (clip.height, clip.width):
+    what = f'{height} x {width} instead of {clip.height} x {clip.width} pixels'
+    problems.add('frame size', where, what)
+  if depth and (what := _check_depth(record, height, width)):
+    problems.add('depth', where, what)
+  return image
+
+
+def _check_depth(record: bytes, height: int, width: int) -> str:
+  """Returns what is wrong with the depth of a frame."""
+  try:
+    png = records.decode_frame(record, 'depth')
+    with Image.open(io.BytesIO(png), formats=('PNG',)) as image:
+      image.load()
+      if image.mode.startswith('I') and image.size == (width, height):
+        return ''
+      return (
+        f'{image.height} x {image.width} pixels of mode {image.mode} instead '
+        f'of {height} x {width} of 16 bits'
+      )
+  except (ValueError, OSError, SyntaxError) as e:
+    return str(e)
