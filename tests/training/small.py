@@ -71,11 +71,11 @@ def recipe(data_dir, **changes):
 def batch(built, rng):
   """A batch of noise on the mesh."""
   shapes = built.abstract_batch()
-  frames = np.sort(
-    rng.integers(0, 30, shapes['frames'].shape, np.int32), axis=1
-  )
   images = rng.integers(0, 256, shapes['images'].shape, np.uint8)
-  return sharding.to_mesh(built.mesh, {'images': images, 'frames': frames})
+  frames = rng.integers(0, 30, shapes['frames'].shape, np.int32)
+  return sharding.to_mesh(
+    built.mesh, {'images': images, 'frames': np.sort(frames, axis=1)}
+  )
 
 
 def make_data(folder):
