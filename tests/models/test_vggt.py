@@ -45,11 +45,6 @@ def params(file):
   return params
 
 
-def half(golden_case, case):
-  images = golden_case[f'{case}/images']
-  return jnp.asarray(np.moveaxis(images, 2, -1))
-
-
 @pytest.mark.parametrize(
   'case', ['A_56x56_B2S3', 'B_70x98_B1S4', 'C_56x56_B1S1', 'D_112x112_B1S3']
 )
@@ -93,6 +88,18 @@ def test_order_of_all_but_the_first_frame_is_free(params, golden):
   assert np.abs(straight[np.array([1, 0, 2, 3])] - other).max() > 0.1
 
 
+def test_fields_of_view_are_not_negative(params):
+  last = 'camera_head.pose_branch.fc2'
+  answer = jnp.arange(9.0) - 8.5
+  params = params | {
+    f'{last}.weight': jnp.zeros_like(params[f'{last}.weight']),
+    f'{last}.bias': answer,
+  }
+  poses = vggt.read_cameras(params, jnp.ones((2, 128)))
+  want = np.tile([*answer[:7] * 4, 0, 0], (2, 1))
+  np.testing.assert_allclose(poses[-1], want, rtol=1e-6)
+
+
 def test_rope(golden):
   units = golden('tps/vggt_units')
   for suffix in ('', '64'):
@@ -132,13 +139,159 @@ def test_cameras_of_encodings(golden):
 # ==============================================================================
 
 
-def full_size(frames):
-  """Shapes of VGGT-1B's parameters and of its input."""
-  _, shapes = vggt.stacked(vggt.Config())
-
-
 def test_parameters_are_those_of_vggt_1b():
   with open(os.path.join(GOLDEN, 'tps', 'vggt1b_keys.json')) as keys:
     want = {name: tuple(shape) for name, shape in json.load(keys).items()}
   assert vggt.shapes(vggt.Config()) == want
   assert vggt.read_config(want) == vggt.Config()
+
+
+def test_thirty_frames_at_518_pixels_fit_in_16_gib():
+  config = vggt.Config()
+  weights = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in vggt.shapes(config).items()
+  }
+  params = jax.eval_shape(lambda w: vggt.from_official(w, config), weights)
+  images = jax.ShapeDtypeStruct((30, 518, 518, 3), jnp.float32)
+  program = vggt.predict.lower(params, images, config=config)
+  assert program.out_info.shape == (30, 9)
+  # In float32; with bfloat16 weights, it is 2 GiB less.
+  memory = program.compile().memory_analysis()
+  total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  assert total < 8 * 2**30
+
+
+def test_chunks_hold_few_weights_and_waste_little():
+  # 30 frames of 1374 tokens: the weights of all queries would be 109 GB.
+  tokens = 30 * 1374
+  size = vggt.chunk_size(1, 16, tokens, tokens)
+  assert 4 * 16 * size * tokens < 200e6
+  assert -tokens % size < tokens / 100
+  assert vggt.chunk_size(30, 16, 1374, 1374) <= 64
+  assert vggt.chunk_size(2, 4, 21, 21) == 21
+
+
+@pytest.mark.parametrize('queries', [64, 65, 130, 200])
+def test_chunks_change_nothing(monkeypatch, queries):
+  monkeypatch.setattr(vggt, '_CHUNK_BYTES', 0)
+  rng = np.random.default_rng(queries)
+  q, k, v = (
+    jnp.asarray(rng.standard_normal((2, n, 3, 8)), jnp.float32)
+    for n in (queries, 50, 50)
+  )
+  got = vggt._attend(q, k, v, 'einsum')
+  want = vggt.attention.attend(q, k, v)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_half_precision(file, params, golden):
+  config, half = vggt.load(file, jnp.bfloat16)
+  small = {name for name, x in half.items() if x.dtype == jnp.bfloat16}
+  assert 'aggregator.frame_blocks.attn.qkv.weight' in small
+  assert 'aggregator.patch_embed.patch_embed.proj.weight' in small
+  assert not any(
+    name.startswith('camera_head') or 'norm' in name or 'gamma' in name
+    for name in small
+  )
+  images = golden('tps/vggt_tiny_forward')['A_56x56_B2S3/images'][0]
+  images = jnp.asarray(np.moveaxis(images, 1, -1))
+  want, got = (vggt.predict(p, images, config=config) for p in (params, half))
+  assert got.dtype == jnp.float32
+  error = np.abs(got - want).max() / np.ptp(want)
+  assert 0 < error < 0.03
+
+
+# ==============================================================================
+# Files
+# ==============================================================================
+
+
+def test_unused_heads_are_ignored(weights, params, tmp_path):
+  extra = {'depth_head.norm.weight': np.zeros(3, np.float32)}
+  extra |= {'point_head.x': extra['depth_head.norm.weight']}
+  extra |= {'track_head.x': extra['depth_head.norm.weight']}
+  path = tmp_path / 'all.safetensors'
+  safetensors.numpy.save_file(weights | extra, path)
+  config, got = vggt.load(path)
+  assert config == TINY
+  jax.tree.map(np.testing.assert_array_equal, got, params)
+
+
+def save_torch(monkeypatch, path, weights):
+  """Writes what torch.save writes for a dict of float32 tensors."""
+  module = types.ModuleType('torch')
+  module.FloatStorage = type('FloatStorage', (), {'__module__': 'torch'})
+  functions = types.ModuleType('torch._utils')
+
+  def _rebuild_tensor_v2(*_):
+    pass
+
+  _rebuild_tensor_v2.__module__ = 'torch._utils'
+  _rebuild_tensor_v2.__qualname__ = '_rebuild_tensor_v2'
+  functions._rebuild_tensor_v2 = _rebuild_tensor_v2
+  monkeypatch.setitem(sys.modules, 'torch', module)
+  monkeypatch.setitem(sys.modules, 'torch._utils', functions)
+
+  class Storage:
+    def __init__(self, key, size):
+      self.pid = ('storage', module.FloatStorage, key, 'cpu', size)
+
+  class Tensor:
+    def __init__(self, key, x):
+      strides = tuple(s // x.itemsize for s in x.strides)
+      self.state = (Storage(key, x.size), 0, x.shape, strides, False, {})
+
+    def __reduce__(self):
+      return _rebuild_tensor_v2, self.state
+
+  class Pickler(pickle.Pickler):
+    def persistent_id(self, x):
+      return x.pid if isinstance(x, Storage) else None
+
+  with zipfile.ZipFile(path, 'w') as archive:
+    tensors = {}
+    for i, (name, x) in enumerate(weights.items()):
+      tensors[name] = Tensor(str(i), x)
+      archive.writestr(f'model/data/{i}', x.tobytes())
+    with archive.open('model/data.pkl', 'w') as stream:
+      Pickler(stream, 2).dump(tensors)
+
+
+def test_torch_file(weights, params, tmp_path, monkeypatch):
+  save_torch(monkeypatch, tmp_path / 'model.pt', weights)
+  config, got = vggt.load(tmp_path / 'model.pt')
+  assert config == TINY
+  jax.tree.map(np.testing.assert_array_equal, got, params)
+
+
+BROKEN = {
+  'aggregator.camera_token': None,
+  'aggregator.frame_blocks.1.mlp.fc1.bias': None,
+  'camera_head.trunk.3.attn.qkv.weight': np.zeros((384, 64), np.float32),
+  'aggregator.patch_embed.pos_embed': np.zeros((1, 18, 64), np.float32),
+  'aggregator.frame_blocks.2.norm1.bias': np.zeros(64, np.float32),
+  'aggregator.norm.bias': np.zeros(64, np.float32),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_wrong_weights_are_named(name, weights, tmp_path):
+  weights = {**weights, name: BROKEN[name]}
+  if BROKEN[name] is None:
+    del weights[name]
+  path = tmp_path / 'wrong.safetensors'
+  safetensors.numpy.save_file(weights, path)
+  # One block too many makes the others' absence the error.
+  named = name.replace('2.norm1.bias', '2.norm1.weight')
+  with pytest.raises(UserError, match=rf'wrong.safetensors .*{named}.* Face'):
+    vggt.load(path)
+
+
+def test_bad_files(weights, tmp_path):
+  with pytest.raises(UserError, match='no.pt do not exist; download .*VGGT-1B'):
+    vggt.load(tmp_path / 'no.pt')
+  for name in ('cut.safetensors', 'cut.pt'):
+    (tmp_path / name).write_bytes(safetensors.numpy.save(weights)[:10000])
+    with pytest.raises(UserError, match=f'{name} .*download'):
+      vggt.load(tmp_path / name)
