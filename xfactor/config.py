@@ -60,6 +60,8 @@ def base() -> ConfigDict:
         'examples': 256,  # Held-out examples of each data set, at most.
         'window': 20,  # Frames from context to target, ends included.
         'panel': 8,  # Examples shown in the pictures.
+        'pairs': 64,  # Of clips in the transfer test, at most.
+        'targets': 5,  # Views of a clip that it draws.
       },
     }
   ).lock()
@@ -92,6 +94,8 @@ _LEAST = {
   'eval.examples': 1,
   'eval.window': 2,
   'eval.panel': 1,
+  'eval.pairs': 1,
+  'eval.targets': 2,
 }
 
 

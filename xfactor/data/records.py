@@ -27,7 +27,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -630,6 +630,39 @@ class FrameStore:
     """Returns the ids of all clips, in order."""
     return [self.clip_id(i) for i in range(len(self))]
 
+  def rows_of(self, ids: Sequence[str], path: epath.Path) -> np.ndarray:
+    """Returns int64 [n], the numbers of clips that a file names.
+
+    Raises:
+      UserError: If one of them is not there.
+    """
+    numbers = {clip_id: i for i, clip_id in enumerate(self.clip_ids())}
+    if unknown := [i for i in ids if i not in numbers]:
+      raise UserError(
+        f'{path} names clips that are not in the data set, for instance '
+        f'{unknown[0]}; delete the file'
+      )
+    return np.array([numbers[i] for i in ids], np.int64)
+
+  def remember(
+    self, name: str, key: str, choose: Callable[[], Any]
+  ) -> tuple[Any, epath.Path]:
+    """Returns a choice that is kept beside the clips, and the file it is in.
+
+    Args:
+      name: Of the file, NAME-SPLIT.json.
+      key: Of the choice in it.
+      choose: Makes it anew, as JSON can hold it: a function of the data.
+    """
+    path = self._clips_folder / f'{name}-{self.split}.json'
+    entries = read_json(path) if path.exists() else {}
+    if key not in entries:
+      entries[key] = choose()
+      # Where this is read-only, the next reader will make the same choice.
+      with contextlib.suppress(OSError):
+        write_json(path, entries)
+    return entries[key], path
+
   def clip(self, clip: int) -> Clip:
     """Returns all that is known of clip number `clip` (reads its record)."""
     return decode_clip(self._clips[clip])
@@ -861,24 +894,14 @@ def eval_index(
     UserError: As `open_split`, or if no clip has `window` frames.
   """
   store = open_split(data_dir, name, split, version)
-  path = clips_folder(data_dir, name, store.version)
-  path = path / f'eval_index-{split}.json'
-  entries = read_json(path) if path.exists() else {}
-  key = f'views={num_views},window={window}'
-  if key not in entries:
-    entries[key] = choose_eval(store, num_views, window)
-    # Where this is read-only, the next reader will make the same choice.
-    with contextlib.suppress(OSError):
-      write_json(path, entries)
-  numbers = {clip_id: i for i, clip_id in enumerate(store.clip_ids())}
-  ids = tuple(clip_id for clip_id, _ in entries[key])
-  if unknown := [i for i in ids if i not in numbers]:
-    raise UserError(
-      f'{path} names clips that are not in the data set, for instance '
-      f'{unknown[0]}; delete the file'
-    )
+  examples, path = store.remember(
+    'eval_index',
+    f'views={num_views},window={window}',
+    lambda: choose_eval(store, num_views, window),
+  )
+  ids = tuple(clip_id for clip_id, _ in examples)
   return EvalIndex(
     clip_ids=ids,
-    clips=np.array([numbers[i] for i in ids], np.int64),
-    frames=np.array([f for _, f in entries[key]], np.int64),
+    clips=store.rows_of(ids, path),
+    frames=np.array([f for _, f in examples], np.int64),
   )

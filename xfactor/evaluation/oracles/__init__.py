@@ -6,6 +6,7 @@ oracles are not comparable.
 """
 
 import abc
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -131,6 +132,24 @@ def make(name: str, **options: Any) -> PoseOracle:
     if parameter.default is parameter.empty and key not in options:
       raise UserError(f'the {name} oracle needs the option {key!r}')
   return cls(**options)
+
+
+def parse_options(text: str) -> dict[str, Any]:
+  """Parses `weights=model.pt,size=518`; numbers, booleans and None as such.
+
+  Raises:
+    UserError: If a part is not KEY=VALUE.
+  """
+  options = {}
+  for part in filter(None, text.split(',')):
+    key, equals, value = part.partition('=')
+    if not equals:
+      raise UserError(f'an oracle takes options as KEY=VALUE, not {part!r}')
+    try:
+      options[key.strip()] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      options[key.strip()] = value
+  return options
 
 
 def check_images(images: Images) -> None:

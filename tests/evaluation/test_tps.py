@@ -1,0 +1,211 @@
+"""The transfer test on cameras that can be read off the pictures' colours."""
+
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.training import small
+from xfactor import api
+from xfactor import eval as eval_binary
+from xfactor.data import convert, images, records, sources
+from xfactor.errors import UserError
+from xfactor.evaluation import oracles, tps
+from xfactor.training import build, checkpoint
+
+SIZE, CLIPS, LENGTH = 32, 6, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Walks(sources.Source):
+  """Flat pictures whose red and green are the camera's place on the ground."""
+
+  name = 'walks'
+  description = 'Walks.'
+  marked: int = -1
+
+  def items(self):
+    return [sources.Item(f'{i:02d}', i, split='test') for i in range(CLIPS)]
+
+  def clips(self, item):
+    rng = np.random.default_rng(item.payload)
+    angle = rng.uniform(0, 2 * np.pi) + np.linspace(
+      0, rng.uniform(1, 3), LENGTH
+    )
+    step = 4 * np.stack([np.cos(angle), np.sin(angle)], -1)
+    place = np.cumsum(step, axis=0)
+    place = np.round(128 + place - place.mean(0)).astype(np.uint8)
+    blue = 255 if item.payload == self.marked else 0
+    frames = [
+      np.broadcast_to(np.uint8([x, y, blue]), (SIZE, SIZE, 3)) for x, y in place
+    ]
+    data = [images.encode_png(np.ascontiguousarray(x)) for x in frames]
+    yield sources.Clip(item.id, data, SIZE, SIZE)
+
+
+class Reader(oracles.PoseOracle):
+  """Reads the place off the colours; refuses what is blue."""
+
+  name = 'reader'
+  version = '1'
+
+  def settings(self):
+    return {}
+
+  def __call__(self, images, scene=None):
+    oracles.check_images(images)
+    poses = np.tile(np.eye(4), (len(images), 1, 1))
+    poses[:, [0, 2], 3] = -images[:, 0, 0, :2] / 10.0
+    result = oracles.from_poses(poses)
+    ok = bool(images[0, 0, 0, 2] < 128)
+    return dataclasses.replace(result, ok=ok)
+
+
+class Painter(api.Model):
+  """A model whose latents are differences of colour: it transfers perfectly."""
+
+  def __init__(self):
+    self.image_size = SIZE
+    self._said = set()
+
+  def encode_poses(self, frames, reference=0):
+    colour = frames[:, 0, 0].astype(np.float32)
+    return colour - colour[reference]
+
+  def render(self, context, context_poses, target_poses):
+    start = context[(len(context) - 1) // 2, 0, 0]
+    colour = np.clip(np.round(start + target_poses), 0, 255).astype(np.uint8)
+    shape = (len(colour), SIZE, SIZE, 3)
+    return np.broadcast_to(colour[:, None, None], shape).copy()
+
+
+def store_of(folder, **options):
+  convert.convert(Walks(**options), folder, workers=0, quiet=True)
+  return records.open_split(folder, 'walks', 'test')
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  return store_of(tmp_path_factory.mktemp('data'))
+
+
+def pairs_of(store, count=8, contexts=1, targets=5, window=16):
+  return tps.fixed_pairs(
+    store, count, contexts=contexts, targets=targets, window=window
+  )
+
+
+def test_pairs_are_of_different_clips_and_stay(store):
+  pairs = pairs_of(store, count=100)
+  assert len(pairs) == CLIPS * (CLIPS - 1)
+  ids = [(a.clip, b.clip) for a, b in pairs]
+  assert len(set(ids)) == len(ids)
+  assert all(a != b for a, b in ids)
+  # Each clip is motion and scene once in the first round.
+  assert sorted(a for a, _ in ids[:CLIPS]) == list(range(CLIPS))
+  assert sorted(b for _, b in ids[:CLIPS]) == list(range(CLIPS))
+  again = pairs_of(store, count=100)
+  for one, other in zip(pairs, again, strict=True):
+    for x, y in zip(one, other, strict=True):
+      assert x.clip == y.clip
+      np.testing.assert_array_equal(x.targets, y.targets)
+
+
+@pytest.mark.parametrize('contexts', [1, 5])
+def test_frames_lie_in_the_middle_window(store, contexts):
+  (motion, _), *_ = pairs_of(store, contexts=contexts)
+  assert motion.targets.tolist() == [4, 7, 11, 15, 19]
+  assert len(motion.contexts) == contexts
+  assert motion.contexts.min() >= 4
+  assert motion.contexts.max() <= 19
+  middle = motion.contexts[motion.reference]
+  assert abs(middle - 11.5) <= 1
+
+
+def test_a_perfect_transfer_and_its_null_rows(store):
+  result = tps.evaluate(Painter(), store, pairs_of(store), Reader())
+  auc = {row: s.means['auc@20'].value for row, s in result.summaries.items()}
+  assert auc['model'] > 0.99
+  assert auc['autoencoded'] > 0.99
+  assert auc['frozen'] == 0
+  assert auc['shuffled'] < 0.8
+  assert auc['other motion'] < 0.8
+  assert {s.acceptance_rate for s in result.summaries.values()} == {1.0}
+  np.testing.assert_array_equal(
+    result.scores['shuffled'].metrics['rra@20'], np.ones(8)
+  )
+
+
+def test_rejected_pairs_count_as_zero_where_it_says_so(tmp_path):
+  store = store_of(tmp_path, marked=2)
+  pairs = pairs_of(store, count=6)
+  result = tps.evaluate(Painter(), store, pairs, Reader())
+  marked = store.clip_ids().index('02')
+  expected = [marked not in (a.clip, b.clip) for a, b in pairs]
+  # A motion from the blue clip makes no blue picture, but its own path fails.
+  assert result.accepted['model'].tolist() == expected
+  mean = result.summaries['model'].means['auc@20']
+  assert mean.value > 0.99
+  assert mean.rejected_as_zero == pytest.approx(mean.value * 4 / 6, rel=1e-6)
+  text = tps.table('walks', result)
+  assert 'reader 1' in text
+  assert ' 66.7 ' in text.splitlines()[2]
+
+
+def test_numbers_and_pictures_on_disk(store, tmp_path):
+  result = tps.evaluate(
+    Painter(), store, pairs_of(store), Reader(), num_pictures=3
+  )
+  tps.write(tmp_path / 'x.json', result)
+  saved = json.loads((tmp_path / 'x.json').read_text())
+  assert set(saved['rows']) == set(tps.ROWS)
+  row = saved['rows']['model']
+  assert row['mean']['auc@20']['value'] > 0.99
+  assert len(row['each']['auc@20']) == 8
+  picture = tps.panel(result)
+  # Two rows a pair; the scene and five targets.
+  assert picture.shape == (4 * (6 * 34 - 2), 4 * (6 * 34 - 2), 3)
+
+
+def test_too_short_clips_and_windows_are_said(store):
+  with pytest.raises(UserError, match='0 clips .* have 30 frames'):
+    pairs_of(store, window=30)
+  with pytest.raises(UserError, match='cannot hold 5 targets'):
+    pairs_of(store, window=4)
+
+
+def test_an_index_of_clips_that_are_gone_is_said(tmp_path):
+  store = store_of(tmp_path)
+  pairs_of(store)
+  path = records.clips_folder(tmp_path, 'walks', '1.0.0')
+  path = path / 'transfer_index-test.json'
+  path.write_text(path.read_text().replace('"03"', '"gone"'))
+  with pytest.raises(UserError, match='transfer_index-test.json names .* gone'):
+    pairs_of(store)
+
+
+def test_the_binarys_test_on_a_run(tmp_path):
+  store_of(tmp_path / 'data')
+  config = small.recipe(tmp_path / 'data', eval__pairs=4, eval__targets=3)
+  config = config.copy_and_resolve_references().unlock()
+  config.data.mix = {'walks': config.data.mix.squares}
+  config.eval.window = 8
+  config.lock()
+  built = build.build(config)
+  with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'run')) as saved:
+    meta = {'config': json.loads(config.to_json_best_effort()), 'data': {}}
+    saved.save(built.init(), meta)
+    saved.wait()
+  results = eval_binary.transfer_test(config, str(tmp_path / 'run'), Reader())
+  assert results['walks'].summaries['model'].num_pairs == 4
+  folder = tmp_path / 'run/eval/00000000'
+  assert (folder / 'walks_tps-reader.png').exists()
+  assert json.loads((folder / 'walks_tps-reader.json').read_text())
+  # Paths are kept, and found again.
+  kept = sorted((tmp_path / 'run/eval/poses').iterdir())
+  times = [p.stat().st_mtime_ns for p in kept]
+  eval_binary.transfer_test(config, str(tmp_path / 'run'), Reader())
+  again = sorted((tmp_path / 'run/eval/poses').iterdir())
+  assert [p.stat().st_mtime_ns for p in again] == times
