@@ -134,7 +134,7 @@ def test_a_finished_run_only_evaluates_again(run, capsys):
 
 def test_the_eval_binary_agrees_with_the_end_of_training(run):
   config, workdir, _ = run
-  result = eval_binary.evaluate(config, str(workdir))['squares']
+  result = eval_binary.Evaluation(config, str(workdir))()['squares']
   assert result.num_examples == 6
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   logged = next(
@@ -273,24 +273,25 @@ def test_values_that_make_no_sense_are_named(section, key, value):
 
 def test_older_checkpoints_can_be_evaluated(run):
   config, workdir, _ = run
-  eval_binary.evaluate(config, str(workdir), 3)
+  eval_binary.Evaluation(config, str(workdir))(3)
   assert (workdir / 'eval/00000003.json').exists()
   with pytest.raises(UserError, match=r'no checkpoint of step 4.*3, 6'):
-    eval_binary.evaluate(config, str(workdir), 4)
+    eval_binary.Evaluation(config, str(workdir))(4)
 
 
 def test_no_checkpoint_is_said(data_dir, tmp_path):
   with pytest.raises(UserError, match='no checkpoint in'):
-    eval_binary.evaluate(small.recipe(data_dir), str(tmp_path / 'none'))
+    eval_binary.Evaluation(small.recipe(data_dir), str(tmp_path / 'none'))()
   assert not (tmp_path / 'none').exists()
 
 
 def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
   _, workdir, _ = run
   other = small.recipe(data_dir, model__pose_dim=8)
-  for use in (loop.train, eval_binary.evaluate):
+  evaluate = eval_binary.Evaluation(other, str(workdir))
+  for use in (lambda: loop.train(other, str(workdir)), evaluate):
     with pytest.raises(UserError, match=r'another model.*pose_encoder/head'):
-      use(other, str(workdir))
+      use()
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path):

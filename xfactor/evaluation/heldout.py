@@ -74,6 +74,11 @@ class Heldout:
     )
 
 
+def file(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Where the scores of a step are."""
+  return epath.Path(workdir) / 'eval' / f'{step:08d}.json'
+
+
 def write(
   workdir: epath.PathLike,
   step: int,
@@ -86,7 +91,7 @@ def write(
       writers.write_png(folder / f'{step:08d}' / f'{kind}.png', picture)
   # Last, so that whoever sees the numbers finds the pictures.
   records.write_json(
-    folder / f'{step:08d}.json',
+    file(workdir, step),
     {
       'step': step,
       'data': {

@@ -64,6 +64,8 @@ class Result:
     summaries: By row, see the module.
     scores: By row, of every pair.
     accepted: By row, bool [pairs].
+    paths: 'target' and 'model', float64 [pairs, t, 4, 4] world to camera, NaN
+      where the oracle does not trust them.
     pictures: Of the first pairs: 'motion' and 'drawn', uint8 [p, t, h, w, 3],
       and 'scene', uint8 [p, h, w, 3].
   """
@@ -72,6 +74,7 @@ class Result:
   summaries: dict[str, poses.Summary]
   scores: dict[str, poses.Scores]
   accepted: dict[str, np.ndarray]
+  paths: dict[str, np.ndarray]
   pictures: dict[str, np.ndarray]
 
 
@@ -228,7 +231,9 @@ def evaluate(
     'shuffled': (path_a, moved[1:] + moved[:1]),
     'other motion': (path_a, path_b),
   }
-  scores = {row: _score(*paths) for row, paths in compared.items()}
+  scores = {
+    row: poses.score(*map(_stack, paths)) for row, paths in compared.items()
+  }
   accepted = {
     row: np.array([a.ok and b.ok for a, b in zip(*paths, strict=True)])
     for row, paths in compared.items()
@@ -241,6 +246,7 @@ def evaluate(
     },
     scores=scores,
     accepted=accepted,
+    paths={'target': _stack(path_a), 'model': _stack(moved)},
     pictures={
       'motion': np.stack(real_a[:num_pictures]),
       'drawn': np.stack(drawn[:num_pictures]),
@@ -249,15 +255,10 @@ def evaluate(
   )
 
 
-def _score(
-  target: Sequence[oracles.PoseResult], found: Sequence[oracles.PoseResult]
-) -> poses.Scores:
-  def stack(results: Sequence[oracles.PoseResult]) -> np.ndarray:
-    # What does not count must not be scored by accident.
-    lost = np.full_like(results[0].world_to_camera, np.nan)
-    return np.stack([r.world_to_camera if r.ok else lost for r in results])
-
-  return poses.score(stack(target), stack(found))
+def _stack(results: Sequence[oracles.PoseResult]) -> np.ndarray:
+  """Returns the paths [pairs, t, 4, 4], NaN for those that do not count."""
+  lost = np.full_like(results[0].world_to_camera, np.nan)
+  return np.stack([r.world_to_camera if r.ok else lost for r in results])
 
 
 def write(path: epath.PathLike, result: Result) -> None:
