@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from xfactor.evaluation import images
+from xfactor.models import perceptual
 
 
 def pair(seed, *shape):
@@ -101,3 +104,66 @@ def test_ssim_refuses_images_smaller_than_its_window():
   a = jnp.zeros((10, 64, 3))
   with pytest.raises(ValueError, match='at least 11 x 11 pixels, not 10 x 64'):
     images.ssim(a, a)
+
+
+# ------------------------------------------------------------ over many images
+
+
+def uint8_pair(count, size=(32, 40)):
+  return (np.uint8(np.round(255 * x)) for x in pair(count, count, *size, 3))
+
+
+@pytest.fixture(scope='module')
+def alexnet():
+  rng = np.random.default_rng(0)
+  return {
+    name: abs(rng.normal(0, 0.05, x.shape)).astype(np.float32)
+    for name, x in perceptual.param_shapes('alexnet').items()
+  }
+
+
+def test_scores_are_those_of_each_image(alexnet):
+  a, b = uint8_pair(5)
+  got = images.scores(a, b, lpips={'lpips_alex': alexnet}, batch=2)
+  assert got.keys() == {'psnr', 'ssim', 'lpips_alex'}
+  one_lpips = jax.jit(perceptual.lpips)
+  for i in range(5):
+    unit = a[i] / np.float32(255), b[i] / np.float32(255)
+    np.testing.assert_allclose(
+      got['psnr'][i], peak_signal_noise_ratio(*unit, data_range=1.0), atol=1e-4
+    )
+    np.testing.assert_allclose(got['ssim'][i], reference_ssim(*unit), atol=1e-4)
+    lpips = one_lpips(alexnet, *(jnp.asarray(2 * x - 1) for x in unit))
+    np.testing.assert_allclose(got['lpips_alex'][i], lpips, rtol=1e-4)
+  assert images.scores(a, b).keys() == {'psnr', 'ssim'}
+
+
+def test_batches_and_devices_change_nothing(alexnet):
+  a, b = uint8_pair(11)
+  lpips = {'lpips': alexnet}
+  want = images.scores(a, b, lpips=lpips, batch=11)
+  mesh = Mesh(np.array(jax.devices()), ('data',))
+  assert mesh.size == 8
+  for batch, sharding in ((3, None), (8, NamedSharding(mesh, P('data')))):
+    got = images.scores(a, b, lpips=lpips, batch=batch, sharding=sharding)
+    for name, values in want.items():
+      assert got[name].shape == (11,)
+      np.testing.assert_allclose(got[name], values, rtol=1e-5)
+
+
+def test_in_batches_calls_with_one_size_and_keeps_true_rows_only():
+  sizes = []
+
+  def function(x, y):
+    sizes.append(len(x))
+    return {'sum': x + y, 'nothing': x[:, :0]}
+
+  x = np.arange(14.0, dtype=np.float32).reshape(7, 2)
+  got = images.in_batches(function, x, 2 * x, batch=3)
+  assert sizes == [3, 3, 3]
+  np.testing.assert_array_equal(got['sum'], 3 * x)
+  assert got['nothing'].shape == (7, 0)
+  assert images.in_batches(function, x[:0], x[:0], batch=3)['sum'].shape == (
+    0,
+    2,
+  )

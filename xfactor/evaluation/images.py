@@ -1,10 +1,22 @@
-"""How alike two images are: PSNR and SSIM. LPIPS is in models/perceptual.py."""
+"""How alike two images are: PSNR and SSIM. LPIPS is in models/perceptual.py.
+
+`scores` gives all of them for any number of images, `in_batches` any function
+of images: neither depends on the size of batches or on the devices.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, UInt8
+
+from xfactor.models import perceptual
+from xfactor.models.layers import to_float
 
 # skimage truncates its Gaussian at 3.5 sigma: radius 5, so 11 x 11 pixels.
 _SSIM_SIGMA = 1.5
@@ -86,3 +98,91 @@ def _smooth(x: Float[Array, '*batch h w 3']) -> Float[Array, '*batch y x 3']:
       for i, w in enumerate(weights)
     )
   return images.reshape(*x.shape[:-3], *images.shape[1:])
+
+
+# ==============================================================================
+# Over many images
+# ==============================================================================
+
+
+def scores(
+  images: UInt8[np.ndarray, 'n h w 3'],
+  truth: UInt8[np.ndarray, 'n h w 3'],
+  *,
+  lpips: Mapping[str, perceptual.Params] | None = None,
+  batch: int = 32,
+  sharding: NamedSharding | None = None,
+) -> dict[str, Float[np.ndarray, ' n']]:
+  """Returns every image's 'psnr', 'ssim' and LPIPS.
+
+  Args:
+    images: As a viewer would get them.
+    truth: What they should be.
+    lpips: Names of LPIPS distances, such as 'lpips', and the weights of each
+      from `perceptual.load`.
+    batch: Images at once.
+    sharding: As for `in_batches`.
+  """
+  weights = everywhere(dict(lpips or {}), sharding)
+  return in_batches(
+    lambda *x: _scores(weights, *x),
+    images,
+    truth,
+    batch=batch,
+    sharding=sharding,
+  )
+
+
+@jax.jit
+def _scores(
+  weights: dict[str, perceptual.Params],
+  images: UInt8[Array, 'n h w 3'],
+  truth: UInt8[Array, 'n h w 3'],
+) -> dict[str, Float[Array, ' n']]:
+  images, truth = to_float(images), to_float(truth)
+  unit, truth_unit = (images + 1) / 2, (truth + 1) / 2
+  return {
+    'psnr': psnr(unit, truth_unit),
+    'ssim': ssim(unit, truth_unit),
+    **{k: perceptual.lpips(w, images, truth) for k, w in weights.items()},
+  }
+
+
+def in_batches(
+  function: Callable[..., Any],
+  *arrays: np.ndarray,
+  batch: int,
+  sharding: NamedSharding | None = None,
+) -> Any:
+  """Returns what a function gives for rows, in batches of one size.
+
+  The last is filled up with zeros, of which nothing comes back.
+
+  Args:
+    function: From arrays [batch, ...] to a tree of such; compiled once. No row
+      may change another's.
+    *arrays: [n, ...].
+    batch: Rows at once.
+    sharding: Where each batch goes, if not to the first device: among the
+      devices of this process, whose number divides the batch.
+
+  Returns:
+    NumPy arrays [n, ...].
+  """
+  parts = []
+  for start in range(0, max(len(arrays[0]), 1), batch):
+    rows = [x[start : start + batch] for x in arrays]
+    count = len(rows[0])
+    filled = [
+      np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in rows
+    ]
+    out = jax.device_get(function(*jax.device_put(filled, sharding)))
+    parts.append(jax.tree.map(lambda x, count=count: x[:count], out))
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def everywhere(weights: Any, sharding: NamedSharding | None) -> Any:
+  """Puts weights on all devices that `sharding` uses, or the first."""
+  if sharding is not None:
+    sharding = NamedSharding(sharding.mesh, P())
+  return jax.device_put(weights, sharding)
