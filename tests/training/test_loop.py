@@ -134,7 +134,7 @@ def test_a_finished_run_only_evaluates_again(run, capsys):
 
 def test_the_eval_binary_agrees_with_the_end_of_training(run):
   config, workdir, _ = run
-  result = eval_binary.Evaluation(config, str(workdir))()['squares']
+  result = eval_binary.Evaluation(config, str(workdir))()[1]['squares']
   assert result.num_examples == 6
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   logged = next(

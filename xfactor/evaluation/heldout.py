@@ -74,6 +74,11 @@ class Heldout:
     )
 
 
+def folder(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Where the pictures of a step are."""
+  return epath.Path(workdir) / 'eval' / f'{step:08d}'
+
+
 def file(workdir: epath.PathLike, step: int) -> epath.Path:
   """Where the scores of a step are."""
   return epath.Path(workdir) / 'eval' / f'{step:08d}.json'
@@ -85,10 +90,9 @@ def write(
   results: dict[str, reconstruction.Result],
 ) -> None:
   """Writes eval/STEP.json and, beside it, a folder STEP with the pictures."""
-  folder = epath.Path(workdir) / 'eval'
   for name, result in results.items():
     for kind, picture in panels(name, result).items():
-      writers.write_png(folder / f'{step:08d}' / f'{kind}.png', picture)
+      writers.write_png(folder(workdir, step) / f'{kind}.png', picture)
   # Last, so that whoever sees the numbers finds the pictures.
   records.write_json(
     file(workdir, step),

@@ -1,0 +1,455 @@
+"""One page of what an evaluation found, for people: eval/STEP/index.html.
+
+Pictures, videos and scripts are inside the file, and its policy forbids the
+browser to fetch anything: it can be mailed, and opened anywhere.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from string import Template
+from xml.etree import ElementTree
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from xfactor.data import images
+from xfactor.evaluation import poses, reconstruction, tps
+from xfactor.inference import movie
+
+_HELDOUT_ROWS = {
+  'model': 'drawn from its own latent pose',
+  'halves': 'each half drawn from the pose of the other half',
+  'shuffled': "drawn from another example's pose",
+  'copy': 'the context view that is nearest in time',
+  'mean': 'the mean colour of that view',
+}
+_TPS_ROWS = {
+  'model': 'B drawn from the poses of A, against A',
+  'autoencoded': "B drawn from B's own poses, against B: the best to hope for",
+  'frozen': 'no motion at all',
+  'shuffled': "against another pair's path",
+  'other motion': 'the real B against A: chance',
+}
+_TPS_COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
+_MAIN = 'auc@20'
+_COARSE = 128  # Pixels; smaller pictures are shown with their pixels.
+_VIDEO_SIZE, _VIDEO_SECONDS = 256, 2
+_BINS = 20
+
+
+def write(
+  folder: epath.PathLike,
+  *,
+  config: ConfigDict,
+  step: int,
+  heldout: Mapping[str, reconstruction.Result],
+  transfer: Mapping[str, tps.Result],
+) -> epath.Path:
+  """Writes index.html into a folder and returns its path.
+
+  Args:
+    folder: Made where needed.
+    config: The recipe.
+    step: Of the checkpoint.
+    heldout: By the name of the data set.
+    transfer: By the name of the data set; may be empty.
+  """
+  page = Template(
+    resources.files('xfactor.evaluation').joinpath('report.html').read_text()
+  )
+  body = _node('main', _node('h1', f'Evaluation at step {step:,}'))
+  for name in dict.fromkeys((*heldout, *transfer)):
+    body.append(_node('h2', name))
+    if name in heldout:
+      body.extend(_heldout(heldout[name]))
+    if name in transfer:
+      body.extend(_transfer(transfer[name]))
+  recipe = json.loads(config.to_json_best_effort())
+  body.append(_node('h2', 'Configuration'))
+  body.append(
+    _node(
+      'details',
+      _node('summary', 'The recipe'),
+      _node('pre', json.dumps(recipe, indent=2)),
+    )
+  )
+  text = page.substitute(
+    title=f'Evaluation at step {step:,}',
+    body=ElementTree.tostring(body, method='html').decode(),
+  )
+  path = epath.Path(folder) / 'index.html'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  return path
+
+
+def _heldout(result: reconstruction.Result) -> list[ElementTree.Element]:
+  means = result.means()
+  columns = list(means['model'])
+  psnr = {who: scores['psnr'] for who, scores in result.scores.items()}
+  shown = len(result.images['truth'])
+  rows = {
+    who: [[f'{values[c]:.{1 if c == "psnr" else 3}f}'] for c in columns]
+    for who, values in means.items()
+  }
+  histogram = _histogram(
+    {'model': psnr['model'], 'copy of the nearest view': psnr['copy']},
+    'PSNR of the examples in dB',
+  )
+  clips = [
+    _clip(
+      f'{label}: {psnr["model"][i]:.1f} dB (example {i + 1})',
+      _strip(
+        {
+          'reference': result.images['context'][i, 0],
+          **{
+            f'context {k}': picture
+            for k, picture in enumerate(result.images['context'][i, 1:], 2)
+          },
+          'drawn': result.images['prediction'][i],
+          'truth': result.images['truth'][i],
+        }
+      ),
+    )
+    for label, i in _extremes(psnr['model'][:shown]).items()
+  ]
+  return [
+    _node('h3', 'Held-out reconstruction'),
+    _node('p', f'Means of {result.num_examples} fixed examples.'),
+    _table([c.upper() for c in columns], rows, _HELDOUT_ROWS),
+    histogram,
+    _node('h3', 'Examples'),
+    _node('p', f'Out of the first {shown}, whose pictures are kept, by PSNR.'),
+    *clips,
+  ]
+
+
+def _transfer(result: tps.Result) -> list[ElementTree.Element]:
+  model = result.summaries['model']
+  accepted = {
+    row: accepted & result.scores[row].finite
+    for row, accepted in result.accepted.items()
+  }
+  auc = {
+    row: 100
+    * np.where(
+      accepted[row] & scores.has_translation, scores.metrics[_MAIN], np.nan
+    )
+    for row, scores in result.scores.items()
+  }
+  rows = {
+    row: [
+      [_percent(summary.acceptance_rate)],
+      *(_interval(summary.means[name]) for name in _TPS_COLUMNS),
+      [_percent(summary.means[_MAIN].rejected_as_zero)],
+    ]
+    for row, summary in result.summaries.items()
+  }
+  head = ['accepted', *(c.upper() for c in _TPS_COLUMNS)]
+  histogram = _histogram(
+    {row: auc[row] for row in ('model', 'other motion')},
+    f'{_MAIN.upper()} of the accepted pairs in %',
+    (0, 100),
+  )
+  text = (
+    f'The motion of clip A applied to the scene of clip B, {model.num_pairs} '
+    f'pairs; paths by the oracle {result.oracle}. Means of the accepted pairs '
+    'in % with 95 % intervals; in the last column rejected pairs are 0.'
+  )
+  if model.num_without_translation:
+    text += (
+      f' In {model.num_without_translation} of them the camera of A stays in '
+      'its place: they count in RRA alone.'
+    )
+  shown = len(result.pictures['scene'])
+  # Rejected pairs are the worst; those that stay in place have no score.
+  kept = np.where(accepted['model'], auc['model'], 0)[:shown]
+  clips = []
+  for label, i in _extremes(kept).items():
+    ok = bool(accepted['model'][i])
+    score = f'{_MAIN.upper()} {kept[i]:.1f} %' if ok else 'rejected'
+    title = f'{label}: {score} (pair {i + 1})'
+    clips.append(_pair(result, i, title, with_paths=ok))
+  return [
+    _node('h3', 'Transfer: True Pose Similarity'),
+    _node('p', text),
+    _table([*head, f'{_MAIN.upper()}, all'], rows, _TPS_ROWS),
+    histogram,
+    _node('h3', 'Pairs'),
+    _node(
+      'p',
+      f'Out of the first {shown}, whose pictures are kept, by {_MAIN.upper()}. '
+      "The model's path is moved, turned and scaled onto the target's; drag to "
+      'turn both.',
+    ),
+    *clips,
+  ]
+
+
+def _pair(
+  result: tps.Result, i: int, title: str, *, with_paths: bool
+) -> ElementTree.Element:
+  motion, drawn = result.pictures['motion'][i], result.pictures['drawn'][i]
+  moving = _node('div', _video(motion, drawn), class_='moving')
+  if with_paths:
+    moving.append(_plot(result.paths['target'][i], result.paths['model'][i]))
+  frames = range(1, len(motion) + 1)
+  return _clip(
+    title,
+    moving,
+    _strip({f'A {k}': motion[k - 1] for k in frames}),
+    _strip(
+      {
+        **{f'drawn {k}': drawn[k - 1] for k in frames},
+        'B': result.pictures['scene'][i],
+      }
+    ),
+  )
+
+
+def _extremes(values: Float[np.ndarray, ' n']) -> dict[str, int]:
+  """Where the best, median and worst are, each once; NaN counts as none."""
+  order = np.argsort(values)[: np.isfinite(values).sum()].tolist()
+  if not order:
+    return {}
+  at = {'Best': -1, 'Worst': 0, 'Median': len(order) // 2}
+  found = {}
+  for label, k in at.items():
+    if order[k] not in found.values():
+      found[label] = order[k]
+  return dict(sorted(found.items()))
+
+
+# ==============================================================================
+# Camera paths
+# ==============================================================================
+
+
+def align(
+  target: Float[np.ndarray, 't 4 4'], path: Float[np.ndarray, 't 4 4']
+) -> Float[np.ndarray, 't 4 4']:
+  """Moves, turns and scales a path of cameras onto another.
+
+  The rotation is the one that brings the cameras' axes closest, for centres on
+  a line leave it open; the scale is the ratio of the paths' extents (Horn 1987,
+  the symmetric one): that of least squares makes a wrong path a point.
+
+  Args:
+    target: Camera-to-world.
+    path: Camera-to-world, of any world and scale.
+  """
+  u, _, vh = np.linalg.svd(
+    np.einsum('tij,tkj->ik', target[:, :3, :3], path[:, :3, :3])
+  )
+  rotation = u @ np.diag([1, 1, np.linalg.det(u @ vh)]) @ vh
+  centre, from_centre = target[:, :3, 3].mean(0), path[:, :3, 3].mean(0)
+  offsets = (path[:, :3, 3] - from_centre) @ rotation.T
+  extent = np.linalg.norm(offsets)
+  scale = np.linalg.norm(target[:, :3, 3] - centre) / max(extent, 1e-12)
+  out = path.copy()
+  out[:, :3, :3] = rotation @ path[:, :3, :3]
+  out[:, :3, 3] = centre + scale * offsets
+  return out
+
+
+def _plot(
+  target: Float[np.ndarray, 't 4 4'], path: Float[np.ndarray, 't 4 4']
+) -> ElementTree.Element:
+  """World-to-camera paths as a drawing that can be turned."""
+  target = np.linalg.inv(target)
+  path = align(target, np.linalg.inv(path))
+  both = np.concatenate([target, path])[:, :3, 3]
+  centre = (both.max(0) + both.min(0)) / 2
+  extent = np.linalg.norm(both - centre, axis=-1).max()
+  # Room for the pyramids; a camera that only turns has no extent.
+  unit = 1.3 * extent or 1.0
+
+  def drawn(points: np.ndarray) -> list:
+    # From OpenCV's axes to those of the page: y up, z to the reader.
+    return np.round((points - centre) / unit * [1, -1, -1], 3).tolist()
+
+  corners = np.array([[-4, -3, 5], [4, -3, 5], [4, 3, 5], [-4, 3, 5.0]])
+  corners *= 0.03 * unit
+
+  def lines(cameras: np.ndarray) -> list:
+    out = [drawn(cameras[:, :3, 3])]
+    for camera in cameras:
+      eye = camera[:3, 3]
+      a, b, c, d = corners @ camera[:3, :3].T + eye
+      out.append(drawn(np.stack([a, b, c, d, a, eye, b, c, eye, d])))
+    return out
+
+  ends = np.linspace(-0.8, 0.8, 5)
+  floor = [[[x, -0.6, -0.8], [x, -0.6, 0.8]] for x in ends.tolist()]
+  floor += [[[-0.8, -0.6, z], [0.8, -0.6, z]] for z in ends.tolist()]
+  # The target is wider, to be seen below a path that is the same.
+  parts = [
+    {'colour': '--line', 'width': 1, 'lines': floor},
+    {'colour': '--other', 'width': 3, 'lines': lines(target)},
+    {'colour': '--model', 'width': 1.5, 'lines': lines(path)},
+  ]
+  label = 'Paths of the cameras: that of A, and that found in the pictures.'
+  return _node(
+    'figure',
+    _node('canvas', data_lines=json.dumps(parts), role='img', aria_label=label),
+    _legend('Camera paths', {'model': 'model', 'other': 'target (A)'}),
+  )
+
+
+# ==============================================================================
+# Parts of the page
+# ==============================================================================
+
+
+def _node(
+  tag: str, *children: ElementTree.Element | str, **attributes: str
+) -> ElementTree.Element:
+  """An element; whatever it holds is escaped when it is written."""
+  names = {key: key.rstrip('_').replace('_', '-') for key in attributes}
+  node = ElementTree.Element(
+    tag, {names[key]: value for key, value in attributes.items()}
+  )
+  for child in children:
+    if isinstance(child, ElementTree.Element):
+      node.append(child)
+    elif len(node):
+      node[-1].tail = child
+    else:
+      node.text = child
+  return node
+
+
+def _table(
+  head: Sequence[str],
+  rows: Mapping[str, Sequence[Sequence[str]]],
+  meanings: Mapping[str, str],
+) -> ElementTree.Element:
+  """A table; a cell is its text and perhaps what stands small below it."""
+  body = _node('tbody')
+  for row, cells in rows.items():
+    name = _node('th', row, _node('small', meanings.get(row, '')))
+    body.append(_node('tr', name))
+    for text, *small in cells:
+      body[-1].append(_node('td', text, *(_node('small', x) for x in small)))
+  top = _node('tr', *(_node('th', x) for x in ('', *head)))
+  table = _node('table', _node('thead', top), body)
+  return _node('div', table, class_='scroll')
+
+
+def _histogram(
+  series: Mapping[str, Float[np.ndarray, ' _']],
+  title: str,
+  limits: tuple[float, float] | None = None,
+) -> ElementTree.Element:
+  """Counts of two series, without NaN: one as bars, the other as a line."""
+  series = {name: x[np.isfinite(x)] for name, x in series.items()}
+  if limits is None:
+    every = np.concatenate([*series.values()])
+    low, high = (every.min(), every.max()) if len(every) else (0, 0)
+    limits = np.floor(low), np.floor(high) + 1
+  edges = np.linspace(*limits, _BINS + 1)
+  bars, steps = (np.histogram(x, edges)[0].tolist() for x in series.values())
+  top = max(*bars, *steps, 1)
+  width, height, left, right = 460, 120, 30, 450
+  step = (right - left) / _BINS
+
+  def y(count: int) -> float:
+    return height - 105 * count / top
+
+  picture = _node(
+    'svg',
+    _node('line', x1=f'{left}', x2=f'{right}', y1=f'{height}', y2=f'{height}'),
+    _node('text', f'{top}', x='24', y=f'{y(top) + 4}', text_anchor='end'),
+    _node('text', '0', x='24', y=f'{height}', text_anchor='end'),
+    viewBox=f'0 0 {width} {height + 20}',
+    role='img',
+    aria_label=title,
+  )
+  line = f'M{left} {height}'
+  for k, (bar, count) in enumerate(zip(bars, steps, strict=True)):
+    x = left + k * step
+    line += f'V{y(count):.1f}H{x + step:.1f}'
+    picture.append(
+      _node(
+        'rect',
+        _node('title', f'{edges[k]:.3g} to {edges[k + 1]:.3g}: {bar}'),
+        x=f'{x + 1:.1f}',
+        y=f'{y(bar):.1f}',
+        width=f'{step - 2:.1f}',
+        height=f'{height - y(bar):.1f}',
+        class_='bars',
+      )
+    )
+  picture.append(_node('path', d=f'{line}V{height}', class_='steps'))
+  for k in range(0, _BINS + 1, 5):
+    x = f'{left + k * step}'
+    picture.append(
+      _node(
+        'text', f'{edges[k]:.3g}', x=x, y=f'{height + 14}', text_anchor='middle'
+      )
+    )
+  legend = dict(zip(('model', 'other'), series, strict=True))
+  return _node('figure', picture, _legend(title, legend))
+
+
+def _legend(title: str, entries: Mapping[str, str]) -> ElementTree.Element:
+  """A caption with names by their colour."""
+  names = [_node('span', name, class_=key) for key, name in entries.items()]
+  return _node('figcaption', title, *names)
+
+
+def _clip(title: str, *parts: ElementTree.Element) -> ElementTree.Element:
+  return _node('section', _node('h4', title), *parts, class_='clip')
+
+
+def _strip(
+  pictures: Mapping[str, UInt8[np.ndarray, 'h w 3']],
+) -> ElementTree.Element:
+  """Pictures beside each other, over their names."""
+  out = _node('div', class_='strip')
+  for name, picture in pictures.items():
+    image = _node(
+      'img', src=_data('image/png', images.encode_png(picture)), alt=name
+    )
+    if len(picture) < _COARSE:
+      image.set('class', 'coarse')
+    out.append(_node('figure', image, _node('figcaption', name)))
+  return out
+
+
+def _video(
+  motion: UInt8[np.ndarray, 't h w 3'], drawn: UInt8[np.ndarray, 't h w 3']
+) -> ElementTree.Element:
+  """Both clips beside each other, again and again."""
+  size = motion.shape[1] * max(1, _VIDEO_SIZE // motion.shape[1])
+  frames = [
+    movie.row([movie.enlarge(a, size), movie.enlarge(b, size)])
+    for a, b in zip(motion, drawn, strict=True)
+  ]
+  data = movie.mp4(np.stack(frames), len(frames) / _VIDEO_SECONDS)
+  video = _node(
+    'video',
+    src=_data('video/mp4', data),
+    **dict.fromkeys(('autoplay', 'loop', 'muted', 'playsinline'), ''),
+  )
+  caption = _node('figcaption', "A's targets, and B's scene moved alike")
+  return _node('figure', video, caption)
+
+
+def _data(kind: str, data: bytes) -> str:
+  return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def _interval(mean: poses.Mean) -> list[str]:
+  if not mean.count:
+    return [_percent(mean.value)]
+  interval = f'{_percent(mean.low)} to {_percent(mean.high)}'
+  return [_percent(mean.value), interval]
+
+
+def _percent(value: float) -> str:
+  return f'{100 * value:.1f}' if np.isfinite(value) else '\N{EN DASH}'
