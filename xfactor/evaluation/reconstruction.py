@@ -27,6 +27,15 @@ from xfactor.models.xfactor import XFactor
 from xfactor.training import objectives, sharding, writers
 
 
+LABELS = {
+  'model': 'model',
+  'halves': 'pose of the other half',
+  'shuffled': "another example's pose",
+  'copy': 'copy the nearest view',
+  'mean': 'mean colour',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
   """Scores and pictures of one data set.
@@ -154,7 +163,8 @@ class Evaluator:
             for key, value in jax.device_get(shown).items()
           }
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
-    return Result(scores, pictures)
+    # JAX sorts the keys of what it returns.
+    return Result({who: scores[who] for who in LABELS}, pictures)
 
 
 def choose_views(
@@ -222,16 +232,9 @@ def table(name: str, result: Result) -> str:
   """The scores as lines of text for people."""
   means = result.means()
   columns = list(next(iter(means.values())))
-  labels = {
-    'model': 'model',
-    'halves': 'pose of the other half',
-    'shuffled': "another example's pose",
-    'copy': 'copy the nearest view',
-    'mean': 'mean colour',
-  }
   lines = [f'{name} ({result.num_examples} held-out examples)']
   lines.append(' ' * 24 + ''.join(f'{c.upper():>9}' for c in columns))
-  for who, label in labels.items():
+  for who, label in LABELS.items():
     cells = ''.join(f'{means[who][c]:9.3f}' for c in columns)
     lines.append(f'  {label:22}{cells}')
   return '\n'.join(lines)
