@@ -26,7 +26,6 @@ from xfactor.models.layers import to_float, to_uint8
 from xfactor.models.xfactor import XFactor
 from xfactor.training import objectives, sharding, writers
 
-
 LABELS = {
   'model': 'model',
   'halves': 'pose of the other half',
