@@ -83,8 +83,10 @@ def test_gradients_are_golden(official_step, golden):
     )
 
 
-def test_evaluation_and_transfer_are_golden(params, step):
-  images = to_float(step['mid/x'])
+@pytest.mark.parametrize('name', ['step', 'views_step'])
+def test_evaluation_and_transfer_are_golden(params, request, name):
+  want = request.getfixturevalue(name)
+  images = to_float(want['mid/x'])
 
   @jax.jit
   def run(params):
@@ -97,8 +99,8 @@ def test_evaluation_and_transfer_are_golden(params, step):
     )
 
   drawn, moved = run(params)
-  np.testing.assert_allclose(drawn, step['f32exact/eval_render'], atol=1e-5)
-  np.testing.assert_allclose(moved, step['f32exact/eval_transfer'], atol=1e-5)
+  np.testing.assert_allclose(drawn, want['f32exact/eval_render'], atol=1e-5)
+  np.testing.assert_allclose(moved, want['f32exact/eval_transfer'], atol=1e-5)
 
 
 # ----------------------------------------------------------------- multi-view
@@ -156,25 +158,6 @@ def test_views_gradients_are_golden(official_views_step, golden):
       atol=2e-4 * max(np.abs(want[name]).max(), 1e-9),
       err_msg=name,
     )
-
-
-def test_views_evaluation_and_transfer_are_golden(params, views_step):
-  images = to_float(views_step['mid/x'])
-
-  @jax.jit
-  def run(params):
-    model = FUNCTIONAL.bind(params)
-    poses = objectives.reconstruct_poses(model, images)
-    scenes = jnp.roll(images[:, :-1], 1, axis=0)
-    return (
-      model.render(images[:, :-1], poses),
-      objectives.transfer(model, images, scenes),
-    )
-
-  drawn, moved = run(params)
-  want = views_step
-  np.testing.assert_allclose(drawn, want['f32exact/eval_render'], atol=1e-5)
-  np.testing.assert_allclose(moved, want['f32exact/eval_transfer'], atol=1e-5)
 
 
 def test_the_reference_is_the_official_one(golden):

@@ -218,6 +218,7 @@ def evaluate(
   motions, scenes = zip(*pairs, strict=True)
   real_a = [read(a.clip, a.targets) for a in motions]
   drawn = [draw(a, b) for a, b in pairs]
+  still = [frozen(b) for b in scenes]
   path_a = find(real_a, motions, real=True)
   path_b = find([read(b.clip, b.targets) for b in scenes], scenes, real=True)
   moved = find(drawn, scenes, real=False)
@@ -227,7 +228,7 @@ def evaluate(
       path_b,
       find([draw(b, b) for b in scenes], scenes, real=False),
     ),
-    'frozen': (path_a, find([frozen(b) for b in scenes], scenes, real=False)),
+    'frozen': (path_a, find(still, scenes, real=False)),
     'shuffled': (path_a, moved[1:] + moved[:1]),
     'other motion': (path_a, path_b),
   }
@@ -250,7 +251,7 @@ def evaluate(
     pictures={
       'motion': np.stack(real_a[:num_pictures]),
       'drawn': np.stack(drawn[:num_pictures]),
-      'scene': np.stack([frozen(b)[0] for b in scenes[:num_pictures]]),
+      'scene': np.stack([view[0] for view in still[:num_pictures]]),
     },
   )
 

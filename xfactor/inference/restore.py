@@ -55,14 +55,7 @@ def restore(
   workdir, step = _locate(epath.Path(path).expanduser(), step)
   checkpoints = checkpoint.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
-    steps = checkpoints.steps()
-    step = max(steps, default=None) if step is None else step
-    if step not in steps:
-      raise UserError(
-        f'there is no checkpoint {"" if step is None else f"of step {step} "}'
-        f'in {checkpoints.folder}; it holds '
-        f'{", ".join(map(str, steps)) or "none"}'
-      )
+    step = checkpoints.find(step)
     config = _recipe(checkpoints.folder / str(step))
     build = _build(config, jax.devices() if devices is None else devices)
     params = build.abstract_state().params

@@ -92,7 +92,7 @@ class Checkpoints:
     Raises:
       UserError: If there is no such checkpoint, or it is of another model.
     """
-    step = self._step(step)
+    step = self.find(step)
     _check_same_model(self.folder / str(step), abstract, self._shapes(step))
     try:
       restored = self._manager.restore(
@@ -122,7 +122,7 @@ class Checkpoints:
     Raises:
       UserError: If there is no such checkpoint, or it is of another model.
     """
-    step = self._step(step)
+    step = self.find(step)
     ours, theirs = (
       {name: x for name, x in params.items() if name.startswith(prefix)}
       for params in (abstract, self._shapes(step)['params'])
@@ -156,18 +156,23 @@ class Checkpoints:
   def close(self) -> None:
     self._manager.close()
 
-  def _step(self, step: int | None) -> int:
+  def find(self, step: int | None) -> int:
+    """The step of a checkpoint, the newest for None.
+
+    Raises:
+      UserError: If there is no such checkpoint.
+    """
     steps = self.steps()
     if not steps:
       raise UserError(
-        f'there is no checkpoint in {self.folder}; train first, or give the '
-        'right --workdir'
+        f'there is no checkpoint in {self.folder}; it holds none: train first, '
+        'or give the right --workdir'
       )
     if step is None:
       return steps[-1]
     if step not in steps:
       raise UserError(
-        f'there is no checkpoint of step {step} in {self.folder}; there are '
+        f'there is no checkpoint of step {step} in {self.folder}; it holds '
         f'{", ".join(map(str, steps))}'
       )
     return step
@@ -191,7 +196,7 @@ class Checkpoints:
     Raises:
       UserError: If there is no checkpoint, or it is damaged.
     """
-    step = self._step(None)
+    step = self.find(None)
     target = jax.tree.map(
       lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
       self._shapes(step),
