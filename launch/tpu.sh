@@ -1,0 +1,416 @@
+#!/usr/bin/env bash
+# Cloud TPUs: everything from making one to deleting it. Names are in env.sh.
+#
+#   launch/tpu.sh create            make the TPU and wait until it is there
+#   launch/tpu.sh setup             install the code on all workers
+#   launch/tpu.sh run COMMAND       start a command on all workers; returns
+#   launch/tpu.sh convert FLAGS     the same with tools/convert_datasets.py
+#   launch/tpu.sh logs [WORKER]     follow the log of worker 0, another or all
+#   launch/tpu.sh status            the TPU's state and each worker's
+#   launch/tpu.sh wait              until no worker runs; their exit code
+#   launch/tpu.sh stop              SIGTERM, and SIGKILL where it does not help
+#   launch/tpu.sh babysit COMMAND   create, setup and run again until complete
+#   launch/tpu.sh delete            delete the TPU
+#
+# Before COMMAND: --name=NAME of the run (train; convert), several can run
+# beside each other; --dry-run prints every command and runs none.
+#
+# What workers end with counts as one exit code: 2 where one has 2, else 42
+# where one has 42, else the first that is not 0. babysit stops at 0 (complete)
+# and 2 (bad input), and runs the command again at 42 (pre-empted, saved), 137
+# (killed) and all others. It may itself be stopped and started at any time.
+set -euo pipefail
+
+here=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source-path=SCRIPTDIR
+source "$here/env.sh"
+
+staging=$(mktemp -d)
+trap 'rm -rf "$staging"' EXIT
+
+fail() {
+  echo "error: $1" >&2
+  exit "${2:-1}"
+}
+
+say() {
+  echo "$(date -u +%FT%TZ) $*" >&2
+}
+
+usage() {
+  sed -n '/^#   launch/p' "${BASH_SOURCE[0]}" | cut -c5-
+}
+
+# Does what it is told, or prints it.
+call() {
+  if ! $dry_run; then
+    "$@"
+    return
+  fi
+  local word line=
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+="$word "
+  done
+  echo "${line% }"
+}
+
+# ------------------------------------------------------------------- the TPU
+
+where=(--quiet)
+[[ -z $XFACTOR_PROJECT ]] || where+=("--project=$XFACTOR_PROJECT")
+[[ -z $XFACTOR_ZONE ]] || where+=("--zone=$XFACTOR_ZONE")
+
+tpus() {
+  call gcloud compute tpus "$@" "${where[@]}"
+}
+
+case $XFACTOR_CREATE in
+  on-demand | spot | queued | queued-spot) ;;
+  *) fail "XFACTOR_CREATE=$XFACTOR_CREATE: choose on-demand, spot, queued or \
+queued-spot" 2 ;;
+esac
+
+is_queued() {
+  [[ $XFACTOR_CREATE == queued* ]]
+}
+
+create() {
+  local -a flags
+  read -ra flags <<<"--accelerator-type=$XFACTOR_TYPE $XFACTOR_CREATE_FLAGS"
+  [[ $XFACTOR_CREATE != *spot ]] || flags+=(--spot)
+  if is_queued; then
+    tpus queued-resources create "$XFACTOR_TPU" "--node-id=$XFACTOR_TPU" \
+      "--runtime-version=$XFACTOR_RUNTIME" "${flags[@]}"
+  else
+    tpus tpu-vm create "$XFACTOR_TPU" "--version=$XFACTOR_RUNTIME" "${flags[@]}"
+  fi
+}
+
+delete() {
+  if is_queued; then
+    tpus queued-resources delete "$XFACTOR_TPU" --force
+  else
+    tpus tpu-vm delete "$XFACTOR_TPU"
+  fi
+}
+
+# Prints a part of Google's description, or MISSING, or UNKNOWN.
+describe() {
+  if tpus "$1" describe "$XFACTOR_TPU" "--format=value($2)" \
+    2>"$staging/error"; then
+    return
+  elif grep -q NOT_FOUND "$staging/error"; then
+    echo MISSING
+  else
+    cat "$staging/error" >&2
+    echo UNKNOWN
+  fi
+}
+
+# READY; PENDING: wait; GONE: delete; MISSING: create; UNKNOWN: no answer.
+state() {
+  local state=ACTIVE
+  ! is_queued || state=$(describe queued-resources state.state)
+  if [[ $state == ACTIVE ]]; then
+    state=$(describe tpu-vm state)
+    # A request whose machine was deleted stays.
+    [[ $state != MISSING ]] || ! is_queued || state=GONE
+  fi
+  case $state in
+    READY | GONE | MISSING | UNKNOWN) echo "$state" ;;
+    PREEMPTED | SUSPENDED | FAILED | TERMINATED | STOPPED) echo GONE ;;
+    *) echo PENDING ;;
+  esac
+}
+
+create_and_wait() {
+  create
+  ! $dry_run || return 0
+  local now
+  while now=$(state) && [[ $now != READY ]]; do
+    [[ $now != GONE && $now != MISSING ]] ||
+      fail "$XFACTOR_TPU did not come up; delete it and try again"
+    say "waiting for $XFACTOR_TPU ($now)"
+    sleep "$XFACTOR_POLL"
+  done
+}
+
+# --------------------------------------------------------------- its workers
+
+# Runs a command on one worker or on all; fails if it fails on any of them.
+on_workers() {
+  local -a flags
+  read -ra flags <<<"--worker=$1 $XFACTOR_SSH_FLAGS"
+  tpus tpu-vm ssh "$XFACTOR_TPU" "${flags[@]}" "--command=$2" \
+    --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=30
+}
+
+# Runs worker.sh's part of a command on them; any words are safe.
+work() {
+  on_workers "$1" "bash xfactor-worker.sh$(printf ' %q' "${@:2}")"
+}
+
+# Fixes the code: what runs after a pre-emption is what ran before it.
+pack() {
+  luggage=("$staging/xfactor-worker.sh")
+  call cp "$here/worker.sh" "${luggage[0]}"
+  if [[ $XFACTOR_SOURCE == *://* || $XFACTOR_SOURCE == *@*:* ]]; then
+    id=$(call git ls-remote "$XFACTOR_SOURCE" "$XFACTOR_BRANCH" | cut -f1) ||
+      fail "cannot read XFACTOR_SOURCE=$XFACTOR_SOURCE"
+    id=${id:-$XFACTOR_BRANCH}
+    ! $dry_run || { echo "$id" && id=COMMIT; }
+    return
+  fi
+  # An index of its own leaves the user's alone.
+  local -a git=(env "GIT_INDEX_FILE=$staging/index" git -C "$XFACTOR_SOURCE")
+  call "${git[@]}" add --all
+  id=$(call "${git[@]}" write-tree)
+  ! $dry_run || { echo "$id" && id=TREE; }
+  luggage+=("$staging/xfactor-source.tar.gz")
+  call "${git[@]}" archive --format=tar.gz "--output=${luggage[1]}" "$id"
+}
+
+# Installs what was packed, where it is not what is installed.
+setup() {
+  local -a flags
+  read -ra flags <<<"--worker=all $XFACTOR_SSH_FLAGS"
+  tpus tpu-vm scp "${luggage[@]}" "$XFACTOR_TPU:." "${flags[@]}" &&
+    work all setup "$id" "$XFACTOR_SOURCE" "$XFACTOR_EXTRAS" \
+      "$XFACTOR_PYTHON" "$XFACTOR_BUCKET" "$XFACTOR_MOUNT"
+}
+
+# A line for each worker, as worker.sh's status, which may not be there yet.
+status() {
+  on_workers all "if [ -e xfactor-worker.sh ]; then bash xfactor-worker.sh \
+status $name; else echo worker new none; fi"
+}
+
+show_status() {
+  local now=READY
+  $dry_run || { now=$(state) && echo "$XFACTOR_TPU $now"; }
+  [[ $now != READY ]] || status
+}
+
+# One word for status's lines: none, running, mixed (not everywhere), or the
+# exit code when all have ended.
+verdict() {
+  local mark state code running=0 ended=0 others=0 worst=0
+  while read -r mark _ state code; do
+    [[ $mark == worker ]] || continue
+    if [[ $state == running ]]; then
+      running=1
+      continue
+    fi
+    others=1
+    if [[ $state == ended ]]; then ended=1; else code=137; fi
+    if ((code == 2 || worst == 0 || (code == 42 && worst != 2))); then
+      ((code == 0)) || worst=$code
+    fi
+  done
+  case $running$others$ended in
+    10*) echo running ;;
+    11*) echo mixed ;;
+    *1) echo "$worst" ;;
+    *) echo none ;;
+  esac
+}
+
+run() {
+  if ! $dry_run; then
+    local lines
+    lines=$(status)
+    case $(verdict <<<"$lines") in
+      running | mixed) fail "$name is running on $XFACTOR_TPU; see it with \
+'logs', end it with 'stop', or give another --name" ;;
+    esac
+  fi
+  work all start "$name" "$@"
+}
+
+# Returns what the run ended with.
+wait_for_end() {
+  local lines now
+  if $dry_run; then
+    status
+    return
+  fi
+  while lines=$(status) && now=$(verdict <<<"$lines"); do
+    case $now in
+      none) fail "there is no run $name on $XFACTOR_TPU" ;;
+      running | mixed) sleep "$XFACTOR_POLL" ;;
+      *)
+        echo "$lines"
+        return "$now"
+        ;;
+    esac
+  done
+  fail "the workers of $XFACTOR_TPU do not answer"
+}
+
+# ------------------------------------------------------------------- babysit
+
+babysit() {
+  pack
+  if $dry_run; then
+    create
+    setup
+    work all start "$name" "$@"
+    status
+    delete
+    return
+  fi
+  local known=false reached=false started=false began=0 mixed_since=0
+  local failures=0 silences=0 command lines now
+  command=$(printf '%q ' "$@")
+  while true; do
+    # ---------------------------------------------- a TPU that can be reached
+    now=$(state)
+    if [[ $now == UNKNOWN ]]; then
+      $known || fail "gcloud cannot be asked for $XFACTOR_TPU; see above"
+      sleep "$XFACTOR_POLL"
+      continue
+    fi
+    known=true
+    case $now in
+      PENDING)
+        sleep "$XFACTOR_POLL"
+        continue
+        ;;
+      MISSING)
+        say "creating $XFACTOR_TPU"
+        reached=false started=false
+        if ! create 2>"$staging/error"; then
+          cat "$staging/error" >&2
+          grep -qi capacity "$staging/error" ||
+            count_failure "cannot create $XFACTOR_TPU" || return
+          sleep "$XFACTOR_POLL"
+        fi
+        continue
+        ;;
+      GONE)
+        say "$XFACTOR_TPU was pre-empted or has failed; deleting it"
+        delete || sleep "$XFACTOR_POLL"
+        continue
+        ;;
+    esac
+    if ! lines=$(status); then
+      silences=$((silences + 1))
+      say "not all workers answer ($silences)"
+      if ((silences >= XFACTOR_FAILURES)); then
+        $reached || fail "the workers of $XFACTOR_TPU cannot be reached"
+        delete || true
+        silences=0
+      fi
+      sleep "$XFACTOR_POLL"
+      continue
+    fi
+    silences=0 reached=true
+
+    # --------------------------------------------------- a run that goes well
+    now=$(verdict <<<"$lines")
+    if [[ $now == running ]]; then
+      if ! $started; then
+        [[ $lines$'\n' == *" running $command"$'\n'* ]] ||
+          fail "$name is running another command; stop it first, or give \
+another --name"
+        say "$name is running; following it"
+        started=true began=$SECONDS
+      fi
+      ((SECONDS - began < XFACTOR_FAST)) || failures=0
+      mixed_since=$SECONDS
+      sleep "$XFACTOR_POLL"
+      continue
+    fi
+    if [[ $now == mixed ]]; then
+      # What has lost its peers ends by itself, or is ended.
+      if ((SECONDS - mixed_since >= XFACTOR_GRACE)); then
+        say "some workers have ended; stopping the others"
+        work all stop "$name" "$XFACTOR_GRACE" || true
+      fi
+      sleep "$XFACTOR_POLL"
+      continue
+    fi
+
+    # ------------------------------------------------- a run that has ended
+    if $started; then
+      say "$name ended with exit code $now"
+      started=false
+      case $now in
+        0) return 0 ;;
+        2)
+          say "that is bad input, which another try does not mend; see 'logs'"
+          return 2
+          ;;
+        42) failures=0 ;;
+        *) count_failure "$name failed" || return "$now" ;;
+      esac
+      # It may have ended because the TPU goes away.
+      sleep "$XFACTOR_POLL"
+      continue
+    fi
+
+    # ---------------------------------------------------------- a run to start
+    say "starting $name"
+    if setup && work all start "$name" "$@"; then
+      started=true began=$SECONDS mixed_since=$SECONDS
+    else
+      count_failure "cannot start $name" || return
+      sleep "$XFACTOR_POLL"
+    fi
+  done
+}
+
+# Counts it; fails when there were too many in a row.
+count_failure() {
+  failures=$((failures + 1))
+  say "$1 ($failures of at most $XFACTOR_FAILURES)"
+  ((failures < XFACTOR_FAILURES))
+}
+
+# ---------------------------------------------------------------------- main
+
+dry_run=false name='' action=''
+while (($#)); do
+  case $1 in
+    --dry-run) dry_run=true ;;
+    --name=*) name=${1#*=} ;;
+    -h | --help) usage && exit ;;
+    --) shift && break ;;
+    -*)
+      [[ -z $action ]] || break
+      fail "unknown flag $1; see --help" 2
+      ;;
+    *)
+      [[ -z $action ]] || break
+      action=$1
+      ;;
+  esac
+  shift
+done
+if [[ $action == convert ]]; then
+  set -- python tools/convert_datasets.py "$@"
+  action=run name=${name:-convert}
+fi
+name=${name:-train}
+[[ $name =~ ^[A-Za-z0-9_.-]+$ ]] ||
+  fail "--name=$name: use letters, digits, '_', '.' and '-'" 2
+
+case $action in
+  run | babysit)
+    (($#)) || fail "give $action the command, as on a laptop" 2
+    "$action" "$@"
+    ;;
+  create) create_and_wait ;;
+  setup)
+    pack
+    setup
+    ;;
+  status) show_status ;;
+  wait) wait_for_end ;;
+  logs) work "${1:-0}" logs "$name" ;;
+  stop) work all stop "$name" "$XFACTOR_GRACE" ;;
+  delete) delete ;;
+  '') usage && exit 2 ;;
+  *) fail "unknown command $action; see --help" 2 ;;
+esac

@@ -1,0 +1,233 @@
+"""Where a run's wall time went, over all its interruptions.
+
+Every incarnation of a run (a process that trains in its workdir, until it ends
+or is killed) appends lines to WORKDIR/goodput.jsonl. Each of its seconds is in
+one bucket:
+
+init        before the first step, without compiling: data sets opened, state
+            made or restored
+compile     compiling the programs
+data_wait   waiting for the next batch
+step        training steps that count: those of them that were not done again
+checkpoint  what a save keeps the loop waiting for
+evaluation  held-out scores and pictures
+lost        steps that were done again by a later incarnation, as the checkpoint
+            that it began with was older
+other       the rest between the first and the last line of an incarnation
+downtime    from an incarnation's last line to the next one's first, with what
+            a killed one did after its last line
+
+Goodput is the share of `step` in the wall time, from the first line to the
+last. The buckets follow Google's ml-goodput-measurement; no cloud is needed.
+
+The loop does, on the process that writes metrics:
+
+  goodput = Goodput(workdir, active=jax.process_index() == 0)
+  with goodput.measure('compile'): ...            # A line, at once.
+  goodput.add('data_wait', seconds)               # Summed up.
+  goodput.add('step', seconds, step=done)         # Summed up; updates so far.
+  goodput.flush()                                 # Lines for the sums.
+  goodput.close()
+
+`flush` belongs where metrics are logged. Spans must not contain one another.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from xfactor.errors import UserError
+
+FILE = 'goodput.jsonl'
+_SUMMED = ('data_wait', 'step')
+_MEASURED = ('init', 'compile', *_SUMMED, 'checkpoint', 'evaluation')
+BUCKETS = (*_MEASURED, 'lost', 'other', 'downtime')
+
+
+class Goodput:
+  """Appends where the time goes to a run's goodput.jsonl; mute if not `active`.
+
+  Only one process of a run should be active.
+  """
+
+  def __init__(self, workdir: epath.PathLike, *, active: bool = True):
+    self._active = active
+    self._path = epath.Path(workdir) / FILE
+    self._incarnation = uuid.uuid4().hex[:8]
+    self._sums = dict.fromkeys(_SUMMED, 0.0)
+    self._step = None  # The last update, and how many since the last flush.
+    self._steps = 0
+    if not active:
+      return
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    # After a kill the last line may lack its end.
+    if self._path.exists() and not self._path.read_bytes().endswith(b'\n'):
+      self._append('\n')
+    self._write([{'kind': 'start'}])
+
+  def add(
+    self, kind: str, seconds: float, step: int | None = None, steps: int = 1
+  ) -> None:
+    """Adds seconds to a bucket.
+
+    Args:
+      kind: init, compile, data_wait, step, checkpoint or evaluation. Data waits
+        and steps are summed up until `flush`, others are written at once.
+      seconds: How many.
+      step: Updates done so far; must be given for steps.
+      steps: How many updates these seconds were for, the last `step` included.
+
+    Raises:
+      ValueError: If there is no such bucket, or a step has no number.
+    """
+    if kind not in _MEASURED or (kind == 'step') != (step is not None):
+      raise ValueError(f'{kind!r} with step={step} is no bucket')
+    if kind not in _SUMMED:
+      self.flush()
+      self._write([{'kind': kind, 'seconds': seconds}])
+      return
+    self._sums[kind] += seconds
+    if kind == 'step':
+      self._step = step
+      self._steps += steps
+
+  @contextlib.contextmanager
+  def measure(self, kind: str) -> Iterator[None]:
+    """Adds the seconds spent inside to a bucket other than `step`."""
+    began = time.monotonic()
+    try:
+      yield
+    finally:
+      self.add(kind, time.monotonic() - began)
+
+  def flush(self) -> None:
+    """Writes the sums since the last time."""
+    lines = []
+    if self._sums['data_wait']:
+      lines.append({'kind': 'data_wait', 'seconds': self._sums['data_wait']})
+    if self._steps:
+      lines.append(
+        {
+          'kind': 'step',
+          'seconds': self._sums['step'],
+          'step': self._step,
+          'steps': self._steps,
+        }
+      )
+    self._sums = dict.fromkeys(_SUMMED, 0.0)
+    self._steps = 0
+    self._write(lines)
+
+  def close(self) -> None:
+    """Writes what is left and that the incarnation has ended."""
+    self.flush()
+    self._write([{'kind': 'end'}])
+
+  def _write(self, lines: list[dict[str, Any]]) -> None:
+    if not self._active or not lines:
+      return
+    head = {'incarnation': self._incarnation, 'time': time.time()}
+    self._append(''.join(f'{json.dumps(head | line)}\n' for line in lines))
+
+  def _append(self, text: str) -> None:
+    # Closed each time: a mounted bucket uploads only then.
+    with open(self._path, 'a') as f:
+      f.write(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """Where a run's time went.
+
+  Attributes:
+    seconds: Of each of `BUCKETS`; they add up to the wall time.
+    incarnations: Processes that worked on the run.
+    steps: Updates that count.
+    lost_steps: Updates that were done again.
+  """
+
+  seconds: dict[str, float]
+  incarnations: int
+  steps: int
+  lost_steps: int
+
+  @property
+  def wall(self) -> float:
+    """Seconds from the first line to the last."""
+    return sum(self.seconds.values())
+
+  @property
+  def goodput(self) -> float:
+    """Share of the wall time that went into steps that count, in [0, 1]."""
+    return self.seconds['step'] / self.wall if self.wall else 0.0
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """The lines of a run's goodput.jsonl; unfinished ones are passed over.
+
+  Raises:
+    UserError: If the run has none.
+  """
+  path = epath.Path(workdir) / FILE
+  try:
+    texts = path.read_text().splitlines()
+  except (FileNotFoundError, NotADirectoryError) as e:
+    raise UserError(
+      f'{path} does not exist; give the --workdir of a run'
+    ) from e
+  lines = []
+  for text in texts:
+    try:
+      line = json.loads(text)
+      lines.append({**line, 'time': float(line['time'])})
+    except (ValueError, KeyError, TypeError):
+      continue
+  return lines
+
+
+def summarize(lines: Iterable[dict[str, Any]]) -> Summary:
+  """Adds up the lines of a run, of all its incarnations."""
+  incarnations = {}
+  for line in lines:
+    incarnations.setdefault(line['incarnation'], []).append(line)
+  seconds = dict.fromkeys(BUCKETS, 0.0)
+  kept = []  # Step lines, and how many of their first updates still count.
+  lost_steps = 0
+  last = None
+  for events in incarnations.values():
+    begin, end = events[0]['time'], events[-1]['time']
+    if last is not None:
+      seconds['downtime'] += max(0.0, begin - last)
+    last = end
+    steps = [event for event in events if event['kind'] == 'step']
+    if steps:  # What was done beyond its beginning has been done again.
+      first = steps[0]['step'] - steps[0]['steps']
+      for old in kept:
+        counts = min(max(0, first - old['from']), old['counts'])
+        lost_steps += old['counts'] - counts
+        old['counts'] = counts
+    for event in steps:
+      begun = event['step'] - event['steps']
+      kept.append({**event, 'from': begun, 'counts': event['steps']})
+    measured = [event for event in events if 'seconds' in event]
+    for event in measured:
+      if event['kind'] != 'step':
+        seconds[event['kind']] += event['seconds']
+    spent = sum(event['seconds'] for event in measured)
+    seconds['other'] += max(0.0, end - begin - spent)
+  for event in kept:
+    share = event['counts'] / event['steps']
+    seconds['step'] += share * event['seconds']
+    seconds['lost'] += (1 - share) * event['seconds']
+  return Summary(
+    seconds,
+    incarnations=len(incarnations),
+    steps=sum(event['counts'] for event in kept),
+    lost_steps=lost_steps,
+  )
