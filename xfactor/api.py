@@ -24,6 +24,7 @@ and no inverse. Hence a motion that leaves its reference's sight is carried on
 from a picture (`transfer(chain=...)`), not by arithmetic.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import einops
@@ -35,11 +36,12 @@ from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from xfactor.data.images import centre_crop_resize
 from xfactor.errors import UserError
 from xfactor.inference import restore
+from xfactor.models.functional import Params
 from xfactor.models.layers import to_float, to_uint8
 from xfactor.training import sharding
 
@@ -101,21 +103,28 @@ class Model:
     self._said: set[str] = set()
     bind = build.functional.bind
 
-    def encode(params, reference, frames):
-      frames = to_float(frames)
-      reference = jnp.broadcast_to(to_float(reference), frames.shape)
-      return bind(params).encode(jnp.stack([reference, frames], 1))[:, 1]
+    def encode(params, references, frames):
+      pairs = to_float(jnp.stack([references, frames], 1))
+      poses = bind(params).encode(pairs)[:, 1]
+      return poses, _are_finite(poses)
 
     def draw(params, context, context_poses, poses):
       def repeat(x):
         return jnp.broadcast_to(x, (len(poses), *x.shape))
 
       poses = jnp.concatenate([repeat(context_poses), poses[:, None]], axis=1)
-      return to_uint8(bind(params).render(repeat(to_float(context)), poses))
+      pictures = bind(params).render(repeat(to_float(context)), poses)
+      return to_uint8(pictures), _are_finite(pictures)
 
     everywhere = NamedSharding(self._mesh, P())
     self._encode = jax.jit(encode, out_shardings=everywhere)
     self._draw = jax.jit(draw, out_shardings=everywhere)
+
+  def at(self, step: int, params: Params) -> 'Model':
+    """The model with the parameters of another step; compiles nothing."""
+    other = copy.copy(self)
+    other.step, other._params = step, params
+    return other
 
   def encode_poses(
     self, frames: Pictures, reference: int = 0
@@ -131,9 +140,33 @@ class Model:
     """
     frames = self.fit(frames, 'a frame')
     _check_index('reference', reference, len(frames))
-    poses = self._map('poses', self._encode, (frames[reference],), frames)
+    references = np.broadcast_to(frames[reference], frames.shape)
+    poses = self._map('poses', self._encode, (), references, frames)
     poses[reference] = 0
     return poses
+
+  def encode_pairs(
+    self, references: Pictures, frames: Pictures
+  ) -> Float32[np.ndarray, 'n z']:
+    """Latent poses of frames, each relative to a reference of its own.
+
+    Many short clips fill batches that `encode_poses` of each would not.
+
+    Args:
+      references: uint8, one for each of `frames`.
+      frames: uint8, one or more of any size.
+
+    Raises:
+      UserError: If they are not as many, or as `fit`.
+    """
+    references = self.fit(references, 'a reference')
+    frames = self.fit(frames, 'a frame')
+    if len(references) != len(frames):
+      raise UserError(
+        f'{len(references)} references for {len(frames)} frames; give each '
+        'frame its own'
+      )
+    return self._map('poses', self._encode, (), references, frames)
 
   def render(
     self,
@@ -277,24 +310,32 @@ class Model:
     return centre_crop_resize(picture, size)
 
   def _map(
-    self, name: str, program: Callable, given: tuple, rows: np.ndarray
+    self, name: str, program: Callable, given: tuple, *rows: np.ndarray
   ) -> np.ndarray:
     """Runs a program over rows, in batches of one shape (the last padded)."""
+    count = len(rows[0])
     given = jax.device_put(given, NamedSharding(self._mesh, P()))
     place = NamedSharding(self._mesh, sharding.BATCH)
     out = []
     with (
       jax.set_mesh(self._mesh),
       tqdm.tqdm(
-        total=len(rows), desc=name, leave=False, disable=not self._progress
+        total=count, desc=name, leave=False, disable=not self._progress
       ) as bar,
     ):
-      for start in range(0, len(rows), self._batch):
-        part = rows[start : start + self._batch]
-        padded = np.resize(part, (self._batch, *part.shape[1:]))
-        got = program(self._params, *given, jax.device_put(padded, place))
-        out.append(np.array(got)[: len(part)])
-        bar.update(len(part))
+      for start in range(0, count, self._batch):
+        parts = [x[start : start + self._batch] for x in rows]
+        padded = [np.resize(x, (self._batch, *x.shape[1:])) for x in parts]
+        got, finite = jax.device_get(
+          program(self._params, *given, *jax.device_put(padded, place))
+        )
+        if not finite.all():
+          raise UserError(
+            f'the {name} that the model of step {self.step} gives are not '
+            'finite: its training diverged; take an older checkpoint'
+          )
+        out.append(got[: len(parts[0])])
+        bar.update(len(parts[0]))
     return np.concatenate(out)
 
   def _check_contexts(self, count: int) -> None:
@@ -333,6 +374,10 @@ class Model:
     if text not in self._said:
       self._said.add(text)
       logging.warning('%s', text)
+
+
+def _are_finite(rows: Float[Array, 'n ...']) -> Bool[Array, ' n']:
+  return jnp.isfinite(rows).all(tuple(range(1, rows.ndim)))
 
 
 def segments(

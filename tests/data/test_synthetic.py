@@ -7,8 +7,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from xfactor.data import sources
-from xfactor.data.sources import raycaster, synthetic
+from xfactor.data import convert, images, records, sources
+from xfactor.data.sources import raycaster, rerender, synthetic
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
@@ -270,3 +270,87 @@ def test_a_box_casts_a_shadow():
 
   # The floor beside the box, out of the lamp's sight, and farther out.
   assert brightness([-0.65, 0, 0]) < 0.85 * brightness([-1.8, 0, 0])
+
+
+# ------------------------------------------------------------ drawing anew
+
+
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('data')
+  source = synthetic.Source(
+    scenes=3, frames=4, size=48, seed=7, quality=90, test_fraction=0.0
+  )
+  convert.convert(source, folder, workers=0, quiet=True)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def store(converted):
+  return records.open_split(converted, 'synthetic', 'train')
+
+
+def _cameras(store, clip):
+  poses = np.tile(np.eye(4), (int(store.num_frames[clip]), 1, 1))
+  poses[:, :3] = store.clip(clip).world_to_camera
+  return poses
+
+
+def test_own_cameras_draw_the_same_frames(store):
+  for clip in range(len(store)):
+    pictures, free = rerender.rerender(store, clip, _cameras(store, clip), 48)
+    assert free.all()
+    frames = store.clip_frames(clip, range(4))
+    for picture, frame in zip(pictures, frames, strict=True):
+      assert np.abs(picture - images.decode(frame).astype(float)).mean() < 4
+      again = simplejpeg.encode_jpeg(picture, 90, colorsubsampling='444')
+      assert again == frame
+
+
+def test_drawn_smaller_as_frames_are(store):
+  poses = _cameras(store, 1)
+  whole, _ = rerender.rerender(store, 1, poses, 48)
+  small, _ = rerender.rerender(store, 1, poses, 16)
+  for a, b in zip(whole, small, strict=True):
+    np.testing.assert_array_equal(images.centre_crop_resize(a, 16), b)
+
+
+def test_another_motion_shows_the_same_room(store):
+  """A step back from a frame shows its middle smaller."""
+  poses = _cameras(store, 0)
+  step = poses[:1].copy()
+  step[0, 2, 3] += 0.2
+  (near,), _ = rerender.rerender(store, 0, poses[:1], 48)
+  (far,), free = rerender.rerender(store, 0, step, 48)
+  assert free.all()
+  with Image.open(io.BytesIO(store.depth(int(store.first_frame[0])))) as file:
+    depth = np.asarray(file) / 1000
+  fx, fy, cx, cy = store.clip(0).intrinsics[0]
+  y, x = (np.mgrid[:48, :48] + 0.5) / 48
+  u = (x - cx) * depth / (depth + 0.2) + cx
+  v = (y - cy) * depth / (depth + 0.2) + cy
+  moved = far[(v * 48).astype(int), (u * 48).astype(int)].astype(float)
+  stayed = np.abs(near - far.astype(float)).mean()
+  assert np.abs(near - moved).mean() < 0.6 * stayed
+
+
+def test_eyes_in_walls_see_nothing(store):
+  poses = _cameras(store, 2)
+  poses[1, :3, 3] += 100
+  pictures, free = rerender.rerender(store, 2, poses, 48)
+  assert free.tolist() == [True, False, True, True]
+  assert not pictures[1].any()
+  assert pictures[[0, 2, 3]].any((1, 2, 3)).all()
+  pictures, free = rerender.rerender(store, 2, poses[1:2], 48)
+  assert not free.any()
+  assert pictures.shape == (1, 48, 48, 3)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'), [('source', 'video'), ('source_version', '0.9.0')]
+)
+def test_other_data_are_not_drawn_anew(converted, key, value, monkeypatch):
+  read = records.read_json
+  monkeypatch.setattr(records, 'read_json', lambda x: {**read(x), key: value})
+  other = records.open_split(converted, 'synthetic', 'train')
+  assert rerender.rerender(other, 0, _cameras(other, 0), 48) is None

@@ -89,6 +89,14 @@ def test_cameras_are_rigid_and_upright(clips):
     assert (rotation[:, 1, 2] < -0.97).all()
 
 
+def test_frames_off_the_curve_points_clear_steps():
+  """This walk's 12th frame of 20 once stood a hair inside a stair."""
+  source = vizdoom.Source(walks=8, frames=20, size=16, with_depth=False)
+  (item,) = (i for i in source.items() if i.id == 'freedoom1_e1m3/0000')
+  (clip,) = source.clips(item)
+  assert len(clip.frames) == 20
+
+
 def test_rotation_axes():
   # Facing east, right is south and down is down.
   np.testing.assert_allclose(

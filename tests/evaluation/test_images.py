@@ -10,6 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from xfactor.evaluation import images
 from xfactor.models import perceptual
+from xfactor.models.layers import to_float
 
 
 def pair(seed, *shape):
@@ -122,9 +123,14 @@ def alexnet():
   }
 
 
+@jax.jit
+def scored(a, b, lpips):
+  return images.score(to_float(a), to_float(b), lpips)
+
+
 def test_scores_are_those_of_each_image(alexnet):
   a, b = uint8_pair(5)
-  got = images.scores(a, b, lpips={'lpips_alex': alexnet}, batch=2)
+  got = scored(a, b, {'lpips_alex': alexnet})
   assert got.keys() == {'psnr', 'ssim', 'lpips_alex'}
   one_lpips = jax.jit(perceptual.lpips)
   for i in range(5):
@@ -135,17 +141,31 @@ def test_scores_are_those_of_each_image(alexnet):
     np.testing.assert_allclose(got['ssim'][i], reference_ssim(*unit), atol=1e-4)
     lpips = one_lpips(alexnet, *(jnp.asarray(2 * x - 1) for x in unit))
     np.testing.assert_allclose(got['lpips_alex'][i], lpips, rtol=1e-4)
-  assert images.scores(a, b).keys() == {'psnr', 'ssim'}
+
+
+def test_an_image_is_scored_as_a_viewer_gets_it():
+  a, b = map(jnp.asarray, uint8_pair(2))
+  between = to_float(a) + jnp.float32(0.9 / 255)  # Less than half a level.
+  want = images.score(to_float(a), to_float(b), {})
+  assert want.keys() == {'psnr', 'ssim'}
+  for name, values in images.score(between, to_float(b), {}).items():
+    np.testing.assert_array_equal(values, want[name])
 
 
 def test_batches_and_devices_change_nothing(alexnet):
   a, b = uint8_pair(11)
   lpips = {'lpips': alexnet}
-  want = images.scores(a, b, lpips=lpips, batch=11)
+  want = scored(a, b, lpips)
   mesh = Mesh(np.array(jax.devices()), ('data',))
   assert mesh.size == 8
   for batch, sharding in ((3, None), (8, NamedSharding(mesh, P('data')))):
-    got = images.scores(a, b, lpips=lpips, batch=batch, sharding=sharding)
+    weights = images.everywhere(lpips, sharding)
+    got = images.in_batches(
+      lambda a, b, weights=weights: scored(a, b, weights),
+      *(a, b),
+      batch=batch,
+      sharding=sharding,
+    )
     for name, values in want.items():
       assert got[name].shape == (11,)
       np.testing.assert_allclose(got[name], values, rtol=1e-5)

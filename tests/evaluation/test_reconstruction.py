@@ -25,7 +25,7 @@ def params(built):
 
 @pytest.fixture(scope='module')
 def evaluate(built):
-  return reconstruction.Evaluator(built.functional, built.mesh, None)
+  return reconstruction.Evaluator(built.functional, built.mesh, {})
 
 
 @pytest.fixture(scope='module')
@@ -168,17 +168,17 @@ def test_the_table_names_rows_and_counts(evaluate, params, images):
 def test_an_evaluation_batch_that_does_not_divide_is_refused(tmp_path):
   config = small.recipe(tmp_path, eval__batch=12)
   with pytest.raises(UserError, match='config.eval.batch=12'):
-    heldout.Heldout(config, build.build(config), None)
+    heldout.Heldout(config, build.build(config), {})
 
 
 def test_results_do_not_depend_on_the_mesh(built, params, images):
   alone = build.build(small.recipe('data'), jax.devices()[:1])
-  one = reconstruction.Evaluator(alone.functional, alone.mesh, None)(
+  one = reconstruction.Evaluator(alone.functional, alone.mesh, {})(
     jax.tree.map(jnp.asarray, jax.device_get(params)),
     [batch(images[:8])],
     num_images=8,
   )
-  eight = reconstruction.Evaluator(built.functional, built.mesh, None)(
+  eight = reconstruction.Evaluator(built.functional, built.mesh, {})(
     params, [batch(images[:8])], num_images=8
   )
   np.testing.assert_allclose(

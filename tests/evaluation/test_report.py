@@ -1,6 +1,7 @@
 """The report: what it shows, what it escapes, and how a browser takes it."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tests.evaluation import test_tps
 from xfactor import config as configs
-from xfactor.evaluation import poses, reconstruction, report, tps
+from xfactor.evaluation import poses, probe, reconstruction, report, tps
 
 PAIRS, EXAMPLES, TARGETS, SHOWN, SIZE = 8, 12, 5, 6, 64
 
@@ -63,6 +64,8 @@ def transfer_result(rng, rejected=()):
     scores=scores,
     accepted=dict.fromkeys(scores, accepted),
     paths={'target': target, 'model': model},
+    distances={'model': 123.4},
+    distance='fid',
     pictures={'motion': motion, 'drawn': drawn, 'scene': drawn[:, 0]},
   )
 
@@ -85,13 +88,21 @@ class Page(parser.HTMLParser):
     return [attributes for name, attributes in self.elements if name == tag]
 
 
-def write(folder, heldout=None, transfer=None, config=None, name='squares'):
+def write(
+  folder,
+  heldout=None,
+  transfer=None,
+  probes=None,
+  config=None,
+  name='squares',
+):
   return report.write(
     folder,
     config=config or configs.small(),
     step=1200,
     heldout={name: heldout} if heldout else {},
     transfer={name: transfer} if transfer else {},
+    probes={name: probes} if probes else {},
   )
 
 
@@ -174,6 +185,27 @@ def test_best_and_worst_pair(tmp_path):
       transfer.pictures['scene'][0],
     ],
   )
+
+
+def test_distances_and_probes_are_in_tables(tmp_path):
+  rng = np.random.default_rng(0)
+  scores = poses.score(paths(rng), paths(rng))
+  summary = poses.aggregate(scores, np.ones(PAIRS, bool))
+  side = probe.Side('squares/test', 3, PAIRS, 16, 0)
+  probes = probe.Result(
+    train=dataclasses.replace(side, name='squares/train'),
+    test=side,
+    losses={'probe': 0.1},
+    summaries={'probe': summary},
+    scores={'probe': scores},
+  )
+  page = Page(write(tmp_path, transfer=transfer_result(rng), probes=probes))
+  assert 'FID' in page.text
+  assert '123.4' in page.text
+  assert 'Pose probe' in page.text
+  text = page.text.split('Pose probe')[1]
+  assert 'squares/train' in text
+  assert f'{100 * summary.means["auc@20"].value:.1f}' in text
 
 
 def test_all_pairs_rejected(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,8 +12,10 @@ from tests.training import small
 from xfactor import api
 from xfactor import eval as eval_binary
 from xfactor.data import convert, images, records, sources
+from xfactor.data.sources import synthetic
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, tps
+from xfactor.evaluation import frechet, oracles, tps
+from xfactor.inference import restore
 from xfactor.training import build, checkpoint
 
 SIZE, CLIPS, LENGTH = 32, 6, 24
@@ -138,6 +141,107 @@ def test_a_perfect_transfer_and_its_null_rows(store):
   )
 
 
+def test_clips_of_several_pairs_are_looked_at_once(store, monkeypatch):
+  calls = {'clip_frames': 0, 'encode_poses': 0, 'render': 0}
+
+  def count(owner, name):
+    wrapped = getattr(owner, name)
+
+    def counted(*args):
+      calls[name] += 1
+      return wrapped(*args)
+
+    monkeypatch.setattr(owner, name, counted)
+
+  model = Painter()
+  count(store, 'clip_frames')
+  count(model, 'encode_poses')
+  count(model, 'render')
+  pairs = pairs_of(store, count=CLIPS * (CLIPS - 1))
+  result = tps.evaluate(model, store, pairs, Reader(), num_pictures=len(pairs))
+  # Contexts and targets of each clip; each pair, and each clip after itself.
+  assert calls == {
+    'clip_frames': 2 * CLIPS,
+    'encode_poses': 2 * CLIPS,
+    'render': len(pairs) + CLIPS,
+  }
+  assert result.summaries['model'].means['auc@20'].value > 0.99
+  for i in (0, 7, -1):
+    alone = tps.evaluate(model, store, [pairs[i]], Reader())
+    for name, pictures in alone.pictures.items():
+      np.testing.assert_array_equal(result.pictures[name][i], pictures[0])
+
+
+def test_a_model_that_diverged_is_said_not_scored(store):
+  built = build.build(small.recipe('none'))
+  lost = jax.tree.map(lambda x: x * np.nan, built.init().params)
+  restored = restore.Restored(small.recipe('none'), 7, built, lost)
+  model = api.Model(restored, batch=8, progress=False)
+  with pytest.raises(UserError, match='poses .* of step 7 .* not finite'):
+    tps.evaluate(model, store, pairs_of(store), Reader())
+
+
+class Colours(frechet.Features):
+  """Features for a Frechet distance: mean colours."""
+
+  def __init__(self):
+    self.name = 'fd_colours'
+
+  def __call__(self, images):
+    return images.mean((1, 2)).astype(np.float32)
+
+
+def test_frechet_distances_are_to_the_scenes_real_frames(store, monkeypatch):
+  pairs = pairs_of(store)
+  monkeypatch.setattr(tps, '_CHUNK', 3)  # Moments of parts add up.
+  result = tps.evaluate(
+    Painter(), store, pairs, Reader(), features=Colours(), num_pictures=8
+  )
+  assert set(result.distances) == {'model', 'autoencoded', 'frozen'}
+  # The painter draws B from B's poses as it is.
+  assert result.distances['autoencoded'] == pytest.approx(0, abs=1e-4)
+  real = [
+    images.decode(x)
+    for _, b in pairs
+    for x in store.clip_frames(b.clip, b.targets)
+  ]
+  drawn = np.concatenate(result.pictures['drawn'])
+  moments = [frechet.Moments.of(Colours()(x)) for x in (np.stack(real), drawn)]
+  want = frechet.distance(*moments)
+  assert want > 1
+  assert result.distances['model'] == pytest.approx(want, rel=1e-6)
+  head, *lines = tps.table('walks', result).splitlines()[1:]
+  assert head.endswith('FD_COLOURS')
+  assert lines[0].split()[-1] == f'{want:.4g}'
+  assert lines[-1].split()[-1] == '-'
+
+
+def test_synthetic_scenes_are_drawn_anew(tmp_path):
+  source = synthetic.Source(scenes=8, frames=8, size=SIZE)
+  convert.convert(source, tmp_path, workers=0, quiet=True)
+  store = records.open_split(tmp_path, 'synthetic', 'train')
+  pairs = pairs_of(store, count=3, window=8)
+  seen = []
+
+  class Watcher(Reader):
+    def batch(self, clips):
+      seen.append([images for images, _ in clips])
+      still = np.tile(np.eye(4), (5, 1, 1))
+      return [oracles.from_poses(still) for _ in clips]
+
+  # Each clip's own motion: what is drawn anew are its own frames, but for JPEG.
+  own = [(b, b) for _, b in pairs]
+  result = tps.evaluate(Painter(), store, own, Watcher())
+  assert 'true re-render' in result.summaries
+  motion, truth = np.float32(seen[0]), np.float32(seen[-1])
+  assert motion.std() > 20
+  assert np.abs(truth - motion).mean() < 4
+  # Another's motion shows other things, or goes through a wall.
+  result = tps.evaluate(Painter(), store, pairs, Watcher())
+  assert len(seen[-1]) == result.accepted['true re-render'].sum()
+  assert np.abs(seen[-1][0] - motion[0]).mean() > 4
+
+
 def test_rejected_pairs_count_as_zero_where_it_says_so(tmp_path):
   store = store_of(tmp_path, marked=2)
   pairs = pairs_of(store, count=6)
@@ -160,7 +264,8 @@ def test_numbers_and_pictures_on_disk(store, tmp_path):
   )
   tps.write(tmp_path / 'x.json', result)
   saved = json.loads((tmp_path / 'x.json').read_text())
-  assert set(saved['rows']) == set(tps.ROWS)
+  # Scenes that cannot be drawn anew.
+  assert set(saved['rows']) == set(tps.ROWS) - {'true re-render'}
   row = saved['rows']['model']
   assert row['mean']['auc@20']['value'] > 0.99
   assert len(row['each']['auc@20']) == 8
@@ -198,14 +303,17 @@ def test_the_binarys_test_on_a_run(tmp_path):
     meta = {'config': json.loads(config.to_json_best_effort()), 'data': {}}
     saved.save(built.init(), meta)
     saved.wait()
-  results = eval_binary.transfer_test(config, str(tmp_path / 'run'), Reader())
-  assert results['walks'].summaries['model'].num_pairs == 4
+  evaluation = eval_binary.Evaluation(
+    config, str(tmp_path / 'run'), oracle=Reader()
+  )
+  evaluation(0)
   folder = tmp_path / 'run/eval/00000000'
   assert (folder / 'walks_tps-reader.png').exists()
-  assert json.loads((folder / 'walks_tps-reader.json').read_text())
+  saved = json.loads((folder / 'walks_tps-reader.json').read_text())
+  assert saved['rows']['model']['pairs'] == 4
   # Paths are kept, and found again.
   kept = sorted((tmp_path / 'run/eval/poses').iterdir())
   times = [p.stat().st_mtime_ns for p in kept]
-  eval_binary.transfer_test(config, str(tmp_path / 'run'), Reader())
+  evaluation(0)
   again = sorted((tmp_path / 'run/eval/poses').iterdir())
   assert [p.stat().st_mtime_ns for p in again] == times

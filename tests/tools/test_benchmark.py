@@ -8,9 +8,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import QUICK
+from xfactor.data import convert
+from xfactor.data.sources import synthetic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -136,10 +140,44 @@ def test_convert_compares_ways_to_decode(tmp_path):
   assert reduced != full  # Or else the full decoding was not measured.
 
 
+def test_oracle_is_measured_on_known_cameras(tmp_path):
+  rooms = synthetic.Source(scenes=2, frames=8, size=64, test_fraction=0.0)
+  convert.convert(rooms, tmp_path, workers=0, quiet=True)
+  numbers, picture = tmp_path / 'numbers.json', tmp_path / 'paths.png'
+  result = run(
+    *('oracle', '--oracle=known_scene', '--oracle_options=references=3'),
+    *(f'--data_dir={tmp_path}', '--name=synthetic', '--split=train'),
+    *('--clips=1', '--frames=2', '--window=4', '--size=48'),
+    *(f'--json={numbers}', f'--out={picture}'),
+  )
+  assert result.returncode == 0, result.stderr
+  (table,) = json.loads(numbers.read_text())['oracle']
+  assert table['clips'] == ['000000']
+  assert 'known_scene' in table['title']
+  assert '2 frames of 48 x 48 pixels' in table['title']
+  assert table['title'] in result.stdout
+  clean, *worse = table['rows']
+  assert clean['ok_frames'] == 1
+  # Frames that it could see would be found to a hundredth of a degree.
+  assert 0.01 < clean['rotation_degrees'] < 2
+  assert len(worse) == 6
+  with Image.open(picture) as image:
+    pixels = np.asarray(image.convert('RGB')).reshape(-1, 3).astype(int)
+  red, _, blue = pixels.T
+  assert (red - blue > 100).sum() > 50  # Of the oracle's path.
+  assert (pixels.sum(1) < 60).sum() > 50  # Of the true one, and text.
+
+
 @pytest.mark.parametrize(
   ('args', 'words'),
   [
-    (('stpe',), "'stpe'; choose from step, pipeline, start, convert"),
+    (('stpe',), "'stpe'; choose from step, pipeline, start, convert, oracle"),
+    (('oracle',), 'needs --oracle'),
+    (('oracle', '--oracle=file'), 'known_scene|learned|colmap|vggt'),
+    (
+      ('oracle', '--oracle=colmap', '--data_dir=/nowhere', '--name=rooms'),
+      '/nowhere',
+    ),
     (('step', '--config=configs/nope.py'), 'configs/nope.py'),
     (('step', '--config.model.feature=3'), 'Did you mean "features"'),
     (('step', '--config.model.dtype=bfloat16'), 'dtype=float32'),
@@ -157,21 +195,21 @@ def test_unequal_sides_are_refused():
   script = """
 import sys
 sys.path.insert(0, 'tools')
-import benchmark
 import numpy as np
+from benchmarks import measuring, pipeline, step
 same = {'loss': 0.5, 'grad_norm': 1.0}
-benchmark.check_steps_equal({'split': same, 'dense': same})
+step.check_steps_equal({'split': same, 'dense': same})
 zeros = np.zeros((1, 2, 8, 8, 3), np.uint8)
-benchmark.check_frames_equal({'records': zeros, 'loose': zeros})
+pipeline.check_frames_equal({'records': zeros, 'loose': zeros})
 for check, ours, other in (
-  (benchmark.check_steps_equal, same, {**same, 'loss': 0.50002}),
-  (benchmark.check_steps_equal, same, {**same, 'grad_norm': 1.0002}),
-  (benchmark.check_steps_equal, same, {**same, 'loss': float('nan')}),
-  (benchmark.check_frames_equal, zeros, zeros + np.uint8(9)),
+  (step.check_steps_equal, same, {**same, 'loss': 0.50002}),
+  (step.check_steps_equal, same, {**same, 'grad_norm': 1.0002}),
+  (step.check_steps_equal, same, {**same, 'loss': float('nan')}),
+  (pipeline.check_frames_equal, zeros, zeros + np.uint8(9)),
 ):
   try:
     check({'ours': ours, 'other': other})
-  except benchmark.Unequal as e:
+  except measuring.Unequal as e:
     assert 'other' in str(e)
     print('refused')
 """

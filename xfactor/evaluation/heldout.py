@@ -1,6 +1,6 @@
 """Evaluation of a recipe's data sets on their fixed held-out examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -21,13 +21,15 @@ class Heldout:
   so that runs can be compared.
   """
 
-  def __init__(self, config: ConfigDict, build: Build, weights: Params | None):
+  def __init__(
+    self, config: ConfigDict, build: Build, lpips: Mapping[str, Params]
+  ):
     """Opens the data sets.
 
     Args:
       config: The recipe.
       build: What it built.
-      weights: Of LPIPS, or None to leave LPIPS out.
+      lpips: Names of LPIPS distances and their weights; may be empty.
 
     Raises:
       UserError: If a data set, its split or long enough clips are missing.
@@ -35,7 +37,7 @@ class Heldout:
     sharding.check_batch(build.mesh, config.eval.batch, 'config.eval.batch')
     self._config = config
     self._evaluate = reconstruction.Evaluator(
-      build.functional, build.mesh, weights
+      build.functional, build.mesh, lpips
     )
     self._indices = {
       name: records.eval_index(

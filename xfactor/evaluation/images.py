@@ -1,7 +1,7 @@
 """How alike two images are: PSNR and SSIM. LPIPS is in models/perceptual.py.
 
-`scores` gives all of them for any number of images, `in_batches` any function
-of images: neither depends on the size of batches or on the devices.
+`in_batches` maps any function over any number of images; neither the size of
+batches nor the devices change what comes out.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from xfactor.models import perceptual
-from xfactor.models.layers import to_float
+from xfactor.models.layers import to_float, to_uint8
 
 # skimage truncates its Gaussian at 3.5 sigma: radius 5, so 11 x 11 pixels.
 _SSIM_SIGMA = 1.5
@@ -100,52 +100,31 @@ def _smooth(x: Float[Array, '*batch h w 3']) -> Float[Array, '*batch y x 3']:
   return images.reshape(*x.shape[:-3], *images.shape[1:])
 
 
-# ==============================================================================
-# Over many images
-# ==============================================================================
-
-
-def scores(
-  images: UInt8[np.ndarray, 'n h w 3'],
-  truth: UInt8[np.ndarray, 'n h w 3'],
-  *,
-  lpips: Mapping[str, perceptual.Params] | None = None,
-  batch: int = 32,
-  sharding: NamedSharding | None = None,
-) -> dict[str, Float[np.ndarray, ' n']]:
-  """Returns every image's 'psnr', 'ssim' and LPIPS.
+def score(
+  image: Float[Array, '*batch h w 3'],
+  truth: Float[Array, '*batch h w 3'],
+  lpips: Mapping[str, perceptual.Params],
+) -> dict[str, Float[Array, '*batch']]:
+  """Returns each image's 'psnr' (dB), 'ssim' and LPIPS.
 
   Args:
-    images: As a viewer would get them.
-    truth: What they should be.
+    image: In [-1, 1]; rounded to eight bits a channel, as a viewer gets it.
+    truth: In [-1, 1], of eight bits.
     lpips: Names of LPIPS distances, such as 'lpips', and the weights of each
       from `perceptual.load`.
-    batch: Images at once.
-    sharding: As for `in_batches`.
   """
-  weights = everywhere(dict(lpips or {}), sharding)
-  return in_batches(
-    lambda *x: _scores(weights, *x),
-    images,
-    truth,
-    batch=batch,
-    sharding=sharding,
-  )
-
-
-@jax.jit
-def _scores(
-  weights: dict[str, perceptual.Params],
-  images: UInt8[Array, 'n h w 3'],
-  truth: UInt8[Array, 'n h w 3'],
-) -> dict[str, Float[Array, ' n']]:
-  images, truth = to_float(images), to_float(truth)
-  unit, truth_unit = (images + 1) / 2, (truth + 1) / 2
+  image = to_float(to_uint8(image))
+  unit, truth_unit = (image + 1) / 2, (truth + 1) / 2
   return {
     'psnr': psnr(unit, truth_unit),
     'ssim': ssim(unit, truth_unit),
-    **{k: perceptual.lpips(w, images, truth) for k, w in weights.items()},
+    **{k: perceptual.lpips(w, image, truth) for k, w in lpips.items()},
   }
+
+
+# ==============================================================================
+# Over many images
+# ==============================================================================
 
 
 def in_batches(

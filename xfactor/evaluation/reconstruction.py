@@ -10,7 +10,7 @@ where there is no truth to score.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from xfactor.errors import UserError
 from xfactor.evaluation import images as metrics
-from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
 from xfactor.models.layers import to_float, to_uint8
 from xfactor.models.xfactor import XFactor
@@ -90,13 +90,13 @@ class Evaluator:
     self,
     functional: Functional,
     mesh: Mesh,
-    perceptual_weights: Params | None,
+    lpips: Mapping[str, Params],
   ):
     self._mesh = mesh
-    self._weights = perceptual_weights
+    self._lpips = dict(lpips)
     everywhere = NamedSharding(mesh, P())
 
-    def eval_step(params, batch, weights):
+    def eval_step(params, batch, lpips):
       model = functional.bind(params)
       views = choose_views(batch['frames'], batch['example'])
       images = to_float(objectives.take_views(batch['images'], views))
@@ -118,7 +118,8 @@ class Evaluator:
         'mean': mean,
       }
       scores = {
-        who: score(image, truth, weights) for who, image in candidates.items()
+        who: metrics.score(image, truth, lpips)
+        for who, image in candidates.items()
       }
       pictures = {
         'context': images[:, :-1],
@@ -127,8 +128,9 @@ class Evaluator:
         'scene': scenes[:, 0],
         'transfer': objectives.transfer(model, images, scenes),
       }
+      finite = jnp.isfinite(prediction).all((1, 2, 3))
       # The mask comes back whole: a process has only its part of it.
-      return batch['mask'], scores, jax.tree.map(to_uint8, pictures)
+      return batch['mask'], finite, scores, jax.tree.map(to_uint8, pictures)
 
     self._step = jax.jit(eval_step, out_shardings=everywhere)
 
@@ -145,6 +147,9 @@ class Evaluator:
       params: Of the networks.
       batches: As `pipeline.eval_batches` yields them.
       num_images: How many examples' pictures to keep, at most a batch.
+
+    Raises:
+      UserError: If the model's pictures are not finite.
     """
     scores, pictures = [], None
     with jax.set_mesh(self._mesh):
@@ -153,8 +158,14 @@ class Evaluator:
           self._mesh,
           {k: batch[k] for k in ('images', 'frames', 'example', 'mask')},
         )
-        *got, shown = self._step(params, batch, self._weights)
-        keep, got = jax.device_get(got)
+        *got, shown = self._step(params, batch, self._lpips)
+        keep, finite, got = jax.device_get(got)
+        if not finite[keep].all():
+          raise UserError(
+            f'{(~finite[keep]).sum()} of {keep.sum()} pictures that the model '
+            'drew of held-out examples are not finite: training diverged; '
+            'evaluate a checkpoint from before'
+          )
         scores.append(jax.tree.map(lambda x, keep=keep: x[keep], got))
         if pictures is None:
           pictures = {
@@ -207,24 +218,6 @@ def draw_by_halves(
   order = jnp.broadcast_to(jnp.array([[0, 3, 1, 2]]), (len(images), 4))
   pairs = objectives.encoder_pairs(images)
   return objectives.reconstruct(model, images, pairs, order).image
-
-
-def score(
-  image: Float[Array, 'b h w 3'],
-  truth: Float[Array, 'b h w 3'],
-  weights: Params | None,
-) -> dict[str, Float[Array, ' b']]:
-  """PSNR, SSIM and, with its weights, LPIPS of images in [-1, 1]."""
-  # As a viewer would get them: eight bits a channel.
-  image = to_float(to_uint8(image))
-  unit, truth_unit = (image + 1) / 2, (truth + 1) / 2
-  out = {
-    'psnr': metrics.psnr(unit, truth_unit),
-    'ssim': metrics.ssim(unit, truth_unit),
-  }
-  if weights is not None:
-    out['lpips'] = perceptual.lpips(weights, image, truth)
-  return out
 
 
 def table(name: str, result: Result) -> str:

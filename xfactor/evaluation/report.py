@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from xfactor.data import images
-from xfactor.evaluation import poses, reconstruction, tps
+from xfactor.evaluation import poses, probe, reconstruction, tps
 from xfactor.inference import movie
 
 _HELDOUT_ROWS = {
@@ -30,11 +30,16 @@ _HELDOUT_ROWS = {
 _TPS_ROWS = {
   'model': 'B drawn from the poses of A, against A',
   'autoencoded': "B drawn from B's own poses, against B: the best to hope for",
+  'true re-render': "B's scene seen by A's cameras, drawn anew",
   'frozen': 'no motion at all',
   'shuffled': "against another pair's path",
   'other motion': 'the real B against A: chance',
 }
-_TPS_COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
+_PROBE_ROWS = {
+  'probe': 'from the latent pose',
+  'shuffled': "from a latent that is another frame's: nothing to learn",
+  'mean motion': 'the mean pose of the train split, no latent asked',
+}
 _MAIN = 'auc@20'
 _COARSE = 128  # Pixels; smaller pictures are shown with their pixels.
 _VIDEO_SIZE, _VIDEO_SECONDS = 256, 2
@@ -48,6 +53,7 @@ def write(
   step: int,
   heldout: Mapping[str, reconstruction.Result],
   transfer: Mapping[str, tps.Result],
+  probes: Mapping[str, probe.Result],
 ) -> epath.Path:
   """Writes index.html into a folder and returns its path.
 
@@ -57,17 +63,20 @@ def write(
     step: Of the checkpoint.
     heldout: By the name of the data set.
     transfer: By the name of the data set; may be empty.
+    probes: By the name of the data set; may be empty.
   """
   page = Template(
     resources.files('xfactor.evaluation').joinpath('report.html').read_text()
   )
   body = _node('main', _node('h1', f'Evaluation at step {step:,}'))
-  for name in dict.fromkeys((*heldout, *transfer)):
+  for name in dict.fromkeys((*heldout, *transfer, *probes)):
     body.append(_node('h2', name))
     if name in heldout:
       body.extend(_heldout(heldout[name]))
     if name in transfer:
       body.extend(_transfer(transfer[name]))
+    if name in probes:
+      body.extend(_probe(probes[name]))
   recipe = json.loads(config.to_json_best_effort())
   body.append(_node('h2', 'Configuration'))
   body.append(
@@ -129,7 +138,7 @@ def _heldout(result: reconstruction.Result) -> list[ElementTree.Element]:
 
 
 def _transfer(result: tps.Result) -> list[ElementTree.Element]:
-  model = result.summaries['model']
+  model, distance = result.summaries['model'], result.distance
   accepted = {
     row: accepted & result.scores[row].finite
     for row, accepted in result.accepted.items()
@@ -144,12 +153,17 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
   rows = {
     row: [
       [_percent(summary.acceptance_rate)],
-      *(_interval(summary.means[name]) for name in _TPS_COLUMNS),
+      *_intervals(summary),
       [_percent(summary.means[_MAIN].rejected_as_zero)],
     ]
     for row, summary in result.summaries.items()
   }
-  head = ['accepted', *(c.upper() for c in _TPS_COLUMNS)]
+  head = ['accepted', *(c.upper() for c in tps.COLUMNS)]
+  head += [f'{_MAIN.upper()}, all']
+  if distance:
+    head.append(distance.upper())
+    for row, cells in rows.items():
+      cells.append([tps.number(result.distances.get(row, np.nan))])
   histogram = _histogram(
     {row: auc[row] for row in ('model', 'other motion')},
     f'{_MAIN.upper()} of the accepted pairs in %',
@@ -158,7 +172,7 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
   text = (
     f'The motion of clip A applied to the scene of clip B, {model.num_pairs} '
     f'pairs; paths by the oracle {result.oracle}. Means of the accepted pairs '
-    'in % with 95 % intervals; in the last column rejected pairs are 0.'
+    'in % with 95 % intervals; in the column "all" rejected pairs are 0.'
   )
   if model.num_without_translation:
     text += (
@@ -177,7 +191,7 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
   return [
     _node('h3', 'Transfer: True Pose Similarity'),
     _node('p', text),
-    _table([*head, f'{_MAIN.upper()}, all'], rows, _TPS_ROWS),
+    _table(head, rows, _TPS_ROWS),
     histogram,
     _node('h3', 'Pairs'),
     _node(
@@ -187,6 +201,21 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
       'turn both.',
     ),
     *clips,
+  ]
+
+
+def _probe(result: probe.Result) -> list[ElementTree.Element]:
+  rows = {row: _intervals(x) for row, x in result.summaries.items()}
+  text = (
+    f'Poses read off the latent ones by a perceptron that learnt on '
+    f'{result.train.frames} frames of {result.train.name} and is tested on '
+    f'{result.test.windows} windows of {result.test.name}. Means in % with '
+    '95 % intervals.'
+  )
+  return [
+    _node('h3', 'Pose probe'),
+    _node('p', text),
+    _table([c.upper() for c in tps.COLUMNS], rows, _PROBE_ROWS),
   ]
 
 
@@ -442,6 +471,10 @@ def _video(
 
 def _data(kind: str, data: bytes) -> str:
   return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def _intervals(summary: poses.Summary) -> list[list[str]]:
+  return [_interval(summary.means[name]) for name in tps.COLUMNS]
 
 
 def _interval(mean: poses.Mean) -> list[str]:

@@ -9,32 +9,49 @@ Beside the model stand rows that say what its numbers mean:
 
   autoencoded   B's scene drawn from B's own target poses, against B's targets:
                 what the oracle makes of the model's pictures at best
+  true re-render  B's scene as A's cameras would see it, where scenes can be
+                drawn anew (synthetic): the best that any model could do
   frozen        B's reference view for every target: no motion at all
   shuffled      A's path against the pictures that another pair's motion made
   other motion  A's path against B's real frames: what chance and the data give
 
 A pair counts where the oracle trusts both of its paths. The share of those and
-the score with all others as zero stand beside every mean.
+the score with all others as zero stand beside every mean, and the Frechet
+distance of a row's pictures to B's real frames: the paths alone would be just
+right in A's own frames.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import tqdm
 from etils import epath
 from jaxtyping import UInt8
 
 from xfactor import api
 from xfactor.data import images, records, views
+from xfactor.data.sources import rerender
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, poses
+from xfactor.evaluation import frechet, oracles, poses
 from xfactor.training import writers
 
-ROWS = ('model', 'autoencoded', 'frozen', 'shuffled', 'other motion')
-_COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
+ROWS = (
+  'model',
+  'autoencoded',
+  'true re-render',
+  'frozen',
+  'shuffled',
+  'other motion',
+)
+_REAL = 'other motion'  # The row with B's real frames.
+_CHUNK = 64  # Pairs whose pictures are in memory at once.
+COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Excerpt:
   """The frames of a clip that the test looks at.
 
@@ -66,6 +83,9 @@ class Result:
     accepted: By row, bool [pairs].
     paths: 'target' and 'model', float64 [pairs, t, 4, 4] world to camera, NaN
       where the oracle does not trust them.
+    distances: By row, the Frechet distance of its pictures to real ones; not of
+      rows without pictures of their own.
+    distance: Its name, 'fid' or 'fd_alex', or None.
     pictures: Of the first pairs: 'motion' and 'drawn', uint8 [p, t, h, w, 3],
       and 'scene', uint8 [p, h, w, 3].
   """
@@ -75,6 +95,8 @@ class Result:
   scores: dict[str, poses.Scores]
   accepted: dict[str, np.ndarray]
   paths: dict[str, np.ndarray]
+  distances: dict[str, float]
+  distance: str | None
   pictures: dict[str, np.ndarray]
 
 
@@ -163,8 +185,11 @@ def evaluate(
   pairs: Sequence[tuple[Excerpt, Excerpt]],
   oracle: oracles.PoseOracle,
   *,
+  target_oracle: oracles.PoseOracle | None = None,
+  features: frechet.Features | None = None,
   num_pictures: int = 8,
   seed: int = 0,
+  progress: bool = False,
 ) -> Result:
   """Runs the transfer test.
 
@@ -173,64 +198,53 @@ def evaluate(
     store: The split with the clips.
     pairs: (motion, scene), from `fixed_pairs`.
     oracle: Recovers the paths; `oracles.Cached` remembers them.
+    target_oracle: Knows those of real frames that drawn ones are held against;
+      by default `oracle`.
+    features: For the Frechet distances; by default there are none.
     num_pictures: Pairs whose pictures to keep.
     seed: Of the bootstrap.
+    progress: Whether to show a bar.
 
   Raises:
     UserError: If a frame cannot be read, or as `api.Model` and the oracle.
   """
-
-  def read(clip: int, frames: np.ndarray) -> UInt8[np.ndarray, 'n h w 3']:
-    return model.fit(
-      [images.decode(data) for data in store.clip_frames(clip, frames)],
-      f'a frame of {store.clip_id(clip)}',
-    )
-
-  def draw(motion: Excerpt, scene: Excerpt) -> UInt8[np.ndarray, 't h w 3']:
-    start = motion.contexts[motion.reference]
-    seen = read(motion.clip, np.append(start, motion.targets))
-    context = read(scene.clip, scene.contexts)
-    return model.render(
-      context,
-      model.encode_poses(context, scene.reference),
-      model.encode_poses(seen, 0)[1:],
-    )
-
-  def frozen(scene: Excerpt) -> UInt8[np.ndarray, 't h w 3']:
-    reference = read(scene.clip, scene.contexts[[scene.reference]])
-    return np.repeat(reference, len(scene.targets), axis=0)
-
-  def find(
-    clips: Sequence[np.ndarray], excerpts: Sequence[Excerpt], real: bool
-  ) -> list[oracles.PoseResult]:
-    return oracle.batch(
-      [
-        (
-          pictures,
-          oracles.Scene(
-            store, excerpt.clip, excerpt.targets if real else np.array([], int)
-          ),
-        )
-        for pictures, excerpt in zip(clips, excerpts, strict=True)
-      ]
-    )
-
-  motions, scenes = zip(*pairs, strict=True)
-  real_a = [read(a.clip, a.targets) for a in motions]
-  drawn = [draw(a, b) for a, b in pairs]
-  still = [frozen(b) for b in scenes]
-  path_a = find(real_a, motions, real=True)
-  path_b = find([read(b.clip, b.targets) for b in scenes], scenes, real=True)
-  moved = find(drawn, scenes, real=False)
+  # One object for each excerpt: they are looked up by identity.
+  one = {_key(excerpt): excerpt for pair in pairs for excerpt in pair}
+  pairs = [(one[_key(a)], one[_key(b)]) for a, b in pairs]
+  drawing = _Drawing(model, store)
+  targets, found, moments, shown = {}, {}, {}, {}
+  bar = tqdm.tqdm(total=len(pairs), desc='pairs', disable=not progress)
+  for begin in range(0, len(pairs), _CHUNK):
+    motions, scenes = zip(*pairs[begin : begin + _CHUNK], strict=True)
+    pictures = drawing.rows(motions, scenes)
+    motion = [drawing.see(a).targets for a in motions]
+    for row, clips, excerpts in (
+      ('motion', motion, motions),
+      ('scene', pictures[_REAL], scenes),
+    ):
+      paths = _find(target_oracle or oracle, store, clips, excerpts, real=True)
+      targets.setdefault(row, []).extend(paths)
+    for row, clips in pictures.items():
+      paths = _find(oracle, store, clips, scenes, real=row == _REAL)
+      found.setdefault(row, []).extend(paths)
+      clips = [clip for clip in clips if clip is not None]
+      if features is not None and clips:
+        new = frechet.Moments.of(features(np.concatenate(clips)))
+        moments[row] = moments[row] + new if row in moments else new
+    for name, clips in (
+      ('motion', motion),
+      ('drawn', pictures['model']),
+      ('scene', [clip[0] for clip in pictures['frozen']]),
+    ):
+      some = clips[: max(num_pictures - begin, 0)]
+      shown.setdefault(name, []).extend(some)
+    bar.update(len(motions))
+  bar.close()
+  found['shuffled'] = found['model'][1:] + found['model'][:1]
   compared = {
-    'model': (path_a, moved),
-    'autoencoded': (
-      path_b,
-      find([draw(b, b) for b in scenes], scenes, real=False),
-    ),
-    'frozen': (path_a, find(still, scenes, real=False)),
-    'shuffled': (path_a, moved[1:] + moved[:1]),
-    'other motion': (path_a, path_b),
+    row: (targets['scene' if row == 'autoencoded' else 'motion'], found[row])
+    for row in ROWS
+    if row in found
   }
   scores = {
     row: poses.score(*map(_stack, paths)) for row, paths in compared.items()
@@ -243,64 +257,195 @@ def evaluate(
     oracle=f'{oracle.name} {oracle.version}',
     summaries={
       row: poses.aggregate(scores[row], accepted[row], seed=seed)
-      for row in ROWS
+      for row in compared
     },
     scores=scores,
     accepted=accepted,
-    paths={'target': _stack(path_a), 'model': _stack(moved)},
-    pictures={
-      'motion': np.stack(real_a[:num_pictures]),
-      'drawn': np.stack(drawn[:num_pictures]),
-      'scene': np.stack([view[0] for view in still[:num_pictures]]),
+    paths={
+      'target': _stack(targets['motion']),
+      'model': _stack(found['model']),
     },
+    distances={
+      row: frechet.distance(moments[_REAL], moments[row])
+      for row in compared
+      if row != _REAL and row in moments
+    },
+    distance=None if features is None else features.name,
+    pictures={name: np.stack(clips) for name, clips in shown.items()},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+  """What the model sees of an excerpt, and the latent poses that it tells."""
+
+  contexts: np.ndarray
+  targets: np.ndarray
+  context_poses: np.ndarray
+  target_poses: np.ndarray
+
+
+class _Drawing:
+  """Pictures of excerpts; the last ones are remembered."""
+
+  def __init__(self, model: api.Model, store: records.FrameStore):
+    self._model, self._store = model, store
+    self.see = functools.lru_cache(2 * _CHUNK)(self._see)
+    self._draw = functools.lru_cache(2 * _CHUNK)(self._draw_anew)
+
+  def rows(
+    self, motions: Sequence[Excerpt], scenes: Sequence[Excerpt]
+  ) -> dict[str, list[UInt8[np.ndarray, 't h w 3'] | None]]:
+    """What there is to see, by row, of each pair."""
+    rows = {
+      'model': list(map(self._draw, motions, scenes)),
+      'autoencoded': list(map(self._draw, scenes, scenes)),
+      'frozen': list(map(self._freeze, scenes)),
+      _REAL: [self.see(scene).targets for scene in scenes],
+    }
+    if rerender.is_possible(self._store):
+      rows['true re-render'] = self._rerender(motions, scenes)
+    return rows
+
+  def _see(self, excerpt: Excerpt) -> _Seen:
+    contexts = self._read(excerpt.clip, excerpt.contexts)
+    targets = self._read(excerpt.clip, excerpt.targets)
+    both = np.append(contexts[[excerpt.reference]], targets, 0)
+    return _Seen(
+      contexts=contexts,
+      targets=targets,
+      context_poses=self._model.encode_poses(contexts, excerpt.reference),
+      target_poses=self._model.encode_poses(both, 0)[1:],
+    )
+
+  def _read(self, clip: int, frames: np.ndarray) -> np.ndarray:
+    return self._model.fit(
+      [images.decode(data) for data in self._store.clip_frames(clip, frames)],
+      f'a frame of {self._store.clip_id(clip)}',
+    )
+
+  def _draw_anew(self, motion: Excerpt, scene: Excerpt) -> np.ndarray:
+    seen, poses_a = self.see(scene), self.see(motion).target_poses
+    return self._model.render(seen.contexts, seen.context_poses, poses_a)
+
+  def _freeze(self, scene: Excerpt) -> np.ndarray:
+    reference = self.see(scene).contexts[[scene.reference]]
+    return np.repeat(reference, len(scene.targets), axis=0)
+
+  def _rerender(
+    self, motions: Sequence[Excerpt], scenes: Sequence[Excerpt]
+  ) -> list[np.ndarray | None]:
+    """The scenes as the motions' cameras would see them.
+
+    None where a camera would go through a wall.
+    """
+    out = [None] * len(scenes)
+    # Scene by scene: to light one takes longer than to draw it.
+    for i in sorted(range(len(scenes)), key=lambda i: scenes[i].clip):
+      a, b = motions[i], scenes[i]
+      path = self._cameras(a, a.targets) @ np.linalg.inv(self._start(a))
+      path = path @ self._start(b)
+      size = self._model.image_size
+      pictures, free = rerender.rerender(self._store, b.clip, path, size)
+      if free.all():
+        out[i] = pictures
+    return out
+
+  def _start(self, excerpt: Excerpt) -> np.ndarray:
+    return self._cameras(excerpt, excerpt.contexts[[excerpt.reference]])
+
+  def _cameras(self, excerpt: Excerpt, frames: np.ndarray) -> np.ndarray:
+    out = np.tile(np.eye(4), (len(frames), 1, 1))
+    out[:, :3] = self._store.clip(excerpt.clip).world_to_camera[frames]
+    return out
+
+
+def _find(
+  oracle: oracles.PoseOracle,
+  store: records.FrameStore,
+  clips: Sequence[np.ndarray | None],
+  excerpts: Sequence[Excerpt],
+  *,
+  real: bool,
+) -> list[oracles.PoseResult]:
+  """The paths of clips of the excerpts' scenes; lost where there is no clip.
+
+  Args:
+    oracle: That finds them.
+    store: The split.
+    clips: Pictures.
+    excerpts: Whose scenes they show.
+    real: Whether they are the excerpts' own targets.
+  """
+  none = np.array([], int)
+  known = [
+    (clip, oracles.Scene(store, x.clip, x.targets if real else none))
+    for clip, x in zip(clips, excerpts, strict=True)
+    if clip is not None
+  ]
+  paths = iter(oracle.batch(known))
+  lost = _lost(len(excerpts[0].targets))
+  return [lost if clip is None else next(paths) for clip in clips]
+
+
+def _key(excerpt: Excerpt) -> tuple:
+  return excerpt.clip, tuple(excerpt.contexts), tuple(excerpt.targets)
+
+
+def _lost(count: int) -> oracles.PoseResult:
+  return oracles.PoseResult(
+    np.full((count, 4, 4), np.nan), ok=False, frame_ok=np.zeros(count, bool)
   )
 
 
 def _stack(results: Sequence[oracles.PoseResult]) -> np.ndarray:
   """Returns the paths [pairs, t, 4, 4], NaN for those that do not count."""
-  lost = np.full_like(results[0].world_to_camera, np.nan)
-  return np.stack([r.world_to_camera if r.ok else lost for r in results])
+  lost = _lost(len(results[0].world_to_camera))
+  return np.stack([(r if r.ok else lost).world_to_camera for r in results])
 
 
 def write(path: epath.PathLike, result: Result) -> None:
   """Writes the numbers of a test, with those of every pair."""
-
-  def plain(array: np.ndarray) -> list:
-    return [x if np.isfinite(x) else None for x in array.tolist()]
-
   records.write_json(
     path,
     {
       'oracle': result.oracle,
       'rows': {
-        row: {
-          'pairs': summary.num_pairs,
-          'acceptance': summary.acceptance_rate,
-          'without_translation': summary.num_without_translation,
-          'mean': {
-            name: _plain(dataclasses.asdict(mean))
-            for name, mean in summary.means.items()
-          },
-          'accepted': result.accepted[row].tolist(),
-          'each': {
-            name: plain(values)
-            for name, values in result.scores[row].metrics.items()
-          },
-        }
+        row: as_json(summary, result.scores[row])
+        | {'accepted': result.accepted[row].tolist()}
+        | ({result.distance: d} if (d := result.distances.get(row)) else {})
         for row, summary in result.summaries.items()
       },
     },
   )
 
 
-def _plain(values: dict[str, float]) -> dict[str, float | None]:
-  return {k: v if np.isfinite(v) else None for k, v in values.items()}
+def as_json(summary: poses.Summary, scores: poses.Scores) -> dict[str, Any]:
+  """A row of a table, with every pair's scores; None where there is none."""
+
+  def plain(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+  return {
+    'pairs': summary.num_pairs,
+    'acceptance': summary.acceptance_rate,
+    'without_translation': summary.num_without_translation,
+    'mean': {
+      name: {k: plain(v) for k, v in dataclasses.asdict(mean).items()}
+      for name, mean in summary.means.items()
+    },
+    'each': {
+      name: [plain(value) for value in values.tolist()]
+      for name, values in scores.metrics.items()
+    },
+  }
 
 
 def table(name: str, result: Result) -> str:
   """The means as lines of text: percent, with 95 % intervals of AUC@20."""
   count = next(iter(result.summaries.values())).num_pairs
-  head = ['accepted', *(c.upper() for c in _COLUMNS), '95 %', 'all pairs']
+  head = ['accepted', *(c.upper() for c in COLUMNS), '95 %', 'all pairs']
+  head += [result.distance.upper()] if result.distance else []
   lines = [
     f'{name}: True Pose Similarity of {count} pairs by {result.oracle}, in %; '
     'all pairs: AUC@20 with rejected ones as 0',
@@ -308,18 +453,26 @@ def table(name: str, result: Result) -> str:
   ]
   for row, summary in result.summaries.items():
     main = summary.means['auc@20']
-    cells = [_percent(summary.acceptance_rate)]
-    cells += [_percent(summary.means[c].value) for c in _COLUMNS]
+    cells = [percent(summary.acceptance_rate)]
+    cells += [percent(summary.means[c].value) for c in COLUMNS]
     cells += [
-      f'{_percent(main.low)}..{_percent(main.high)}',
-      _percent(main.rejected_as_zero),
+      f'{percent(main.low)}..{percent(main.high)}',
+      percent(main.rejected_as_zero),
     ]
+    if result.distance:
+      cells.append(number(result.distances.get(row, np.nan)))
     lines.append(f'  {row:14}' + ''.join(f'{c:>12}' for c in cells))
   return '\n'.join(lines)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+  """A share as a number of percent; a dash where there is none."""
   return f'{100 * value:.1f}' if np.isfinite(value) else '-'
+
+
+def number(value: float) -> str:
+  """A distance; a dash where there is none."""
+  return f'{value:.4g}' if np.isfinite(value) else '-'
 
 
 def panel(result: Result) -> UInt8[np.ndarray, 'h w 3']:

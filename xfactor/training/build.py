@@ -159,21 +159,22 @@ def build(
 
 
 def load_perceptual(
-  config: ConfigDict, mesh: Mesh, *, required: bool
+  config: ConfigDict, mesh: Mesh, *, required: bool, net: str = 'vgg16'
 ) -> Params | None:
-  """LPIPS weights (VGG16) on every device, or None where there are none.
+  """LPIPS weights on every device, or None where there are none.
 
   Args:
     config: The recipe; `perceptual_weights` may name a folder or file.
     mesh: Where to put them.
     required: Whether their absence is an error.
+    net: 'vgg16' or 'alexnet'.
 
   Raises:
     UserError: If they are required and missing, or damaged.
   """
   path = config.perceptual_weights or None
   try:
-    weights = perceptual.load('vgg16', path)
+    weights = perceptual.load(net, path)
   except perceptual.MissingWeights:
     if required or path:
       raise

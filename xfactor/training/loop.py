@@ -57,7 +57,8 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   data.make(config)
   stream = data.open_pipeline(config)
   fingerprint = stream.fingerprint()
-  held_out = heldout.Heldout(config, build, weights)
+  lpips = {'lpips': weights} if weights else {}
+  held_out = heldout.Heldout(config, build, lpips)
 
   # ------------------------------------ state: go on where it stopped, or begin
   checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))

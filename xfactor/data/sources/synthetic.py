@@ -1631,9 +1631,15 @@ class Source(sources.Source):
     forced = index == _ALWAYS_TEST and self.test_fraction > 0
     return 'test' if chosen or forced else 'train'
 
+  def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
+    """Returns scene `index`, see `build_scene`, as detailed as frames show."""
+    # A texel is about a pixel at arm's length.
+    resolution = np.clip(2 ** np.ceil(np.log2(self.size * 2)), 64, 512)
+    return build_scene(self.seed, index, int(resolution))
+
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     index = item.payload
-    scene, focuses = build_scene(self.seed, index, self._texture_resolution())
+    scene, focuses = self.scene(index)
     # Its own stream: the path does not change with the number of draws above.
     rng = np.random.default_rng([self.seed, index, 1])
     half_view = np.tan(np.radians(rng.uniform(50, 75) / 2))
@@ -1665,7 +1671,3 @@ class Source(sources.Source):
       world_to_camera=poses,
       depth=depths if self.with_depth else None,
     )
-
-  def _texture_resolution(self) -> int:
-    """Texels a side: a texel is about a pixel at arm's length."""
-    return int(np.clip(2 ** np.ceil(np.log2(self.size * 2)), 64, 512))

@@ -556,7 +556,7 @@ def _draw_path(
       return None
     z = rng.uniform(bottom, top) + _wave(rng, u, 24)
   position = np.concatenate([plan, z[:, None]], 1)
-  if (z < floor + _VIEW_HEIGHT).any() or (z > ceiling - _HEAD_ROOM).any():
+  if not _has_room(level, position):
     return None
   if clearance(level, position).min() < _CLEARANCE:
     return None
@@ -572,7 +572,7 @@ def _draw_path(
     for limit in _MAX_TILT
   ]
   at = np.linspace(0, 1, frames)
-  return Path(
+  path = Path(
     *(
       np.stack([np.interp(at, u, x) for x in curve.T], -1)
       if curve.ndim == 2
@@ -580,6 +580,16 @@ def _draw_path(
       for curve in (position, yaw, *tilt)
     )
   )
+  # Between two points of the curve a frame may come to lie beyond a step.
+  return path if _has_room(level, path.position) else None
+
+
+def _has_room(level: Level, position: np.ndarray) -> bool:
+  """Whether the engine puts a player at all of [N, 3]."""
+  sectors = sector_of(level, position[:, :2])
+  feet, head = position[:, 2] - _VIEW_HEIGHT, position[:, 2] + _HEAD_ROOM
+  low, high = level.floor[sectors], level.ceiling[sectors]
+  return bool(((sectors >= 0) & (feet >= low) & (head <= high)).all())
 
 
 def _open_bearing(

@@ -21,7 +21,7 @@ from PIL import Image
 
 from xfactor.data import images, records
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, poses
+from xfactor.evaluation import oracles
 from xfactor.geometry import cameras
 
 try:
@@ -587,105 +587,3 @@ class _Layer:
       if np.abs(step[:6]).max() < 1e-5:
         break
     return pose
-
-
-# ==============================================================================
-# How far to trust it
-# ==============================================================================
-
-_DEGRADATIONS = (
-  ('none', 0.0),
-  *(('blur', sigma) for sigma in (1.0, 2.0, 3.0)),
-  *(('noise', sigma) for sigma in (0.03, 0.06, 0.1)),
-)
-
-
-def degradation(
-  store: records.FrameStore,
-  clips: Sequence[int],
-  num_frames: int = 5,
-  size: int | None = None,
-  **options: Any,
-) -> list[dict[str, Any]]:
-  """Returns how well real frames are localised, and worse and worse ones.
-
-  `num_frames` frames of each clip, spread evenly, are held out and then
-  localised against the others.
-
-  Args:
-    store: Split with cameras and depth.
-    clips: Rows of it.
-    num_frames: At least 2.
-    size: Of the pictures; by default that of the frames, which are square.
-    **options: Of the oracle.
-
-  Returns:
-    One row for each of `kind` none, blur (`sigma` in pixels) and noise (`sigma`
-    of 1): `ok_clips` and `ok_frames`, shares; `rotation_degrees` and
-    `translation_degrees`, medians over the pairs of frames that are ok, and
-    `rotation_degrees_90` and `translation_degrees_90`, percentiles; None if
-    there is no such pair.
-  """
-  oracle = Oracle(hold_out=True, **options)
-  # Clip by clip, so that each is read once.
-  found = [_errors(oracle, store, clip, num_frames, size) for clip in clips]
-  by_kind = zip(*found, strict=True)
-  rows = []
-  for (kind, sigma), outcomes in zip(_DEGRADATIONS, by_kind, strict=True):
-    frame_ok = np.stack([x[0] for x in outcomes])
-    row = {
-      'kind': kind,
-      'sigma': sigma,
-      'ok_clips': float(frame_ok.all(-1).mean()),
-      'ok_frames': float(frame_ok.mean()),
-    }
-    errors = np.concatenate([x[1] for x in outcomes], -1)
-    for name, degrees in zip(('rotation', 'translation'), errors, strict=True):
-      for suffix, percent in (('', 50), ('_90', 90)):
-        row[f'{name}_degrees{suffix}'] = (
-          float(np.percentile(degrees, percent)) if degrees.size else None
-        )
-    rows.append(row)
-  return rows
-
-
-def _errors(
-  oracle: Oracle,
-  store: records.FrameStore,
-  clip: int,
-  num_frames: int,
-  size: int | None,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Returns, for each degradation, which frames are ok [v] and errors [2, n].
-
-  Those of rotation and translation, of the n pairs of frames that are ok.
-  """
-  frames = np.linspace(0, store.num_frames[clip] - 1, num_frames + 2)[1:-1]
-  frames = frames.round().astype(int)
-  pictures = [images.decode(x) for x in store.clip_frames(clip, frames)]
-  if size is not None:
-    pictures = [images.centre_crop_resize(x, size) for x in pictures]
-  truth = oracles.rebase(store.clip(clip).world_to_camera[frames])
-  rng = np.random.default_rng(clip)
-  out = []
-  for kind, sigma in _DEGRADATIONS:
-    worse = np.stack([_worse(x, kind, sigma, rng) for x in pictures])
-    result = oracle(worse, oracles.Scene(store, clip, frames))
-    ok = result.frame_ok
-    errors = np.zeros((2, 0))
-    if ok.sum() > 1:
-      scores = poses.score(truth[ok], result.world_to_camera[ok])
-      errors = np.stack([scores.rotation_degrees, scores.translation_degrees])
-    out.append((ok, errors))
-  return out
-
-
-def _worse(
-  picture: np.ndarray, kind: str, sigma: float, rng: np.random.Generator
-) -> np.ndarray:
-  if kind == 'blur':
-    return cv2.GaussianBlur(picture, (0, 0), sigma)
-  if kind == 'noise':
-    noisy = picture + rng.normal(0, 255 * sigma, picture.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
-  return picture
