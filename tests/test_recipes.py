@@ -15,7 +15,8 @@ from xfactor.models import perceptual
 from xfactor.training import build, data
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
-RECIPES = sorted(path.stem for path in FOLDER.glob('*.py'))
+# That of the pose oracle is for another tool.
+RECIPES = sorted({path.stem for path in FOLDER.glob('*.py')} - {'pose_oracle'})
 
 
 def load(name):

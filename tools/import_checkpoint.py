@@ -4,7 +4,7 @@
 
 reads what the public code saved (the folder checkpoints-0, its parent, or one
 ckpt-N.flax) or a .safetensors file, and writes a run of ours: evaluate it, go
-on with it (--config.data.allow_change=true, for its data are not known), or
+on with it (--config.allow_change=true, for its data are not known), or
 start from it by --config.init_from=runs/official.
 
   python tools/import_checkpoint.py --source=runs/mine --out=DIR --to=official

@@ -1,14 +1,17 @@
 """What the binaries share: flags, exit codes, joining a cluster."""
 
 import contextlib
+import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import jax
 from absl import flags, logging
 
 from xfactor.errors import UserError
+from xfactor.training import interruption
 
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, where no cluster is detected.'
@@ -19,6 +22,12 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer(
   'process', None, 'Number of this process, with --coordinator.'
 )
+_HEARTBEAT = flags.DEFINE_integer(
+  'heartbeat', 100, 'Seconds of silence until a process counts as dead.', 1
+)
+
+# Seconds for others to come before something is said.
+_PATIENCE = 20.0
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -57,12 +66,22 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def reporting_user_errors() -> Iterator[None]:
-  """Turns a UserError into one line and exit code 2, Ctrl-C into 130."""
+  """Turns what people should read into one line each, and exit codes.
+
+  2 for a UserError, 1 for a run that diverged, 42 where it was told to stop
+  and lost nothing, 130 for Ctrl-C elsewhere.
+  """
   try:
     yield
   except UserError as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     sys.exit(2)
+  except FloatingPointError as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(1)
+  except interruption.Interrupted:
+    print('stopped; the same command goes on from here', file=sys.stderr)
+    sys.exit(interruption.EXIT_CODE)
   except KeyboardInterrupt:
     print('stopped; the same command goes on from here', file=sys.stderr)
     sys.exit(130)
@@ -71,20 +90,70 @@ def reporting_user_errors() -> Iterator[None]:
 def initialize_distributed() -> None:
   """Joins the other processes of the run; must come before any JAX call.
 
-  With --coordinator, as the flags say; on a TPU pod or under Slurm with
-  several tasks, as JAX detects; else this process is alone.
+  With --coordinator, as the flags say; on TPUs or under Slurm with several
+  tasks, as JAX detects; else this process is alone. Who waits five minutes for
+  the others in vain is ended by JAX.
   """
+  _avoid_idle_libtpu()
   given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if any(value is not None for value in given):
     if any(value is None for value in given):
       raise UserError(
         'give --coordinator, --processes and --process together, or none'
       )
-    jax.distributed.initialize(*given)
+    _join(*given)
   elif _in_cluster():
-    jax.distributed.initialize()
+    _join()
+  elif _on_tpu_vm():
+    # Elsewhere than on Google's VMs a host with TPUs is alone.
+    with contextlib.suppress(ValueError, OSError):
+      _join()
+
+
+def _join(*given: str | int) -> None:
+  hint = threading.Timer(
+    _PATIENCE,
+    lambda: print(
+      'waiting for the other processes of the run: has the command been '
+      'started on all hosts (gcloud ... --worker=all)?',
+      file=sys.stderr,
+      flush=True,
+    ),
+  )
+  hint.daemon = True
+  hint.start()
+  try:
+    jax.distributed.initialize(
+      *given, heartbeat_timeout_seconds=_HEARTBEAT.value
+    )
+  finally:
+    hint.cancel()
 
 
 def _in_cluster() -> bool:
   workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
   return ',' in workers or int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+
+
+def _on_tpu_vm() -> bool:
+  return (
+    _has_libtpu()
+    and 'TPU_SKIP_MDS_QUERY' not in os.environ
+    and jax.config.jax_platforms != 'cpu'
+  )
+
+
+def _avoid_idle_libtpu() -> None:
+  """Without TPUs libtpu, there to compile ahead of time, only complains."""
+  if (
+    _has_libtpu()
+    # JAX sets it, when imported, where there are no TPUs.
+    and 'TPU_SKIP_MDS_QUERY' in os.environ
+    and jax.config.jax_platforms is None
+    and importlib.util.find_spec('jax_plugins') is None
+  ):
+    jax.config.update('jax_platforms', 'cpu')
+
+
+def _has_libtpu() -> bool:
+  return importlib.util.find_spec('libtpu') is not None

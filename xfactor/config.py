@@ -28,6 +28,10 @@ def base() -> ConfigDict:
       # 'both', or 'pose_encoder' alone as the public multi-view code does.
       'init_from': '',
       'init_networks': 'both',
+      # Go on where recipe or data are not those of the checkpoint.
+      'allow_change': False,
+      'expected_devices': 0,  # Of all processes; fewer are refused; 0: any.
+      'compile_cache': True,  # Keep programs in WORKDIR/compile_cache.
       'data': {
         'dir': 'data',  # Where convert_datasets.py wrote.
         'mix': {},  # Data set's name to `part(...)`.
@@ -44,7 +48,6 @@ def base() -> ConfigDict:
         'workers': 0,  # Processes instead of threads, if above 0.
         'prefetch': 8,  # Batches made ahead, at least as many as threads.
         'max_bad_fraction': 0.01,  # Of unreadable examples, before a stop.
-        'allow_change': False,  # Go on where data differ from a checkpoint's.
       },
       'train': {
         'steps': 100_000,  # Optimizer updates.
@@ -52,7 +55,15 @@ def base() -> ConfigDict:
         'log_every': 100,
         'eval_every': 5_000,  # 0: only at the end.
         'save_every': 1_000,
+        'save_minutes': 5.0,  # From a save to one more; 0: none more.
         'keep': 3,  # Newest checkpoints kept.
+        'max_skipped': 10,  # Steps in a row that were not finite.
+        # Gradients longer than this times their running median are left out;
+        # 0: none.
+        'spike_factor': 0.0,
+        'watchdog_minutes': 30.0,  # Without progress: killed; 0: never.
+        'profile_at': config_dict.placeholder(int),  # First step profiled.
+        'profile_steps': 5,
       },
       'eval': {
         'split': 'test',
@@ -70,6 +81,7 @@ def base() -> ConfigDict:
 # Smallest values that make sense, where zero or less would only fail later.
 _LEAST = {
   'seed': 0,
+  'expected_devices': 0,
   'model.features': 4,
   'model.heads': 1,
   'model.patch_size': 1,
@@ -89,7 +101,12 @@ _LEAST = {
   'train.log_every': 1,
   'train.eval_every': 0,
   'train.save_every': 1,
+  'train.save_minutes': 0,
   'train.keep': 1,
+  'train.max_skipped': 1,
+  'train.spike_factor': 0,
+  'train.watchdog_minutes': 0,
+  'train.profile_steps': 1,
   'eval.batch': 1,
   'eval.examples': 1,
   'eval.window': 2,

@@ -14,10 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import numpy as np
 from absl import app, flags
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from xfactor import api, cli
@@ -36,7 +34,7 @@ from xfactor.inference import restore
 from xfactor.models import perceptual
 from xfactor.models.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import checkpoint, writers
+from xfactor.training import checkpoint, interruption, writers
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The recipe that was trained.', lock_config=True
@@ -51,6 +49,12 @@ _ORACLE = flags.DEFINE_enum(
 )
 _ORACLE_OPTIONS = flags.DEFINE_string(
   'oracle_options', '', "The oracle's own, for instance weights=model.pt."
+)
+_TARGET_ORACLE = flags.DEFINE_enum(
+  'target_oracle', None, oracles.NAMES, 'Of real frames; default: --oracle.'
+)
+_TARGET_ORACLE_OPTIONS = flags.DEFINE_string(
+  'target_oracle_options', '', 'Its own.'
 )
 _LPIPS = flags.DEFINE_multi_enum(
   'lpips', None, ['vgg16', 'alexnet'], 'Networks of LPIPS (default: vgg16).'
@@ -77,6 +81,7 @@ class Evaluation:
     lpips: The networks of LPIPS. By default VGG16's, where it is installed.
     oracle: Recovers paths for the transfer test; without, there is none. Those
       that it finds are kept in eval/poses.
+    target_oracle: Knows the paths of real frames; by default `oracle`.
     inception: Weights of Inception for the FID of the transfer test; by default
       AlexNet's features stand in, as `fd_alex`, where they are installed.
     probe: Whether to train and test the pose probe.
@@ -92,6 +97,7 @@ class Evaluation:
     *,
     lpips: Sequence[str] | None = None,
     oracle: oracles.PoseOracle | None = None,
+    target_oracle: oracles.PoseOracle | None = None,
     inception: str | None = None,
     probe: bool = False,
   ):
@@ -105,9 +111,11 @@ class Evaluation:
       name: records.open_split(config.data.dir, name, config.eval.split)
       for name in config.data.mix
     }
-    self._oracle, self._features = None, None
+    folder = epath.Path(workdir) / 'eval/poses'
+    self._oracle, self._target_oracle = (
+      who and oracles.Cached(who, folder) for who in (oracle, target_oracle)
+    )
     if oracle is not None:
-      self._oracle = oracles.Cached(oracle, epath.Path(workdir) / 'eval/poses')
       self._features = _load_features(inception)
       self._pairs = {
         name: tps.fixed_pairs(
@@ -197,6 +205,7 @@ class Evaluation:
       self._stores[name],
       self._pairs[name],
       self._oracle,
+      target_oracle=self._target_oracle,
       features=self._features,
       num_pictures=self._config.eval.panel,
     )
@@ -290,36 +299,32 @@ def steps(
 def _steps_of(workdir: str) -> list[int]:
   """The steps with a checkpoint, the same on all processes."""
   if not (epath.Path(workdir) / 'checkpoints').exists():
-    found = []
-  else:
-    checkpoints = checkpoint.Checkpoints(workdir, create=False)
-    with contextlib.closing(checkpoints):
-      found = checkpoints.steps()
-  if jax.process_count() > 1:
-    shared = np.full(1024, -1)
-    shared[: len(found)] = found[-1024:]
-    shared = multihost_utils.broadcast_one_to_all(shared)
-    found = [int(step) for step in shared if step >= 0]
-  return found
+    return []
+  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  with contextlib.closing(checkpoints):
+    return checkpoints.steps()
+
+
+def _make(name: str | None, options: str) -> oracles.PoseOracle | None:
+  return name and oracles.make(name, **oracles.parse_options(options))
 
 
 def main(_) -> int:
-  with cli.reporting_user_errors():
+  with cli.reporting_user_errors(), contextlib.ExitStack() as stack:
     cli.initialize_distributed()
+    stack.enter_context(interruption.handling())
     config, workdir = _CONFIG.value, _WORKDIR.value
-    oracle = None
-    if _ORACLE.value:
-      options = oracles.parse_options(_ORACLE_OPTIONS.value)
-      oracle = oracles.make(_ORACLE.value, **options)
-    elif _INCEPTION.value:
+    if not _ORACLE.value and (_INCEPTION.value or _TARGET_ORACLE.value):
       raise UserError(
-        '--inception is for the transfer test; give an --oracle as well'
+        '--inception and --target_oracle are for the transfer test; give an '
+        '--oracle as well'
       )
     evaluate = Evaluation(
       config,
       workdir,
       lpips=_LPIPS.value,
-      oracle=oracle,
+      oracle=_make(_ORACLE.value, _ORACLE_OPTIONS.value),
+      target_oracle=_make(_TARGET_ORACLE.value, _TARGET_ORACLE_OPTIONS.value),
       inception=_INCEPTION.value,
       probe=_PROBE.value,
     )

@@ -1,8 +1,9 @@
 """Trains a recipe: python -m xfactor.main --config=FILE --workdir=DIR.
 
 The same command starts a run and goes on with it. Any value of the recipe can
-be overridden: --config.train.steps=1000. Exit codes: 0 complete, 2 bad input
-(one line on stderr says what), 1 anything else.
+be overridden: --config.train.steps=1000. Exit codes: 0 complete, 42 told to
+stop (SIGTERM, Ctrl-C) and saved, 137 killed because it hung, 2 bad input (one
+line on stderr says what), 1 anything else. Start it again after 42 and 137.
 """
 
 from absl import app, flags

@@ -233,13 +233,39 @@ def test_synthetic_scenes_are_drawn_anew(tmp_path):
   own = [(b, b) for _, b in pairs]
   result = tps.evaluate(Painter(), store, own, Watcher())
   assert 'true re-render' in result.summaries
-  motion, truth = np.float32(seen[0]), np.float32(seen[-1])
+  # The rows of three pairs that come before, and the motions after them.
+  truth, motion = np.float32(seen[-1][12:-3]), np.float32(seen[-1][-3:])
   assert motion.std() > 20
   assert np.abs(truth - motion).mean() < 4
   # Another's motion shows other things, or goes through a wall.
   result = tps.evaluate(Painter(), store, pairs, Watcher())
-  assert len(seen[-1]) == result.accepted['true re-render'].sum()
-  assert np.abs(seen[-1][0] - motion[0]).mean() > 4
+  truth = seen[-1][12:-3]
+  assert len(truth) == result.accepted['true re-render'].sum() > 0
+  assert np.abs(truth[0] - motion[0]).mean() > 4
+
+
+def test_targets_whose_cameras_are_known(store):
+  class Known(Reader):
+    name = 'known'
+
+    def batch(self, clips):
+      assert all(len(scene.frames) == 5 for _, scene in clips)
+      return super().batch(clips)
+
+  class Lost(Reader):
+    def __call__(self, images, scene=None):
+      # What is asked of it are B's real frames and what was drawn of B.
+      return dataclasses.replace(super().__call__(images), ok=False)
+
+  pairs = pairs_of(store)
+  want = tps.evaluate(Painter(), store, pairs, Reader())
+  result = tps.evaluate(
+    Painter(), store, pairs, Reader(), target_oracle=Known()
+  )
+  np.testing.assert_array_equal(result.paths['target'], want.paths['target'])
+  lost = tps.evaluate(Painter(), store, pairs, Lost(), target_oracle=Known())
+  np.testing.assert_array_equal(lost.paths['target'], want.paths['target'])
+  assert not lost.accepted['model'].any()
 
 
 def test_rejected_pairs_count_as_zero_where_it_says_so(tmp_path):

@@ -145,7 +145,7 @@ def test_training_goes_on_and_can_go_back(run, theirs, tmp_path, monkeypatch):
   )
   with pytest.raises(UserError, match='allow_change'):
     loop.train(config, str(workdir))
-  config.data.allow_change = True
+  config.allow_change = True
   # Scores are not what this is about.
   monkeypatch.setattr(heldout.Heldout, '__call__', lambda *_: {})
   monkeypatch.setattr(heldout, 'write', lambda *_: None)

@@ -1,5 +1,7 @@
 """FLOPs against the specification's table and a small case by hand."""
 
+import dataclasses
+
 import pytest
 
 from xfactor.models import xfactor
@@ -49,9 +51,39 @@ def test_splitting_saves_only_attention():
   assert 0.9 < split / whole < 1.01
 
 
+def test_recomputation_and_lpips_are_executed_too():
+  sizes = {'batch': 2, 'views': 2, 'height': 64, 'width': 64}
+  config = xfactor.Config(encoder_layers=2, renderer_layers=2, registers=0)
+  model = flops.train_step(config, **sizes)
+  kept = dataclasses.replace(config, remat='none')
+  assert flops.executed_step(kept, **sizes) == model
+  # The layers' forward pass once more: a third of their part of the step.
+  none = dataclasses.replace(config, encoder_layers=0, renderer_layers=0)
+  layers = model - flops.train_step(none, **sizes)
+  assert flops.executed_step(config, **sizes) == model + layers / 3
+  lpips = flops.lpips_gradient(64, 64)
+  for dtype, passes in (('bfloat16', 1), ('float32', 6)):
+    executed = flops.executed_step(kept, lpips_dtype=dtype, **sizes)
+    assert executed == model + 2 * passes * lpips
+
+
+def test_lpips_is_vgg16s_published_count():
+  """15.3 G multiply-adds at 224 pixels; two images and a gradient."""
+  assert flops.lpips_gradient(224, 224) == pytest.approx(
+    3 * 2 * 15.3e9, rel=0.03
+  )
+
+
 @pytest.mark.parametrize(
   ('kind', 'peak'),
-  [('NVIDIA H200', 989e12), ('TPU v5 lite', 197e12), ('cpu', None)],
+  [
+    ('NVIDIA H200', 989e12),
+    ('TPU v5 lite', 197e12),
+    ('TPU v5', 459e12),
+    ('TPU v5p', 459e12),
+    ('TPU v6 lite', 918e12),
+    ('cpu', None),
+  ],
 )
 def test_peaks_are_found_by_jaxs_names(kind, peak):
   assert flops.peak_flops(kind) == peak

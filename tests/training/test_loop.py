@@ -5,7 +5,9 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl import flags
 from PIL import Image
@@ -15,7 +17,16 @@ from xfactor import config as configs
 from xfactor import eval as eval_binary
 from xfactor.data import records
 from xfactor.errors import UserError
-from xfactor.training import build, checkpoint, data, loop, step, writers
+from xfactor.training import (
+  build,
+  checkpoint,
+  data,
+  goodput,
+  loop,
+  resume,
+  step,
+  writers,
+)
 
 
 @pytest.fixture(scope='module')
@@ -25,19 +36,36 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(data_dir, tmp_path_factory):
-  """A finished run of six steps; also counts how often steps were traced."""
+  """A finished run of six steps.
+
+  Also what was traced (whether whole steps), and the steps that were the last
+  to have been dispatched when something was compiled.
+  """
   workdir = tmp_path_factory.mktemp('run')
   config = small.recipe(data_dir)
-  traces, real = [], step.objectives.loss
+  traces, compiled, dispatched = [], [], []
+  loss, add = step.objectives.loss, loop.Log.add
+
+  def counted_loss(*args, **kwargs):
+    traces.append(kwargs['whole'])
+    return loss(*args, **kwargs)
+
+  def counted_add(self, number, *args):
+    dispatched.append(number)
+    add(self, number, *args)
+
+  def listen(event, seconds, **_):
+    if event == '/jax/core/compile/backend_compile_duration' and dispatched:
+      compiled.append(dispatched[-1])
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
   with pytest.MonkeyPatch.context() as patch:
-
-    def counted(*args, **kwargs):
-      traces.append(kwargs['whole'])
-      return real(*args, **kwargs)
-
-    patch.setattr(step.objectives, 'loss', counted)
+    patch.setattr(step.objectives, 'loss', counted_loss)
+    patch.setattr(loop.Log, 'add', counted_add)
     loop.train(config, str(workdir))
-  return config, workdir, traces
+  compiled = list(compiled)
+  dispatched.clear()
+  return config, workdir, traces, compiled
 
 
 def read_state(config, workdir, at=None):
@@ -54,12 +82,15 @@ def picture_size(path):
 
 
 def test_each_program_is_compiled_once(run):
-  _, _, traces = run
+  _, _, traces, compiled = run
   assert sorted(traces) == [False, True]
+  # The first save takes fingerprints, and the end evaluates.
+  assert set(compiled) <= {0, 2, 5}
+  assert 5 in compiled
 
 
 def test_a_run_leaves_its_log(run):
-  config, workdir, _ = run
+  config, workdir, *_ = run
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   lines = [json.loads(line) for line in lines]
   train = [line for line in lines if 'loss' in line]
@@ -77,7 +108,7 @@ def test_a_run_leaves_its_log(run):
 
 
 def test_a_run_leaves_pictures(run):
-  _, workdir, _ = run
+  _, workdir, *_ = run
   # Three examples of context, prediction and truth, enlarged four times.
   size = picture_size(workdir / 'panels/00000006_squares_reconstruction.png')
   assert size == (4 * (3 * 32 + 2 * 2),) * 2
@@ -85,7 +116,7 @@ def test_a_run_leaves_pictures(run):
 
 
 def test_the_newest_checkpoints_are_kept(run):
-  config, workdir, _ = run
+  config, workdir, *_ = run
   checkpoints = checkpoint.Checkpoints(workdir)
   assert checkpoints.steps() == [3, 6]
   checkpoints.close()
@@ -97,7 +128,7 @@ def test_the_newest_checkpoints_are_kept(run):
 
 def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   """Bit for bit: parameters, moments, and so the data and all draws."""
-  config, workdir, _ = run
+  config, workdir, *_ = run
   stopped = small.recipe(data_dir)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.Log, 'read', stop_at(4, loop.Log.read))
@@ -124,7 +155,7 @@ def stop_at(step, read):
 
 
 def test_a_finished_run_only_evaluates_again(run, capsys):
-  config, workdir, _ = run
+  config, workdir, *_ = run
   before = (workdir / 'metrics.jsonl').read_text()
   loop.train(config, str(workdir))
   assert 'copy the nearest view' in capsys.readouterr().out
@@ -133,24 +164,26 @@ def test_a_finished_run_only_evaluates_again(run, capsys):
 
 
 def test_the_eval_binary_agrees_with_the_end_of_training(run):
-  config, workdir, _ = run
-  result = eval_binary.Evaluation(config, str(workdir))()[1]['squares']
-  assert result.num_examples == 6
+  config, workdir, *_ = run
+  page = eval_binary.Evaluation(config, str(workdir))()
+  assert page == workdir / 'eval/00000006/index.html'
+  written = json.loads((workdir / 'eval/00000006.json').read_text())
+  written = written['data']['squares']
+  assert written['examples'] == 6
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   logged = next(
     line for line in map(json.loads, lines) if 'eval/squares/psnr' in line
   )
   np.testing.assert_allclose(
-    result.means()['model']['psnr'], logged['eval/squares/psnr'], rtol=1e-6
+    written['mean']['model']['psnr'], logged['eval/squares/psnr'], rtol=1e-6
   )
-  written = json.loads((workdir / 'eval/00000006.json').read_text())
-  assert len(written['data']['squares']['each']['copy']['psnr']) == 6
+  assert len(written['each']['copy']['psnr']) == 6
   size = picture_size(workdir / 'eval/00000006/squares_transfer.png')
   assert size[0] == 4 * (4 * 32 + 3 * 2)
 
 
 def test_fewer_steps_than_done_evaluates_what_is_there(run, data_dir):
-  _, workdir, _ = run
+  _, workdir, *_ = run
   loop.train(small.recipe(data_dir, train__steps=4), str(workdir))
   assert not (workdir / 'eval/00000004.json').exists()
 
@@ -188,7 +221,7 @@ def test_data_are_made_once_and_other_options_are_refused(
 
 
 def test_other_data_at_resume_are_refused(run, data_dir, tmp_path):
-  _, workdir, _ = run
+  _, workdir, *_ = run
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
   other = small.recipe(data_dir, data__flip_prob=0.0, data__batch=16)
   with pytest.raises(UserError) as caught:
@@ -198,22 +231,25 @@ def test_other_data_at_resume_are_refused(run, data_dir, tmp_path):
     'batch_size: 8 -> 16',
     'squares.views.flip_prob: 0.5 -> 0.0',
     'another --workdir',
-    '--config.data.allow_change=true',
+    '--config.allow_change=true',
   ):
     assert words in str(caught.value)
 
 
 def test_other_data_can_be_allowed(run, data_dir, tmp_path, monkeypatch):
   """They are then what the run is on, and are compared with."""
-  _, workdir, _ = run
+  _, workdir, *_ = run
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
   said = []
-  monkeypatch.setattr(data.logging, 'warning', lambda *args: said.append(args))
+  monkeypatch.setattr(
+    resume.logging, 'warning', lambda *args: said.append(args)
+  )
   changes = {'data__flip_prob': 0.0, 'train__steps': 8}
-  allowed = small.recipe(data_dir, data__allow_change=True, **changes)
+  allowed = small.recipe(data_dir, **changes)
+  allowed.allow_change = True
   loop.train(allowed, str(tmp_path))
   # Orbax warns, too.
-  ((_, origin, differences),) = [x for x in said if 'other training' in x[0]]
+  ((_, origin, differences),) = [x for x in said if 'with changes' in x[0]]
   assert origin.endswith('checkpoints/6')
   assert differences == 'squares.views.flip_prob: 0.5 -> 0.0'
   assert read_state(allowed, tmp_path)[0].step == 8
@@ -225,7 +261,7 @@ def test_hands_that_only_change_speed_are_no_other_data(
   run, data_dir, tmp_path
 ):
   """Threads, prefetch, worker processes: going on equals a straight run."""
-  config, workdir, _ = run
+  config, workdir, *_ = run
   shutil.copytree(workdir / 'checkpoints/3', tmp_path / 'checkpoints/3')
   speed = small.recipe(
     data_dir, data__threads=1, data__prefetch=2, data__workers=1
@@ -272,7 +308,7 @@ def test_values_that_make_no_sense_are_named(section, key, value):
 
 
 def test_older_checkpoints_can_be_evaluated(run):
-  config, workdir, _ = run
+  config, workdir, *_ = run
   eval_binary.Evaluation(config, str(workdir))(3)
   assert (workdir / 'eval/00000003.json').exists()
   with pytest.raises(UserError, match=r'no checkpoint of step 4.*3, 6'):
@@ -286,7 +322,7 @@ def test_no_checkpoint_is_said(data_dir, tmp_path):
 
 
 def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
-  _, workdir, _ = run
+  _, workdir, *_ = run
   other = small.recipe(data_dir, model__pose_dim=8)
   evaluate = eval_binary.Evaluation(other, str(workdir))
   for use in (lambda: loop.train(other, str(workdir)), evaluate):
@@ -295,21 +331,123 @@ def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path):
-  config, workdir, _ = run
+  config, workdir, *_ = run
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
   (tmp_path / 'checkpoints/6/state/_METADATA').write_text('{"tree')
-  with pytest.raises(UserError, match=r'checkpoints/6 cannot be read'):
+  shutil.rmtree(tmp_path / 'checkpoints/3')
+  with pytest.raises(
+    UserError, match=r'none of .*checkpoints can be read \(6:'
+  ):
     loop.train(config, str(tmp_path))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
-  """And no state from after it is saved."""
-  config = small.recipe(data_dir, objective__l1_weight=float('nan'))
-  with pytest.raises(FloatingPointError, match='loss is nan in step 0'):
+def test_a_run_that_diverges_stops_and_says_why(data_dir, tmp_path):
+  config = small.recipe(
+    data_dir, objective__l1_weight=float('nan'), train__max_skipped=2
+  )
+  with pytest.raises(FloatingPointError, match=r'2 steps in a row.*loss nan'):
     loop.train(config, str(tmp_path))
-  checkpoints = checkpoint.Checkpoints(tmp_path)
-  assert checkpoints.steps() == []
-  checkpoints.close()
+  found = json.loads((tmp_path / 'diagnosis-1.json').read_text())
+  assert [skipped['step'] for skipped in found['skipped']] == [0, 1]
+  assert len(found['skipped'][0]['examples']) == config.data.batch
+  assert 'pose_encoder/embed' in found['skipped'][0]['module_norms']
+
+
+@pytest.fixture(scope='module')
+def eventful(data_dir, tmp_path_factory):
+  """A run with a poisoned batch, saves by time, a profile, expectations."""
+  workdir = tmp_path_factory.mktemp('eventful')
+  config = small.recipe(
+    data_dir,
+    objective__unmasked_prob=0.0,
+    train__save_every=100,
+    train__save_minutes=1e-6,
+    train__keep=100,
+    train__profile_at=2,
+    train__profile_steps=2,
+  )
+  config.expected_devices = 8
+  to_float, to_mesh, batches = step.to_float, loop.sharding.to_mesh, []
+
+  def poison(mesh, batch):
+    batches.append(batch)
+    if len(batches) == 4:
+      batch = {**batch, 'images': np.full_like(batch['images'], 255)}
+    return to_mesh(mesh, batch)
+
+  def poisoned(images):
+    return jnp.where((images == 255).all(), jnp.nan, to_float(images))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop.sharding, 'to_mesh', poison)
+    patch.setattr(step, 'to_float', poisoned)
+    loop.train(config, str(workdir))
+  return config, workdir
+
+
+def test_a_poisoned_batch_is_left_out(eventful):
+  config, workdir = eventful
+  lines = writers.read_lines(workdir / 'metrics.jsonl')
+  lines = [line for line in lines if 'loss' in line]
+  assert sum(line['skipped'] for line in lines) == 1
+  assert all(np.isfinite(list(line.values())).all() for line in lines)
+  state, _ = read_state(config, workdir)
+  assert int(state.step) == 6
+  assert optax.tree.get_all_with_path(state.opt_state, 'count')[0][1] == 5
+  assert np.isfinite(optax.tree.norm(state.params))
+
+
+def test_it_saves_by_time(eventful):
+  _, workdir = eventful
+  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  with contextlib.closing(checkpoints):
+    steps = checkpoints.steps()
+  assert steps[-1] == 6
+  assert len(steps) > 1
+
+
+def test_a_profile_on_request(eventful):
+  _, workdir = eventful
+  assert list(workdir.glob('profile/**/*.xplane.pb'))
+
+
+def test_where_the_time_went_is_known(eventful):
+  _, workdir = eventful
+  summary = goodput.summarize(goodput.read(workdir))
+  assert summary.steps == 6
+  assert all(
+    summary.seconds[kind] > 0
+    for kind in ('init', 'compile', 'data_wait', 'step', 'checkpoint')
+  )
+
+
+def test_fewer_devices_than_expected_are_said(data_dir, tmp_path):
+  config = small.recipe(data_dir)
+  config.expected_devices = 256
+  with pytest.raises(UserError, match=r'=256 but there are 8.*--worker=all'):
+    loop.train(config, str(tmp_path))
+
+
+def test_nothing_slips_onto_the_devices(run, tmp_path, monkeypatch):
+  config, *_ = run
+  make = loop.control.make
+  monkeypatch.setattr(
+    loop.control, 'make', lambda *args: jax.device_get(make(*args))
+  )
+  with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to'):
+    loop.train(config, str(tmp_path))
+
+
+def test_programs_are_kept_with_the_run(tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  loop.keep_programs(str(tmp_path))
+  assert jax.config.jax_compilation_cache_dir == before
+  try:
+    jax.config.update('jax_compilation_cache_dir', None)
+    loop.keep_programs(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == f'{tmp_path}/compile_cache'
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_training_without_weights_for_lpips_is_refused(
@@ -339,7 +477,7 @@ def test_a_workdir_that_cannot_be_written_is_said(data_dir, tmp_path):
 
 def test_every_leaf_of_the_config_is_read(run, tmp_path, monkeypatch):
   """A key that nothing reads would be a promise that nobody keeps."""
-  config, workdir, _ = run
+  config, workdir, *_ = run
   # Some say how to go on.
   shutil.copytree(workdir / 'checkpoints/3', tmp_path / 'checkpoints/3')
   seen = set()

@@ -1,6 +1,7 @@
 """Meshes: what they refuse, where arrays lie, and that they change nothing."""
 
 import math
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ def test_every_parameter_has_a_rule_and_moments_follow():
     assert leaf.sharding == adam.mu[name].sharding == adam.nu[name].sharding
   qkv = 'renderer/trunk/stack/layers/qkv/kernel'
   assert state.params[qkv].sharding.spec == P(None, 'fsdp', 'tensor')
+  out = 'renderer/trunk/stack/layers/out/kernel'
+  assert state.params[out].sharding.spec == P(None, 'tensor', 'fsdp')
   assert adam.count.sharding.spec == P()
 
 
@@ -40,11 +43,62 @@ def test_what_an_axis_does_not_divide_stays_whole():
 
 
 @pytest.mark.parametrize(
-  'axes', [{'data': 3}, {'data': -1, 'fsdp': -1}, {'data': -1, 'fsdp': 16}]
+  'axes',
+  [
+    {'data': 3},
+    {'data': -1, 'tensor': -1},
+    {'data': -1, 'fsdp': 16},
+    {'data': -1, 'fsdp': -1, 'tensor': 16},
+    {'data': 0},
+  ],
 )
 def test_meshes_that_do_not_fit_are_refused(axes):
   with pytest.raises(UserError, match='8 devices'):
     sharding.make_mesh(sharding.Config(**axes))
+
+
+def chips(slices, each):
+  """Stand-ins for devices of several slices, in no order."""
+  devices = []
+  for i in range(slices * each):
+    chip = mock.Mock(spec=jax.Device, id=i, platform='gpu', device_kind='fake')
+    chip.slice_index = i // each
+    devices.append(chip)
+  np.random.default_rng(0).shuffle(devices)
+  return devices
+
+
+@pytest.mark.parametrize(
+  ('axes', 'shape'),
+  [
+    ({'data': -1, 'fsdp': 4}, (4, 4, 1)),
+    ({'data': 2, 'fsdp': -1}, (2, 8, 1)),
+    ({'data': -1, 'fsdp': 2, 'tensor': 2}, (4, 2, 2)),
+    ({'data': -1, 'fsdp': -1}, (2, 8, 1)),
+  ],
+)
+def test_only_data_crosses_slices(axes, shape):
+  mesh = sharding.make_mesh(sharding.Config(**axes), chips(2, 8))
+  assert mesh.devices.shape == shape
+  slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+  assert (slices == slices[:, :1, :1]).all()
+  # Neighbours along data are in one slice while it lasts.
+  assert (np.diff(slices[:, 0, 0]) >= 0).all()
+
+
+def test_other_axes_are_refused_across_slices():
+  with pytest.raises(UserError, match='data=1 must be a multiple of 2'):
+    sharding.make_mesh(sharding.Config(data=1, fsdp=-1), chips(2, 4))
+
+
+@pytest.mark.parametrize(
+  ('devices', 'shape'),
+  [(1, (1, 1, 1)), (2, (1, 2, 1)), (24, (3, 8, 1)), (64, (8, 8, 1))],
+)
+def test_left_alone_fsdp_takes_up_to_8(devices, shape):
+  config = sharding.Config(data=-1, fsdp=-1)
+  mesh = sharding.make_mesh(config, chips(1, devices))
+  assert mesh.devices.shape == shape
 
 
 def test_batches_that_the_mesh_does_not_divide_are_refused():

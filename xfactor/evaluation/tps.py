@@ -23,7 +23,7 @@ right in A's own frames.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ ROWS = (
   'shuffled',
   'other motion',
 )
-_REAL = 'other motion'  # The row with B's real frames.
+_REAL, _MOTION = 'other motion', 'motion'  # B's and A's own targets.
 _CHUNK = 64  # Pairs whose pictures are in memory at once.
 COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
 
@@ -218,15 +218,16 @@ def evaluate(
     motions, scenes = zip(*pairs[begin : begin + _CHUNK], strict=True)
     pictures = drawing.rows(motions, scenes)
     motion = [drawing.see(a).targets for a in motions]
-    for row, clips, excerpts in (
-      ('motion', motion, motions),
-      ('scene', pictures[_REAL], scenes),
-    ):
-      paths = _find(target_oracle or oracle, store, clips, excerpts, real=True)
-      targets.setdefault(row, []).extend(paths)
-    for row, clips in pictures.items():
-      paths = _find(oracle, store, clips, scenes, real=row == _REAL)
+    asked = {row: (clips, scenes) for row, clips in pictures.items()}
+    real = {_MOTION: (motion, motions), _REAL: asked[_REAL]}
+    if target_oracle is None:
+      asked |= real
+    else:
+      for row, paths in _find(target_oracle, store, real).items():
+        targets.setdefault(row, []).extend(paths)
+    for row, paths in _find(oracle, store, asked).items():
       found.setdefault(row, []).extend(paths)
+    for row, clips in pictures.items():
       clips = [clip for clip in clips if clip is not None]
       if features is not None and clips:
         new = frechet.Moments.of(features(np.concatenate(clips)))
@@ -240,9 +241,10 @@ def evaluate(
       shown.setdefault(name, []).extend(some)
     bar.update(len(motions))
   bar.close()
+  targets = targets or found
   found['shuffled'] = found['model'][1:] + found['model'][:1]
   compared = {
-    row: (targets['scene' if row == 'autoencoded' else 'motion'], found[row])
+    row: (targets[_REAL if row == 'autoencoded' else _MOTION], found[row])
     for row in ROWS
     if row in found
   }
@@ -262,7 +264,7 @@ def evaluate(
     scores=scores,
     accepted=accepted,
     paths={
-      'target': _stack(targets['motion']),
+      'target': _stack(targets[_MOTION]),
       'model': _stack(found['model']),
     },
     distances={
@@ -363,29 +365,34 @@ class _Drawing:
 def _find(
   oracle: oracles.PoseOracle,
   store: records.FrameStore,
-  clips: Sequence[np.ndarray | None],
-  excerpts: Sequence[Excerpt],
-  *,
-  real: bool,
-) -> list[oracles.PoseResult]:
-  """The paths of clips of the excerpts' scenes; lost where there is no clip.
+  asked: Mapping[str, tuple[Sequence[np.ndarray | None], Sequence[Excerpt]]],
+) -> dict[str, list[oracles.PoseResult]]:
+  """The paths of clips by row, in one batch; lost where there is no clip.
 
   Args:
     oracle: That finds them.
     store: The split.
-    clips: Pictures.
-    excerpts: Whose scenes they show.
-    real: Whether they are the excerpts' own targets.
+    asked: By row, clips and the excerpts whose scenes they show.
   """
-  none = np.array([], int)
-  known = [
-    (clip, oracles.Scene(store, x.clip, x.targets if real else none))
-    for clip, x in zip(clips, excerpts, strict=True)
+
+  def scene(row: str, excerpt: Excerpt) -> oracles.Scene:
+    frames = excerpt.targets if row in (_REAL, _MOTION) else np.array([], int)
+    return oracles.Scene(store, excerpt.clip, frames)
+
+  clips = [
+    (clip, scene(row, excerpt))
+    for row, sides in asked.items()
+    for clip, excerpt in zip(*sides, strict=True)
     if clip is not None
   ]
-  paths = iter(oracle.batch(known))
-  lost = _lost(len(excerpts[0].targets))
-  return [lost if clip is None else next(paths) for clip in clips]
+  paths = iter(oracle.batch(clips))
+  return {
+    row: [
+      _lost(len(excerpt.targets)) if clip is None else next(paths)
+      for clip, excerpt in zip(*sides, strict=True)
+    ]
+    for row, sides in asked.items()
+  }
 
 
 def _key(excerpt: Excerpt) -> tuple:

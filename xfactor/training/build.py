@@ -14,7 +14,13 @@ from xfactor import config as configs
 from xfactor.errors import UserError
 from xfactor.models import perceptual, xfactor
 from xfactor.models.functional import Functional, Params
-from xfactor.training import objectives, optimizer, sharding, state
+from xfactor.training import (
+  control,
+  objectives,
+  optimizer,
+  sharding,
+  state,
+)
 from xfactor.training.step import root_keys, train_step
 
 
@@ -70,11 +76,11 @@ class Build:
     with jax.set_mesh(self.mesh):
       return jax.jit(make, out_shardings=self.places)(root_keys(self.seed)[0])
 
-  def step(self, *, whole: bool):
+  def step(self, *, whole: bool, controlled: bool = False):
     """The jitted step: (state, batch, LPIPS weights) to (state, metrics).
 
-    The state is donated; its shardings stay as they are, so that the program
-    is compiled once.
+    With `controlled` it takes a `control.Control`, too. The state is donated;
+    its shardings stay as they are, so that the program is compiled once.
     """
     step = functools.partial(
       train_step,
@@ -86,25 +92,29 @@ class Build:
       accumulate=self.accumulate,
       whole=whole,
     )
+    in_shardings = (
+      self.places,
+      NamedSharding(self.mesh, sharding.BATCH),
+      NamedSharding(self.mesh, P()),
+    )
     return jax.jit(
       step,
       donate_argnums=0,
-      in_shardings=(
-        self.places,
-        NamedSharding(self.mesh, sharding.BATCH),
-        NamedSharding(self.mesh, P()),
-      ),
+      in_shardings=in_shardings
+      + ((control.shardings(self.mesh),) if controlled else ()),
       out_shardings=(self.places, NamedSharding(self.mesh, P())),
     )
 
-  def compile(self, *, whole: bool, weights: Params | None):
-    """Compiles the train step for this mesh; the result never recompiles."""
+  def compile(
+    self, *, whole: bool, weights: Params | None, controlled: bool = False
+  ):
+    """Compiles `step` for this mesh; the result never recompiles."""
+    arguments = (self.abstract_state(), self.abstract_batch(), weights)
+    if controlled:
+      arguments += (control.abstract(self.mesh),)
     with jax.set_mesh(self.mesh):
-      return (
-        self.step(whole=whole)
-        .lower(self.abstract_state(), self.abstract_batch(), weights)
-        .compile()
-      )
+      step = self.step(whole=whole, controlled=controlled)
+      return step.lower(*arguments).compile()
 
 
 def build(

@@ -1,21 +1,39 @@
 """Checkpoints: Orbax, asynchronous, restored onto whatever mesh is there.
 
-The same command starts and resumes. Nothing is ever started from scratch
-where a checkpoint was expected.
+The same command starts and resumes. A checkpoint counts once Orbax has renamed
+its folder to the number of its step (in a bucket: written commit_success.txt).
+Whatever is restored is compared with the fingerprints that the state had on the
+devices when it was saved. Nothing is ever started from scratch where a
+checkpoint was expected.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
+from xfactor.data import records
 from xfactor.errors import UserError
+from xfactor.training import fingerprint
 from xfactor.training.state import TrainState
+
+T = TypeVar('T')
+
+# Of storage that may well answer the next time.
+_PASSING = (
+  'UNAVAILABLE',
+  'RESOURCE_EXHAUSTED',
+  'DEADLINE_EXCEEDED',
+  'UNAUTHENTICATED',
+)
 
 
 def warm_start(
@@ -49,62 +67,200 @@ def warm_start(
 
 
 class Checkpoints:
-  """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`."""
+  """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
+
+  All processes of a run call the same methods and come to the same results.
+
+  Args:
+    workdir: Folder of the run.
+    keep: Newest checkpoints kept.
+    create: Whether this is the run itself, which writes. Others only look, and
+      change nothing.
+  """
 
   def __init__(
     self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
   ):
     self.folder = epath.Path(workdir).resolve() / 'checkpoints'
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, create=create
-      ),
-    )
+    self._keep = keep
+    self._writes = create
+    self._pending: int | None = None
+    try:
+      self._manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          enable_async_checkpointing=True,
+          create=create,
+          cleanup_tmp_directories=create,  # Of saves that were killed.
+        ),
+      )
+    except OSError as e:
+      raise _cannot_write(self.folder, e) from e
 
   def steps(self) -> list[int]:
     """Steps with a committed checkpoint, oldest first."""
-    return sorted(self._manager.all_steps())
+    found = [x for x in self._manager.all_steps() if x != self._pending]
+    if jax.process_count() > 1:
+      shared = np.full(1024, -1)
+      shared[: len(found)] = sorted(found)[-1024:]
+      found = multihost_utils.broadcast_one_to_all(shared)
+    return sorted(int(step) for step in found if step >= 0)
+
+  def resumable(self) -> bool:
+    """Whether there is a checkpoint to go on from.
+
+    Raises:
+      UserError: If all there were are damaged: starting anew is for the user
+        to decide.
+    """
+    if self.steps():
+      return True
+    aside = sorted(x.name for x in self.folder.glob('*.damaged*'))
+    if aside:
+      raise UserError(
+        f'{self.folder} holds damaged checkpoints alone ({", ".join(aside)}): '
+        'give another --workdir to begin anew'
+      )
+    return False
+
+  def check_room(self, abstract: TrainState) -> None:
+    """Looks for what would make saving fail, before hours are spent.
+
+    Warns if the disk has no room for all checkpoints to be kept.
+
+    Raises:
+      UserError: If the folder cannot be written, or has no room for one.
+    """
+    size = _size(abstract)
+    free = self._find_room(size)
+    # Old ones are deleted when the next is there.
+    more = self._keep + 1 - min(len(self.steps()), self._keep)
+    if free < more * size and jax.process_index() == 0:
+      logging.warning(
+        '%s has %.1f GiB left, and each of %d more checkpoints takes %.1f GiB.',
+        self.folder,
+        free / 2**30,
+        more,
+        size / 2**30,
+      )
 
   def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-    """Starts to save; returns once the state is copied off the device."""
+    """Starts to save; returns once the state is copied off the device.
+
+    Args:
+      state: Has to be finite.
+      meta: Anything that JSON can hold.
+
+    Raises:
+      FloatingPointError: If the state is not finite; nothing is written.
+      UserError: If it cannot be written, or the save before it could not.
+    """
+    self.wait()
+    step = int(jax.device_get(state.step))
+    if step in self.steps():
+      return
+    prints, not_finite = fingerprint.compute(state)
+    if not_finite:
+      raise FloatingPointError(
+        f'{not_finite[0]} is not finite'
+        + _and_more(not_finite)
+        + f' at step {step}, which is not saved; the newest checkpoint in '
+        f'{self.folder} is from before it'
+      )
+    # Orbax takes minutes to give up where it cannot make a folder.
+    self._find_room(_size(state))
+    types = fingerprint.describe(state)
+    prints = {name: f'{types[name]} {x}' for name, x in prints.items()}
+    meta = {**meta, 'fingerprints': prints}
+    meta['sha256'] = records.digest(meta)
     try:
       self._manager.save(
-        int(state.step),
+        step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          meta=ocp.args.JsonSave(dict(meta)),
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         ),
         force=True,
       )
     except (OSError, ValueError) as e:
       raise _cannot_write(self.folder, e) from e
+    self._pending = step
+
+  def _find_room(self, size: int) -> int:
+    """The bytes left, if the folder can be written and has room for one."""
+
+    def look():
+      probe = self.folder / '.writable'
+      try:
+        probe.write_text('')
+        probe.unlink()
+        free = shutil.disk_usage(self.folder).free
+      except OSError as e:
+        raise _cannot_write(self.folder, e) from e
+      if free < size:
+        raise _cannot_write(
+          self.folder,
+          f'{free / 2**30:.2f} GiB are left, a checkpoint takes '
+          f'{size / 2**30:.2f} GiB',
+        )
+      return free
+
+    return _together(look if jax.process_index() == 0 else lambda: size)
+
+  def poll(self) -> int | None:
+    """The step that was saved since the last call, if any; never waits.
+
+    Orbax tells of what failed only when it is waited for, which would be at the
+    next save: call this every step.
+
+    Raises:
+      UserError: If it could not be written.
+    """
+    if self._pending is None or self._manager.is_saving_in_progress():
+      return None
+    return self.wait()
+
+  def wait(self) -> int | None:
+    """Returns when all is on disk, as `poll`.
+
+    Raises:
+      UserError: If it could not be written.
+    """
+    step, self._pending = self._pending, None
+    try:
+      self._manager.wait_until_finished()
+    except (OSError, ValueError) as e:  # TensorStore's are ValueErrors.
+      self._manager.reload()
+      raise _cannot_write(self.folder, e) from e
+    return step
+
+  def close(self) -> None:
+    """Waits, and releases what is open.
+
+    Raises:
+      UserError: If what was being saved could not be written.
+    """
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def restore(
     self, abstract: TrainState, step: int | None = None
   ) -> tuple[TrainState, dict[str, Any]]:
-    """The state at `step` (default: the newest), and its metadata.
+    """The state at `step` (default: the newest good one), and its metadata.
+
+    A run that goes on renames damaged ones that it passes over to STEP.damaged.
 
     Args:
       abstract: Shapes, dtypes and shardings to restore to.
       step: Which checkpoint.
 
     Raises:
-      UserError: If there is no such checkpoint, or it is of another model.
+      UserError: If there is none that is good, or it is of another model.
     """
-    step = self.find(step)
-    _check_same_model(self.folder / str(step), abstract, self._shapes(step))
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract),
-          meta=ocp.args.JsonRestore(),
-        ),
-      )
-    except (ValueError, KeyError, OSError) as e:
-      raise _unreadable(self.folder / str(step), e) from e
-    return restored.state, restored.meta
+    _, state, meta = self._restore(step, abstract)
+    return state, meta
 
   def restore_params(
     self,
@@ -116,45 +272,29 @@ class Checkpoints:
 
     Args:
       abstract: Shapes, dtypes and shardings to restore to.
-      step: Which checkpoint; the newest by default.
+      step: Which checkpoint; the newest good one by default.
       prefix: Of the names of the parameters wanted; all by default.
 
     Raises:
-      UserError: If there is no such checkpoint, or it is of another model.
+      UserError: If there is none that is good, or it is of another model.
     """
-    step = self.find(step)
-    ours, theirs = (
-      {name: x for name, x in params.items() if name.startswith(prefix)}
-      for params in (abstract, self._shapes(step)['params'])
-    )
-    _check_same_model(self.folder / str(step), ours, theirs)
-    return step, self._read(step, {'params': ours})['params']
+    wanted = {
+      name: x for name, x in abstract.items() if name.startswith(prefix)
+    }
+    step, state, _ = self._restore(step, {'params': wanted}, f'params/{prefix}')
+    return step, state['params']
 
-  def _read(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a checkpoint's state that `target` describes."""
-    folder = self.folder / str(step)
-    try:
-      with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(
-          folder / 'state',
-          args=ocp.args.PyTreeRestore(
-            target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-          ),
-        )
-    except (ValueError, KeyError, OSError) as e:
-      raise _unreadable(folder, e) from e
+  def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest checkpoint as NumPy arrays, whatever its model, and its meta.
 
-  def wait(self) -> None:
-    """Returns when all is on disk; raises what went wrong there."""
-    try:
-      self._manager.wait_until_finished()
-    except (OSError, ValueError) as e:  # TensorStore's are ValueErrors.
-      raise _cannot_write(self.folder, e) from e
+    Returns:
+      Nested dicts and lists with the names of `TrainState`, and the metadata.
 
-  def close(self) -> None:
-    self._manager.close()
+    Raises:
+      UserError: If there is none that is good.
+    """
+    _, state, meta = self._restore(None, None)
+    return state, meta
 
   def find(self, step: int | None) -> int:
     """The step of a checkpoint, the newest for None.
@@ -177,91 +317,225 @@ class Checkpoints:
       )
     return step
 
-  def _shapes(self, step: int) -> dict[str, Any]:
-    folder = self.folder / str(step)
-    try:
-      with ocp.PyTreeCheckpointer() as reader, _errors_only():
-        return reader.metadata(folder / 'state').item_metadata.tree
-    except AttributeError as e:  # Orbax finds no metadata and returns None.
-      raise _unreadable(folder, ValueError('no metadata')) from e
-    except (ValueError, KeyError, OSError) as e:
-      raise _unreadable(folder, e) from e
-
-  def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest checkpoint as NumPy arrays, whatever its model, and its meta.
-
-    Returns:
-      Nested dicts and lists with the names of `TrainState`, and the metadata.
-
-    Raises:
-      UserError: If there is no checkpoint, or it is damaged.
-    """
-    step = self.find(None)
-    target = jax.tree.map(
-      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
-      self._shapes(step),
+  def _restore(
+    self, step: int | None, target: Any, prefix: str = ''
+  ) -> tuple[int, Any, dict[str, Any]]:
+    """The step, state and metadata of a checkpoint, or the newest good one."""
+    asked, newest = step, self.find(step)
+    damaged = {}
+    for step in reversed(self.steps()):
+      if step > newest:
+        continue
+      folder = self.folder / str(step)
+      try:
+        state, meta = _load(folder, target, prefix)
+      except _Damaged as e:
+        if asked is not None:
+          raise UserError(
+            f'the checkpoint {folder} is damaged ({e}): give another step, or '
+            'none for the newest that is good'
+          ) from e
+        damaged[step] = str(e)  # The error itself holds on to what was read.
+        continue
+      self._pass_over(damaged, step)
+      return step, state, meta
+    # Nothing is renamed: the next start must not find an empty folder.
+    causes = '; '.join(f'{step}: {x}' for step, x in damaged.items())
+    raise UserError(
+      f'none of the checkpoints in {self.folder} can be read ({causes}): mend '
+      'one, or give another --workdir'
     )
-    state = self._read(step, target)
-    try:
-      meta = self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      ).meta
-    except (ValueError, KeyError, OSError) as e:
-      raise _unreadable(self.folder / str(step), e) from e
+
+  def _pass_over(self, damaged: Mapping[int, str], good: int) -> None:
+    """Says which are damaged, and in a run renames them."""
+    if not damaged:
+      return
+
+    def rename():
+      for step, cause in damaged.items():
+        folder = self.folder / str(step)
+        action = 'passed over'
+        if self._writes:
+          name = f'{step}.damaged'
+          while (self.folder / name).exists():
+            name += '+'
+          try:
+            folder.rename(self.folder / name)
+          except OSError as e:
+            raise _cannot_write(self.folder, e) from e
+          action = f'now {name}'
+        logging.warning(
+          'The checkpoint %s is damaged (%s): it is %s, step %d is taken.',
+          folder,
+          cause,
+          action,
+          good,
+        )
+
+    _together(rename if jax.process_index() == 0 else lambda: None)
+    self._manager.reload()
+
+
+class _Damaged(Exception):
+  """A checkpoint that is not what was saved; says why."""
+
+
+def _load(
+  folder: epath.Path, target: Any, prefix: str
+) -> tuple[Any, dict[str, Any]]:
+  """Reads and verifies a checkpoint; without a target, all that it holds.
+
+  Raises:
+    _Damaged: If it is not what was saved, on all processes alike.
+    UserError: If it is of another model, or may not be read.
+  """
+
+  def read():
+    with _judging_errors(folder):
+      meta, saved = _read_meta(folder)
+      return _read_state(folder, target, saved, prefix), meta, saved
+
+  state, meta, saved = _together(read)
+  if saved is None:
+    if jax.process_index() == 0:
+      logging.warning(
+        'The checkpoint %s is not verified: it is of an older version, which '
+        'kept no fingerprints.',
+        folder,
+      )
     return state, meta
+  found, _ = fingerprint.compute(state)
+  changed = [name for name, x in found.items() if x != saved[name].split()[1]]
+  if changed:
+    raise _Damaged(f'{changed[0]} is not what was saved{_and_more(changed)}')
+  return state, meta
 
 
-@contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-  """Mutes a warning of Orbax's that is about nothing."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(verbosity)
+def _read_meta(
+  folder: epath.Path,
+) -> tuple[dict[str, Any], dict[str, str] | None]:
+  """What `save` was given, and each leaf's type and fingerprint, if kept."""
+  meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
+  digest = meta.pop('sha256', None)
+  if digest != (records.digest(meta) if 'fingerprints' in meta else None):
+    raise _Damaged('its metadata are not what was saved')
+  return meta, meta.pop('fingerprints', None)
 
 
-def _check_same_model(folder: epath.Path, ours: Any, theirs: Any) -> None:
-  """Names the first leaves that differ between a model and a checkpoint."""
-  ours, theirs = _flat_shapes(ours), _flat_shapes(theirs)
-  differences = [
+def _read_state(
+  folder: epath.Path,
+  target: Any,
+  saved: Mapping[str, str] | None,
+  prefix: str,
+) -> Any:
+  """The part of the state that `target` describes; all of it for None."""
+  ours = target
+  if target is None or saved is None:
+    tree = _read_tree(folder)
+  if target is None:
+    ours = jax.tree.map(
+      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree
+    )
+  theirs = (
+    fingerprint.describe(tree)
+    if saved is None
+    else {name: text.split()[0] for name, text in saved.items()}
+  )
+  differences = _differences(
+    fingerprint.describe(ours),
+    {name: x for name, x in theirs.items() if name.startswith(prefix)},
+  )
+  if differences and target is None:
+    raise _Damaged(differences[0])
+  if differences:
+    raise UserError(
+      f'{folder} holds another model than config.model describes: '
+      f'{differences[0]}{_and_more(differences)}; give the --config it was '
+      'trained with, or another --workdir'
+    )
+  return ocp.PyTreeCheckpointHandler().restore(
+    folder / 'state',
+    args=ocp.args.PyTreeRestore(
+      ours,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(ours),
+      partial_restore=True,
+    ),
+  )
+
+
+def _read_tree(folder: epath.Path) -> Any:
+  """Shapes and dtypes as Orbax keeps them: nested dicts and lists."""
+  return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
+
+
+def _differences(
+  ours: Mapping[str, str], theirs: Mapping[str, str]
+) -> list[str]:
+  return [
     f'{name} is {theirs.get(name, "absent")} there and '
     f'{ours.get(name, "absent")} here'
     for name in sorted(ours.keys() | theirs.keys())
     if ours.get(name) != theirs.get(name)
   ]
-  if differences:
-    more = len(differences) - 1
-    raise UserError(
-      f'{folder} holds another model than config.model describes: '
-      f'{differences[0]}'
-      + (f' (and {more} more)' if more else '')
-      + '; give the --config it was trained with, or another --workdir'
-    )
 
 
-def _flat_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  def is_leaf(x):
-    return hasattr(x, 'shape')
+@contextlib.contextmanager
+def _judging_errors(folder: epath.Path) -> Iterator[None]:
+  """Tells damage, whatever it makes Orbax raise, from what may pass."""
+  try:
+    yield
+  except (UserError, _Damaged):
+    raise
+  except Exception as e:
+    root = e
+    while root.__cause__ is not None:  # Orbax wraps those of TensorStore.
+      root = root.__cause__
+    cause = str(root).strip().split('\n')[0][:200]
+    if isinstance(root, PermissionError) or 'PERMISSION_DENIED' in cause:
+      raise UserError(
+        f'the checkpoint {folder} may not be read ({cause}): make it readable'
+      ) from e
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(root, OSError):
+      passing = not isinstance(root, missing)
+    else:
+      passing = isinstance(root, (MemoryError, jax.errors.JaxRuntimeError))
+    if passing or any(code in cause for code in _PASSING):
+      raise
+    raise _Damaged(f'{type(root).__name__}: {cause}') from e
 
-  flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
-    for path, x in flat
-    if is_leaf(x)
-  }
+
+def _together(work: Callable[[], T]) -> T:
+  """Does something on all processes; where it fails on one, it does on all."""
+  result = error = None
+  try:
+    result = work()
+  except Exception as e:
+    error = e
+  if jax.process_count() > 1:
+    kinds = type(None), _Damaged, Exception
+    kind = next(i for i, x in enumerate(kinds) if isinstance(error, x))
+    worst = int(multihost_utils.process_allgather(np.asarray(kind)).max())
+    if worst > kind:
+      message = 'another process cannot go on with the checkpoints; see its log'
+      error = (_Damaged if worst == 1 else UserError)(message)
+  if error is not None:
+    raise error
+  return result
 
 
-def _unreadable(folder: epath.Path, cause: Exception) -> UserError:
-  first_line = str(cause).strip().split('\n')[0][:200]
-  return UserError(
-    f'the checkpoint {folder} cannot be read ({first_line}); move it away to '
-    'go on from the one before'
+def _and_more(names: list[str]) -> str:
+  return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+
+
+def _size(state: TrainState) -> int:
+  """Bytes of a checkpoint, about: noise hardly shrinks."""
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
   )
 
 
-def _cannot_write(folder: epath.Path, cause: Exception) -> UserError:
+def _cannot_write(folder: epath.Path, cause: Exception | str) -> UserError:
   return UserError(
     f'cannot write checkpoints to {folder} ({cause}); free some space or '
     'make it writable, then run the same command again'

@@ -1,15 +1,11 @@
 """From a recipe's data section to the pipeline that feeds the step."""
 
-from typing import Any
-
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from xfactor.data import convert, pipeline, sources
 from xfactor.data.views import Views
-from xfactor.errors import UserError
 
 
 def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
@@ -56,37 +52,6 @@ def views_of(config: ConfigDict, part: ConfigDict) -> Views:
     bump=data.bump,
     gap_sigma=data.gap_sigma,
     flip_prob=data.flip_prob,
-  )
-
-
-def check_unchanged(
-  saved: dict[str, Any], found: dict[str, Any], origin: str, *, allow: bool
-) -> None:
-  """Compares the data of a checkpoint with those a run would go on with.
-
-  Args:
-    saved: `Pipeline.fingerprint` of when the checkpoint was written.
-    found: The same of now.
-    origin: The checkpoint, for the message.
-    allow: Whether a difference is only logged.
-
-  Raises:
-    UserError: If they differ; names what, and both values.
-  """
-  differences = pipeline.differences(saved, found)
-  if not differences:
-    return
-  changes = '; '.join(differences)
-  if not saved['parts']:
-    changes = 'it was imported, and its data are not known'
-  if not allow:
-    raise UserError(
-      f'the training data are not those that {origin} was trained on '
-      f'({changes}): undo the change, give another --workdir, or go on with '
-      'the new data by --config.data.allow_change=true'
-    )
-  logging.warning(
-    'Going on from %s with other training data: %s', origin, changes
   )
 
 

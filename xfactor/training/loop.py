@@ -15,16 +15,25 @@ import tqdm
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline
+from xfactor.errors import UserError
 from xfactor.evaluation import heldout, reconstruction
 from xfactor.training import build as builds
 from xfactor.training import (
   checkpoint,
+  control,
   data,
   flops,
+  guards,
+  interruption,
   objectives,
+  resume,
   sharding,
   writers,
 )
+from xfactor.training.goodput import Goodput
+from xfactor.training.profiling import Profile
+from xfactor.training.step import modules
+from xfactor.training.watchdog import Watchdog
 
 T = TypeVar('T')
 
@@ -34,18 +43,32 @@ def train(config: ConfigDict, workdir: str) -> None:
 
   Raises:
     UserError: If something that the user can mend is wrong.
-    FloatingPointError: If the loss or its gradient is no longer finite.
+    FloatingPointError: If too many steps in a row were not finite.
+    interruption.Interrupted: If it was told to stop, and nothing is lost.
   """
   with contextlib.ExitStack() as stack:
     _train(
-      config, workdir, lambda x: stack.enter_context(contextlib.closing(x))
+      config,
+      workdir,
+      stack.enter_context(interruption.handling()),
+      lambda x: stack.enter_context(contextlib.closing(x)),
     )
 
 
-def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
+def _train(
+  config: ConfigDict,
+  workdir: str,
+  interrupted: interruption.Interruption,
+  owned: Callable[[T], T],
+) -> None:
   """`train`; what it opens is `owned`: closed however it ends."""
+  check_devices(config.expected_devices)
+  if config.compile_cache:
+    keep_programs(workdir)
   main_process = jax.process_index() == 0
   writer = owned(writers.Writer(workdir, active=main_process))
+  goodput = owned(Goodput(workdir, active=main_process))
+  began = time.monotonic()
 
   # ---------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
@@ -55,19 +78,27 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
 
   # ---------------------------------------------------------------------- data
   data.make(config)
+  watchdog = owned(
+    Watchdog(workdir, config.train.watchdog_minutes, jax.process_index())
+  )
   stream = data.open_pipeline(config)
   fingerprint = stream.fingerprint()
   lpips = {'lpips': weights} if weights else {}
   held_out = heldout.Heldout(config, build, lpips)
 
   # ------------------------------------ state: go on where it stopped, or begin
+  meta = {
+    'config': json.loads(config.to_json_best_effort()),
+    'data': fingerprint,
+  }
   checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
-  if checkpoints.steps():
+  checkpoints.check_room(build.abstract_state())
+  if checkpoints.resumable():
     state, saved = checkpoints.restore(build.abstract_state())
     origin = f'{checkpoints.folder / str(int(state.step))}'
-    data.check_unchanged(
-      saved['data'], fingerprint, origin, allow=config.data.allow_change
-    )
+    changes = resume.check(saved, meta, origin, allow=config.allow_change)
+    if changes:
+      origin += f', with {", ".join(changes)}'
   else:
     state = build.init()
     origin = f'random, seed {config.seed}'
@@ -79,20 +110,24 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
         config.init_networks,
       )
       state = dataclasses.replace(state, params=params)
+    saved = {}
   first = int(state.step)
   steps = config.train.steps
 
   # -------------------------------------------- compile: once, and never again
-  started = time.monotonic()
-  programs = {
-    whole: build.compile(whole=whole, weights=weights)
-    for whole in objectives.kinds_of_step(build.objective)
-  }
+  goodput.add('init', time.monotonic() - began)
+  watchdog.progress()
+  began = time.monotonic()
+  with goodput.measure('compile'):
+    programs = {
+      whole: build.compile(whole=whole, weights=weights, controlled=True)
+      for whole in objectives.kinds_of_step(build.objective)
+    }
+  watchdog.progress()
   facts = describe(config, build, stream, programs) | {
     'state': origin,
-    'compile': f'{time.monotonic() - started:.1f} s',
+    'compile': f'{time.monotonic() - began:.1f} s',
   }
-  meta = {'config': facts['config'], 'data': fingerprint}
   writer.header(facts)
   if main_process:
     for key, value in facts.items():
@@ -103,7 +138,17 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
   # The order within an iteration matters: step n is dispatched before the
   # metrics of step n - 1 are fetched, so that the device never waits for us.
   batches = owned(stream.batches(start_step=first))
-  log = Log(build)
+  requests = control.Requests(config.train.save_minutes, decides=main_process)
+  spikes = guards.Spikes(
+    config.train.spike_factor, first, saved.get('grad_norms', ())
+  )
+  diagnosis = guards.Diagnosis(
+    workdir, config.train.max_skipped, stream.config, modules(state.params)
+  )
+  profile = owned(
+    Profile(workdir, config.train.profile_at, config.train.profile_steps)
+  )
+  log = Log(build, requests, spikes, diagnosis)
   bar = owned(
     tqdm.tqdm(
       total=steps,
@@ -114,40 +159,75 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
       mininterval=0.5 if sys.stderr.isatty() else 30,
     )
   )
-  for step in range(first, steps):
-    with log.waiting():
-      batch = next(batches)
-      batch = {key: batch[key] for key in ('images', 'frames')}
-      batch = sharding.to_mesh(build.mesh, batch)
-    whole = objectives.is_whole_step(config.seed, step, build.objective)
-    state, metrics = programs[whole](state, batch, weights)
-    log.add(step, metrics)
-    bar.update()
-    done = step + 1
-    if done == steps:
-      log.flush()
-    if done % config.train.log_every == 0 or done == steps:
-      bad = {k: n for k, n in batches.bad.items() if n}
-      values = log.read() | {'bad_examples': batches.bad_count()}
-      values |= {f'bad_examples/{name}': n for name, n in bad.items()}
-      writer.scalars(done, values)
-      bar.set_postfix_str(
-        f'loss {values["loss"]:.4f}, {values["frames_per_s"]:.0f} frames/s'
-        + ''.join(f', {n} unreadable of {name}' for name, n in bad.items())
+  with interrupted.deferred():
+    for step in range(first, steps):
+      profile.before(step)
+      with log.waiting(), goodput.measure('data_wait'):
+        batch = next(batches)
+        examples = {key: batch[key] for key in ('part', 'clip')}
+        batch = {key: batch[key] for key in ('images', 'frames')}
+        batch = sharding.to_mesh(build.mesh, batch)
+      whole = objectives.is_whole_step(config.seed, step, build.objective)
+      told = control.make(
+        build.mesh,
+        requests.ask(stop=interrupted.requested),
+        spikes.limit(step),
       )
-    if done % config.train.save_every == 0 or done == steps:
-      log.flush()  # Only states known to be finite are worth keeping.
-      checkpoints.save(state, meta)
-    every = config.train.eval_every
-    if every and done % every == 0 and done < steps:
-      report(held_out(state.params), writer, done)
-      log.restart()
-  bar.close()
-  checkpoints.wait()
+      began = time.monotonic()
+      with jax.transfer_guard('disallow'):
+        state, metrics = programs[whole](state, batch, weights, told)
+        log.add(step, metrics, examples)
+      done = step + 1
+      goodput.add('step', time.monotonic() - began, step=done)
+      profile.after(step, state.step)
+      watchdog.progress()
+      bar.update()
+      if done == steps:
+        log.flush()
+      if done % config.train.log_every == 0 or done == steps:
+        bad = {k: n for k, n in batches.bad.items() if n}
+        values = log.read() | {'bad_examples': batches.bad_count()}
+        values |= {f'bad_examples/{name}': n for name, n in bad.items()}
+        writer.scalars(done, values)
+        goodput.flush()
+        bar.set_postfix_str(
+          f'loss {values["loss"]:.4f}, {values["frames_per_s"]:.0f} frames/s'
+          + ''.join(f', {n} unreadable of {name}' for name, n in bad.items())
+          + ''.join(f', {values[k]} {k}' for k in guards.COUNTED if values[k])
+        )
+      every = config.train.eval_every
+      evaluates = every and done % every == 0 and done < steps
+      if (
+        done % config.train.save_every == 0
+        or done == steps
+        or evaluates
+        or requests.agreed
+      ):
+        log.flush()  # What is saved with the state is up to this step.
+        with goodput.measure('checkpoint'):
+          checkpoints.save(state, meta | {'grad_norms': spikes.norms()})
+        requests.saving()
+      if checkpoints.poll() is not None:
+        requests.saved()
+      if requests.agreed == control.STOP:
+        checkpoints.wait()
+        if main_process:
+          print(f'saved at step {done}', file=sys.stderr)
+        raise interruption.Interrupted
+      if evaluates:
+        checkpoints.wait()
+        requests.saved()
+        with interrupted.at_once(), goodput.measure('evaluation'):
+          report(held_out(state.params), writer, done)
+        watchdog.progress()
+        log.restart()
+    bar.close()
+    checkpoints.wait()
 
   # ------------------------------------------------------------------ held out
   done = int(state.step)
-  results = held_out(state.params)
+  with goodput.measure('evaluation'):
+    results = held_out(state.params)
   if main_process:
     heldout.write(workdir, done, results)
   report(results, writer, done)
@@ -155,6 +235,25 @@ def _train(config: ConfigDict, workdir: str, owned: Callable[[T], T]) -> None:
     for name, result in results.items():
       print(reconstruction.table(name, result))
     print(f'checkpoints, curves and pictures are in {workdir}')
+
+
+def check_devices(expected: int) -> None:
+  """Raises UserError if there are fewer than expected; 0 expects nothing."""
+  found = jax.device_count()
+  if found < expected:
+    raise UserError(
+      f'config.expected_devices={expected} but there are {found}, '
+      f'{jax.local_device_count()} of them in this one of '
+      f'{jax.process_count()} process(es): start the command on all hosts '
+      '(gcloud ... --worker=all), or give --coordinator, --processes and '
+      '--process'
+    )
+
+
+def keep_programs(workdir: str) -> None:
+  """Keeps compiled programs with the run, unless JAX was told where to."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', f'{workdir}/compile_cache')
 
 
 def report(
@@ -215,7 +314,17 @@ def step_flops(build: builds.Build) -> int:
 class Log:
   """Metrics fetched one step late, and where the time went meanwhile."""
 
-  def __init__(self, build: builds.Build):
+  def __init__(
+    self,
+    build: builds.Build,
+    requests: control.Requests,
+    spikes: guards.Spikes,
+    diagnosis: guards.Diagnosis,
+  ):
+    """Begins; the others are told what arrives."""
+    self._requests = requests
+    self._spikes = spikes
+    self._diagnosis = diagnosis
     self._frames_per_step = build.batch * build.views
     self._flops = step_flops(build)
     kinds = [device.device_kind for device in build.mesh.devices.flat]
@@ -240,40 +349,50 @@ class Log:
     yield
     self._wait += time.monotonic() - began
 
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+  def add(
+    self,
+    step: int,
+    metrics: dict[str, jax.Array],
+    examples: dict[str, np.ndarray],
+  ) -> None:
     """Takes a step's metrics, still on the way, and fetches the last step's."""
     self.flush()
-    self._pending = step, metrics
+    self._pending = step, metrics, examples
     self._steps += 1
 
   def flush(self) -> None:
     """Fetches what is pending.
 
     Raises:
-      FloatingPointError: If the loss or its gradient is not finite.
+      FloatingPointError: If too many steps in a row were not finite.
     """
     if self._pending is None:
       return
-    step, metrics = self._pending
+    step, metrics, examples = self._pending
     self._pending = None
+    module_norms = metrics.pop('module_norms')
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    for key in ('loss', 'grad_norm'):
-      if not math.isfinite(values[key]):
-        raise FloatingPointError(
-          f'{key} is {values[key]} in step {step}; the newest checkpoint is '
-          'from before it. Lower config.optimizer.learning_rate, or look at '
-          'the examples of that step'
-        )
+    self._requests.hear(int(values.pop('request')))
+    self._spikes.add(values['grad_norm'])
+    self._diagnosis.take(step, values, module_norms, examples)
     self._metrics.append(values)
 
   def read(self) -> dict[str, float]:
-    """Means of what has arrived, the interval's speed; begins a new one."""
+    """Means of what has arrived, the interval's speed; begins a new one.
+
+    Steps that were not finite are not in the means.
+    """
     if not self._metrics:  # One step so far, and it is on its way.
       self.flush()
     seconds = time.monotonic() - self._started
+    finite = [x for x in self._metrics if not x['skipped']] or self._metrics
     values = {
-      key: float(np.mean([metrics[key] for metrics in self._metrics]))
+      key: float(np.mean([metrics[key] for metrics in finite]))
       for key in self._metrics[0]
+    }
+    values |= {
+      key: int(sum(metrics[key] for metrics in self._metrics))
+      for key in guards.COUNTED
     }
     values |= {
       'learning_rate': self._metrics[-1]['learning_rate'],

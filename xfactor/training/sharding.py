@@ -1,8 +1,9 @@
 """One mesh and one list of rules; arrays are born where they belong.
 
 Axes: 'data' repeats the parameters and splits the batch, 'fsdp' splits both,
-'tensor' splits the widths of wide layers. On big slices keep data >= 2: a
-single huge fsdp axis compiles to full all-reduces.
+'tensor' splits the widths of wide layers. Only 'data' crosses the network
+between slices (TPU slices, or machines with GPUs); the others need the fast
+links within one.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,9 +23,17 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
 
 
+# A single huge fsdp axis compiles to full all-reduces, and splitting further
+# saves no memory to speak of.
+_MOST_FSDP = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Devices along each axis; -1 takes what is left, on one axis at most."""
+  """Devices along each axis; -1 takes what is left, on one axis at most.
+
+  With data and fsdp both -1, fsdp takes up to 8 of a slice, data the rest.
+  """
 
   data: int = -1
   fsdp: int = 1
@@ -43,27 +53,54 @@ PARAM_RULES = (
 def make_mesh(
   config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """The mesh over all devices.
+  """The mesh over all devices, laid out for the links between them.
 
   Raises:
-    UserError: If the axes do not multiply to the number of devices.
+    UserError: If the axes do not multiply to the number of devices, or an axis
+      other than 'data' would cross slices.
   """
   devices = jax.devices() if devices is None else devices
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  sizes = _axis_sizes(config, len(devices), slices)
+  if sizes[0] % slices:
+    raise UserError(
+      f'config.mesh.data={sizes[0]} must be a multiple of {slices}, the number '
+      'of slices (or machines with GPUs): no other axis may cross the network '
+      'between them'
+    )
+  if slices == 1:
+    places = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  else:
+    places = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]),
+      (slices, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _axis_sizes(config: Config, devices: int, slices: int) -> list[int]:
   sizes = [config.data, config.fsdp, config.tensor]
+  if sizes[:2] == [-1, -1] and config.tensor > 0:
+    in_slice = devices // slices // config.tensor
+    sizes[1] = max(
+      (n for n in range(1, _MOST_FSDP + 1) if in_slice % n == 0), default=1
+    )
   known = math.prod(size for size in sizes if size != -1)
-  if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
-    sizes[sizes.index(-1)] = len(devices) // known
-  if -1 in sizes or math.prod(sizes) != len(devices):
+  if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if -1 in sizes or math.prod(sizes) != devices:
     asked = ' x '.join(
       f'{name}={size}' for name, size in dataclasses.asdict(config).items()
     )
     raise UserError(
-      f'config.mesh asks for {asked} but there are {len(devices)} devices; '
+      f'config.mesh asks for {asked} but there are {devices} devices; '
       'use -1 for one axis to take what is left'
     )
-  return jax.make_mesh(
-    sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-  )
+  return sizes
 
 
 def check_batch(mesh: Mesh, batch: int, name: str) -> None:

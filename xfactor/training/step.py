@@ -1,18 +1,20 @@
 """The train step: pure, one program for split steps and one for whole ones."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
 from xfactor.models.layers import to_float
 from xfactor.training import objectives
+from xfactor.training.control import Control
 from xfactor.training.state import TrainState
 
 
@@ -28,6 +30,7 @@ def train_step(
   state: TrainState,
   batch: Batch,
   perceptual_weights: Params | None = None,
+  control: Control | None = None,
   *,
   functional: Functional,
   tx: optax.GradientTransformation,
@@ -36,11 +39,15 @@ def train_step(
   seed: int,
   accumulate: int,
   whole: bool,
-) -> tuple[TrainState, dict[str, Float[Array, '']]]:
+) -> tuple[TrainState, dict[str, Array]]:
   """One optimizer update on a global batch.
 
   Everything random is drawn for the global batch from (seed, step), so that
   neither the mesh nor `accumulate` changes what an example sees.
+
+  Where the loss or the gradient is not finite, or the gradient too large,
+  parameters and optimizer stay as they are, its counts included; only the step
+  goes on. So a state is never worse than the one before.
 
   Args:
     state: Donated by the caller.
@@ -48,6 +55,7 @@ def train_step(
       int32 [b, v], their places in their clips, in order of time.
     perceptual_weights: Of LPIPS, an argument so that they are no constants
       of the program; None where the loss has none.
+    control: Requests and the largest gradient; none and infinity by default.
     functional: The networks' structure.
     tx: The gradient transformation.
     schedule: Learning rate by update, for the metrics.
@@ -57,8 +65,10 @@ def train_step(
     whole: Leave all examples unsplit.
 
   Returns:
-    The next state and the step's metrics (loss and its parts, gradient norm
-    before clipping, learning rate).
+    The next state and the step's metrics: loss and its parts, gradient norm
+    before clipping, learning rate, whether the step was `skipped` because it
+    was not finite or as one of the `spikes`, the `request`, and `module_norms`
+    [modules], the gradient's by module in the order of `modules`.
   """
   key = jax.random.fold_in(root_keys(seed)[1], state.step)
   draws = objectives.draw(key, batch['frames'], objective)
@@ -83,12 +93,45 @@ def train_step(
     accumulate,
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  after = optax.apply_updates(state.params, updates), opt_state
+  module_norms = jnp.stack(
+    [
+      optax.tree.norm({k: grads[k] for k in paths})
+      for paths in modules(grads).values()
+    ]
+  )
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)
+  limit = jnp.inf if control is None else control.max_grad_norm
+  taken = finite & (grad_norm <= limit)
+  params, opt_state = jax.tree.map(
+    functools.partial(jnp.where, taken),
+    after,
+    (state.params, state.opt_state),
+  )
   metrics |= {
-    'grad_norm': optax.tree.norm(grads),
-    'learning_rate': schedule(state.step),
+    'grad_norm': grad_norm,
+    'learning_rate': schedule(_updates_done(state.opt_state)),
+    'skipped': ~finite,
+    'spikes': finite & ~taken,
+    'module_norms': module_norms,
   }
+  if control is not None:
+    metrics['request'] = control.requests.max()
   return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def modules(params: Mapping[str, Any]) -> dict[str, list[str]]:
+  """The modules that have parameters, in order, and their parameters' paths."""
+  found = {}
+  for path in sorted(params):
+    found.setdefault(path.rpartition('/')[0], []).append(path)
+  return found
+
+
+def _updates_done(opt_state: Any) -> Array:
+  """Updates that the optimizer has done: those left out do not count."""
+  return optax.tree.get_all_with_path(opt_state, 'count')[0][1]
 
 
 def accumulate_gradients(gradient: Callable, batch, parts: int):

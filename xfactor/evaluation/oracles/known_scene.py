@@ -94,6 +94,15 @@ class Oracle(oracles.PoseOracle):
       'opencv': cv2.__version__,
     }
 
+  def batch(
+    self, clips: Sequence[tuple[oracles.Images, oracles.Scene | None]]
+  ) -> list[oracles.PoseResult]:
+    # Scene by scene: what is known of one takes long to prepare.
+    out = {}
+    for i in sorted(range(len(clips)), key=lambda i: _row(clips[i][1])):
+      out[i] = self(*clips[i])
+    return [out[i] for i in range(len(clips))]
+
   def __call__(
     self, images: oracles.Images, scene: oracles.Scene | None = None
   ) -> oracles.PoseResult:
@@ -110,7 +119,10 @@ class Oracle(oracles.PoseOracle):
       self._choose(scene),
       *images.shape[1:3],
     )
-    found = [self._localise(image, world) for image in images]
+    # A camera that is frozen gives one picture again and again.
+    different, places = np.unique(images, axis=0, return_inverse=True)
+    found = [self._localise(image, world) for image in different]
+    found = [found[i] for i in places.tolist()]
     lost = [
       f'frame {i}: {x.inliers} inliers of the {self._min_inliers} needed'
       for i, x in enumerate(found)
@@ -171,6 +183,10 @@ class Oracle(oracles.PoseOracle):
     count = len(np.unique(here[inlier], axis=0))
     median = float(np.median(error[inlier])) if count else None
     return _Found(pose, count, median, correlation)
+
+
+def _row(scene: oracles.Scene | None) -> int:
+  return -1 if scene is None else int(scene.clip)
 
 
 @dataclasses.dataclass(frozen=True)

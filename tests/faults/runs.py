@@ -1,0 +1,191 @@
+"""Training runs as processes of their own, to be told to stop and killed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+from tests.conftest import QUICK
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Far more than anything takes: what is waited for in vain is a failure.
+PATIENCE = 600
+
+_RECIPE = """
+import ctypes
+import os
+
+from tests.training import small
+from xfactor.data import pipeline
+from xfactor.evaluation import heldout
+from xfactor.training import build
+
+build.load_perceptual = lambda *args, **kwargs: None  # As if not installed.
+
+
+def hang(*args, **kwargs):
+  '''In C, where Python's signal handlers do not run.'''
+  open({folder!r} + '/hanging', 'w').close()
+  libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+  libc.pthread_mutex_lock(lock)
+  libc.pthread_mutex_lock(lock)
+
+
+match os.environ.get('HANG'):
+  case 'compile':
+    build.Build.compile = hang
+  case 'data':
+    pipeline.Batches.__next__ = hang
+  case 'evaluation':
+    heldout.Heldout.__call__ = hang
+
+
+def get_config():
+  return small.recipe(
+    {data!r},
+    model__features=8,
+    objective__unmasked_prob=0.0,
+    data__image_size=16,
+    eval__batch=8,
+    train__log_every=1,
+    train__keep=100,
+  )
+"""
+
+
+def write_recipe(folder, data):
+  """Writes the recipe of all these runs.
+
+  Environment variable HANG makes a part of a run hang, which a file `hanging`
+  beside the recipe then tells.
+  """
+  path = folder / 'recipe.py'
+  path.write_text(_RECIPE.format(data=str(data), folder=str(folder)))
+  return path
+
+
+def free_port():
+  with contextlib.closing(socket.socket()) as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+class Run:
+  """The processes of a run; those that are left are killed in the end.
+
+  Attributes:
+    workdir: Its folder.
+    processes: Of subprocess.
+  """
+
+  def __init__(self, recipe, workdir, *flags, processes=1, hang=''):
+    self.workdir = workdir
+    workdir.mkdir(exist_ok=True)
+    self._hanging = recipe.parent / 'hanging'
+    self._hanging.unlink(missing_ok=True)
+    self._known = len(losses(workdir, every=True))
+    cluster = [[]]
+    if processes > 1:
+      shared = [
+        f'--coordinator=127.0.0.1:{free_port()}',
+        f'--processes={processes}',
+        '--heartbeat=10',
+      ]
+      cluster = [[*shared, f'--process={i}'] for i in range(processes)]
+    self._logs = [
+      open(workdir / f'{i}.txt', 'a+')  # noqa: SIM115
+      for i in range(processes)
+    ]
+    self.processes = [
+      subprocess.Popen(
+        [
+          sys.executable,
+          '-m',
+          'xfactor.main',
+          f'--config={recipe}',
+          f'--workdir={workdir}',
+          *own,
+          *flags,
+        ],
+        cwd=ROOT,
+        env={
+          **os.environ,
+          'PYTHONPATH': str(ROOT),
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': QUICK,
+          'HANG': hang,
+          'JAX_COMPILATION_CACHE_DIR': str(recipe.parent / 'programs'),
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        },
+        stdout=log,
+        stderr=log,
+      )
+      for own, log in zip(cluster, self._logs, strict=True)
+    ]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for process, log in zip(self.processes, self._logs, strict=True):
+      process.kill()
+      process.wait()
+      log.close()
+
+  def tell(self, signum, process=0):
+    self.processes[process].send_signal(signum)
+
+  def codes(self, among=None):
+    """Exit codes, when all of them (or of those `among`) have ended."""
+    chosen = range(len(self.processes)) if among is None else among
+    return [self.processes[i].wait(PATIENCE) for i in chosen]
+
+  def until(self, condition):
+    """Waits until it holds; whether it did before a process ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+      if any(process.poll() is not None for process in self.processes):
+        return condition()
+      assert time.monotonic() < deadline, self.output()
+      time.sleep(0.02)
+    return True
+
+  def reached(self):
+    """Updates done, as far as this run has logged them; 0 for none."""
+    return max(losses(self.workdir, every=True)[self._known :], default=(0,))[0]
+
+  def hangs(self):
+    return self._hanging.exists()
+
+  def output(self, process=0):
+    """What it has written, as those before it in the same folder."""
+    return (self.workdir / f'{process}.txt').read_text()
+
+  def complete(self):
+    """Waits for a good end."""
+    codes = self.codes()
+    assert not any(codes), f'{codes}: ' + '\n'.join(
+      self.output(i)[-3000:] for i in range(len(codes))
+    )
+
+
+def losses(workdir, *, every=False):
+  """Loss by updates done, the last logged; or every pair as it was logged."""
+  file = workdir / 'metrics.jsonl'
+  pairs = []
+  for text in file.read_text().splitlines() if file.exists() else ():
+    with contextlib.suppress(ValueError):
+      line = json.loads(text)
+      if 'loss' in line:
+        pairs.append((line['step'], line['loss']))
+  return pairs if every else dict(pairs)
+
+
+def saved(workdir):
+  """Steps with a checkpoint, oldest first."""
+  names = [path.name for path in workdir.glob('checkpoints/*')]
+  return sorted(int(name) for name in names if name.isdigit())

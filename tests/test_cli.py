@@ -1,0 +1,88 @@
+"""How the binaries join a cluster, and how they end."""
+
+import time
+
+import jax
+import pytest
+from absl import flags
+
+from xfactor import cli
+from xfactor.errors import UserError
+from xfactor.training import interruption
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """What jax.distributed.initialize was called with."""
+  for name in ('TPU_WORKER_HOSTNAMES', 'SLURM_STEP_NUM_TASKS'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  calls = []
+  monkeypatch.setattr(
+    jax.distributed,
+    'initialize',
+    lambda *args, **kwargs: calls.append((args, kwargs)),
+  )
+  parsed = flags.FLAGS.is_parsed()
+  flags.FLAGS.mark_as_parsed()
+  yield calls
+  if not parsed:
+    flags.FLAGS.unparse_flags()
+
+
+def test_alone_nothing_is_joined(joined):
+  cli.initialize_distributed()
+  assert not joined
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('TPU_WORKER_HOSTNAMES', 'a,b'), ('SLURM_STEP_NUM_TASKS', '2')],
+)
+def test_clusters_are_joined(joined, monkeypatch, name, value):
+  monkeypatch.setenv(name, value)
+  cli.initialize_distributed()
+  assert joined == [((), {'heartbeat_timeout_seconds': 100})]
+
+
+def test_hosts_with_tpus_are_joined(joined, monkeypatch):
+  """Google's VMs have no variable that tells of the other workers."""
+  monkeypatch.delenv('TPU_SKIP_MDS_QUERY')
+  monkeypatch.setattr(cli.importlib.util, 'find_spec', lambda name: name)
+  cli.initialize_distributed()
+  assert not joined  # The tests run with jax_platforms=cpu.
+  platforms = jax.config.jax_platforms
+  jax.config.update('jax_platforms', None)
+  try:
+    cli.initialize_distributed()
+  finally:
+    jax.config.update('jax_platforms', platforms)
+  assert len(joined) == 1
+
+
+def test_who_waits_for_others_is_told_what_to_do(joined, monkeypatch, capsys):
+  monkeypatch.setattr(cli, '_PATIENCE', 0.01)
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *_, **__: time.sleep(1)
+  )
+  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
+  cli.initialize_distributed()
+  assert '--worker=all' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('error', 'code'),
+  [
+    (UserError('bad'), 2),
+    (FloatingPointError('diverged'), 1),
+    (interruption.Interrupted(), 42),
+    (KeyboardInterrupt(), 130),
+  ],
+)
+def test_how_it_ends_is_in_the_exit_code(error, code, capsys):
+  with pytest.raises(SystemExit) as caught, cli.reporting_user_errors():
+    raise error
+  assert caught.value.code == code
+  said = capsys.readouterr().err
+  assert len(said.splitlines()) == 1
+  assert str(error) in said

@@ -1,0 +1,55 @@
+"""Trains the learned pose oracle, and lets it pass a gate or not.
+
+  python tools/train_pose_oracle.py --config=configs/pose_oracle.py \
+      --workdir=runs/pose_oracle
+
+Writes WORKDIR/pose_oracle.safetensors, which `python -m xfactor.eval
+--oracle=learned --oracle_options=weights=WORKDIR` takes if the gate is passed.
+Exit codes: 0 passed, 1 not passed (the oracle refuses the file), 2 bad input
+(one line on stderr says what), 130 stopped by Ctrl-C: nothing is written then.
+"""
+
+from absl import app, flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from xfactor import cli
+from xfactor.errors import UserError
+from xfactor.evaluation.oracles import learned
+from xfactor.training import data, pose_oracle
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The recipe.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the weights.')
+
+
+def _run(config: ConfigDict, workdir: epath.Path) -> bool:
+  """Makes the data, trains and writes the weights; returns if they passed."""
+  named = config.data.names.split(',')
+  wanted = {k: v for k, v in config.data.make.items() if k in named}
+  data.make(ConfigDict({'data': {'dir': config.data.dir, 'make': wanted}}))
+  workdir.mkdir(parents=True, exist_ok=True)
+  scenes = pose_oracle.held_out(config)
+  network = pose_oracle.fit(config, pose_oracle.load_footage(config))
+  network, gate = pose_oracle.examine(network, scenes, config.gate)
+  path = workdir / learned.FILE
+  learned.save(path, network, gate)
+  print(pose_oracle.table(gate['rows']))
+  for failure in gate['failures']:
+    print(f'gate: {failure}')
+  verdict = 'passed' if gate['passed'] else 'NOT passed: the oracle refuses it'
+  print(f'{path}: gate {verdict}')
+  return gate['passed']
+
+
+def main(_: list[str]) -> int:
+  """Runs the tool; returns the exit code."""
+  with cli.reporting_user_errors():
+    if _CONFIG.value is None or not _WORKDIR.value:
+      raise UserError('give --config=configs/pose_oracle.py and --workdir')
+    return 0 if _run(_CONFIG.value, epath.Path(_WORKDIR.value)) else 1
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=cli.parse_flags)

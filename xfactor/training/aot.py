@@ -1,0 +1,367 @@
+"""Compiling train steps for TPUs that are not there, and what XLA made of them.
+
+libtpu compiles for any topology on any machine; jax.experimental.topologies
+stands in for the devices.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from xfactor.errors import UserError
+from xfactor.models import perceptual
+from xfactor.training import build as builds
+from xfactor.training import flops, objectives
+
+TOPOLOGIES = (
+  *('v3:2x2', 'v3:4x4', 'v4:2x2x1', 'v4:4x4x4'),
+  *('v5e:2x2', 'v5e:4x4', 'v5e:8x8', 'v5e:16x16'),
+  *('v5p:2x2x1', 'v5p:4x4x4', 'v5p:8x8x8', 'v5p:16x16x24'),
+  *('v6e:2x2', 'v6e:4x4', 'v6e:8x8', 'v6e:16x16'),
+)
+# libtpu looks for a TPU machine around it, and for other users of its TPU.
+ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+_GIB = 2**30
+
+
+@dataclasses.dataclass
+class Collective:
+  """All uses of one kind of collective in a step, on one chip.
+
+  Attributes:
+    count: Instructions of the program.
+    bytes: Of the whole arrays that they gather, reduce or exchange.
+    sent: Bytes that leave a chip, by ring algorithms.
+  """
+
+  count: int = 0
+  bytes: float = 0.0
+  sent: float = 0.0
+
+
+KINDS = (
+  'all-gather',
+  'reduce-scatter',
+  'all-reduce',
+  'all-to-all',
+  'collective-permute',
+)
+_NETWORK = 'over the network'
+_HEAD = re.compile(r'^(?:ENTRY )?%([\w.\-]+) \(.*\{$')
+_OP = re.compile(rf' = (.*?) ({"|".join(KINDS)})(-start)?\(')
+_SEND = re.compile(r' = (.*?) send\(.*_xla_megascale_transfer_type')
+_CALL = re.compile(
+  r'(?:calls|to_apply|body|condition|\w+_computation)=%([\w.\-]+)'
+)
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_WHILE = re.compile(r' while\(.*condition=%([\w.\-]+)')
+_ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]')
+
+
+def collectives(hlo: str) -> dict[str, Collective]:
+  """Counts collectives in the text of an optimized TPU program.
+
+  TPUs scatter while they reduce in fusions called all-reduce-scatter, whose
+  inside is an all-reduce. What runs asynchronously appears several times with
+  one channel. Between slices, hosts send parts of all-reduces.
+  """
+  bodies, entry = _computations(hlo)
+  found = {kind: Collective() for kind in (*KINDS, _NETWORK)}
+  seen = set()
+  for name, turns in _turns(bodies, entry).items():
+    for line in bodies[name]:
+      if network := _SEND.search(line):
+        found[_NETWORK].count += 1
+        found[_NETWORK].bytes += turns * max(_sizes(network[1]))
+      if not (op := _OP.search(line)):
+        continue
+      shape, kind, started = op.groups()
+      channel = re.search(r'channel_id=(\d+)', line)
+      if channel and kind != 'collective-permute':
+        if (kind, channel[1]) in seen:
+          continue
+        seen.add((kind, channel[1]))
+      # Where it only starts, the shape is of operand and result.
+      size = max(_sizes(shape)) if started else sum(_sizes(shape))
+      if 'all-reduce-scatter' in name and kind == 'all-reduce':
+        kind = 'reduce-scatter'
+      ways = _group_size(line)
+      if kind == 'reduce-scatter' and 'all-reduce-scatter' not in name:
+        size *= ways
+      share = (ways - 1) / ways if ways else 1
+      total = found[kind]
+      total.count += 1
+      total.bytes += turns * size
+      passes = {'all-reduce': 2 * share, 'collective-permute': 1}
+      total.sent += turns * size * passes.get(kind, share)
+  return found
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+  """The lines of each computation, and which one is the program."""
+  bodies, name, entry = {}, '', ''
+  for line in hlo.splitlines():
+    if head := _HEAD.match(line):
+      name = head[1]
+      bodies[name] = []
+      entry = name if line.startswith('ENTRY') else entry
+    elif name:
+      bodies[name].append(line)
+  return bodies, entry
+
+
+def _turns(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
+  """How often each computation runs in a step; callers come first."""
+  calls = {name: list(_calls(bodies, name)) for name in bodies}
+  order, seen = [], set()
+
+  def visit(name):
+    if name in seen:
+      return
+    seen.add(name)
+    for callee, _ in calls[name]:
+      visit(callee)
+    order.append(name)
+
+  visit(entry)
+  turns = collections.Counter({entry: 1})
+  for name in reversed(order):
+    for callee, times in calls[name]:
+      turns[callee] += turns[name] * times
+  return turns
+
+
+def _calls(
+  bodies: dict[str, list[str]], name: str
+) -> Iterator[tuple[str, int]]:
+  for line in bodies[name]:
+    loop = _WHILE.search(line)
+    times = _trip_count(bodies[loop[1]]) if loop else 1
+    names = _CALL.findall(line)
+    for branches in _BRANCHES.findall(line):
+      names += re.findall(r'%([\w.\-]+)', branches)
+    yield from ((callee, times) for callee in names if callee in bodies)
+
+
+def _trip_count(condition: list[str]) -> int:
+  """Of a scan: its counter is compared with a constant."""
+  limits = [int(n) for n in re.findall(r'constant\((\d+)\)', str(condition))]
+  return max(limits, default=1)
+
+
+def _sizes(shape: str) -> list[int]:
+  return [
+    math.prod(int(n) for n in dims.split(',') if n)
+    * (1 if kind == 'pred' else int(bits) // 8)
+    for kind, bits, dims in _ARRAY.findall(shape)
+  ]
+
+
+def _group_size(line: str) -> int:
+  """Devices that take part together."""
+  if found := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
+    return len(found[1].split(','))
+  if found := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
+    return int(found[1])
+  if found := re.search(r'replica_groups=mesh\[(.*?)\].*?\{(.*?)\}', line):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    axes = re.findall(r"'(\w+)'", found[2])
+    return math.prod(int(sizes[axis]) for axis in axes)
+  return 0
+
+
+@dataclasses.dataclass
+class Report:
+  """What one program needs, and how fast it could be.
+
+  Attributes:
+    program: 'split' or 'whole'.
+    fits: Whether a chip's memory holds it.
+    seconds: Of tracing and compiling.
+    needed: GiB a chip: all of the below.
+    capacity: GiB that a program can have.
+    arguments, temporaries, peak: GiB, as XLA counts them.
+    kernels: Mosaic kernels (attention) in the program.
+    collectives: By kind.
+    bounds: Least seconds of a step: 'compute', 'HBM', 'ICI'.
+    model_tflop: Of a step, on all chips.
+    mfu: Bound on the model FLOPs' share of the peak.
+  """
+
+  program: str
+  fits: bool
+  seconds: float
+  needed: float
+  capacity: float
+  arguments: float = math.nan
+  temporaries: float = math.nan
+  peak: float = math.nan
+  kernels: int = 0
+  collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
+  bounds: dict[str, float] = dataclasses.field(default_factory=dict)
+  model_tflop: float = math.nan
+  mfu: float = math.nan
+
+  def __str__(self) -> str:
+    lines = [
+      f'{self.program} program, compiled in {self.seconds:.0f} s: '
+      f'{self.needed:.2f} of {self.capacity:.2f} GiB a chip, '
+      f'{"fits" if self.fits else "DOES NOT FIT"}'
+    ]
+    if self.collectives:
+      lines += [
+        f'arguments {self.arguments:.2f}, temporaries {self.temporaries:.2f}, '
+        f'peak {self.peak:.2f} GiB; {self.kernels} attention kernels',
+        ', '.join(
+          f'{kind} {uses.count} ({uses.bytes / 1e9:.3g} GB)'
+          for kind, uses in self.collectives.items()
+          if uses.count
+        )
+        or 'no collectives',
+        f'{self.model_tflop:.4g} TFLOP a step; at least '
+        + ', '.join(f'{k} {1e3 * v:.3g} ms' for k, v in self.bounds.items())
+        + f': MFU below {self.mfu:.0%}',
+      ]
+    return '\n    '.join(lines)
+
+
+def describe(name: str, slices: int) -> Sequence[jax.Device]:
+  """The devices of a topology, one a chip from v4 on.
+
+  Raises:
+    UserError: If libtpu is missing or does not know the topology.
+  """
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError(
+      'compiling for TPUs needs libtpu; install it by `pip install -e .[tpu]`'
+    )
+  for key, value in ENVIRONMENT.items():
+    os.environ.setdefault(key, value)
+  options = {'num_slices': slices} if slices > 1 else {}
+  if name.startswith('v4:'):
+    options['chip_config_name'] = 'megacore'
+  try:
+    return topologies.get_topology_desc(
+      platform='tpu', topology_name=name, **options
+    ).devices
+  except jax.errors.JaxRuntimeError as e:
+    raise UserError(
+      f'--topology={name} is none that libtpu knows ({e}); these are known, '
+      f'and other sizes of them: {", ".join(TOPOLOGIES)}'
+    ) from e
+
+
+def compile_step(build: builds.Build, *, whole: bool) -> Report:
+  """Compiles one program for the build's devices and reports on it."""
+  kind = build.mesh.devices.flat[0].device_kind
+  chip = flops.chip(kind)
+  weights = None
+  if build.objective.lpips_weight:
+    weights = perceptual.param_shapes('vgg16')
+  name = 'whole' if whole else 'split'
+  start = time.perf_counter()
+  try:
+    program = build.compile(whole=whole, weights=weights, controlled=True)
+  except jax.errors.JaxRuntimeError as e:
+    needed = re.search(
+      r'\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)G\)', str(e)
+    )
+    if not needed:
+      raise
+    scale = {'K': 2**-20, 'M': 2**-10, 'G': 1, 'T': 2**10}[needed[2]]
+    return Report(
+      name,
+      fits=False,
+      seconds=time.perf_counter() - start,
+      needed=float(needed[1]) * scale,
+      capacity=float(needed[3]),
+    )
+  seconds = time.perf_counter() - start
+  memory, hlo = program.memory_analysis(), program.as_text()
+  held = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  needed = (
+    held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+  )
+  report = Report(
+    name,
+    fits=chip is None or needed <= chip.hbm_gib * _GIB,
+    seconds=seconds,
+    needed=needed / _GIB,
+    capacity=chip.hbm_gib if chip else math.nan,
+    arguments=memory.argument_size_in_bytes / _GIB,
+    temporaries=memory.temp_size_in_bytes / _GIB,
+    peak=memory.peak_memory_in_bytes / _GIB,
+    kernels=hlo.count('custom_call_target="tpu_custom_call"'),
+    collectives=collectives(hlo),
+  )
+  sizes = {
+    'batch': build.batch,
+    'views': build.views,
+    'height': build.image_size,
+    'width': build.image_size,
+    'whole': whole,
+  }
+  model = flops.train_step(build.model, **sizes)
+  report.model_tflop = model / 1e12
+  if chip:
+    run = flops.executed_step(
+      build.model,
+      **sizes,
+      lpips_dtype=build.objective.lpips_dtype if weights else None,
+    )
+    peak = chip.tflops * 1e12 * build.mesh.size
+    moved = held + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+    sent = sum(uses.sent for uses in report.collectives.values())
+    report.bounds = {
+      'compute': run / peak,
+      'HBM': moved / (chip.hbm_gbps * 1e9),
+      'ICI': sent / (chip.link_gbps * 1e9),
+    }
+    report.mfu = model / peak / max(report.bounds.values())
+  return report
+
+
+def compile_recipe(
+  config: ConfigDict, devices: Sequence[jax.Device]
+) -> Iterator[Report]:
+  """Compiles all programs of a recipe; each is reported once it is done."""
+  build = builds.build(config, devices)
+  for whole in objectives.kinds_of_step(build.objective):
+    jax.clear_caches()
+    yield compile_step(build, whole=whole)
+
+
+def largest(fits: Callable[[int], bool], limit: int, known: int = 0) -> int:
+  """The largest number up to `limit` that fits, by doubling and bisecting.
+
+  Args:
+    fits: Tries a number; whatever is smaller than one that fits, fits.
+    limit: Of the numbers tried.
+    known: One that fits, for certain.
+  """
+  low, high = known, max(2 * known, 1)
+  while high <= limit and fits(high):
+    low, high = high, 2 * high
+  high = min(high, limit + 1)
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return low
