@@ -16,6 +16,7 @@ from PIL import Image
 import xfactor
 from tests.training import small
 from xfactor import api
+from xfactor.data import records
 from xfactor.data.images import centre_crop_resize
 from xfactor.errors import UserError
 from xfactor.inference import movie
@@ -165,6 +166,19 @@ def test_recipes_of_other_versions(tmp_path, warned):
   assert set(told.split(': ')[1].split(', ')) == {'data.moon', 'optimizer.warp'}
 
 
+def metadata(run):
+  return run / 'checkpoints/2/meta/metadata'
+
+
+def rewrite(run, change):
+  """Changes the metadata of a checkpoint, as if they had been saved so."""
+  meta = json.loads(metadata(run).read_text())
+  del meta['sha256']
+  change(meta)
+  meta['sha256'] = records.digest(meta)
+  metadata(run).write_text(json.dumps(meta))
+
+
 @pytest.mark.parametrize(
   ('change', 'said'),
   [
@@ -177,11 +191,10 @@ def test_recipes_of_other_versions(tmp_path, warned):
 )
 def test_a_checkpoint_that_is_not_ours(run, tmp_path, change, said):
   shutil.copytree(run, tmp_path / 'run')
-  file = tmp_path / 'run/checkpoints/2/meta/metadata'
-  meta = json.loads(file.read_text())
   if change:
-    change(meta)
-  file.write_text(json.dumps(meta) if change else '{"config": ')
+    rewrite(tmp_path / 'run', change)
+  else:
+    metadata(tmp_path / 'run').write_text('{"config": ')
   with pytest.raises(UserError, match=said):
     xfactor.load(tmp_path / 'run')
 
@@ -238,10 +251,7 @@ def test_each_program_is_compiled_once(run, monkeypatch):
 )
 def test_meshes_do_not_matter(run, tmp_path, mesh, stereo):
   shutil.copytree(run, tmp_path / 'run')
-  file = tmp_path / 'run/checkpoints/2/meta/metadata'
-  meta = json.loads(file.read_text())
-  meta['config']['mesh'].update(mesh)
-  file.write_text(json.dumps(meta))
+  rewrite(tmp_path / 'run', lambda meta: meta['config']['mesh'].update(mesh))
   model = xfactor.load(tmp_path / 'run', batch=3)
   alone = xfactor.load(run, batch=3, devices=jax.devices()[:1])
   if mesh['fsdp'] == 2:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import QUICK
+from tests.conftest import CACHE, QUICK
 from tests.training import small
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -17,7 +17,12 @@ def run(*args, **environment):
   return subprocess.run(
     [sys.executable, *args],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': QUICK, **environment},
+    env={
+      **os.environ,
+      'XLA_FLAGS': QUICK,
+      'JAX_COMPILATION_CACHE_DIR': CACHE,
+      **environment,
+    },
     capture_output=True,
     text=True,
     timeout=600,

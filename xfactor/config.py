@@ -73,6 +73,7 @@ def base() -> ConfigDict:
         'panel': 8,  # Examples shown in the pictures.
         'pairs': 64,  # Of clips in the transfer test, at most.
         'targets': 5,  # Views of a clip that it draws.
+        'lpips': True,  # In the held-out scores, where weights are installed.
       },
     }
   ).lock()
@@ -159,6 +160,7 @@ def small() -> ConfigDict:
   config.data.batch = 16
   config.data.image_size = 64
   config.eval.batch = 16
+  config.eval.pairs = 16
   return config
 
 

@@ -57,7 +57,7 @@ _TARGET_ORACLE_OPTIONS = flags.DEFINE_string(
   'target_oracle_options', '', 'Its own.'
 )
 _LPIPS = flags.DEFINE_multi_enum(
-  'lpips', None, ['vgg16', 'alexnet'], 'Networks of LPIPS (default: vgg16).'
+  'lpips', None, ['vgg16', 'alexnet'], 'LPIPS by these (default: vgg16).'
 )
 _INCEPTION = flags.DEFINE_string(
   'inception', None, "Weights of pytorch-fid's Inception, for the FID."
@@ -233,7 +233,7 @@ def _load_lpips(
     'lpips' if net == 'vgg16' else 'lpips_alex': builds.load_perceptual(
       config, build.mesh, required=nets is not None, net=net
     )
-    for net in nets or ('vgg16',)
+    for net in nets or ('vgg16',) * config.eval.lpips
   }
   if None in loaded.values():
     print("LPIPS is left out: pip install -e '.[perceptual]' has its weights")

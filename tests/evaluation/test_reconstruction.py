@@ -60,6 +60,13 @@ def test_padding_does_not_count(evaluate, params, images):
   assert result.means()['model'] == other.means()['model']
 
 
+def test_pictures_that_are_not_finite_are_said(evaluate, params, images):
+  lost = jax.tree.map(lambda x: x * jnp.nan, params)
+  mask = np.arange(8) < 5
+  with pytest.raises(UserError, match='5 of 5 pictures .* are not finite'):
+    evaluate(lost, [batch(images[:8], mask)], num_images=4)
+
+
 def test_baselines_are_what_they_say(evaluate, params, images):
   still = images.copy()
   still[:, 1] = still[:, 0]  # Nothing moves: copying is perfect.

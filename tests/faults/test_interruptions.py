@@ -51,7 +51,7 @@ def logs(workdir):
 
 
 def test_a_run_survives_signals_at_random_moments(recipe, straight, tmp_path):
-  """Six times SIGTERM, six SIGKILL: the end is that of the straight run.
+  """Five times SIGTERM, five SIGKILL: the end is that of the straight run.
 
   Moments are a number of updates, 0 being somewhere in start-up, and a pause
   after it. SIGTERM loses nothing; SIGKILL loses what came after a save, and
@@ -59,7 +59,7 @@ def test_a_run_survives_signals_at_random_moments(recipe, straight, tmp_path):
   """
   rng = np.random.default_rng(0)
   rows = []
-  for signum in rng.permutation([signal.SIGTERM, signal.SIGKILL] * 6):
+  for signum in rng.permutation([signal.SIGTERM, signal.SIGKILL] * 5):
     updates, pause = int(rng.integers(0, 6)), rng.uniform(0, 0.2)
     before, started = newest(tmp_path), logs(tmp_path)
     with runs.Run(recipe, tmp_path, *FLAGS) as run:
@@ -113,7 +113,7 @@ def test_a_second_ctrl_c_ends_all(recipe, straight, tmp_path):
 
 
 def test_the_watchdog_ends_what_hangs(recipe, straight, tmp_path):
-  flags = (*FLAGS, '--config.train.watchdog_minutes=0.5')
+  flags = (*FLAGS, '--config.train.watchdog_minutes=0.35')
   with runs.Run(recipe, tmp_path, *flags, hang='data') as run:
     assert run.codes() == [137], run.output()
   assert 'watchdog_minutes' in run.output()
@@ -168,7 +168,9 @@ def test_two_processes_stop_together_and_miss_each_other(
   assert code not in (0, 2, 42), run.output()
   assert newest(tmp_path) >= run.reached() - 2 * INTERVAL
 
-  with cluster('--config.train.watchdog_minutes=0.5', '--heartbeat=600') as run:
+  with cluster(
+    '--config.train.watchdog_minutes=0.35', '--heartbeat=600'
+  ) as run:
     trained(run, 3)
     run.tell(signal.SIGSTOP, process=1)
     began = time.monotonic()

@@ -76,8 +76,10 @@ def test_recipes_compile(tmp_path, recipe, topology, slices, changes, mesh):
   # Parameters are gathered two or three times, gradients scattered while they
   # are reduced. At full width XLA reduces a third of them whole.
   assert uses['all-gather'] > 0.05e9
-  assert uses['reduce-scatter'] > uses['all-gather'] / 5
-  assert uses['all-reduce'] < uses['reduce-scatter']
+  # A program of full all-reduces has no reduce-scatter, and sums all gradients
+  # whole: about half of what is gathered.
+  assert uses['reduce-scatter'] > uses['all-gather'] / 25
+  assert uses['all-reduce'] < uses['all-gather'] / 4
   assert (uses['over the network'] > 0) == (slices > 1)
   assert 0 < report['mfu'] < 1
 

@@ -19,7 +19,7 @@ _HD = 720, 1280
 
 def make_footage(folder: pathlib.Path) -> None:
   """Makes a folder of JPEGs and an mp4 of the same 720p frames."""
-  ((_, frames),) = make_walks(1, 48, _HD)
+  ((_, frames),) = make_walks(1, 24, _HD)
   for kind in ('jpeg/train/a', 'mp4/train'):
     (folder / kind).mkdir(parents=True)
   for number, rgb in enumerate(frames):
@@ -65,7 +65,7 @@ class Converter:
       with timed() as result:
         convert.convert(self._source, folder, workers=0, quiet=True)
       store = records.open_split(folder, self._source.name, 'train')
-      sizes = [len(frame) for frame in store.frames(range(48))]
+      sizes = [len(frame) for frame in store.frames(range(24))]
       return result, len(sizes), sum(sizes)
 
 

@@ -149,9 +149,11 @@ def distance(a: Moments, b: Moments) -> float:
       'clips'
     )
   if min(a.count, b.count) <= len(a.mean):
-    logging.warning(
+    logging.log_first_n(
+      logging.WARNING,
       'The Frechet distance of %d to %d pictures is too large: use more than '
       'there are features (%d)',
+      1,
       *(a.count, b.count, len(a.mean)),
     )
   gap = a.mean - b.mean

@@ -83,7 +83,7 @@ def _train(
   )
   stream = data.open_pipeline(config)
   fingerprint = stream.fingerprint()
-  lpips = {'lpips': weights} if weights else {}
+  lpips = {'lpips': weights} if weights and config.eval.lpips else {}
   held_out = heldout.Heldout(config, build, lpips)
 
   # ------------------------------------ state: go on where it stopped, or begin
