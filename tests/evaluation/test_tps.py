@@ -337,6 +337,10 @@ def test_the_binarys_test_on_a_run(tmp_path):
   assert (folder / 'walks_tps-reader.png').exists()
   saved = json.loads((folder / 'walks_tps-reader.json').read_text())
   assert saved['rows']['model']['pairs'] == 4
+  assert evaluation.is_done(0)
+  (folder / 'walks_tps-reader.json').unlink()  # As if killed before it.
+  assert (tmp_path / 'run/eval/00000000.json').exists()
+  assert not evaluation.is_done(0)
   # Paths are kept, and found again.
   kept = sorted((tmp_path / 'run/eval/poses').iterdir())
   times = [p.stat().st_mtime_ns for p in kept]
