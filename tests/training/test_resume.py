@@ -85,7 +85,17 @@ def test_what_an_older_version_lacked_was_as_by_default():
   del saved['config']['optimizer']['clip_norm'], saved['config']['eval']
   saved['config']['train']['forgotten'] = 3
   assert (
-    check(saved, meta(eval__window=20, eval__batch=64, eval__panel=8)) == []
+    check(
+      saved,
+      meta(
+        eval__window=20,
+        eval__batch=64,
+        eval__panel=8,
+        eval__pairs=64,
+        eval__lpips=True,
+      ),
+    )
+    == []
   )
   with pytest.raises(UserError, match=r'clip_norm: 1.0 -> 2.0'):
     check(saved, meta(optimizer__clip_norm=2.0))

@@ -149,7 +149,7 @@ def make_files(folder: pathlib.Path, size: int) -> None:
   what the records hold of them, each as JPEGs and as PNGs; `jpeg` is what the
   records are made from.
   """
-  for name, frames in make_walks(6, 12, _ORIGINAL):
+  for name, frames in make_walks(3, 12, _ORIGINAL):
     write_loose(folder / 'original' / name, frames)
     jpegs = folder / 'jpeg/train' / name
     jpegs.mkdir(parents=True)
