@@ -1,5 +1,7 @@
 """Strict settings, eight virtual devices and quick compiling for all tests."""
 
+import gc
+import logging
 import os
 import tempfile
 from importlib import metadata
@@ -25,6 +27,14 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
+
+
+@pytest.fixture
+def no_coroutines_left(monkeypatch):
+  """Clears coroutines away, before their log records get hold of them."""
+  monkeypatch.setattr(logging.getLogger('asyncio'), 'disabled', True)
+  yield
+  gc.collect()
 
 
 @pytest.fixture(scope='session')

@@ -353,4 +353,6 @@ def test_other_data_are_not_drawn_anew(converted, key, value, monkeypatch):
   read = records.read_json
   monkeypatch.setattr(records, 'read_json', lambda x: {**read(x), key: value})
   other = records.open_split(converted, 'synthetic', 'train')
-  assert rerender.rerender(other, 0, _cameras(other, 0), 48) is None
+  assert not rerender.is_possible(other)
+  with pytest.raises(ValueError, match='synthetic cannot be drawn anew'):
+    rerender.rerender(other, 0, _cameras(other, 0), 48)

@@ -2,8 +2,6 @@
 
 import collections
 import contextlib
-import gc
-import logging
 import shutil
 import subprocess
 import time
@@ -14,18 +12,7 @@ from tests.training import tiny
 from xfactor.errors import UserError
 from xfactor.training import checkpoint
 
-# Orbax leaves coroutines behind where one of several reads fails.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
-
-
-@pytest.fixture(autouse=True)
-def _leftovers(monkeypatch):
-  """Clears away the coroutines, before their log records get hold of them."""
-  monkeypatch.setattr(logging.getLogger('asyncio'), 'disabled', True)
-  yield
-  gc.collect()
+pytestmark = tiny.MARKS
 
 
 def cut(path, share):

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import gc
 import json
-import logging
 import shutil
 
 import jax
@@ -16,18 +14,7 @@ from tests.training import tiny
 from xfactor.errors import UserError
 from xfactor.training import checkpoint
 
-# Orbax leaves coroutines behind where one of several reads fails.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
-
-
-@pytest.fixture(autouse=True)
-def _leftovers(monkeypatch):
-  """Clears away the coroutines, before their log records get hold of them."""
-  monkeypatch.setattr(logging.getLogger('asyncio'), 'disabled', True)
-  yield
-  gc.collect()
+pytestmark = tiny.MARKS
 
 
 def opened(workdir, **options):

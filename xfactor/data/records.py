@@ -608,6 +608,10 @@ class FrameStore:
     """Number of clips."""
     return len(self.num_frames)
 
+  def manifest(self) -> dict[str, Any]:
+    """Where the clips came from: source, its version and options, ..."""
+    return read_json(self._clips_folder / 'manifest.json')
+
   def __repr__(self) -> str:
     return (
       f'FrameStore({self.name}/{self.split} {self.version}: {len(self)} '

@@ -388,7 +388,7 @@ def _find(
   paths = iter(oracle.batch(clips))
   return {
     row: [
-      _lost(len(excerpt.targets)) if clip is None else next(paths)
+      oracles.lost(len(excerpt.targets)) if clip is None else next(paths)
       for clip, excerpt in zip(*sides, strict=True)
     ]
     for row, sides in asked.items()
@@ -399,15 +399,9 @@ def _key(excerpt: Excerpt) -> tuple:
   return excerpt.clip, tuple(excerpt.contexts), tuple(excerpt.targets)
 
 
-def _lost(count: int) -> oracles.PoseResult:
-  return oracles.PoseResult(
-    np.full((count, 4, 4), np.nan), ok=False, frame_ok=np.zeros(count, bool)
-  )
-
-
 def _stack(results: Sequence[oracles.PoseResult]) -> np.ndarray:
   """Returns the paths [pairs, t, 4, 4], NaN for those that do not count."""
-  lost = _lost(len(results[0].world_to_camera))
+  lost = oracles.lost(len(results[0].world_to_camera))
   return np.stack([(r if r.ok else lost).world_to_camera for r in results])
 
 

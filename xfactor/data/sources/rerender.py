@@ -21,7 +21,7 @@ def rerender(
   clip: int,
   world_to_camera: Float[np.ndarray, 'n 4 4'],
   size: int,
-) -> tuple[UInt8[np.ndarray, 'n s s 3'], Bool[np.ndarray, ' n']] | None:
+) -> tuple[UInt8[np.ndarray, 'n s s 3'], Bool[np.ndarray, ' n']]:
   """Draws the scene of a clip anew, with the clip's own intrinsics.
 
   From the clip's own cameras come its frames, but for the loss of JPEG.
@@ -34,12 +34,14 @@ def rerender(
 
   Returns:
     Pictures, and which of the eyes are in free space. Where one is not, inside
-    a wall, say, its picture is black. None if this version of the synthetic
-    source did not make the data.
+    a wall, say, its picture is black.
+
+  Raises:
+    ValueError: If it is not possible.
   """
   source = _source(store)
   if source is None:
-    return None
+    raise ValueError(f'{store.name} cannot be drawn anew')
   record = store.clip(clip)
   baked = _baked(source, int(record.id))
   eyes = np.linalg.inv(world_to_camera)[:, :3, 3]
@@ -62,7 +64,7 @@ def is_possible(store: records.FrameStore) -> bool:
 @functools.lru_cache(maxsize=8)
 def _source(store: records.FrameStore) -> synthetic.Source | None:
   """Returns the source that made a data set, None if it is another."""
-  made = records.read_json(store._clips_folder / 'manifest.json')
+  made = store.manifest()
   if made.get('source') != synthetic.Source.name:
     return None
   if made['source_version'] != synthetic.Source.version:

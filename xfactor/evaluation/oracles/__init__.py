@@ -217,6 +217,34 @@ def from_poses(
   )
 
 
+def lost(num_frames: int, *reasons: str, **info: Any) -> PoseResult:
+  """Returns the result of a clip of which no pose can be told."""
+  return PoseResult(
+    world_to_camera=np.full((num_frames, 4, 4), np.nan),
+    ok=False,
+    frame_ok=np.zeros(num_frames, bool),
+    info={'reasons': list(reasons), **info},
+  )
+
+
+def still(num_frames: int, min_change: float, **info: Any) -> PoseResult:
+  """Returns the result of a clip whose pictures hardly differ.
+
+  Args:
+    num_frames: Of the clip.
+    min_change: Grey levels that they should differ by.
+    **info: With `change`, what they do differ by.
+  """
+  reason = (
+    f'the pictures differ by {info["change"]:.3g} grey levels at most, less '
+    f'than {min_change:g}'
+  )
+  return dataclasses.replace(
+    lost(num_frames, reason, **info),
+    world_to_camera=np.tile(np.eye(4), (num_frames, 1, 1)),
+  )
+
+
 def guarded(result: PoseResult) -> PoseResult:
   """Returns a result that is not `ok` where a pose is not `rigid`."""
   good = rigid(result.world_to_camera)

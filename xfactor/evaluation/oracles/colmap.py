@@ -36,6 +36,7 @@ from xfactor.evaluation.oracles import (
   Scene,
   check_images,
   from_poses,
+  lost,
 )
 from xfactor.geometry import cameras
 
@@ -180,7 +181,7 @@ class Oracle(PoseOracle):
     try:
       runs = reconstruct(images, camera, self._time_limit)
     except Failure as failure:
-      result = _nothing(len(images), str(failure))
+      result = lost(len(images), str(failure))
     else:
       found = np.concatenate([runs[0].focal, runs[0].principal])
       result = dataclasses.replace(
@@ -398,12 +399,3 @@ def _support(
   total = np.where(sees, error, 0).sum(1)
   mean = total / np.where(count, count, np.nan)
   return count, mean, _medians(np.where(sees, angle[point], np.nan))
-
-
-def _nothing(num_frames: int, reason: str) -> PoseResult:
-  return PoseResult(
-    world_to_camera=np.full((num_frames, 4, 4), np.nan),
-    ok=False,
-    frame_ok=np.zeros(num_frames, bool),
-    info={'reasons': [reason]},
-  )

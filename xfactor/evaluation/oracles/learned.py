@@ -102,18 +102,7 @@ class Oracle(oracles.PoseOracle):
       'seconds': seconds,
     }
     if info['change'] < self._min_change:
-      return oracles.PoseResult(
-        world_to_camera=np.tile(np.eye(4), (len(path), 1, 1)),
-        ok=False,
-        frame_ok=np.zeros(len(path), bool),
-        info={
-          'reasons': [
-            f'the pictures differ by {info["change"]:.3g} grey levels at most, '
-            f'less than {self._min_change:g}'
-          ],
-          **info,
-        },
-      )
+      return oracles.still(len(path), self._min_change, **info)
     # Not finite ones are lost too.
     lost = ~(errors <= self._network.max_error)
     info['reasons'] = [

@@ -26,6 +26,7 @@ from xfactor.evaluation.oracles import (
   check_images,
   from_poses,
   guarded,
+  still,
 )
 from xfactor.geometry import cameras
 from xfactor.models import attention, vggt
@@ -97,18 +98,7 @@ class Oracle(PoseOracle):
     first = images[0].astype(np.float32)
     change = max(float(np.abs(image - first).mean()) for image in images)
     if change < self._min_change:
-      return PoseResult(
-        world_to_camera=np.tile(np.eye(4), (len(images), 1, 1)),
-        ok=False,
-        frame_ok=np.zeros(len(images), bool),
-        info={
-          'reasons': [
-            f'the pictures differ by {change:.3g} grey levels at most, less '
-            f'than {self._min_change:g}'
-          ],
-          'change': change,
-        },
-      )
+      return still(len(images), self._min_change, change=change)
     start = time.perf_counter()
     # The middle frame is the network's reference, as in the official code.
     encoding = self.encode(images, len(images) // 2)
