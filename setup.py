@@ -62,6 +62,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.12.8',
     'pillow>=12.1',
     'protobuf>=6.33',
+    'pyyaml>=6.0.3',
     'safetensors>=0.8',
     'simplejpeg>=1.9',
     'tensorboardX>=2.6.5',

@@ -1,9 +1,13 @@
 """Strict settings, eight virtual devices and quick compiling for all tests."""
 
+import functools
 import gc
+import inspect
 import logging
 import os
 import tempfile
+import types
+import typing
 from importlib import metadata
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -17,14 +21,51 @@ os.environ['XLA_FLAGS'] = (
 )
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import typeguard  # noqa: E402
 
 # Programs that several tests compile are compiled once in a run of the tests.
 CACHE = os.path.join(tempfile.gettempdir(), f'xfactor-tests-{os.getppid()}')
 jax.config.update('jax_compilation_cache_dir', CACHE)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def check_types_faster():
+  """Spares most of what checks cost, none of which is the check itself.
+
+  jaxtyping binds the arguments of functions that have no annotations, too, and
+  of each check; typeguard reads a function's signature at each of its calls.
+  """
+  jaxtyped, union = jaxtyping.jaxtyped, typeguard.check_union
+  check = jaxtyping.check_type_orig
+
+  def where_annotated(**options):
+    checked = jaxtyped(**options)
+
+    def decorate(fn):
+      plain = inspect.isfunction(fn) and not fn.__annotations__
+      return fn if plain else checked(fn)
+
+    return decorate
+
+  def check_type(argname, value, expected_type, memo=None, **names):
+    if isinstance(expected_type, types.UnionType):
+      union(argname, value, expected_type, memo)
+    elif expected_type is not typing.Any:
+      check(argname, value, expected_type, memo, **names)
+
+  signature = functools.cache(inspect.signature)
+  typeguard.inspect = types.SimpleNamespace(
+    **(vars(inspect) | {'signature': signature})
+  )
+  typeguard.check_type = check_type
+  jaxtyping.jaxtyped = where_annotated
+
+
+check_types_faster()
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 

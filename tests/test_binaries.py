@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import commands
 from tests.conftest import CACHE, QUICK
 from tests.training import small
 
@@ -30,13 +31,24 @@ def run(*args, **environment):
   )
 
 
+def fork(*args, **environment):
+  """The same from where the libraries are imported."""
+  return commands.run(
+    *args,
+    XLA_FLAGS=QUICK,
+    JAX_COMPILATION_CACHE_DIR=CACHE,
+    **environment,
+  )
+
+
 BINARIES = ('xfactor.main', 'xfactor.eval', 'xfactor.render')
 
 
 @pytest.mark.parametrize('binary', BINARIES)
-def test_importing_the_package_starts_no_backend(binary):
+def test_importing_the_package_starts_no_backend(tmp_path, binary):
   # The binaries define the same flags: only one fits into a process.
-  code = (
+  script = tmp_path / 'script.py'
+  script.write_text(
     'import pkgutil, importlib, xfactor, jax._src.xla_bridge as bridge\n'
     'for module in pkgutil.walk_packages(xfactor.__path__, "xfactor."):\n'
     f'  if module.name not in {BINARIES}:\n'
@@ -44,7 +56,7 @@ def test_importing_the_package_starts_no_backend(binary):
     f'importlib.import_module({binary!r})\n'
     'assert not bridge.backends_are_initialized()\n'
   )
-  done = run('-c', code)
+  done = fork(script)
   assert done.returncode == 0, done.stderr
 
 
@@ -64,7 +76,7 @@ def test_importing_the_package_starts_no_backend(binary):
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, said):
-  done = run(
+  done = fork(
     '-m',
     'xfactor.main',
     f'--workdir={tmp_path}/run',
@@ -92,7 +104,7 @@ def test_a_recipe_with_mistakes_is_named(tmp_path):
   ):
     (tmp_path / 'bad.py').write_text(text)
     recipe = f'--config={tmp_path / "bad.py"}'
-    done = run('-m', 'xfactor.main', recipe, f'--workdir={tmp_path}')
+    done = fork('-m', 'xfactor.main', recipe, f'--workdir={tmp_path}')
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert 'Traceback' not in done.stderr
@@ -126,13 +138,13 @@ def test_train_then_evaluate(tmp_path):
   page = tmp_path / 'run/eval/00000003/index.html'
   assert f'all of it in a page: {page}' in done.stdout
   assert page.stat().st_size > 10_000
-  done = run('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
+  done = fork('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
   assert done.returncode == 2
   assert 'another model' in done.stderr
   for file in (tmp_path / 'run/checkpoints/6/state').rglob('*'):
     if file.is_file() and 'ocdbt' in file.name:
       file.write_bytes(b'')
-  done = run('-m', 'xfactor.eval', *arguments, '--step=6')
+  done = fork('-m', 'xfactor.eval', *arguments, '--step=6')
   assert done.returncode == 2
   assert 'checkpoints/6 is damaged' in done.stderr
   assert (tmp_path / 'run/eval/00000003/squares_reconstruction.png').exists()

@@ -12,7 +12,7 @@ import pytest
 from xfactor import config as configs
 from xfactor.data.views import frame_rng
 from xfactor.models import perceptual
-from xfactor.training import build, data
+from xfactor.training import build, families
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 # That of the pose oracle is for another tool.
@@ -28,6 +28,12 @@ def load(name):
 
 def test_there_are_the_recipes_of_the_readme():
   assert {'tiny', 'sm', 'mv', 'video', 'vizdoom'} <= set(RECIPES)
+  posed = {name for name in RECIPES if 'srt' in name}
+  assert posed == {
+    'srt_tiny',
+    *('srt_nmr', 'srt_msn', 'srt_clevr3d'),
+    *('isrt_msn', 'vsrt_nmr', 'vsrt_clevr3d'),
+  }
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -35,9 +41,7 @@ def test_the_train_step_keeps_the_states_shapes(name):
   """eval_shape of the real step: LPIPS, optimizer, accumulation and all."""
   config = load(name).get_config().lock()
   built = build.build(config)
-  weights = None
-  if config.objective.lpips_weight:
-    weights = perceptual.param_shapes('vgg16')
+  weights = perceptual.param_shapes('vgg16') if built.needs_lpips else None
   state = built.abstract_state()
   with jax.set_mesh(built.mesh):
     after, metrics = jax.eval_shape(
@@ -45,7 +49,7 @@ def test_the_train_step_keeps_the_states_shapes(name):
     )
   before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == before
-  assert ('lpips' in metrics) == (config.objective.lpips_weight > 0)
+  assert ('lpips' in metrics) == built.needs_lpips
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -61,7 +65,8 @@ def test_data_sections_make_sense(name):
   assert config.data.mix
   for part in config.data.mix.values():
     assert set(part) == set(configs.part(begin=2, end=2))
-    assert data.views_of(config, part).max_window(10**9) == part.end
+    chooser = families.get(config.family).chooser(config.data, part)
+    assert chooser.window == (part.begin, part.end)
 
 
 def test_sm_is_the_papers():
@@ -96,7 +101,7 @@ def test_mv_is_the_papers():
   assert (config.data.contexts, config.train.steps) == (5, 200_000)
   assert config.objective.self_target_prob == 0.02
   for part in config.data.mix.values():
-    views = data.views_of(config, part)
+    views = families.get(config.family).chooser(config.data, part)
     assert views.bump
     assert views.num_views == 6
     # The reference then lies in the window's central quarter.

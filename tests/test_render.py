@@ -14,6 +14,7 @@ from PIL import Image
 import xfactor
 from tests import test_api
 from tests.conftest import QUICK
+from tests.inference import test_posed
 from tests.training import small
 from xfactor.data import records
 from xfactor.data.sources import video
@@ -28,7 +29,9 @@ def place(tmp_path_factory):
   """A folder with a run, data, a video, pictures and frames."""
   folder = tmp_path_factory.mktemp('place')
   small.make_data(folder / 'data')
+  small.make_posed_data(folder / 'data')
   test_api.save(folder / 'run')
+  test_posed.save(folder / 'posed', **test_posed.VOLUME)
   frames = [np.full((30, 40, 3), 8 * i, np.uint8) for i in range(12)]
   (folder / 'walk.mp4').write_bytes(movie.mp4(np.stack(frames), 24))
   (folder / 'walk').mkdir()
@@ -302,6 +305,23 @@ def test_the_command(place, clip, tmp_path):
   assert {x.name for x in tmp_path.iterdir()} == {'x.mp4', 'x.gif', 'x.png'}
 
 
+def test_the_command_for_posed_models(place, tmp_path):
+  done = command(
+    place,
+    *(f'--workdir={place}/posed', '--motion=rotate', '--scene=skies/test/1:3'),
+    *(f'--out={tmp_path}/x.mp4', '--frames=3', '--fade', '--height=16'),
+  )
+  assert done.returncode == 0, done.stderr
+  store = records.open_split(place / 'data', 'skies', 'test')
+  for name in (store.clip_id(1), store.clip_id(2)):
+    assert f'3 pictures of skies/test/{name} at 30' in done.stdout
+    for suffix in ('.mp4', '_depth.mp4'):
+      frames = list(video.read_video(f'{tmp_path}/x_{name}{suffix}'))
+      assert [x.rgb.shape for x in frames] == [(256, 512, 3)] * 3
+    assert len(list((tmp_path / f'x_{name}_depth').iterdir())) == 4
+  assert len(list(tmp_path.iterdir())) == 10
+
+
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
@@ -312,6 +332,10 @@ def test_the_command(place, clip, tmp_path):
     (['--scene={0}/walk/f1.png,{0}/walk/f2.png'], 'stereo'),
     (['--scene={0}/long.jpg'], 'too long'),
     (['--stride=0'], 'stride'),
+    (['--motion=rotate'], 'is a camera motion for posed models'),
+    (['--look_at=3'], '--look_at means nothing for motions of footage'),
+    (['--workdir={0}/posed'], 'is no camera motion, and this model'),
+    (['--workdir={0}/posed', '--chain=3'], '--chain means nothing for camera'),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

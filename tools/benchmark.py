@@ -2,6 +2,8 @@
 
   python tools/benchmark.py [step] [pipeline] [start] [convert]
     [--config=configs/tiny.py]
+  python tools/benchmark.py rays [--config=configs/srt_tiny.py] [--batch=8]
+    [--size=64] [--rays=1024]
   python tools/benchmark.py oracle --oracle=known_scene --data_dir=/data
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
@@ -12,8 +14,11 @@ PIL from loose files.
 `start`: from the start of a process to its first batch, with a million clips.
 `convert`: from 720p pictures and video to records, on one core; pictures also
 decoded in full instead of at a reduced scale.
+`rays`: the train steps of SRT and improved SRT, of the recipe's widths, against
+a plain formulation and without each trick; rays drawn a second. Only where it
+is asked for, and so is the next.
 `oracle`: how far off a pose oracle is, and how much it refuses, on frames with
-known cameras, as they are, blurred and noisy. Only where it is asked for.
+known cameras, as they are, blurred and noisy.
 
 What the others compare is first checked to be the same. Then runs alternate; a
 ratio is that of two neighbouring runs: a table shows medians, and the median
@@ -29,7 +34,15 @@ import sys
 from typing import Any
 
 from absl import app, flags
-from benchmarks import convert, measuring, oracle, pipeline, start, step
+from benchmarks import (
+  convert,
+  measuring,
+  oracle,
+  pipeline,
+  rays,
+  start,
+  step,
+)
 from ml_collections import ConfigDict, config_flags
 
 from xfactor import cli
@@ -39,14 +52,20 @@ from xfactor.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe; configs/tiny.py by default.', lock_config=True
+  'config',
+  None,
+  'The recipe; configs/tiny.py by default, for `rays` configs/srt_tiny.py.',
+  lock_config=True,
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Pairs of runs.', lower_bound=1)
 _COMPILES = flags.DEFINE_integer(
   'compiles', 2, 'Pairs of compilations.', lower_bound=1
 )
 _BATCH = flags.DEFINE_integer(
-  'batch', None, "Examples of an update; the recipe's by default.", 1
+  'batch',
+  None,
+  "Examples of an update; the recipe's by default, 8 for `rays`.",
+  lower_bound=1,
 )
 _SIZES = flags.DEFINE_list(
   'sizes', ['256', '64'], 'Pixels of the frames that `pipeline` reads.'
@@ -84,7 +103,13 @@ _WINDOW = flags.DEFINE_integer(
   'window', None, 'The middle frames that they are spread over; all by default.'
 )
 _SIZE = flags.DEFINE_integer(
-  'size', None, "Pixels of them; by default the records'.", lower_bound=8
+  'size',
+  None,
+  "Pixels of them; by default the records'. For `rays`, of views: 64.",
+  lower_bound=8,
+)
+_RAYS = flags.DEFINE_integer(
+  'rays', 1024, 'Of a scene in an update, for `rays`.', lower_bound=1
 )
 _OUT = flags.DEFINE_string(
   'out', None, 'PNG of the paths of a dozen clips, for `oracle`.'
@@ -92,6 +117,10 @@ _OUT = flags.DEFINE_string(
 _JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 NAMES = ('step', 'pipeline', 'start', 'convert')
+# Run only where they are asked for.
+ASKED = ('oracle', 'rays')
+# What they can measure, of those that cannot take any recipe.
+FAMILIES = {'step': 'xfactor', 'rays': 'srt'}
 
 
 def _recipe() -> ConfigDict:
@@ -125,13 +154,18 @@ def _oracle() -> list[Any]:
 
 def _run(names: list[str]) -> dict[str, Any]:
   """Runs the benchmarks, printing as it goes; returns the numbers."""
-  for name in names:
-    if name not in (*NAMES, 'oracle'):
-      raise UserError(
-        f'there is no benchmark {name!r}; choose from {", ".join(NAMES)}, '
-        'oracle'
-      )
   config, sizes = _recipe(), _sizes()
+  for name in names or NAMES:
+    if name not in (*NAMES, *ASKED):
+      raise UserError(
+        f'there is no benchmark {name!r}; choose from '
+        f'{", ".join((*NAMES, *ASKED))}'
+      )
+    if FAMILIES.get(name, config.family) != config.family:
+      raise UserError(
+        f'the benchmark {name} takes recipes of config.family='
+        f'{FAMILIES[name]!r}, not {config.family!r}; give another --config'
+      )
   numbers = {'machine': measuring.machine()}
   print(', '.join(f'{k}: {v}' for k, v in numbers['machine'].items()))
   common = {'repeats': _REPEATS.value, 'isolate': _ISOLATE.value}
@@ -145,6 +179,15 @@ def _run(names: list[str]) -> dict[str, Any]:
       tables = start.run(config, clips=clips, **common)
     elif name == 'convert':
       tables = convert.run(sizes=sizes, **common)
+    elif name == 'rays':
+      tables = rays.run(
+        config,
+        batch=_BATCH.value or 8,
+        size=_SIZE.value or 64,
+        count=_RAYS.value,
+        repeats=_REPEATS.value,
+        compiles=_COMPILES.value,
+      )
     else:
       tables = _oracle()
     numbers[name] = [table.summary() for table in tables]
@@ -173,7 +216,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
   if not any(re.match('--?config(=|$)', argument) for argument in argv):
     # As the flag's default it would be loaded, and the overrides in the
     # command with it, before anybody reports errors.
-    argv = [argv[0], f'--config={ROOT / "configs/tiny.py"}', *argv[1:]]
+    recipe = 'srt_tiny' if 'rays' in argv else 'tiny'
+    argv = [argv[0], f'--config={ROOT / f"configs/{recipe}.py"}', *argv[1:]]
   return cli.parse_flags(argv)
 
 

@@ -40,7 +40,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from xfactor.data.images import centre_crop_resize
 from xfactor.errors import UserError
-from xfactor.inference import restore
+from xfactor.inference import posed, restore
 from xfactor.models.functional import Params
 from xfactor.models.layers import to_float, to_uint8
 from xfactor.training import sharding
@@ -56,17 +56,22 @@ def load(
   batch: int = 8,
   devices: Sequence[jax.Device] | None = None,
   progress: bool = False,
-) -> 'Model':
+) -> 'Model | posed.PosedModel':
   """Opens a trained model; `path`, `step`, `devices` and errors as `restore`.
+
+  XFactor's is a `Model`, that of a posed family (SRT) a `posed.PosedModel`.
 
   Args:
     path: A run's workdir, or one checkpoint of it, WORKDIR/checkpoints/STEP.
     step: Of the checkpoint in a workdir; the newest if None.
-    batch: Pictures worked on at once, rounded up to what the mesh divides.
+    batch: Pictures that a `Model` works on at once, rounded up to what the mesh
+      divides.
     devices: Default: all.
     progress: Whether to show progress bars.
   """
   restored = restore.restore(path, step, devices)
+  if restored.build.family.posed:
+    return posed.PosedModel(restored, progress=progress)
   return Model(restored, batch=batch, progress=progress)
 
 

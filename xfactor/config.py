@@ -5,21 +5,27 @@ that a misspelt `--config.x=y` fails and names the nearest key.
 """
 
 import dataclasses
+import pathlib
+import runpy
 
 from ml_collections import ConfigDict, config_dict
 
 from xfactor.errors import UserError
-from xfactor.models import xfactor
-from xfactor.training import objectives, optimizer, sharding
+from xfactor.training import families, optimizer, sharding
 
 
-def base() -> ConfigDict:
-  """The paper's full-size stereo model, without data."""
-  return ConfigDict(
+def base(family: str = 'xfactor') -> ConfigDict:
+  """The published full-size model of a family, without data.
+
+  Args:
+    family: 'xfactor', the stereo model, or 'srt'.
+  """
+  config = ConfigDict(
     {
       'seed': 0,
-      'model': dataclasses.asdict(xfactor.Config()),
-      'objective': dataclasses.asdict(objectives.Config()),
+      'family': family,  # Which of the sections below depend on.
+      'model': {},
+      'objective': {},
       'optimizer': dataclasses.asdict(optimizer.Config()),
       'mesh': dataclasses.asdict(sharding.Config()),
       # A folder or file with LPIPS weights; empty: the installed package's.
@@ -38,11 +44,9 @@ def base() -> ConfigDict:
         'make': {},  # Source's name to its options: made where missing.
         'batch': 256,  # Examples of an update, over all devices.
         'image_size': 256,  # Pixels along a side.
+        'image_width': config_dict.placeholder(int),  # Where not square.
         'contexts': 1,  # Views given; 1 is the stereo-monocular model.
         'ramp_steps': 50_000,  # Updates until windows reach their end.
-        'bump': False,  # Favour windows of 70 % of the longest.
-        'gap_sigma': config_dict.placeholder(float),  # Central references.
-        'flip_prob': 0.5,  # Share of examples played backwards.
         'min_length': 10,  # Frames; shorter clips are left out.
         'threads': 8,  # Reading and decoding, in each process.
         'workers': 0,  # Processes instead of threads, if above 0.
@@ -71,12 +75,13 @@ def base() -> ConfigDict:
         'examples': 256,  # Held-out examples of each data set, at most.
         'window': 20,  # Frames from context to target, ends included.
         'panel': 8,  # Examples shown in the pictures.
-        'pairs': 64,  # Of clips in the transfer test, at most.
-        'targets': 5,  # Views of a clip that it draws.
         'lpips': True,  # In the held-out scores, where weights are installed.
       },
     }
-  ).lock()
+  )
+  for section, values in families.get(family).settings().items():
+    config[section].update(values)
+  return config.lock()
 
 
 # Smallest values that make sense, where zero or less would only fail later.
@@ -85,15 +90,25 @@ _LEAST = {
   'expected_devices': 0,
   'model.features': 4,
   'model.heads': 1,
+  'model.decoder_heads': 1,
   'model.patch_size': 1,
   'model.encoder_layers': 1,
   'model.renderer_layers': 1,
+  'model.decoder_layers': 1,
+  'model.conv_blocks': 1,
+  'model.coarse_samples': 1,
+  'model.fine_samples': 0,
   'model.pose_dim': 1,
   'model.registers': 1,
+  'objective.rays': 1,
+  'objective.input_stride': 1,
   'optimizer.warmup_steps': 0,
+  'optimizer.clip_norm': 0,
   'data.batch': 1,
   'data.contexts': 1,
+  'data.targets': 0,
   'data.image_size': 11,  # SSIM's window.
+  'data.image_width': 11,
   'data.threads': 0,
   'data.workers': 0,
   'data.prefetch': 1,
@@ -114,6 +129,7 @@ _LEAST = {
   'eval.panel': 1,
   'eval.pairs': 1,
   'eval.targets': 2,
+  'eval.rays': 0,
 }
 
 
@@ -121,47 +137,62 @@ def check(config: ConfigDict) -> None:
   """Raises UserError if a value is too small to make sense."""
   for name, least in _LEAST.items():
     section, _, key = name.rpartition('.')
-    value = config[section][key] if section else config[key]
-    if value < least:
+    value = (config[section] if section else config).get(key)
+    if value is not None and value < least:
       raise UserError(f'config.{name}={value} must be at least {least}')
   if config.init_networks not in ('both', 'pose_encoder'):
     raise UserError(
       f'config.init_networks={config.init_networks!r}: choose "both" or '
       '"pose_encoder"'
     )
-  if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
-    raise UserError(
-      f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: choose '
-      '"float32" or "bfloat16"'
-    )
 
 
-def small() -> ConfigDict:
-  """A stereo model of 2.2 M parameters for two CPU cores, without data.
+def small(family: str = 'xfactor') -> ConfigDict:
+  """A model for two CPU cores and views of 64 x 64 pixels, without data.
 
-  64 x 64 pixels, float32, and no LPIPS: on a CPU it would cost more than all
-  the rest.
+  float32, and no LPIPS: on a CPU it would cost more than all the rest.
+
+  Args:
+    family: 'xfactor', a stereo model of 2.2 M parameters, or 'srt', an improved
+      SRT of 1.2 M.
   """
-  config = base()
+  config = base(family)
   config.model.update(
     features=128,
     heads=4,
-    patch_size=8,
     encoder_layers=3,
-    renderer_layers=3,
-    pose_dim=16,
-    registers=4,
     dtype='float32',
     remat='full',  # On a CPU also the fastest: less memory to move.
   )
-  config.objective.lpips_weight = 0.0
+  if family == 'xfactor':
+    config.model.update(
+      patch_size=8, renderer_layers=3, pose_dim=16, registers=4
+    )
+    config.objective.lpips_weight = 0.0
+    config.eval.pairs = 16
+  else:
+    config.model.update(
+      encoder='isrt',
+      decoder='isrt',
+      decoder_heads=4,
+      mlp_features=256,
+      conv_blocks=3,
+      conv_features=32,
+    )
+    config.objective.rays = 512
+    config.optimizer.final_learning_rate = 1.6e-4
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 50
   config.data.batch = 16
   config.data.image_size = 64
   config.eval.batch = 16
-  config.eval.pairs = 16
   return config
+
+
+def beside(file: str, name: str) -> ConfigDict:
+  """The recipe `name` in the folder of a recipe's file, to state changes of."""
+  path = pathlib.Path(file).with_name(f'{name}.py')
+  return runpy.run_path(str(path))['get_config']()
 
 
 def part(
@@ -178,13 +209,6 @@ def part(
   return ConfigDict(
     {'begin': begin, 'end': end, 'weight': weight, 'split': split}
   )
-
-
-def objective(section: ConfigDict) -> objectives.Config:
-  """The objective's dataclass from its section."""
-  values = section.to_dict()
-  values['augmentation'] = objectives.augment.Config(**values['augmentation'])
-  return objectives.Config(**values)
 
 
 def leaf_paths(config: ConfigDict, prefix: str = '') -> list[str]:

@@ -103,6 +103,11 @@ class Evaluation:
   ):
     self._config, self._workdir = config, workdir
     self._build = builds.build(config)
+    if self._build.family.posed and (oracle is not None or probe):
+      raise UserError(
+        f'a model of config.family={config.family!r} is told the cameras and '
+        'has no latent poses to test; leave out --oracle and --probe'
+      )
     self._heldout = heldout.Heldout(
       config, self._build, _load_lpips(config, self._build, lpips)
     )
@@ -154,15 +159,16 @@ class Evaluation:
       heldout.write(self._workdir, step, results)
       for name, result in results.items():
         print(reconstruction.table(name, result), flush=True)
-    model = self._model_at(step, params)
     transfer, probes = {}, {}
     for name in self._stores:
       if self._oracle is not None:
+        model = self._model_at(step, params)
         transfer[name] = self._transfer(name, model)
         if first:
           tps.write(self._file(step, name, 'tps'), transfer[name])
           print(tps.table(name, transfer[name]), flush=True)
       if self._probe:
+        model = self._model_at(step, params)
         probes[name] = self._probe_of(name, model)
         if first:
           probe.write(self._file(step, name, 'probe'), probes[name])

@@ -20,6 +20,7 @@ import simplejpeg
 from etils import epath
 from fsspec.implementations import local
 
+from tests import commands
 from xfactor.data import (
   convert,
   options,
@@ -956,13 +957,7 @@ def test_options_become_fields(monkeypatch):
 
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run(
-    [sys.executable, REPOSITORY / 'tools/convert_datasets.py', *args],
-    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return commands.run('tools/convert_datasets.py', *args)
 
 
 def test_command_dry_run_writes_nothing(tmp_path):

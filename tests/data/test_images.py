@@ -80,6 +80,41 @@ def test_crop_keeps_the_centre():
     np.testing.assert_array_equal(tall, smooth(30, 30).swapaxes(0, 1))
 
 
+@pytest.mark.parametrize('shape', [(30, 50), (50, 30), (37, 37), (24, 25)])
+@pytest.mark.parametrize('size', [16, 24, 30, 64])
+def test_squares_are_what_they_were(shape, size):
+  """Recipes and converted data depend on every bit."""
+  rgb = smooth(*shape)
+  side = min(shape)
+  top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+  square = Image.fromarray(rgb[top : top + side, left : left + side])
+  want = square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+  for got in (
+    images.centre_crop_resize(rgb, size),
+    images.centre_crop_resize(rgb, size, size),
+  ):
+    np.testing.assert_array_equal(got, np.asarray(want))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'target'),
+  [((40, 90), (20, 30)), ((90, 42), (20, 30)), ((90, 40), (60, 20))],
+)
+def test_rectangles_are_central_and_undistorted(shape, target):
+  """The margins are dark; what is left has the wanted aspect ratio."""
+  rows = min(shape[0], shape[1] * target[0] // target[1])
+  columns = min(shape[1], shape[0] * target[1] // target[0])
+  top, left = (shape[0] - rows) // 2, (shape[1] - columns) // 2
+  rgb = np.zeros((*shape, 3), np.uint8)
+  part = smooth(rows, columns)
+  rgb[top : top + rows, left : left + columns] = part
+  np.testing.assert_array_equal(
+    images.centre_crop_resize(rgb, rows, columns), part
+  )
+  want = Image.fromarray(part).resize(target[::-1], Image.Resampling.LANCZOS)
+  assert_close(images.centre_crop_resize(rgb, *target), np.asarray(want), 2)
+
+
 def test_resize_is_antialiased():
   stripes = np.zeros((256, 300, 3), np.uint8)
   stripes[:, ::2] = 255

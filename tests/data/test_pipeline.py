@@ -16,8 +16,9 @@ from PIL import Image
 from tests.data.test_convert import Fake, run
 from xfactor.data import images, pipeline, records, sources
 from xfactor.data.pipeline import DataConfig, Part, Pipeline
-from xfactor.data.views import Views
+from xfactor.data.views import SetViews, Views
 from xfactor.errors import UserError
+from xfactor.geometry import cameras
 
 VIEWS = Views(num_views=3, window=(3, 9), ramp_steps=40)
 
@@ -463,6 +464,22 @@ def test_differences_name_what_changed(data, broken):
   assert 'two.weight: 0.3 -> none' in fewer
 
 
+def test_fingerprints_of_older_runs_stay(data):
+  """Made before there were widths and cameras."""
+  parts = (Part('one', VIEWS, version='1.0.0'),)
+  base = Pipeline(config(data, parts=parts)).fingerprint()
+  assert base.keys() == {
+    *('order', 'seed', 'batch_size', 'image_size', 'min_length', 'parts'),
+    'sha256',
+  }
+  same = config(data, parts=parts, image_width=16)
+  assert Pipeline(same).fingerprint() == base
+  for key, value in (('image_width', 24), ('cameras', True)):
+    other = Pipeline(config(data, parts=parts, **{key: value})).fingerprint()
+    assert pipeline.differences(base, other) == [f'{key}: none -> {value}']
+    assert other['sha256'] != base['sha256']
+
+
 def test_fingerprint_survives_json(data, tmp_path):
   base = Pipeline(config(data)).fingerprint()
   records.write_json(tmp_path / 'f.json', base)
@@ -541,3 +558,181 @@ def test_stream_is_a_grain_map_dataset(data):
   assert isinstance(dataset, grain.MapDataset)
   (want,) = take(pipe, 1, 17)
   np.testing.assert_array_equal(dataset[17]['images'], want['images'])
+
+
+# Cameras and rectangles.
+
+# Of the marked point, in front of all cameras.
+POINT = np.array([0.3, -0.2, 4.0])
+SETS = SetViews(3, (8, 8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked(sources.Source):
+  """Clips of two shapes; a blob where the camera sees `POINT`.
+
+  Clip 2 has no cameras, and clip 5, the longest, neither.
+  """
+
+  name: ClassVar[str] = 'marked'
+  description: ClassVar[str] = 'A blob.'
+
+  def items(self):
+    return [sources.Item(str(i), i, 'train') for i in range(6)]
+
+  def clips(self, item):
+    height, width = ((48, 81), (70, 50))[item.payload % 2]
+    n = 16 if item.payload == 5 else 12
+    rng = np.random.default_rng(item.payload)
+    eyes = rng.uniform(-0.2, 0.2, (n, 3))
+    targets = POINT + rng.uniform(-0.3, 0.3, (n, 3))
+    poses = cameras.look_at(eyes, targets, np.array([0.0, 0.0, 1.0]))
+    focal = rng.uniform(60, 70, (n, 1)) / [[width, height]]
+    intrinsics = np.hstack([focal, rng.uniform(0.45, 0.55, (n, 2))])
+    seen, _ = cameras.project(np.tile(POINT, (n, 1)), intrinsics, poses)
+    y, x = np.mgrid[:height, :width] + 0.5
+    frames = []
+    for u, v in seen:
+      distance = (x - u * width) ** 2 + (y - v * height) ** 2
+      grey = np.round(255 * np.exp(-distance / (2 * 2**2))).astype(np.uint8)
+      frames.append(images.encode_png(np.repeat(grey[..., None], 3, -1)))
+    known = item.payload not in (2, 5)
+    yield sources.Clip(
+      item.id,
+      frames,
+      height,
+      width,
+      intrinsics=intrinsics.astype(np.float32) if known else None,
+      world_to_camera=poses.astype(np.float32) if known else None,
+    )
+
+
+@pytest.fixture(scope='module')
+def marked(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp('marked')
+  run(Marked(), folder)
+  return folder
+
+
+def posed(folder, **changes) -> DataConfig:
+  parts = (Part('marked', SETS),)
+  return config(folder, parts=parts, cameras=True, **changes)
+
+
+def assert_blobs_are_where_cameras_see_them(batch):
+  pixels = batch['images'][..., 0].astype(float)
+  height, width = pixels.shape[2:]
+  y, x = np.mgrid[:height, :width] + 0.5
+  total = pixels.sum((2, 3))
+  assert total.min() > 1000
+  found = np.stack(
+    [(pixels * x).sum((2, 3)) / total, (pixels * y).sum((2, 3)) / total], -1
+  )
+  seen, _ = cameras.project(
+    np.broadcast_to(POINT.astype(np.float32), (*total.shape, 3)),
+    batch['intrinsics'],
+    batch['world_to_camera'],
+  )
+  np.testing.assert_allclose(found, seen * [width, height], atol=0.3)
+
+
+@pytest.mark.parametrize('size', [(24, None), (24, 36), (40, 28), (48, 81)])
+def test_cameras_are_those_of_the_cropped_pictures(marked, size):
+  height, width = size[0], size[1] or size[0]
+  made = Pipeline(posed(marked, image_size=size[0], image_width=size[1]))
+  batches = take(made, 3)
+  for batch in batches:
+    assert batch['images'].shape == (8, 3, height, width, 3)
+    for key, shape in (('intrinsics', (4,)), ('world_to_camera', (3, 4))):
+      assert batch[key].shape == (8, 3, *shape)
+      assert batch[key].dtype == np.float32
+    assert_blobs_are_where_cameras_see_them(batch)
+  # Wide ones and tall ones.
+  assert set(joined(batches, 'clip')) == {0, 1, 3, 4}
+
+
+def test_sets_are_read_in_the_order_drawn(marked):
+  frames = joined(take(Pipeline(posed(marked)), 4), 'frames')
+  assert (np.diff(frames) < 0).any(1).mean() > 0.5
+  assert (np.diff(frames) > 0).any(1).mean() > 0.5
+
+
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_cameras_do_not_depend_on_who_reads(marked, count):
+  changes = {'image_size': 24, 'image_width': 36}
+  want = take(Pipeline(posed(marked, **changes)), 4, 3)
+  shares = [
+    take(Pipeline(posed(marked, threads=2, **changes), i, count), 4, 3)
+    for i in range(count)
+  ]
+  whole = [
+    {key: np.concatenate([b[key] for b in parts]) for key in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+  assert_same(whole, want)
+
+
+def test_clips_without_cameras_are_left_out(marked, caplog):
+  caplog.set_level('INFO', logger='absl')
+  made = Pipeline(posed(marked))
+  assert made.num_clips == [4]
+  assert 'marked/train: 2 of 6 clips have no cameras' in caplog.text
+  # All others read them.
+  assert Pipeline(config(marked, parts=made.config.parts)).num_clips == [6]
+
+
+def test_no_cameras_at_all(data, tmp_path, marked):
+  run(Fake(count=2, cameras=False, split='train'), tmp_path)
+  with pytest.raises(
+    UserError, match='no clip of fake/train has cameras.* convert a data set'
+  ):
+    Pipeline(config(tmp_path, parts=(Part('fake', VIEWS),), cameras=True))
+  with pytest.raises(UserError, match='both cameras and the 13 .* has 12'):
+    Pipeline(posed(marked, min_length=13))
+
+
+def read_marked(folder, index, **changes):
+  return list(
+    pipeline.eval_batches(
+      str(folder),
+      'marked',
+      index,
+      **{
+        'split': 'train',
+        'image_size': 24,
+        'image_width': 36,
+        'cameras': True,
+        'batch_size': 4,
+        'threads': 0,
+        **changes,
+      },
+    )
+  )
+
+
+def test_eval_with_cameras(marked):
+  index = records.eval_index(
+    marked, 'marked', 'train', 5, 8, ordered=False, cameras=True
+  )
+  (batch,) = read_marked(marked, index)
+  assert batch['images'].shape == (4, 5, 24, 36, 3)
+  assert batch['intrinsics'].shape == (4, 5, 4)
+  assert batch['intrinsics'].dtype == batch['world_to_camera'].dtype
+  np.testing.assert_array_equal(batch['frames'], index.frames)
+  assert_blobs_are_where_cameras_see_them(batch)
+  halves = [
+    read_marked(marked, index, process_index=i, process_count=2)[0]
+    for i in range(2)
+  ]
+  for key, want in batch.items():
+    got = np.concatenate([half[key] for half in halves])
+    np.testing.assert_array_equal(got, want)
+  without = read_marked(marked, index, cameras=False)[0]
+  assert batch.keys() - without.keys() == {'intrinsics', 'world_to_camera'}
+  np.testing.assert_array_equal(without['images'], batch['images'])
+
+
+def test_eval_names_a_clip_without_cameras(marked):
+  index = records.eval_index(marked, 'marked', 'train', 5, 8, ordered=False)
+  with pytest.raises(UserError, match='clip [25] of .* has no cameras'):
+    read_marked(marked, index)

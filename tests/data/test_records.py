@@ -430,6 +430,162 @@ def test_eval_index_that_cannot_be(copy):
     records.eval_index(copy, 'fake', 'test', 2, 10)
 
 
+def test_random_eval_index(copy):
+  path = copy / 'fake/clips/1.0.0/eval_index-train.json'
+  ordered = records.eval_index(copy, 'fake', 'train', 4, 12)
+  index = records.eval_index(copy, 'fake', 'train', 4, 12, ordered=False)
+  store = records.open_split(copy, 'fake', 'train')
+  # Shorter clips than the window, too: the shortest has ten frames.
+  assert len(index.clips) == len(store) > len(ordered.clips)
+  assert list(index.clip_ids) == sorted(index.clip_ids, key=records.unit_hash)
+  for clip_id, clip, frames in zip(
+    index.clip_ids, index.clips, index.frames.tolist(), strict=True
+  ):
+    assert store.clip_id(int(clip)) == clip_id
+    assert len(set(frames)) == 4
+    assert 0 <= min(frames) <= max(frames) < store.num_frames[clip]
+    assert max(frames) - min(frames) < 12
+  assert any(frames != sorted(frames) for frames in index.frames.tolist())
+  assert len({tuple(np.sort(f) - f.min()) for f in index.frames}) > 1
+  # Old entries mean what they did, and this one is fixed by its own key.
+  entries = records.read_json(path)
+  assert set(entries) == {'views=4,window=12', 'views=4,window=12,random'}
+  again = records.eval_index(copy, 'fake', 'train', 4, 12)
+  np.testing.assert_array_equal(again.frames, ordered.frames)
+  entries['views=4,window=12,random'][0][1] = [3, 2, 1, 0]
+  records.write_json(path, entries)
+  again = records.eval_index(copy, 'fake', 'train', 4, 12, ordered=False)
+  np.testing.assert_array_equal(again.frames[0], [3, 2, 1, 0])
+
+
+def test_random_eval_frames_depend_on_the_clip_alone(data, tmp_path):
+  run(Fake(count=7), tmp_path, test_fraction=0.3)
+  chosen = [
+    dict(
+      records.choose_eval(
+        records.open_split(folder, 'fake', 'train'), 3, 8, ordered=False
+      )
+    )
+    for folder in (data, tmp_path)
+  ]
+  shared = chosen[0].keys() & chosen[1].keys()
+  assert len(shared) >= 3
+  for clip_id in shared:
+    assert chosen[0][clip_id] == chosen[1][clip_id]
+
+
+def test_random_eval_index_that_cannot_be(data):
+  for views, window, match in (
+    (99, 100, 'has the 99 frames .*: use fewer views'),
+    (5, 4, '5 views in 4 frames'),
+  ):
+    with pytest.raises(UserError, match=match):
+      records.eval_index(data, 'fake', 'test', views, window, ordered=False)
+
+
+# Which clips have cameras.
+
+
+def convert_partly_posed(folder, monkeypatch, without=(2, 3, 5), count=6):
+  """Clip 2 has no intrinsics, 3 a pose that is not finite, others nothing."""
+  original = Fake.clips
+
+  def clips(self, item):
+    for clip in original(self, item):
+      changes = {}
+      if item.payload in without:
+        changes = {'intrinsics': None, 'world_to_camera': None}
+        if item.payload == 2:
+          changes.pop('world_to_camera')
+        elif item.payload == 3:
+          poses = clip.world_to_camera.copy()
+          poses[4, 1, 1] = np.nan
+          changes = {'world_to_camera': poses}
+      yield dataclasses.replace(clip, **changes)
+
+  monkeypatch.setattr(Fake, 'clips', clips)
+  run(Fake(count=count, split='train'), folder)
+  return folder / 'fake/clips/1.0.0/cameras-train.json'
+
+
+def test_which_clips_have_cameras_is_found_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(records, '_CHUNK', 4)
+  path = convert_partly_posed(tmp_path, monkeypatch)
+  store = records.open_split(tmp_path, 'fake', 'train')
+  assert not path.exists()
+  want = [i not in (2, 3, 5) for i in range(6)]
+  assert store.posed.tolist() == want
+  assert records.read_json(path) == {store.digest: [[0, 2], [4, 5]]}
+  monkeypatch.setattr(records, 'decode_clip', None)
+  again = records.open_split(tmp_path, 'fake', 'train')
+  assert again.posed.tolist() == want
+  assert pickle.loads(pickle.dumps(again)).posed.tolist() == want
+
+
+def test_cameras_of_other_records_are_found_anew(tmp_path, monkeypatch):
+  path = convert_partly_posed(tmp_path, monkeypatch)
+  records.write_json(path, {'another digest': [[0, 6]]})
+  store = records.open_split(tmp_path, 'fake', 'train')
+  assert store.posed.sum() == 3
+
+
+def test_cameras_of_a_read_only_data_set(tmp_path, monkeypatch):
+  path = convert_partly_posed(tmp_path, monkeypatch)
+
+  def fail(*args):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(records, 'write_json', fail)
+  assert records.open_split(tmp_path, 'fake', 'train').posed.sum() == 3
+  assert not path.exists()
+
+
+def test_a_damaged_clip_record_is_told(tmp_path, monkeypatch):
+  convert_partly_posed(tmp_path, monkeypatch)
+  store = records.open_split(tmp_path, 'fake', 'train')
+  poses = store.clip(4).world_to_camera.tobytes()
+  for path in (tmp_path / 'fake/clips/1.0.0').glob('fake-train*'):
+    content = bytearray(path.read_bytes())
+    if (at := content.find(poses)) >= 0:
+      content[at + 5] ^= 1
+    path.write_bytes(content)
+  store = records.open_split(tmp_path, 'fake', 'train')
+  with pytest.raises(UserError, match='cameras of .* cannot be read'):
+    _ = store.posed
+
+
+def test_eval_index_of_clips_with_cameras(tmp_path, monkeypatch):
+  path = convert_partly_posed(tmp_path, monkeypatch)
+  for ordered in (True, False):
+    index = records.eval_index(
+      tmp_path, 'fake', 'train', 2, 10, ordered=ordered, cameras=True
+    )
+    assert sorted(index.clip_ids) == ['clip-000', 'clip-001', 'clip-004']
+    everything = records.eval_index(
+      tmp_path, 'fake', 'train', 2, 10, ordered=ordered
+    )
+    assert len(everything.clip_ids) == 6
+  key = 'views=2,window=10'
+  assert set(records.read_json(path.with_name('eval_index-train.json'))) == {
+    key,
+    f'{key},random',
+    f'{key},cameras',
+    f'{key},random,cameras',
+  }
+  # Clip 5 has 15 frames, but the longest with cameras 14.
+  with pytest.raises(UserError, match='with cameras has the 15 .* has 14'):
+    records.eval_index(tmp_path, 'fake', 'train', 2, 15, cameras=True)
+
+
+def test_no_clip_has_cameras(tmp_path):
+  run(Fake(count=2, cameras=False, split='train'), tmp_path)
+  for _ in range(2):  # The second time from the file.
+    with pytest.raises(
+      UserError, match='no clip of fake/train has cameras.* convert'
+    ):
+      records.eval_index(tmp_path, 'fake', 'train', 2, 10, cameras=True)
+
+
 def test_conversion_writes_the_default_index(tmp_path):
   run(Fake(count=3, frames=25), tmp_path)
   path = tmp_path / 'fake/clips/1.0.0/eval_index-test.json'

@@ -121,6 +121,54 @@ def test_big_endian():
   assert first['timestamps'].tolist() == [52553000, 52586367, 52619734]
 
 
+def replace_pickle(data):
+  change = {'data.pkl': data}
+  return rewrite('state.pt', lambda name, old: change.get(name, old))
+
+
+@pytest.mark.parametrize('module', [b'numpy._core', b'numpy.core'])
+def test_numbers_of_numpy(module):
+  numbers = [
+    np.float64(27.25),
+    np.float32(-0.1),
+    np.array(3.5, '>f4')[()],
+    np.int64(-7),
+    np.uint8(200),
+    np.bool_(True),
+    np.complex64(1 - 2j),
+  ]
+  data = pickle.dumps(numbers, 2)
+  assert b'cnumpy._core.multiarray\nscalar' in data
+  data = data.replace(b'cnumpy._core', b'c' + module)
+  got = torch_file.load(replace_pickle(data))
+  assert got == numbers
+  assert [type(x) for x in got] == [type(x) for x in numbers]
+
+
+def test_numbers_of_another_byte_order():
+  big = pickle.dumps(np.arange(3.0, dtype='>f4')[1:2].dtype, 2)
+  # A scalar of this type, as a machine of that byte order writes it.
+  head = b'\x80\x02cnumpy._core.multiarray\nscalar\n'
+  body = big[2:-1] + b'c_codecs\nencode\nX\x05\0\0\0?\xc2\x80\0\0'
+  data = head + body + b'X\x06\0\0\0latin1\x86R\x86R.'
+  assert torch_file.load(replace_pickle(data)) == np.float32(1)
+
+
+@pytest.mark.parametrize(
+  ('module', 'name', 'arguments', 'said'),
+  [
+    ('numpy', 'dtype', ('O', False, True), "a number of type 'O'"),
+    ('numpy', 'dtype', ('V8', False, True), "a number of type 'V8'"),
+    ('_codecs', 'encode', ('00', 'hex'), "bytes as 'hex'"),
+  ],
+)
+def test_numbers_hold_no_objects(module, name, arguments, said):
+  arguments = pickle.dumps(arguments, 2)[2:-1]
+  data = b'\x80\x02' + f'c{module}\n{name}\n'.encode() + arguments + b'R.'
+  with pytest.raises(UserError, match=said):
+    torch_file.load(replace_pickle(data))
+
+
 def test_nothing_is_run(tmp_path):
   class Evil:
     def __reduce__(self):
@@ -146,14 +194,15 @@ def test_nothing_is_run(tmp_path):
     ('torch.storage', '_load_from_bytes'),
     ('torch._utils', 'os'),
     ('numpy', 'load'),
+    ('numpy', 'ndarray'),
+    ('_codecs', 'decode'),
     ('collections', 'namedtuple'),
   ],
 )
 def test_other_names_are_refused(module, name):
   data = f'c{module}\n{name}\n.'.encode()
-  change = {'data.pkl': data}
   with pytest.raises(UserError, match=f'object of {module}.{name},'):
-    torch_file.load(rewrite('state.pt', lambda n, old: change.get(n, old)))
+    torch_file.load(replace_pickle(data))
 
 
 @pytest.mark.parametrize('name', ['chunk.torch', 'state.pt', 'legacy.pt'])

@@ -276,6 +276,15 @@ def test_tfds_metadata(data):
     ({'views=2,window=99': [['CLIP', [0, 40]]]}, 'of the 2. frames'),
     ({'views=2,window=20': [['CLIP', [5, 5]]]}, 'not 2 frames in order'),
     ({'views=3,window=20': [['CLIP', [0, 5]]]}, 'not 3 frames in order'),
+    ({'views=2,window=20,cameras': [['CLIP', [5, 0]]]}, 'frames in order'),
+    (
+      {'views=3,window=20,random': [['CLIP', [5, 0, 5]]]},
+      'not 3 different frames',
+    ),
+    (
+      {'views=2,window=20,random,cameras': [['CLIP', [20, 0]]]},
+      'not within 20',
+    ),
     ({'views': [['CLIP', [0, 5]]]}, 'not views=N,window=M'),
     ([1], 'cannot be used'),
   ],
@@ -289,6 +298,15 @@ def test_evaluation_index(data, entries, what):
   assert counts(data) == {'evaluation index': 1}
   (example,) = judge(data).problems.examples['evaluation index']
   assert re.search(what, example)
+
+
+def test_random_evaluation_index(data):
+  for posed in (False, True):
+    index = records.eval_index(
+      data, 'fake', 'test', 4, 10, ordered=False, cameras=posed
+    )
+    assert (np.diff(index.frames) < 0).any()
+  assert counts(data) == {}
 
 
 def test_evaluation_index_of_no_split(data):

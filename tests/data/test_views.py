@@ -236,3 +236,57 @@ def test_contradictory_arguments_are_refused(options):
 def test_impossible_recipes_are_refused(options):
   with pytest.raises(UserError):
     views.Views(**options)
+
+
+# Unordered views.
+
+
+def test_sets_are_distinct_frames_of_one_window_in_any_order():
+  draw = views.SetViews(4, (7, 7))
+  rng = np.random.default_rng(0)
+  drawn = np.array([draw(rng, 20, 0) for _ in range(4000)])
+  assert drawn.dtype == np.int64
+  assert all(len(set(frames)) == 4 for frames in drawn.tolist())
+  spans = np.ptp(drawn, axis=1) + 1
+  assert set(spans) == {4, 5, 6, 7}
+  assert (drawn.min(), drawn.max()) == (0, 19)
+  # Each place of the set is any rank of it equally often: 1000 +- 27.
+  ranks = drawn.argsort(1).argsort(1)
+  counts = np.array([np.bincount(r, minlength=4) for r in ranks.T])
+  assert np.abs(counts - 1000).max() < 140
+
+
+def test_sets_are_uniform_in_their_window():
+  rng = np.random.default_rng(0)
+  drawn = np.array([views.choose_set(rng, 6, 3, 99) for _ in range(4000)])
+  # The whole clip, for it is shorter: each frame 2000 +- 32 times.
+  assert np.abs(np.bincount(drawn.ravel()) - 2000).max() < 160
+
+
+def test_windows_of_sets_grow():
+  draw = views.SetViews(2, (3, 11), ramp_steps=8)
+  rng = np.random.default_rng(0)
+  for step, window in ((0, 3), (4, 7), (8, 11), (99, 11)):
+    drawn = np.array([draw(rng, 50, step) for _ in range(600)])
+    assert np.ptp(drawn, axis=1).max() + 1 == window
+  drawn = np.array([views.SetViews(2, (3, 11))(rng, 50, 0) for _ in range(600)])
+  assert np.ptp(drawn, axis=1).max() + 1 == 11
+
+
+def test_sets_are_a_function_of_seed_and_index():
+  draw = views.SetViews(5, (40, 40))
+  first = draw(views.frame_rng(3, 17), 90, 0)
+  np.testing.assert_array_equal(first, draw(views.frame_rng(3, 17), 90, 0))
+  assert (first != draw(views.frame_rng(3, 18), 90, 0)).any()
+
+
+def test_sets_that_cannot_be():
+  with pytest.raises(UserError, match='clip has 5 frames .* takes 6'):
+    views.SetViews(6, (9, 40))(np.random.default_rng(0), 5, 0)
+  for num_views, window in ((1, (9, 40)), (10, (9, 40)), (10, (40, 9))):
+    with pytest.raises(UserError, match='wrong number of views'):
+      views.SetViews(num_views, window)
+  with pytest.raises(UserError, match='ramp_steps is -1'):
+    views.SetViews(2, (9, 40), ramp_steps=-1)
+  with pytest.raises(ValueError, match='2 <= num_views'):
+    views.choose_set(np.random.default_rng(0), 50, 6, 5)

@@ -83,3 +83,35 @@ def test_float32_stays_float32(rng):
     cameras.compose(pose, cameras.invert_pose(pose)),
   ):
     assert array.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ('image', 'shape', 'expected'),
+  [
+    ((48, 80), (1, 1), (0, 16, 48, 48)),
+    ((81, 48), (7, 7), (16, 0, 48, 48)),
+    ((48, 80), (24, 36), (0, 4, 48, 72)),
+    ((80, 48), (24, 36), (24, 0, 32, 48)),
+    ((48, 64), (240, 320), (0, 0, 48, 64)),
+    ((100, 100), (3, 7), (28, 0, 43, 100)),
+    ((100, 101), (1, 1000), (49, 0, 1, 101)),
+  ],
+)
+def test_central_rectangles(image, shape, expected):
+  assert cameras.centre_crop(*image, shape) == expected
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (24, 36), (50, 20)])
+@pytest.mark.parametrize('size', [(48, 81), (80, 48)])
+def test_intrinsics_of_a_crop_project_to_the_same_pixels(rng, size, shape):
+  height, width = size
+  pose = _poses(rng, 9)[1]
+  whole = np.array([0.9, 1.3, 0.45, 0.55]) + 0.1 * rng.normal(size=(9, 4))
+  crop = cameras.crop_intrinsics(whole, height, width, shape=shape)
+  top, left, rows, columns = cameras.centre_crop(height, width, shape)
+  points = rng.normal(size=(9, 3))
+  before, _ = cameras.project(points, whole, pose)
+  after, _ = cameras.project(points, crop, pose)
+  np.testing.assert_allclose(
+    after * [columns, rows], before * [width, height] - [left, top], atol=1e-9
+  )

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from tests import commands
 from xfactor.training import aot
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -98,7 +99,9 @@ def test_recipes_compile(tmp_path, recipe, topology, slices, changes, mesh):
   ],
 )
 def test_bad_usage_is_one_line_and_code_2(args, words):
-  result = run('--config=configs/sm.py', *args)
+  result = commands.run(
+    'tools/compile_tpu.py', '--config=configs/sm.py', *args, XLA_FLAGS=''
+  )
   assert result.returncode == 2
   (line,) = result.stderr.splitlines()
   assert line.startswith('error: ')
@@ -131,14 +134,14 @@ compile_tpu.app.run(
     (512, 1, 'for config.data.batch=512, nothing that fits'),
   ],
 )
-def test_search_finds_the_largest_batch_of_each_policy(batch, code, words):
+def test_search_finds_the_largest_batch_of_each_policy(
+  tmp_path, batch, code, words
+):
   args = ('--config=configs/sm.py', '--topology=v5e:4x4', '--search')
-  result = subprocess.run(
-    [sys.executable, '-c', SEARCH, *args, f'--config.data.batch={batch}'],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, **aot.ENVIRONMENT, 'PYTHONPATH': str(ROOT)},
+  script = tmp_path / 'search.py'
+  script.write_text(SEARCH)
+  result = commands.run(
+    script, *args, f'--config.data.batch={batch}', **aot.ENVIRONMENT
   )
   assert result.returncode == code, result.stderr
   *tries, none, dots, full, verdict = result.stdout.splitlines()

@@ -1,30 +1,19 @@
 """The conversion command: bad input is one line and exit code 2."""
 
 import os
-import pathlib
-import subprocess
-import sys
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import commands
 from tests.data import test_convert
 from xfactor.data import records
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 def run(*args):
-  return subprocess.run(
-    [sys.executable, 'tools/convert_datasets.py', *map(str, args)],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return commands.run('tools/convert_datasets.py', *args)
 
 
 def pictures(folder, count, suffix='jpg', channels=3):

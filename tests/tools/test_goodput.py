@@ -1,27 +1,19 @@
 """The tool's table and its JSON say the same."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests import commands
 from xfactor.training import goodput
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run(*args):
-  return subprocess.run(
-    [sys.executable, str(ROOT / 'tools/goodput.py'), *map(str, args)],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-  )
+  return commands.run('tools/goodput.py', *args)
 
 
 @pytest.fixture(scope='module')

@@ -284,7 +284,7 @@ BFLOAT16 = (
     (FILE.read_bytes()[:300_000], 'damaged or incomplete'),
     (FILE.read_bytes()[:1], 'damaged or incomplete'),
     (serialization.msgpack_serialize({'a': 1}), 'Dense_0/kernel is missing'),
-    (b'PK\x03\x04' + bytes(100), 'no known format'),
+    (b'PK\x03\x04' + bytes(100), 'no good file of torch.save'),
     (b'', 'no known format'),
     (
       safetensors.numpy.save({'w': np.zeros(9)})[:-3],

@@ -6,6 +6,7 @@ import numpy as np
 
 from xfactor import config as configs
 from xfactor.data import convert, images, sources
+from xfactor.geometry import cameras
 from xfactor.training import sharding
 
 
@@ -39,6 +40,71 @@ class Squares(sources.Source):
     yield sources.Clip(item.id, frames, self.size, self.size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Skies(sources.Source):
+  """Posed clips of a sky whose colours depend on the line of sight alone."""
+
+  clips_made: int = 16
+  frames: int = 6
+  height: int = 24
+  width: int = 32
+
+  name = 'skies'
+  description = 'Skies, for tests.'
+
+  def items(self):
+    return [
+      sources.Item(f'{i:03d}', split='test' if i % 4 == 0 else 'train')
+      for i in range(self.clips_made)
+    ]
+
+  def clips(self, item):
+    rng = np.random.default_rng(int(item.id))
+    eyes = rng.normal(size=(self.frames, 3)) + [0, 0, 1]
+    eyes = 3 * cameras.normalize(eyes)
+    poses = cameras.look_at(eyes, 0.1 * eyes[::-1], np.array([0.0, 0.0, 1.0]))
+    intrinsics = np.tile([1.0, 4 / 3, 0.5, 0.5], (self.frames, 1))
+    rays = cameras.pixel_rays(intrinsics, poses, self.height, self.width)[1]
+    colours = np.sin(2 * rays @ rng.normal(size=(3, 3)))
+    frames = (127.5 * (1 + colours)).astype(np.uint8)
+    yield sources.Clip(
+      item.id,
+      [images.encode_png(frame) for frame in frames],
+      self.height,
+      self.width,
+      intrinsics=intrinsics.astype(np.float32),
+      world_to_camera=poses.astype(np.float32),
+    )
+
+
+def posed_recipe(data_dir, **changes):
+  """An SRT of 2 + 2 views of 24 x 32 pixels; overrides as in `recipe`."""
+  config = configs.small('srt')
+  config.model.update(
+    features=16,
+    heads=2,
+    decoder_heads=2,
+    mlp_features=16,
+    conv_features=4,
+    encoder_layers=1,
+    decoder_layers=1,
+  )
+  config.objective.rays = 32
+  config.optimizer.warmup_steps = 2
+  config.data.update(
+    dir=str(data_dir),
+    batch=8,
+    image_size=24,
+    image_width=32,
+    contexts=2,
+    targets=2,
+    min_length=4,
+    threads=2,
+  )
+  config.data.mix = {'skies': configs.part(begin=6, end=6)}
+  return _short(config, changes)
+
+
 def recipe(data_dir, **changes):
   """The recipe, with overrides as `section__key=value`."""
   config = configs.small()
@@ -60,6 +126,11 @@ def recipe(data_dir, **changes):
     threads=2,
   )
   config.data.mix = {'squares': configs.part(begin=3, end=6)}
+  return _short(config, changes)
+
+
+def _short(config, changes):
+  """A few steps, and a small evaluation."""
   config.train.update(steps=6, log_every=2, eval_every=0, save_every=3, keep=2)
   # LPIPS would take longer than all the rest.
   config.eval.update(window=4, batch=8, panel=3, lpips=False)
@@ -71,15 +142,43 @@ def recipe(data_dir, **changes):
 
 def batch(built, rng):
   """A batch of noise on the mesh."""
-  shapes = built.abstract_batch()
-  images = rng.integers(0, 256, shapes['images'].shape, np.uint8)
-  frames = rng.integers(0, 30, shapes['frames'].shape, np.int32)
-  return sharding.to_mesh(
-    built.mesh, {'images': images, 'frames': np.sort(frames, axis=1)}
-  )
+  made = {}
+  for name, shape in built.abstract_batch().items():
+    if name == 'images':
+      made[name] = rng.integers(0, 256, shape.shape, np.uint8)
+    elif name == 'frames':
+      frames = rng.integers(0, 30, shape.shape, np.int32)
+      made[name] = np.sort(frames, axis=1)
+    elif name == 'intrinsics':
+      made[name] = rng.uniform(0.5, 1, shape.shape).astype(np.float32)
+    else:
+      eyes = rng.normal(size=(*shape.shape[:2], 3))
+      made[name] = cameras.look_at(
+        eyes, -eyes, np.array([0.0, 0.0, 1.0])
+      ).astype(np.float32)
+  return sharding.to_mesh(built.mesh, made)
 
 
 def make_data(folder):
   """Converts the squares; returns the data folder."""
   convert.convert(Squares(), folder, workers=0, quiet=True)
   return folder
+
+
+def make_posed_data(folder):
+  """Converts the skies; returns the data folder."""
+  convert.convert(Skies(), folder, workers=0, quiet=True)
+  return folder
+
+
+def stop_at(step, read):
+  """Log.read, interrupted when the metrics of `step` are due."""
+  calls = []
+
+  def stopping(self):
+    calls.append(self)
+    if len(calls) * 2 >= step:
+      raise KeyboardInterrupt
+    return read(self)
+
+  return stopping

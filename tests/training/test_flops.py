@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import pytest
 
-from xfactor.models import xfactor
+from xfactor.models import srt, xfactor
+from xfactor.models.functional import Functional
 from xfactor.training import flops
 
 
@@ -65,6 +67,74 @@ def test_recomputation_and_lpips_are_executed_too():
   for dtype, passes in (('bfloat16', 1), ('float32', 6)):
     executed = flops.executed_step(kept, lpips_dtype=dtype, **sizes)
     assert executed == model + 2 * passes * lpips
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {},
+    {'encoder': 'isrt', 'decoder': 'isrt', 'conv_blocks': 3},
+    {'decoder': 'nerf'},
+    {'decoder': 'nerf', 'fine_net': True},
+    {'decoder': 'nerf', 'fine_samples': 0},
+  ],
+  ids=lambda sizes: '-'.join(map(str, sizes.values())) or 'srt',
+)
+def test_srt_is_what_xla_counts(sizes):
+  """But for elementwise work and the rims of convolutions; no layer is twice.
+
+  CLEVR3D's pictures, whose tokens are not whole.
+  """
+  config = srt.Config(
+    encoder_layers=1, decoder_layers=1, dtype='float32', remat='none', **sizes
+  )
+  functional = Functional(lambda rngs: srt.SRT(config, rngs=rngs))
+
+  def forward(params, *args):
+    model = functional.bind(params)
+    return model.decode(model.encode(*args[:3]), *args[3:])
+
+  shapes = ((2, 120, 160), (2,), (2, 120, 160), (256,), (256,))
+  args = (jax.ShapeDtypeStruct((1, *x, 3), 'float32') for x in shapes)
+  xla = jax.jit(forward).lower(functional.shapes, *args).cost_analysis()
+  ours = flops.srt_train_step(
+    config, batch=1, views=2, height=120, width=160, rays=256
+  )
+  assert ours / 3 == pytest.approx(xla['flops'], rel=0.06)
+
+
+@pytest.mark.parametrize(
+  ('decoder', 'width', 'queries'),
+  [('srt', 180, [16]), ('nerf', 90, [16 * 128, 16 * 64])],
+)
+def test_layers_of_srt_add_up_and_are_recomputed(decoder, width, queries):
+  sizes = {'batch': 2, 'views': 2, 'height': 64, 'width': 64, 'rays': 16}
+
+  def count(encoder, decoder_layers, of=flops.srt_train_step, remat='full'):
+    config = srt.Config(
+      decoder=decoder,
+      encoder_layers=encoder,
+      decoder_layers=decoder_layers,
+      remat=remat,
+    )
+    return of(config, **sizes)
+
+  # Two scenes, two views of 16 tokens, three times; four C x C and two C x 2C.
+  tokens = 2 * 16
+  layer = 3 * 2 * tokens * (2 * 8 * 768**2 + 4 * 768 * tokens)
+  assert count(3, 2) - count(1, 2) == 2 * layer
+  # Queries to C and back, their MLP; keys and values of C x 2C; attention.
+  layer = sum(
+    2 * n * (2 * width * 768 + 2 * width * 1536)
+    + 2 * tokens * 2 * 768**2
+    + 4 * 768 * n * tokens
+    for n in queries
+  )
+  assert count(1, 3) - count(1, 2) == 3 * 2 * layer
+  ends, layers = count(0, 0), count(10, 2) - count(0, 0)
+  executed = flops.srt_executed_step
+  assert count(10, 2, executed) == ends + layers + layers / 3
+  assert count(10, 2, executed, remat='none') == ends + layers
 
 
 def test_lpips_is_vgg16s_published_count():

@@ -21,10 +21,11 @@ from xfactor.training import (
   build,
   checkpoint,
   data,
+  families,
   goodput,
   loop,
+  objectives,
   resume,
-  step,
   writers,
 )
 
@@ -44,7 +45,7 @@ def run(data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   config = small.recipe(data_dir)
   traces, compiled, dispatched = [], [], []
-  loss, add = step.objectives.loss, loop.Log.add
+  loss, add = objectives.loss, loop.Log.add
 
   def counted_loss(*args, **kwargs):
     traces.append(kwargs['whole'])
@@ -60,7 +61,7 @@ def run(data_dir, tmp_path_factory):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step.objectives, 'loss', counted_loss)
+    patch.setattr(objectives, 'loss', counted_loss)
     patch.setattr(loop.Log, 'add', counted_add)
     loop.train(config, str(workdir))
   compiled = list(compiled)
@@ -131,7 +132,7 @@ def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   config, workdir, *_ = run
   stopped = small.recipe(data_dir)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.Log, 'read', stop_at(4, loop.Log.read))
+    patch.setattr(loop.Log, 'read', small.stop_at(4, loop.Log.read))
     with pytest.raises(KeyboardInterrupt):
       loop.train(stopped, str(tmp_path))
   assert read_state(config, tmp_path)[0].step == 3
@@ -139,19 +140,6 @@ def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   assert json.loads((tmp_path / 'run.json').read_text())['state'].endswith('/3')
   straight, resumed = (read_state(config, w)[0] for w in (workdir, tmp_path))
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
-
-
-def stop_at(step, read):
-  """Log.read, interrupted when the metrics of `step` are due."""
-  calls = []
-
-  def stopping(self):
-    calls.append(self)
-    if len(calls) * 2 >= step:
-      raise KeyboardInterrupt
-    return read(self)
-
-  return stopping
 
 
 def test_a_finished_run_only_evaluates_again(run, capsys):
@@ -367,7 +355,7 @@ def eventful(data_dir, tmp_path_factory):
     train__profile_steps=2,
   )
   config.expected_devices = 8
-  to_float, to_mesh, batches = step.to_float, loop.sharding.to_mesh, []
+  to_float, to_mesh, batches = families.to_float, loop.sharding.to_mesh, []
 
   def poison(mesh, batch):
     batches.append(batch)
@@ -380,7 +368,7 @@ def eventful(data_dir, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.sharding, 'to_mesh', poison)
-    patch.setattr(step, 'to_float', poisoned)
+    patch.setattr(families, 'to_float', poisoned)
     loop.train(config, str(workdir))
   return config, workdir
 

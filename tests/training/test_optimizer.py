@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from tests.conftest import GOLDEN
+from xfactor import config as configs
 from xfactor.errors import UserError
 from xfactor.models import official
 from xfactor.training import optimizer, step
@@ -22,6 +23,34 @@ def test_learning_rates_are_golden(golden, key, steps):
   schedule = optimizer.make_schedule(optimizer.Config(), steps)
   rates = [schedule(count) for count in arrays[f'lr/{key}_steps']]
   np.testing.assert_allclose(rates, arrays[f'lr/{key}'], rtol=1e-5)
+
+
+def test_learning_rates_of_srt_are_golden(golden):
+  """LrScheduler(1e-4, 2500, 4e6, 0.16) of stelzner/srt; the first is zero."""
+  arrays = golden('srt_render_motions')
+  config = configs.base('srt')
+  schedule = optimizer.make_schedule(
+    optimizer.Config(**config.optimizer), config.train.steps
+  )
+  rates = [schedule(count) for count in arrays['lr/it']]
+  np.testing.assert_allclose(rates, arrays['lr/value'], rtol=1e-4, atol=0)
+  assert rates[0] == 0
+
+
+def test_no_clipping_without_a_norm():
+  config = optimizer.Config(clip_norm=0.0, warmup_steps=0, weight_decay=0.0)
+  tx = optimizer.make_optimizer(config, 10)
+  params = {'a/kernel': jnp.ones(3)}
+  state = tx.init(params)
+  grads = {'a/kernel': jnp.array([300.0, -400.0, 0.0])}
+  _, state = tx.update(grads, state, params)
+  mu = optax.tree_utils.tree_get(state, 'mu')['a/kernel']
+  np.testing.assert_allclose(mu, 0.1 * grads['a/kernel'], rtol=1e-6)
+
+
+def test_unknown_decay():
+  with pytest.raises(UserError, match='choose "cosine" or "exponential"'):
+    optimizer.make_schedule(optimizer.Config(decay='linear'), 10_000)
 
 
 def test_the_decay_mask_is_golden():

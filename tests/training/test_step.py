@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from xfactor.training import build, control, step
+from xfactor.training import build, control, families, step
 
 
 @pytest.fixture(scope='module')
 def stepper():
   """Does a step: (state, whether it is poisoned, ...) to (state, metrics)."""
   built = build.build(small.recipe('data'), jax.devices()[:2])
-  real = step.to_float
+  real = families.to_float
   with pytest.MonkeyPatch.context() as patch:
     # White corners, which noise does not have, give nothing but NaN.
     patch.setattr(
-      step,
+      families,
       'to_float',
       lambda images: jnp.where(
         (images[:, :, :2, :2] == 255).all(), jnp.nan, real(images)

@@ -30,9 +30,10 @@ from benchmarks.measuring import (
   timed,
 )
 from xfactor.errors import UserError
+from xfactor.models import layers
 from xfactor.models.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import flops, loop, objectives, sharding, state, step
+from xfactor.training import flops, objectives, sharding, state, step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,7 @@ def dense_step(build: builds.Build) -> Callable:
     rows = jnp.arange(len(images))
     target = draws.views[rows, draws.target]
     order = draws.views.at[:, -1].set(target)
-    views = step.to_float(images[rows[:, None], order])
+    views = layers.to_float(images[rows[:, None], order])
     first = jnp.broadcast_to(views[:, :1], views[:, 1:].shape)
     pairs = jnp.stack([first, views[:, 1:]], 2)
     seen = reference.jitter_and_blur(
@@ -267,7 +268,7 @@ def _measure_steps(
   table: Table, trainers, repeats: int, build: builds.Build
 ) -> None:
   # The same useful work for all: what masks hide is no model FLOP.
-  work = loop.step_flops(build)
+  work = build.family.flops(build)
   frames = build.batch * build.views
   peak = flops.peak_flops(jax.devices()[0].device_kind)
   for name in alternate(trainers, repeats):

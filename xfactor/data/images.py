@@ -9,6 +9,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
+from xfactor.geometry import cameras
+
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
 # A JPEG is decoded at the scale that leaves so many times the wanted pixels:
 # twice as fast for 720p to 256, about a grey level from the full decoding.
@@ -280,30 +282,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert('RGB')
 
 
-def _centre_crop(image: np.ndarray) -> np.ndarray:
-  height, width = image.shape[:2]
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  return image[top : top + side, left : left + side]
+def _centre_crop(
+  image: np.ndarray, shape: tuple[int, int] = (1, 1)
+) -> np.ndarray:
+  top, left, rows, columns = cameras.centre_crop(*image.shape[:2], shape)
+  return image[top : top + rows, left : left + columns]
 
 
-def centre_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Returns the central square of a picture, antialiased, at `size` pixels.
+def centre_crop_resize(
+  image: np.ndarray, height: int, width: int | None = None
+) -> np.ndarray:
+  """Returns a picture's central part, antialiased, at a given size.
+
+  That is all of it that has the aspect ratio wanted, `cameras.centre_crop`.
 
   Args:
     image: uint8 [H, W, 3].
-    size: Width and height of the result.
+    height: Pixels of the result.
+    width: Pixels of the result; `height` by default.
 
   Returns:
-    uint8 [size, size, 3]; the pixels of `image` themselves where its central
-    square has that size already.
+    uint8 [height, width, 3]; the pixels of `image` themselves where its central
+    part has that size already.
   """
-  crop = _centre_crop(image)
-  if crop.shape[0] == size:
+  shape = height, height if width is None else width
+  crop = _centre_crop(image, shape)
+  if crop.shape[:2] == shape:
     return crop
   picture = Image.fromarray(np.ascontiguousarray(crop)).resize(
     # Whole-number reduction first: several times faster, not visibly worse.
-    (size, size),
+    shape[::-1],
     Image.Resampling.LANCZOS,
     reducing_gap=3.0,
   )

@@ -23,6 +23,7 @@ from absl import logging
 from xfactor.data import images, records
 from xfactor.data.views import frame_rng
 from xfactor.errors import UserError
+from xfactor.geometry.cameras import crop_intrinsics
 
 # Raised when a change here gives a step other data than before.
 _ORDER = 1
@@ -65,8 +66,11 @@ class DataConfig:
     data_dir: Folder of converted data sets.
     parts: The mixture.
     batch_size: Examples of a step over all processes.
-    image_size: Pixels; other sizes are cropped to the central square and
-      resized.
+    image_size: Height in pixels; other sizes are cropped to the central part
+      of the aspect ratio wanted and resized.
+    image_width: In pixels; None makes squares.
+    cameras: Whether batches have the frames' cameras; clips without are left
+      out.
     seed: At least 0.
     min_length: Clips with fewer frames are left out.
     max_bad_fraction: Unreadable examples are replaced by others of the same
@@ -82,6 +86,8 @@ class DataConfig:
   parts: tuple[Part, ...]
   batch_size: int
   image_size: int
+  image_width: int | None = None
+  cameras: bool = False
   seed: int = 0
   min_length: int = 10
   max_bad_fraction: float = 0.01
@@ -89,6 +95,15 @@ class DataConfig:
   threads: int = 8
   prefetch: int = 8
   workers: int = 0
+
+  @property
+  def image_shape(self) -> tuple[int, int]:
+    """Height and width of the pictures."""
+    return _shape(self.image_size, self.image_width)
+
+
+def _shape(size: int, width: int | None) -> tuple[int, int]:
+  return size, size if width is None else width
 
 
 # ==============================================================================
@@ -179,7 +194,7 @@ def _counts(weights: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _OpenPart:
-  """A part with its records; `rows` are the clips that are long enough."""
+  """A part with its records; `rows` are the clips that are of use."""
 
   part: Part
   store: records.FrameStore
@@ -207,7 +222,31 @@ def _open_part(config: DataConfig, part: Part) -> _OpenPart:
       f'{shortest} frames that training needs; the longest has '
       f'{store.num_frames.max()}'
     )
+  if config.cameras:
+    rows = _posed(store, rows, shortest)
   return _OpenPart(part, store, rows)
+
+
+def _posed(
+  store: records.FrameStore, rows: np.ndarray, shortest: int
+) -> np.ndarray:
+  """Leaves out the clips without cameras."""
+  posed = rows[store.posed[rows]]
+  if dropped := len(rows) - len(posed):
+    logging.info(
+      '%s/%s: %d of %d clips have no cameras and are left out.',
+      store.name,
+      store.split,
+      dropped,
+      len(rows),
+    )
+  if not len(posed):
+    raise UserError(
+      f'no clip of {store.name}/{store.split} has both cameras and the '
+      f'{shortest} frames that training needs; the longest with cameras has '
+      f'{store.num_frames[store.posed].max()}'
+    )
+  return posed
 
 
 def _check(config: DataConfig, process_index: int, process_count: int) -> None:
@@ -244,13 +283,25 @@ _UNREADABLE = (RuntimeError, ValueError, OSError, images.ImageError)
 def _read_views(
   store: records.FrameStore, clip: int, frames: np.ndarray, out: np.ndarray
 ) -> None:
-  """Fills uint8 [views, size, size, 3]; raises some of `_UNREADABLE`."""
+  """Fills uint8 [views, H, W, 3]; raises some of `_UNREADABLE`."""
   stored = int(store.height[clip]), int(store.width[clip])
   for data, view in zip(store.clip_frames(clip, frames), out, strict=True):
     if stored == view.shape[:2]:
       images.decode(data, view)
     else:
-      view[:] = images.centre_crop_resize(images.decode(data), len(view))
+      view[:] = images.centre_crop_resize(images.decode(data), *view.shape[:2])
+
+
+def _cameras_of(
+  clip: records.Clip, frames: np.ndarray, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """Returns the cameras of frames that `_read_views` makes (H, W) pixels."""
+  return {
+    'intrinsics': crop_intrinsics(
+      clip.intrinsics[frames], clip.height, clip.width, shape=shape
+    ),
+    'world_to_camera': clip.world_to_camera[frames],
+  }
 
 
 class _Load:
@@ -272,9 +323,9 @@ class _Load:
     self, elements: Sequence[tuple[int, tuple[int, int]]]
   ) -> dict[str, np.ndarray]:
     views = self._config.parts[0].views.num_views
-    size = self._config.image_size
+    shape = len(elements), views, *self._config.image_shape, 3
     # Frames are decoded in place: stacking views, then examples, copies twice.
-    pixels = np.empty((len(elements), views, size, size, 3), np.uint8)
+    pixels = np.empty(shape, np.uint8)
     rest = [self._fill(*pair) for pair in zip(elements, pixels, strict=True)]
     return {'images': pixels} | {
       key: np.stack([example[key] for example in rest]) for key in rest[0]
@@ -299,10 +350,11 @@ class _Load:
       )
       try:
         _read_views(opened.store, clip, frames, out)
+        cameras = self._cameras(opened.store, clip, frames)
       except _UNREADABLE as e:
         self._log(opened, clip, frames, e)
         continue
-      return {
+      return cameras | {
         'frames': np.asarray(frames, np.int32),
         'clip': np.int64(clip),
         'part': np.int32(number),
@@ -313,6 +365,13 @@ class _Load:
       f'{_MAX_ATTEMPTS} clips of {opened.store} in a row could not be read '
       '(see the log); copy or convert the data set again'
     )
+
+  def _cameras(
+    self, store: records.FrameStore, clip: int, frames: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    if not self._config.cameras:
+      return {}
+    return _cameras_of(store.clip(clip), frames, self._config.image_shape)
 
   def _log(
     self,
@@ -408,7 +467,7 @@ class Pipeline:
 
   Attributes:
     config: As given.
-    num_clips: Clips that are long enough, by part.
+    num_clips: Clips that are long enough (and have cameras), by part.
   """
 
   def __init__(
@@ -450,11 +509,14 @@ class Pipeline:
     """Returns this process's batches from a step on, for ever.
 
     A batch has, with B = batch_size / process_count and V views:
-      images: uint8 [B, V, image_size, image_size, 3]
+      images: uint8 [B, V, image_size, image_width, 3]
       frames: int32 [B, V], counted from the clip's beginning
       clip: int64 [B], number of the clip within its split
       part: int32 [B], number of the data set in `config.parts`
       index: int64 [B], place in the stream: step * batch_size + ...
+    and, if the config asks for cameras, those of the pictures as they are here:
+      intrinsics: float32 [B, V, 4], normalised (fx, fy, cx, cy)
+      world_to_camera: float32 [B, V, 3, 4], [R|t]
 
     Raises:
       UserError: While iterating, if too many examples are unreadable.
@@ -503,6 +565,11 @@ class Pipeline:
         for opened in self._parts
       ],
     }
+    # Only where they matter: older runs know nothing of them.
+    if config.image_width not in (None, config.image_size):
+      content['image_width'] = config.image_width
+    if config.cameras:
+      content['cameras'] = True
     return content | {'sha256': records.digest(content)}
 
 
@@ -556,19 +623,25 @@ class _LoadEval:
   """Reads one example of a fixed evaluation index; picklable."""
 
   def __init__(
-    self, store: records.FrameStore, index: records.EvalIndex, size: int
+    self,
+    store: records.FrameStore,
+    index: records.EvalIndex,
+    shape: tuple[int, int],
+    cameras: bool,
   ):
     self._store = store
     self._index = index
-    self._size = size
+    self._shape = shape
+    self._cameras = cameras
 
   def __call__(self, example: int) -> dict[str, Any]:
     # Padding repeats the first example, so that it costs no special case.
     number = max(example, 0)
     clip, frames = int(self._index.clips[number]), self._index.frames[number]
-    pixels = np.empty((len(frames), self._size, self._size, 3), np.uint8)
+    pixels = np.empty((len(frames), *self._shape, 3), np.uint8)
     try:
       _read_views(self._store, clip, frames, pixels)
+      known = self._store.clip(clip) if self._cameras else None
     except _UNREADABLE as e:
       # No stand-in: it would change what the number means.
       raise UserError(
@@ -576,13 +649,18 @@ class _LoadEval:
         f'{frames.tolist()} of {self._store}: {e}; copy or convert the data '
         'set again'
       ) from e
+    if known and not known.posed:
+      raise UserError(
+        f'clip {known.id} of {self._store} has no cameras, which posed models '
+        'need; choose the evaluation index among clips that do (cameras=True)'
+      )
     return {
       'images': pixels,
       'frames': frames.astype(np.int32),
       'clip': np.int64(clip),
       'example': np.int64(number),
       'mask': np.bool_(example >= 0),
-    }
+    } | (_cameras_of(known, frames, self._shape) if known else {})
 
 
 def eval_batches(
@@ -591,6 +669,8 @@ def eval_batches(
   index: records.EvalIndex,
   *,
   image_size: int,
+  image_width: int | None = None,
+  cameras: bool = False,
   batch_size: int,
   split: str = 'test',
   version: str | None = None,
@@ -601,16 +681,20 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the examples of a fixed evaluation index, in batches of one shape.
 
-  A batch has images uint8 [B, V, image_size, image_size, 3], frames int32
+  A batch has images uint8 [B, V, image_size, image_width, 3], frames int32
   [B, V], clip int64 [B], example int64 [B] (place in the index) and mask bool
   [B], False for the padding of the last batch; B = batch_size / process_count.
-  All processes get the same number of batches.
+  All processes get the same number of batches. With cameras it also has
+  intrinsics float32 [B, V, 4] and world_to_camera float32 [B, V, 3, 4]; see
+  `Pipeline.batches`.
 
   Args:
     data_dir: Folder of converted data sets.
     name: Of the data set.
     index: From `records.eval_index`.
-    image_size: Pixels.
+    image_size: Height in pixels.
+    image_width: In pixels; None makes squares.
+    cameras: Whether to read the frames' cameras.
     batch_size: Over all processes.
     split: That of the index.
     version: Semantic version; the newest by default.
@@ -620,7 +704,8 @@ def eval_batches(
     threads: Batches read at the same time.
 
   Raises:
-    UserError: If the data set is missing or a frame cannot be read.
+    UserError: If the data set is missing, a frame cannot be read, or a clip has
+      no cameras that are asked for.
   """
   if batch_size < 1 or batch_size % process_count:
     raise UserError(
@@ -638,7 +723,7 @@ def eval_batches(
   ]
   dataset = (
     grain.MapDataset.source(own)
-    .map(_LoadEval(store, index, image_size))
+    .map(_LoadEval(store, index, _shape(image_size, image_width), cameras))
     .batch(rows)
   )
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

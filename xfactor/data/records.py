@@ -44,6 +44,8 @@ EVAL_CLIPS = 256
 # Groups of one record, uncompressed: a read touches only its own bytes, and
 # JPEG does not compress.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
+# Clip records read at once where all are.
+_CHUNK = 4096
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
@@ -169,6 +171,14 @@ class Clip:
   intrinsics: np.ndarray | None = None
   world_to_camera: np.ndarray | None = None
   replaced: int = 0
+
+  @property
+  def posed(self) -> bool:
+    """Whether the cameras of all frames are known."""
+    return all(
+      array is not None and np.isfinite(array).all()
+      for array in (self.intrinsics, self.world_to_camera)
+    )
 
 
 _INTEGERS = ('first_frame', 'num_frames', 'height', 'width', 'replaced')
@@ -671,6 +681,44 @@ class FrameStore:
     """Returns all that is known of clip number `clip` (reads its record)."""
     return decode_clip(self._clips[clip])
 
+  @functools.cached_property
+  def posed(self) -> np.ndarray:
+    """bool [clips], whether the cameras of all of a clip's frames are known.
+
+    The first to ask reads the record of every clip (half a minute a million,
+    from a disk) and keeps the answer in `clips/VERSION/cameras-SPLIT.json`.
+
+    Raises:
+      UserError: If there is no such clip, or a record is damaged.
+    """
+    spans, _ = self.remember('cameras', self.digest, self._posed_spans)
+    if not spans:
+      raise UserError(
+        f'no clip of {self.name}/{self.split} has cameras, which posed models '
+        'need; convert a data set with known cameras, or train an XFactor '
+        'recipe, which needs none'
+      )
+    out = np.zeros(len(self), bool)
+    for begin, end in spans:
+      out[begin:end] = True
+    return out
+
+  def _posed_spans(self) -> list[list[int]]:
+    """Returns [begin, end) of runs of clips with cameras: mostly one."""
+    # One clip more at either end, without cameras, has every run begin and end.
+    posed = np.zeros(len(self) + 2, np.int8)
+    try:
+      for first in range(0, len(self), _CHUNK):
+        chunk = range(first, min(first + _CHUNK, len(self)))
+        clips = map(decode_clip, self._clips.__getitems__(chunk))
+        posed[first + 1 : chunk.stop + 1] = [clip.posed for clip in clips]
+    except RuntimeError as e:
+      raise UserError(
+        f'the cameras of {self} cannot be read: {e}; copy or convert the data '
+        'set again'
+      ) from e
+    return np.flatnonzero(np.diff(posed)).reshape(-1, 2).tolist()
+
   def frame(self, frame: int) -> bytes:
     """Returns the JPEG or PNG of frame `frame` of the split.
 
@@ -834,40 +882,52 @@ def unit_hash(text: str) -> float:
 
 
 def choose_eval(
-  store: FrameStore, num_views: int, window: int, num_clips: int = EVAL_CLIPS
+  store: FrameStore,
+  num_views: int,
+  window: int,
+  num_clips: int = EVAL_CLIPS,
+  *,
+  ordered: bool = True,
+  cameras: bool = False,
 ) -> list[tuple[str, list[int]]]:
   """Chooses evaluation examples from the data alone.
 
   The clips are those with the smallest hashes of their ids, so that the choice
-  changes little when clips are added. The views are spread evenly over the
-  `window` frames in the middle of the clip.
+  changes little when clips are added; see `eval_index` for the rest.
 
   Returns:
     (clip id, frames counted from the clip's beginning), at most `num_clips`.
 
   Raises:
-    UserError: If no clip is long enough.
+    UserError: If no clip is long enough or, where they are needed, has cameras.
   """
   if not 2 <= num_views <= window:
     raise UserError(
       f'evaluation needs at least two views and a window of at least as many '
       f'frames, not {num_views} views in {window} frames'
     )
+  lengths = store.num_frames
+  if cameras:
+    lengths = np.where(store.posed, lengths, 0)
+  shortest = window if ordered else num_views
   long_enough = [
-    (store.clip_id(i), int(n))
-    for i, n in enumerate(store.num_frames)
-    if n >= window
+    (store.clip_id(i), int(n)) for i, n in enumerate(lengths) if n >= shortest
   ]
   if not long_enough:
     raise UserError(
-      f'no clip of {store.name}/{store.split} has the {window} frames that '
-      f'evaluation needs; the longest has {store.num_frames.max()}: use a '
-      'smaller window'
+      f'no clip of {store.name}/{store.split} {"with cameras " * cameras}has '
+      f'the {shortest} frames that evaluation needs; the longest has '
+      f'{lengths.max()}: use '
+      + ('a smaller window' if ordered else 'fewer views')
     )
   long_enough.sort(key=lambda clip: (unit_hash(clip[0]), clip[0]))
   out = []
   for clip_id, length in long_enough[:num_clips]:
-    frames = views.eval_frames(length, num_views, window)
+    if ordered:
+      frames = views.eval_frames(length, num_views, window)
+    else:
+      rng = np.random.default_rng(int(unit_hash(clip_id) * 2**53))
+      frames = views.choose_set(rng, length, num_views, window)
     out.append((clip_id, frames.tolist()))
   return out
 
@@ -879,29 +939,44 @@ def eval_index(
   num_views: int = 2,
   window: int = 20,
   version: str | None = None,
+  *,
+  ordered: bool = True,
+  cameras: bool = False,
 ) -> EvalIndex:
-  """Returns the fixed evaluation examples of a split.
+  """Returns the fixed evaluation examples of a split, one a clip.
 
   They are kept in `clips/VERSION/eval_index-SPLIT.json`. A combination of views
   and window that is not there yet is chosen by `choose_eval` and added; where
   the folder is read-only it is only returned (it is a function of the data).
+
+  Ordered views are spread evenly over the `window` frames in the middle of the
+  clip. Others are a set of its frames that its id draws as `views.choose_set`
+  does, in random order: the first are a model's inputs.
 
   Args:
     data_dir: Folder of converted data sets.
     name: Of the data set.
     split: For instance 'test'.
     num_views: Views an example.
-    window: Frames from the first to the last view, both counted.
+    window: Frames from the first to the last view, both counted; where views
+      are not ordered, at most so many.
     version: Semantic version; the newest by default.
+    ordered: Whether the views are in order and evenly spread, or a random set.
+    cameras: Whether clips without cameras are left out.
 
   Raises:
-    UserError: As `open_split`, or if no clip has `window` frames.
+    UserError: As `open_split`, or if no clip is long enough (`window` frames,
+      or `num_views` of a random set) or has the cameras that are needed.
   """
   store = open_split(data_dir, name, split, version)
   examples, path = store.remember(
     'eval_index',
-    f'views={num_views},window={window}',
-    lambda: choose_eval(store, num_views, window),
+    f'views={num_views},window={window}'
+    + ',random' * (not ordered)
+    + ',cameras' * cameras,
+    lambda: choose_eval(
+      store, num_views, window, ordered=ordered, cameras=cameras
+    ),
   )
   ids = tuple(clip_id for clip_id, _ in examples)
   return EvalIndex(

@@ -2,7 +2,8 @@
 
 Both formats, as torch/serialization.py writes them: the zip archive (since
 PyTorch 1.6) and the earlier stream of pickles. A pickle can run any program;
-this reader knows tensors, plain Python values and `OrderedDict`, nothing else.
+this reader knows tensors, numbers of NumPy, plain Python values and
+`OrderedDict`, nothing else.
 """
 
 import collections
@@ -10,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -55,7 +57,8 @@ def load(file: str | os.PathLike[str] | bytes) -> Any:
 
   Tensors and parameters become arrays (bfloat16 and float8 as in `ml_dtypes`;
   of no dimensions for scalars), which are read-only or share memory where the
-  tensors do. A `torch.Size` becomes a tuple; a dtype or device, its name.
+  tensors do; numbers of NumPy stay such. A `torch.Size` becomes a tuple; a
+  dtype or device of torch, its name.
 
   Args:
     file: A file, local or gs://, or its content.
@@ -140,8 +143,18 @@ class _Storage(NamedTuple):
   values: np.ndarray
 
 
+class _NumberType:
+  """Stands in for a NumPy dtype, whose byte order a pickle sets afterwards."""
+
+  def __init__(self, dtype: np.dtype):
+    self.dtype = dtype
+
+  def __setstate__(self, state: tuple) -> None:
+    self.dtype = self.dtype.newbyteorder(state[1])
+
+
 class _Unpickler(pickle.Unpickler):
-  """Knows tensors and plain values only.
+  """Knows tensors, numbers and plain values only.
 
   Args:
     stream: Of the pickle.
@@ -171,6 +184,10 @@ class _Unpickler(pickle.Unpickler):
         return name
     known = {
       ('collections', 'OrderedDict'): collections.OrderedDict,
+      ('_codecs', 'encode'): self._encode,
+      ('numpy', 'dtype'): self._number_type,
+      ('numpy.core.multiarray', 'scalar'): self._number,
+      ('numpy._core.multiarray', 'scalar'): self._number,
       ('torch', 'Size'): tuple,
       ('torch', 'device'): self._device,
       ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
@@ -220,6 +237,21 @@ class _Unpickler(pickle.Unpickler):
 
   def _parameter(self, value: np.ndarray, *_: Any) -> np.ndarray:
     return value
+
+  def _number_type(self, name: str, *_: Any) -> '_NumberType':
+    if not re.fullmatch(r'[biufc]\d+', name):
+      raise ValueError(f'a number of type {name!r}')
+    return _NumberType(np.dtype(name))
+
+  def _number(self, kind: '_NumberType', data: bytes) -> np.generic:
+    (value,) = np.frombuffer(data, kind.dtype)
+    return value
+
+  def _encode(self, text: str, encoding: str) -> bytes:
+    # How the second protocol, which torch uses, writes bytes.
+    if encoding != 'latin1':
+      raise ValueError(f'bytes as {encoding!r}')
+    return text.encode('latin1')
 
   def _device(self, kind: str, index: int | None = None) -> str:
     return kind if index is None else f'{kind}:{index}'

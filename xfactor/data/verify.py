@@ -51,7 +51,7 @@ REMEDIES = {
 _RANGE = 2048  # Records a task.
 _REPEATED = 0.5  # A clip is a copy where so many of its frames are elsewhere.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
-_EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)')
+_EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)(,random)?(?:,cameras)?')
 _Map = Callable[..., Iterable[Any]]  # `map`, here or over processes.
 
 
@@ -483,12 +483,14 @@ def _check_example(key: str, frames: list[int], length: int | None) -> str:
   """Returns what is wrong with an evaluation example."""
   if not (numbers := _EVAL_KEY.fullmatch(key)):
     return 'the key is not views=N,window=M'
-  views, window = map(int, numbers.groups())
+  views, window = map(int, numbers.groups()[:2])
   if length is None:
     return 'there is no such clip'
-  if len(frames) != views or frames != sorted(set(frames)):
-    return f'{frames} are not {views} frames in order'
-  if frames[0] < 0 or frames[-1] >= length or frames[-1] - frames[0] >= window:
+  chosen = sorted(frames) if numbers[3] else frames
+  if len(frames) != views or chosen != sorted(set(frames)):
+    how = 'different frames' if numbers[3] else 'frames in order'
+    return f'{frames} are not {views} {how}'
+  if chosen[0] < 0 or chosen[-1] >= length or chosen[-1] - chosen[0] >= window:
     return f'{frames} are not within {window} of the {length} frames'
   return ''
 

@@ -118,6 +118,27 @@ def choose_frames(
   return frames[::-1] if rng.random() >= 1.0 - flip_prob else frames
 
 
+def choose_set(
+  rng: np.random.Generator, num_frames: int, num_views: int, window: int
+) -> Int64[np.ndarray, '{num_views}']:
+  """Draws distinct frames in random order from a random window of a clip.
+
+  Args:
+    rng: source of every draw.
+    num_frames: frames in the clip.
+    num_views: frames to choose, at least 2.
+    window: consecutive frames to choose from; cut to the clip's length.
+
+  Raises:
+    UserError: the clip has fewer than num_views frames.
+    ValueError: the window has fewer than num_views frames.
+  """
+  _check(num_frames, num_views, num_views, window)
+  length = min(window, num_frames)
+  start = int(rng.integers(0, num_frames - length + 1))
+  return start + rng.choice(length, num_views, replace=False)
+
+
 def eval_frames(
   num_frames: int, num_views: int, window: int
 ) -> Int64[np.ndarray, '{num_views}']:
@@ -212,6 +233,53 @@ class Views:
       gap_sigma=self.gap_sigma,
       flip_prob=self.flip_prob,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SetViews:
+  """How unordered examples are cut from clips, for posed models.
+
+  Any frames of the window, in any order: the first are a model's inputs, the
+  others its targets, as with Scene Representation Transformers.
+
+  Attributes:
+    num_views: frames in an example, at least 2.
+    window: frames to choose from, (at the start, at the end) of training.
+    ramp_steps: training steps in which the first becomes the second.
+
+  Raises:
+    UserError: a window cannot hold num_views frames, or a value is out of
+      range.
+  """
+
+  num_views: int
+  window: tuple[int, int]
+  ramp_steps: int = 0
+
+  def __post_init__(self):
+    if not 2 <= self.num_views <= min(self.window):
+      raise UserError(
+        'wrong number of views: SetViews need 2 <= num_views <= window, but '
+        f'num_views is {self.num_views} and window {self.window}.'
+      )
+    if self.ramp_steps < 0:
+      raise UserError(f'ramp_steps is {self.ramp_steps}; give it at least 0.')
+
+  def __call__(
+    self, rng: np.random.Generator, num_frames: int, step: int
+  ) -> Int64[np.ndarray, 'views']:
+    """Draws one example's frames; see `choose_set`.
+
+    Args:
+      rng: the element's own generator, see `frame_rng`.
+      num_frames: frames in the clip.
+      step: the training step that the element belongs to.
+
+    Raises:
+      UserError: the clip has fewer than num_views frames.
+    """
+    window = window_at(step, *self.window, self.ramp_steps)
+    return choose_set(rng, num_frames, self.num_views, window)
 
 
 def _check(num_frames: int, num_views: int, low: int, high: int) -> None:

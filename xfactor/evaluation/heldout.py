@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline, records
-from xfactor.evaluation import reconstruction
+from xfactor.evaluation import novel_views, reconstruction
 from xfactor.models.functional import Params
 from xfactor.training import sharding, writers
 from xfactor.training.build import Build
@@ -36,16 +36,28 @@ class Heldout:
     """
     sharding.check_batch(build.mesh, config.eval.batch, 'config.eval.batch')
     self._config = config
-    self._evaluate = reconstruction.Evaluator(
-      build.functional, build.mesh, lpips
-    )
+    self._family = build.family
+    if build.family.posed:
+      self._evaluate = novel_views.Evaluator(
+        build.functional,
+        build.mesh,
+        lpips,
+        objective=build.objective,
+        num_rays=config.eval.rays,
+      )
+    else:
+      self._evaluate = reconstruction.Evaluator(
+        build.functional, build.mesh, lpips
+      )
     self._indices = {
       name: records.eval_index(
         config.data.dir,
         name,
         config.eval.split,
-        num_views=config.data.contexts + 1,
+        num_views=build.views,
         window=config.eval.window,
+        ordered=build.family.ordered,
+        cameras=build.family.posed,
       )
       for name in config.data.mix
     }
@@ -68,6 +80,8 @@ class Heldout:
       name,
       index,
       image_size=config.data.image_size,
+      image_width=config.data.image_width,
+      cameras=self._family.posed,
       batch_size=config.eval.batch,
       split=config.eval.split,
       order=range(min(config.eval.examples, len(index.clips))),
@@ -119,8 +133,8 @@ def panels(name: str, result: reconstruction.Result) -> dict[str, np.ndarray]:
   """The pictures of one data set, uint8, small ones enlarged."""
   scale = max(1, 128 // result.images['truth'].shape[1])
   return {
-    f'{name}_reconstruction': result.reconstruction_panel(scale=scale),
-    f'{name}_transfer': result.transfer_panel(scale=scale),
+    f'{name}_{kind}': picture
+    for kind, picture in result.panels(scale=scale).items()
   }
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xfactor.errors import UserError
 from xfactor.evaluation import images as metrics
@@ -44,12 +44,15 @@ class Result:
       number an example: psnr in dB, ssim up to 1, lpips where there are
       weights.
     images: What the panels show, uint8: 'context' [n, c, h, w, 3] (reference
-      first), 'prediction' [n, h, w, 3], 'truth', 'scene' (the next example's
-      reference) and 'transfer' (that scene after this example's motion).
+      first), 'prediction' [n, h, w, 3], 'truth'; 'depth' of a volume; of latent
+      poses 'scene' (the next example's reference) and 'transfer' (that scene
+      after this example's motion).
+    labels: What the keys of `scores` mean, for people.
   """
 
   scores: dict[str, dict[str, np.ndarray]]
   images: dict[str, np.ndarray]
+  labels: Mapping[str, str] = dataclasses.field(default_factory=lambda: LABELS)
 
   @property
   def num_examples(self) -> int:
@@ -62,25 +65,25 @@ class Result:
       for who, scores in self.scores.items()
     }
 
-  def reconstruction_panel(self, *, scale: int = 1) -> np.ndarray:
-    """Contexts | prediction | truth, one row an example."""
-    contexts = np.moveaxis(self.images['context'], 1, 0)
-    return writers.panel(
-      [*contexts, self.images['prediction'], self.images['truth']],
-      scale=scale,
-    )
+  def panels(self, *, scale: int = 1) -> dict[str, np.ndarray]:
+    """Pictures by kind, one row an example.
 
-  def transfer_panel(self, *, scale: int = 1) -> np.ndarray:
-    """Motion's reference | its target | another scene | that scene moved."""
-    return writers.panel(
-      [
-        self.images['context'][:, 0],
-        self.images['truth'],
-        self.images['scene'],
-        self.images['transfer'],
-      ],
-      scale=scale,
-    )
+    reconstruction: contexts | prediction | truth | depth; transfer: the
+    motion's reference | its target | another scene | that scene moved.
+    """
+    shown = self.images
+    rows = {
+      'reconstruction': [
+        *np.moveaxis(shown['context'], 1, 0),
+        *(shown[k] for k in ('prediction', 'truth', 'depth') if k in shown),
+      ]
+    }
+    if 'transfer' in shown:
+      rows['transfer'] = [
+        shown['context'][:, 0],
+        *(shown[k] for k in ('truth', 'scene', 'transfer')),
+      ]
+    return {kind: writers.panel(x, scale=scale) for kind, x in rows.items()}
 
 
 class Evaluator:
@@ -160,12 +163,7 @@ class Evaluator:
         )
         *got, shown = self._step(params, batch, self._lpips)
         keep, finite, got = jax.device_get(got)
-        if not finite[keep].all():
-          raise UserError(
-            f'{(~finite[keep]).sum()} of {keep.sum()} pictures that the model '
-            'drew of held-out examples are not finite: training diverged; '
-            'evaluate a checkpoint from before'
-          )
+        check_finite(finite[keep])
         scores.append(jax.tree.map(lambda x, keep=keep: x[keep], got))
         if pictures is None:
           pictures = {
@@ -175,6 +173,16 @@ class Evaluator:
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
     # JAX sorts the keys of what it returns.
     return Result({who: scores[who] for who in LABELS}, pictures)
+
+
+def check_finite(finite: Bool[np.ndarray, ' n']) -> None:
+  """Raises UserError unless all examples were drawn with finite colours."""
+  if not finite.all():
+    raise UserError(
+      f'{(~finite).sum()} of {len(finite)} pictures that the model drew of '
+      'held-out examples are not finite: training diverged; evaluate a '
+      'checkpoint from before'
+    )
 
 
 def choose_views(
@@ -226,7 +234,7 @@ def table(name: str, result: Result) -> str:
   columns = list(next(iter(means.values())))
   lines = [f'{name} ({result.num_examples} held-out examples)']
   lines.append(' ' * 24 + ''.join(f'{c.upper():>9}' for c in columns))
-  for who, label in LABELS.items():
+  for who, label in result.labels.items():
     cells = ''.join(f'{means[who][c]:9.3f}' for c in columns)
     lines.append(f'  {label:22}{cells}')
   return '\n'.join(lines)

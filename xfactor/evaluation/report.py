@@ -27,6 +27,11 @@ _HELDOUT_ROWS = {
   'copy': 'the context view that is nearest in time',
   'mean': 'the mean colour of that view',
 }
+_NOVEL_VIEW_ROWS = {
+  'model': 'drawn from the input views and their cameras',
+  'copy': 'the input view whose camera is nearest',
+  'mean': 'the mean colour of the input views',
+}
 _TPS_ROWS = {
   'model': 'B drawn from the poses of A, against A',
   'autoencoded': "B drawn from B's own poses, against B: the best to hope for",
@@ -109,6 +114,7 @@ def _heldout(result: reconstruction.Result) -> list[ElementTree.Element]:
     {'model': psnr['model'], 'copy of the nearest view': psnr['copy']},
     'PSNR of the examples in dB',
   )
+  explained = _HELDOUT_ROWS if 'halves' in rows else _NOVEL_VIEW_ROWS
   clips = [
     _clip(
       f'{label}: {psnr["model"][i]:.1f} dB (example {i + 1})',
@@ -129,7 +135,7 @@ def _heldout(result: reconstruction.Result) -> list[ElementTree.Element]:
   return [
     _node('h3', 'Held-out reconstruction'),
     _node('p', f'Means of {result.num_examples} fixed examples.'),
-    _table([c.upper() for c in columns], rows, _HELDOUT_ROWS),
+    _table([c.upper() for c in columns], rows, explained),
     histogram,
     _node('h3', 'Examples'),
     _node('p', f'Out of the first {shown}, whose pictures are kept, by PSNR.'),

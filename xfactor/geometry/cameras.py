@@ -88,20 +88,48 @@ def camera_centre(
   return invert_pose(world_to_camera, xnp)[..., 3]
 
 
-def crop_intrinsics(
-  intrinsics: Float[Any, '*n 4'], height: int, width: int, xnp: Any = np
-) -> Float[Any, '*n 4']:
-  """Intrinsics of the central square of an image of `height` x `width`.
+def centre_crop(
+  height: int, width: int, shape: tuple[int, int] = (1, 1)
+) -> tuple[int, int, int, int]:
+  """The largest central rectangle of an image that has a given aspect ratio.
 
-  The square is `data.images.centre_crop_resize`'s, to the pixel; its later size
-  does not matter to normalised intrinsics.
+  Args:
+    height: Pixels of the image.
+    width: Pixels of the image.
+    shape: Height and width of which the rectangle has the ratio, to the nearest
+      pixel; a square by default.
+
+  Returns:
+    The rectangle's top, left, height and width in pixels.
   """
-  side = min(height, width)
-  scale = xnp.asarray([width / side, height / side], intrinsics.dtype)
-  first = xnp.asarray(
-    [(width - side) // 2 / side, (height - side) // 2 / side],
-    intrinsics.dtype,
-  )
+  if height * shape[1] <= width * shape[0]:
+    rows, columns = height, _divide(height * shape[1], shape[0])
+  else:
+    rows, columns = _divide(width * shape[0], shape[1]), width
+  return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _divide(a: int, b: int) -> int:
+  """Quotient of positive integers, rounded, but at least 1."""
+  return max((2 * a + b) // (2 * b), 1)
+
+
+def crop_intrinsics(
+  intrinsics: Float[Any, '*n 4'],
+  height: int,
+  width: int,
+  xnp: Any = np,
+  *,
+  shape: tuple[int, int] = (1, 1),
+) -> Float[Any, '*n 4']:
+  """Intrinsics of the central rectangle of an image of `height` x `width`.
+
+  The rectangle is `centre_crop`'s and so `data.images.centre_crop_resize`'s, to
+  the pixel; its later size does not matter to normalised intrinsics.
+  """
+  top, left, rows, columns = centre_crop(height, width, shape)
+  scale = xnp.asarray([width / columns, height / rows], intrinsics.dtype)
+  first = xnp.asarray([left / columns, top / rows], intrinsics.dtype)
   scale = xnp.broadcast_to(scale, (*intrinsics.shape[:-1], 2))
   return xnp.concatenate(
     [
@@ -110,6 +138,29 @@ def crop_intrinsics(
     ],
     axis=-1,
   )
+
+
+def rays_through(
+  uv: Float[Any, '*n 2'],
+  intrinsics: Float[Any, '*n 4'],
+  world_to_camera: Float[Any, '*n 3 4'],
+  xnp: Any = np,
+) -> tuple[Float[Any, '*n 3'], Float[Any, '*n 3']]:
+  """World rays through image coordinates, one camera a point.
+
+  Args:
+    uv: 0..1 inside the image; a pixel's centre is (column + 0.5) / width.
+    intrinsics: Normalised.
+    world_to_camera: Poses.
+    xnp: numpy or jax.numpy.
+
+  Returns:
+    Origins, the cameras' centres, and unit directions.
+  """
+  xy = (uv - intrinsics[..., 2:]) / intrinsics[..., :2]
+  local = xnp.concatenate([xy, xnp.ones_like(xy[..., :1])], axis=-1)
+  pose = invert_pose(world_to_camera, xnp)
+  return pose[..., 3], _rotate(pose[..., :3], normalize(local, xnp), xnp)
 
 
 def pixel_rays(
@@ -128,14 +179,14 @@ def pixel_rays(
   """
   u = (xnp.arange(width, dtype=intrinsics.dtype) + 0.5) / width
   v = (xnp.arange(height, dtype=intrinsics.dtype) + 0.5) / height
+  shape = (*intrinsics.shape[:-1], height, width)
   uv = xnp.stack(xnp.meshgrid(u, v), axis=-1)
-  uv = uv.reshape((1,) * (intrinsics.ndim - 1) + uv.shape)
-  xy = (uv - intrinsics[..., None, None, 2:]) / intrinsics[..., None, None, :2]
-  local = xnp.concatenate([xy, xnp.ones_like(xy[..., :1])], axis=-1)
-  local = normalize(local, xnp)[..., None, :]
-  pose = invert_pose(world_to_camera, xnp)[..., None, None, :, :]
-  directions = _dot(pose[..., :3], local, xnp)
-  return xnp.broadcast_to(pose[..., 3], directions.shape), directions
+  return rays_through(
+    xnp.broadcast_to(uv, (*shape, 2)),
+    xnp.broadcast_to(intrinsics[..., None, None, :], (*shape, 4)),
+    xnp.broadcast_to(world_to_camera[..., None, None, :, :], (*shape, 3, 4)),
+    xnp,
+  )
 
 
 def project(

@@ -19,11 +19,13 @@ _GIF_SHORTEST = 20  # Viewers slow down what is shown for less.
 
 def enlarge(
   picture: UInt8[np.ndarray, 'h w 3'], size: int
-) -> UInt8[np.ndarray, '{size} {size} 3']:
-  """The picture at `size` pixels a side; it stays as coarse as it is."""
-  whole = size % len(picture) == 0
+) -> UInt8[np.ndarray, '{size} ww 3']:
+  """The picture at `size` pixels of height; it stays as coarse as it is."""
+  height, width = picture.shape[:2]
+  whole = size % height == 0
   how = Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC
-  return np.asarray(Image.fromarray(picture).resize((size, size), how))
+  shape = max(1, round(width * size / height)), size
+  return np.asarray(Image.fromarray(picture).resize(shape, how))
 
 
 def caption(

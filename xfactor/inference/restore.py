@@ -87,7 +87,7 @@ def _recipe(folder: epath.Path) -> ConfigDict:
   file = folder / 'meta' / 'metadata'
   try:
     saved = json.loads(file.read_text())['config']
-    config = configs.base()
+    config = configs.base(saved.get('family', 'xfactor'))
     unknown = _update(config, saved)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from xfactor.errors import UserError
 from xfactor.models import perceptual
 from xfactor.training import build as builds
-from xfactor.training import flops, objectives
+from xfactor.training import flops
 
 TOPOLOGIES = (
   *('v3:2x2', 'v3:4x4', 'v4:2x2x1', 'v4:4x4x4'),
@@ -270,7 +270,7 @@ def compile_step(build: builds.Build, *, whole: bool) -> Report:
   kind = build.mesh.devices.flat[0].device_kind
   chip = flops.chip(kind)
   weights = None
-  if build.objective.lpips_weight:
+  if build.needs_lpips:
     weights = perceptual.param_shapes('vgg16')
   name = 'whole' if whole else 'split'
   start = time.perf_counter()
@@ -312,21 +312,10 @@ def compile_step(build: builds.Build, *, whole: bool) -> Report:
     kernels=hlo.count('custom_call_target="tpu_custom_call"'),
     collectives=collectives(hlo),
   )
-  sizes = {
-    'batch': build.batch,
-    'views': build.views,
-    'height': build.image_size,
-    'width': build.image_size,
-    'whole': whole,
-  }
-  model = flops.train_step(build.model, **sizes)
+  model = build.family.flops(build, whole=whole)
   report.model_tflop = model / 1e12
   if chip:
-    run = flops.executed_step(
-      build.model,
-      **sizes,
-      lpips_dtype=build.objective.lpips_dtype if weights else None,
-    )
+    run = build.family.executed_flops(build, whole=whole)
     peak = chip.tflops * 1e12 * build.mesh.size
     moved = held + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
     sent = sum(uses.sent for uses in report.collectives.values())
@@ -344,7 +333,7 @@ def compile_recipe(
 ) -> Iterator[Report]:
   """Compiles all programs of a recipe; each is reported once it is done."""
   build = builds.build(config, devices)
-  for whole in objectives.kinds_of_step(build.objective):
+  for whole in build.kinds():
     jax.clear_caches()
     yield compile_step(build, whole=whole)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
@@ -12,11 +13,11 @@ from ml_collections import ConfigDict
 
 from xfactor import config as configs
 from xfactor.errors import UserError
-from xfactor.models import perceptual, xfactor
+from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
 from xfactor.training import (
   control,
-  objectives,
+  families,
   optimizer,
   sharding,
   state,
@@ -30,6 +31,7 @@ class Build:
 
   Attributes:
     mesh: Devices by axes.
+    family: The kind of model.
     model: The networks' sizes.
     functional: The networks' structure.
     tx: The optimizer.
@@ -37,22 +39,25 @@ class Build:
     objective: The loss.
     places: Shardings of the train state.
     batch: Examples of an update, over all devices.
-    views: Of an example: contexts and target.
-    image_size: Pixels along a side.
+    views: Of an example: contexts and targets.
+    image_size: Pixels, the height of a view.
+    image_width: Pixels, its width.
     accumulate: Parts a batch is worked through in.
     seed: Of everything random.
   """
 
   mesh: Mesh
-  model: xfactor.Config
-  functional: Functional[xfactor.XFactor]
+  family: families.Family
+  model: Any
+  functional: Functional
   tx: optax.GradientTransformation
   schedule: optax.Schedule
-  objective: objectives.Config
+  objective: Any
   places: state.TrainState
   batch: int
   views: int
   image_size: int
+  image_width: int
   accumulate: int
   seed: int
 
@@ -62,13 +67,28 @@ class Build:
 
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a global batch."""
-    views = (self.batch, self.views)
-    pixels = (self.image_size, self.image_size, 3)
     place = NamedSharding(self.mesh, sharding.BATCH)
-    return {
-      'images': jax.ShapeDtypeStruct(views + pixels, 'uint8', sharding=place),
-      'frames': jax.ShapeDtypeStruct(views, 'int32', sharding=place),
+    views = (self.batch, self.views)
+    known = {
+      'images': ((self.image_size, self.image_width, 3), 'uint8'),
+      'frames': ((), 'int32'),
+      'intrinsics': ((4,), 'float32'),
+      'world_to_camera': ((3, 4), 'float32'),
     }
+    return {
+      name: jax.ShapeDtypeStruct(views + shape, dtype, sharding=place)
+      for name, (shape, dtype) in known.items()
+      if name in self.family.arrays
+    }
+
+  @property
+  def needs_lpips(self) -> bool:
+    """Whether the loss takes the weights of LPIPS."""
+    return self.family.needs_lpips(self.objective)
+
+  def kinds(self) -> list[bool]:
+    """The kinds of steps, `whole` or not."""
+    return self.family.kinds(self.objective)
 
   def init(self) -> state.TrainState:
     """New parameters and moments, born sharded."""
@@ -84,6 +104,7 @@ class Build:
     """
     step = functools.partial(
       train_step,
+      family=self.family,
       functional=self.functional,
       tx=self.tx,
       schedule=self.schedule,
@@ -127,13 +148,9 @@ def build(
   """
   configs.check(config)
   data, train = config.data, config.train
-  model = xfactor.Config(**config.model)
-  cells = data.image_size // model.patch_size
-  if data.image_size % model.patch_size or cells % 2:
-    raise UserError(
-      f'config.data.image_size={data.image_size} must be an even number of '
-      f'patches of config.model.patch_size={model.patch_size} pixels'
-    )
+  family = families.get(config.family)
+  family.check(config)
+  model = family.model(**config.model)
   mesh = sharding.make_mesh(sharding.Config(**config.mesh), devices)
   sharding.check_batch(mesh, data.batch, 'config.data.batch')
   if data.batch % train.accumulate:
@@ -147,22 +164,22 @@ def build(
     'config.data.batch / config.train.accumulate',
   )
   platform = mesh.devices.flat[0].platform
-  functional = Functional(
-    lambda rngs: xfactor.XFactor(model, rngs=rngs, platform=platform)
-  )
+  functional = Functional(lambda rngs: family.network(model, rngs, platform))
   optimizer_config = optimizer.Config(**config.optimizer)
   tx = optimizer.make_optimizer(optimizer_config, train.steps)
   return Build(
     mesh=mesh,
+    family=family,
     model=model,
     functional=functional,
     tx=tx,
     schedule=optimizer.make_schedule(optimizer_config, train.steps),
-    objective=configs.objective(config.objective),
+    objective=family.make_objective(config),
     places=state.shardings(mesh, functional, tx),
     batch=data.batch,
-    views=data.contexts + 1,
+    views=family.views(data),
     image_size=data.image_size,
+    image_width=data.image_width or data.image_size,
     accumulate=train.accumulate,
     seed=config.seed,
   )

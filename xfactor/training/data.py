@@ -5,7 +5,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from xfactor.data import convert, pipeline, sources
-from xfactor.data.views import Views
+from xfactor.training import families
 
 
 def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
@@ -15,12 +15,13 @@ def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
     UserError: If a data set is missing or does not fit the recipe.
   """
   data = config.data
+  family = families.get(config.family)
   parts = tuple(
     pipeline.Part(
       name=name,
       split=part.split,
       weight=part.weight,
-      views=views_of(config, part),
+      views=family.chooser(data, part),
     )
     for name, part in data.mix.items()
   )
@@ -30,6 +31,8 @@ def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
       parts=parts,
       batch_size=data.batch,
       image_size=data.image_size,
+      image_width=data.image_width,
+      cameras=family.posed,
       seed=config.seed,
       min_length=data.min_length,
       max_bad_fraction=data.max_bad_fraction,
@@ -39,19 +42,6 @@ def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
     ),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-  )
-
-
-def views_of(config: ConfigDict, part: ConfigDict) -> Views:
-  """How examples are cut from the clips of one part of the mix."""
-  data = config.data
-  return Views(
-    num_views=data.contexts + 1,
-    window=(part.begin, part.end),
-    ramp_steps=data.ramp_steps,
-    bump=data.bump,
-    gap_sigma=data.gap_sigma,
-    flip_prob=data.flip_prob,
   )
 
 

@@ -1,20 +1,23 @@
-"""XFactor checkpoints of other formats to ours and back.
+"""Checkpoints of other formats to ours and back.
 
-The public code (vsitzmann/xfactor-nvs, commit d0dd984) saves its whole train
-state by clu.checkpoint: flax msgpack in `checkpoints-0/ckpt-N.flax`, and a text
-file `checkpoint` that names the latest. Safetensors files hold parameters
-alone, by the public code's names with dots.
+The public XFactor code (vsitzmann/xfactor-nvs, commit d0dd984) saves its whole
+train state by clu.checkpoint: flax msgpack in `checkpoints-0/ckpt-N.flax`, and
+a text file `checkpoint` that names the latest. The public SRT code saves its
+own by torch.save: `model.pt`, beside its recipe; see srt_import.
+Safetensors files hold parameters alone, by the public codes' names with dots.
 
 A source's format is told by its content. Whatever it is becomes a `Snapshot`,
-and a snapshot can be written in any format.
+and a snapshot can be written in any format; but PyTorch's is only read, for
+whoever has PyTorch can load safetensors into the public SRT.
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import jax
@@ -25,12 +28,14 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 from flax import serialization, traverse_util
+from ml_collections import ConfigDict
 
 from xfactor import config as configs
-from xfactor.data import records
+from xfactor.data import records, torch_file
 from xfactor.errors import UserError
-from xfactor.models import official, xfactor
+from xfactor.models import official, srt, srt_public, xfactor
 from xfactor.training import build as builds
+from xfactor.training import srt_import
 from xfactor.training.checkpoint import Checkpoints
 from xfactor.training.state import TrainState
 
@@ -40,6 +45,12 @@ FORMATS = ('ours', 'official', 'safetensors')
 
 # Beside our checkpoints: what of an official one has no place in them.
 REST = 'official_rest.msgpack'
+
+_NAMES = {'xfactor': 'XFactor', 'srt': 'SRT'}
+_TO_PUBLIC = {'xfactor': official.to_official, 'srt': srt_public.to_public}
+
+# torch.save's magic number, before PyTorch 1.6.
+_LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9'
 
 _ADAM = 'opt_state/inner_opt_state/1/0'
 _COUNTS = (
@@ -83,8 +94,10 @@ class Snapshot:
 
   Attributes:
     facts: What was read, for people.
+    recipe: Of the source, as far as it is known; of its family.
     model: Sizes of the networks.
-    step: Optimizer updates done.
+    step: Updates done, which set the learning rate.
+    updates: That Adam counts.
     params: Our names to float32 arrays.
     mu: Adam's first moments, named alike.
     nu: Adam's second moments, named alike.
@@ -93,8 +106,10 @@ class Snapshot:
   """
 
   facts: dict[str, str]
-  model: xfactor.Config
+  recipe: ConfigDict
+  model: xfactor.Config | srt.Config
   step: int
+  updates: int
   params: Arrays
   mu: Arrays
   nu: Arrays
@@ -106,18 +121,22 @@ def convert(
   out: epath.PathLike,
   *,
   to: str = 'ours',
-  contexts: int = 1,
-  image_size: int = 256,
+  config: ConfigDict | None = None,
+  contexts: int | None = None,
+  image_size: int | None = None,
   overwrite: bool = False,
 ) -> dict[str, str]:
   """Reads a checkpoint of any format and writes it in another.
 
   Args:
-    source: A file, a run of ours, a folder `checkpoints-0` or its parent.
+    source: A file, a run of ours, a folder `checkpoints-0` or its parent, or
+      one with `model.pt`.
     out: The new run's folder for 'ours'; otherwise a file, or a folder to put
       `checkpoints-0` or `model.safetensors` into.
     to: One of FORMATS.
-    contexts: Views given, for the recipe of a run of ours.
+    config: The recipe of a run of ours; sizes of the networks that arrays tell
+      are put into it. If None, what is known of the source's.
+    contexts: Views given, for the same.
     image_size: Pixels along a side, for the same.
     overwrite: Whether to replace what is there.
 
@@ -140,10 +159,19 @@ def convert(
       f'{target} is there already: give another --out, or --overwrite to '
       'replace it'
     )
-  snapshot = read(source)
+  snapshot = read(source, config)
+  if to == 'official' and snapshot.recipe.family != 'xfactor':
+    raise UserError(
+      f'{source} is of SRT, which is not written as its public code does: give '
+      '--to=safetensors'
+    )
+  if contexts is not None:
+    snapshot.recipe.data.contexts = contexts
+  if image_size is not None:
+    snapshot.recipe.data.update(image_size=image_size, image_width=None)
   try:
     if to == 'ours':
-      wrote = _write_run(snapshot, out, contexts, image_size)
+      wrote = _write_run(snapshot, out)
     elif to == 'official':
       wrote = _write_official(snapshot, target)
     else:
@@ -179,8 +207,8 @@ def _is_run(source: epath.Path) -> bool:
 # -------------------------------------------------------------------- reading
 
 
-def read(source: epath.PathLike) -> Snapshot:
-  """Reads a checkpoint, whatever its format.
+def read(source: epath.PathLike, config: ConfigDict | None = None) -> Snapshot:
+  """Reads a checkpoint, whatever its format; arguments as of `convert`.
 
   Raises:
     UserError: If it is missing, damaged, or of another model: names the first
@@ -197,26 +225,32 @@ def read(source: epath.PathLike) -> Snapshot:
     with path.open('rb') as f:
       head = f.read(9)
     if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= 100_000_000:
-      return _read_safetensors(path)
+      return _read_safetensors(path, config)
+    if head.startswith((b'PK', _LEGACY_TORCH)):
+      return _read_torch(path, config)
     if head[:1] and head[0] >> 4 == 0x8:  # msgpack's small map.
-      return _read_official(path)
+      return _read_official(path, config)
   except OSError as e:
     raise UserError(f'cannot read {path}: {e}') from e
   raise UserError(
     f'{path} is of no known format: give a .flax file of the public XFactor '
-    'code, a .safetensors file, or a run of ours'
+    'code, a .pt file of the public SRT code, a .safetensors file, or a run of '
+    'ours'
   )
 
 
 def _latest(folder: epath.Path) -> epath.Path:
-  """The file that clu's text file `checkpoint` names."""
+  """The file that clu's text file `checkpoint` names, or model.pt."""
+  if (folder / 'model.pt').exists():
+    return folder / 'model.pt'
   if (folder / 'checkpoints-0').is_dir():
     folder = folder / 'checkpoints-0'
   names = folder / 'checkpoint'
   if not names.exists():
     raise UserError(
       f'{folder} holds no checkpoint that is known: neither a folder '
-      'checkpoints (ours) nor a file checkpoint (the public code) is in it'
+      'checkpoints (ours) nor a file checkpoint or model.pt (the public code) '
+      'is in it'
     )
   latest = re.search(r'^model_checkpoint_path: "(.+)"', names.read_text(), re.M)
   # The path may be absolute, of the machine that it was trained on.
@@ -229,12 +263,34 @@ def _latest(folder: epath.Path) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _naming(path: epath.Path) -> Iterator[None]:
+def _naming(path: epath.Path, family: str = 'xfactor') -> Iterator[None]:
   """Says in which file something is wrong."""
   try:
     yield
   except UserError as e:
-    raise UserError(f'{path} is no complete XFactor checkpoint: {e}') from e
+    raise UserError(
+      f'{path} is no complete {_NAMES[family]} checkpoint: {e}'
+    ) from e
+
+
+def _recipe(family: str, config: ConfigDict | None) -> ConfigDict:
+  """The recipe given, or the family's defaults."""
+  if config is None:
+    return configs.base(family)
+  if config.family != family:
+    raise UserError(
+      f'the checkpoint is of {_NAMES[family]}, the recipe of '
+      f'config.family={config.family!r}: give another --config'
+    )
+  return copy.deepcopy(config)
+
+
+def _read_xfactor(params: Arrays, recipe: ConfigDict) -> xfactor.Config:
+  """Sizes read off the arrays, with the recipe's numerics."""
+  return dataclasses.replace(
+    official.read_config(params),
+    **{key: recipe.model[key] for key in ('dtype', 'attention', 'remat')},
+  )
 
 
 def _read_msgpack(path: epath.Path) -> dict[str, Any]:
@@ -248,7 +304,8 @@ def _read_msgpack(path: epath.Path) -> dict[str, Any]:
     ) from e
 
 
-def _read_official(path: epath.Path) -> Snapshot:
+def _read_official(path: epath.Path, config: ConfigDict | None) -> Snapshot:
+  recipe = _recipe('xfactor', config)
   rest = _read_msgpack(path)
   taken = {key: {} for key in _PREFIXES}
   for name in rest:
@@ -257,7 +314,7 @@ def _read_official(path: epath.Path) -> Snapshot:
         taken[key][name.removeprefix(prefix)] = np.asarray(rest[name])
         rest[name] = None
   with _naming(path):
-    model = official.read_config(taken['params'])
+    model = _read_xfactor(taken['params'], recipe)
     for key in ('mu', 'nu'):
       official.check_same(taken['params'], taken[key])
     aside = _aside(rest)
@@ -278,7 +335,7 @@ def _read_official(path: epath.Path) -> Snapshot:
   )
   if unfinished:
     facts['left out'] = 'the gradients of an update that was not finished'
-  return Snapshot(facts, model, step, **ours, rest=rest)
+  return Snapshot(facts, recipe, model, step, step, **ours, rest=rest)
 
 
 def _aside(rest: dict[str, Any]) -> Counter[str]:
@@ -308,26 +365,87 @@ def _updates(rest: dict[str, Any]) -> int:
 
 
 def _sizes(
-  model: xfactor.Config, params: Arrays, arrays: int
+  model: xfactor.Config | srt.Config, params: Arrays, arrays: int
 ) -> dict[str, str]:
   """Facts about the model; `arrays` is how many those of the source were."""
   count = sum(x.size for x in params.values())
-  return {
-    'model': f'features {model.features}, heads {model.heads}, patch_size '
-    f'{model.patch_size}, layers {model.encoder_layers} + '
-    f'{model.renderer_layers}, pose_dim {model.pose_dim}, registers '
-    f'{model.registers}',
-    'parameters': f'{count:,} in {arrays} arrays',
-  }
+  if isinstance(model, srt.Config):
+    sizes = (
+      f'encoder {model.encoder}, decoder {model.decoder}, features '
+      f'{model.features}, heads {model.heads} + {model.decoder_heads}, '
+      f'mlp_features {model.mlp_features}, conv_blocks {model.conv_blocks}, '
+      f'layers {model.encoder_layers} + {model.decoder_layers}'
+    )
+  else:
+    sizes = (
+      f'features {model.features}, heads {model.heads}, patch_size '
+      f'{model.patch_size}, layers {model.encoder_layers} + '
+      f'{model.renderer_layers}, pose_dim {model.pose_dim}, registers '
+      f'{model.registers}'
+    )
+  return {'model': sizes, 'parameters': f'{count:,} in {arrays} arrays'}
 
 
 def _zeros(params: Arrays) -> Arrays:
   return {name: np.zeros(x.shape, x.dtype) for name, x in params.items()}
 
 
-def _read_safetensors(path: epath.Path) -> Snapshot:
+def _read_torch(path: epath.Path, config: ConfigDict | None) -> Snapshot:
+  content = torch_file.load(path)
+  beside = path.parent / srt_import.RECIPE
+  known = config is None and beside.exists()
+  recipe = srt_import.read_recipe(beside) if known else _recipe('srt', config)
+  with _naming(path, 'srt'):
+    run = srt_import.read(content, **recipe.model)
+  if known:
+    told = {'recipe': f'{beside}; its code has 12 heads'}
+  else:
+    told = _complete(recipe, run.model, config)
+  params = srt_public.to_ours(run.named)
+  facts = {
+    'read': f'{path} (torch.save of the public code)',
+    **_sizes(run.model, params, len(run.named)),
+    'moments': f'exp_avg and exp_avg_sq, {len(run.named)} arrays each',
+    'step': f'{run.iterations} iterations, {run.updates} updates of Adam',
+    **told,
+    'left out': ', '.join(f'{key} {value}' for key, value in run.rest.items()),
+  }
+  return Snapshot(
+    facts,
+    recipe,
+    run.model,
+    run.iterations,
+    run.updates,
+    params,
+    srt_public.to_ours(run.mu),
+    srt_public.to_ours(run.nu),
+    rest=None,
+  )
+
+
+def _complete(
+  recipe: ConfigDict, model: srt.Config, config: ConfigDict | None
+) -> dict[str, str]:
+  """Makes a recipe that was not given go with the sizes; facts about it."""
+  if config is not None:
+    return {'recipe': 'as given, with sizes of the arrays'}
+  if model.encoder == 'srt':
+    cell = 2**model.conv_blocks
+    height, width = model.rows * cell, model.columns * cell
+    recipe.data.update(image_size=height, image_width=width)
+    recipe.objective.rays = min(recipe.objective.rays, height * width)
+  return {
+    'assumed': f'heads {model.heads} + {model.decoder_heads}, start_octave '
+    f'{model.start_octave}, distances {model.min_dist:g} to '
+    f'{model.max_dist:g}, pictures, coordinates and all else that the arrays '
+    'do not tell: give --config where they are others'
+  }
+
+
+def _read_safetensors(path: epath.Path, config: ConfigDict | None) -> Snapshot:
+  data = path.read_bytes()
   try:
-    dotted = safetensors.numpy.load(path.read_bytes())
+    dotted = safetensors.numpy.load(data)
   except safetensors.SafetensorError as e:
     raise UserError(
       f'{path} is damaged or incomplete ({e}): fetch it again'
@@ -336,18 +454,50 @@ def _read_safetensors(path: epath.Path) -> Snapshot:
     raise UserError(
       f'{path} holds arrays of type {e.args[0]}: save them as F32'
     ) from e
-  theirs = {name.replace('.', '/'): array for name, array in dotted.items()}
-  with _naming(path):
-    model = official.read_config(theirs)
-  params = official.to_ours(theirs)
+  if any(name.startswith(('encoder.', 'decoder.')) for name in dotted):
+    recipe = _recipe('srt', config)
+    if config is None:
+      _put_model(recipe, _written_model(data))
+    named = srt_public.named_parameters(dotted)
+    with _naming(path, 'srt'):
+      model = srt_public.read_config(named, **recipe.model)
+    told = _complete(recipe, model, config)
+    params = srt_public.to_ours(named)
+  else:
+    recipe = _recipe('xfactor', config)
+    named = {name.replace('.', '/'): array for name, array in dotted.items()}
+    with _naming(path):
+      model = _read_xfactor(named, recipe)
+    params, told = official.to_ours(named), {}
   facts = {
     'read': f'{path} (safetensors)',
-    **_sizes(model, params, len(theirs)),
+    **_sizes(model, params, len(named)),
     'moments': 'none there: zero, and the step is 0',
+    **told,
   }
   return Snapshot(
-    facts, model, 0, params, _zeros(params), _zeros(params), rest=None
+    facts,
+    recipe,
+    model,
+    0,
+    0,
+    params,
+    _zeros(params),
+    _zeros(params),
+    rest=None,
   )
+
+
+def _written_model(data: bytes) -> dict[str, Any]:
+  """The model that `_write_safetensors` put into the header, if it did."""
+  header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
+  return json.loads(header.get('__metadata__', {}).get('model', '{}'))
+
+
+def _put_model(recipe: ConfigDict, model: Mapping[str, Any]) -> None:
+  """Older and newer versions may have other settings."""
+  known = {key: value for key, value in model.items() if key in recipe.model}
+  recipe.model.update(known)
 
 
 def _read_run(workdir: epath.Path) -> Snapshot:
@@ -355,9 +505,16 @@ def _read_run(workdir: epath.Path) -> Snapshot:
     state, meta = checkpoints.read()
     folder = checkpoints.folder
   step, params = int(state['step']), state['params']
-  with _naming(workdir):
-    theirs = official.to_official(params)
-    model = official.read_config(theirs)
+  family = meta['config'].get('family', 'xfactor')
+  recipe = configs.base(family)
+  _put_model(recipe, meta['config']['model'])
+  with _naming(workdir, family):
+    theirs = _TO_PUBLIC[family](params)
+    model = (
+      srt_public.read_config(theirs, **recipe.model)
+      if family == 'srt'
+      else _read_xfactor(theirs, recipe)
+    )
   rest = workdir / REST
   facts = {
     'read': f'{folder / str(step)} (ours)',
@@ -366,7 +523,9 @@ def _read_run(workdir: epath.Path) -> Snapshot:
   }
   return Snapshot(
     facts,
-    dataclasses.replace(model, dtype=meta['config']['model']['dtype']),
+    recipe,
+    model,
+    step,
     step,
     params,
     mu=optax.tree_utils.tree_get(state['opt_state'], 'mu'),
@@ -378,20 +537,21 @@ def _read_run(workdir: epath.Path) -> Snapshot:
 # -------------------------------------------------------------------- writing
 
 
-def _write_run(
-  snapshot: Snapshot, workdir: epath.Path, contexts: int, image_size: int
-) -> dict[str, str]:
+def _write_run(snapshot: Snapshot, workdir: epath.Path) -> dict[str, str]:
   """Writes a run that can be gone on with, evaluated or started from."""
-  config = configs.base()
+  config = snapshot.recipe
   config.model.update(dataclasses.asdict(snapshot.model))
-  config.data.contexts = contexts
-  config.data.image_size = image_size
   abstract = builds.build(config, jax.devices()[:1]).abstract_state()
   opt_state = optax.tree_utils.tree_set(
     abstract.opt_state,
     mu=snapshot.mu,
     nu=snapshot.nu,
     count=np.asarray(snapshot.step, np.int32),
+  )
+  opt_state = optax.tree_utils.tree_set(
+    opt_state,
+    lambda path, _: path[-1].tuple_name == 'ScaleByAdamState',
+    count=np.asarray(snapshot.updates, np.int32),
   )
   step = np.asarray(snapshot.step, np.int32)
   rest = workdir / REST
@@ -506,7 +666,9 @@ def _at_step(rest: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def _write_safetensors(snapshot: Snapshot, path: epath.Path) -> dict[str, str]:
-  theirs = official.to_official(snapshot.params)
+  theirs = _TO_PUBLIC[snapshot.recipe.family](snapshot.params)
+  if snapshot.recipe.family == 'srt':
+    theirs = srt_public.state_dict(theirs)
   data = safetensors.numpy.save(
     {
       name.replace('/', '.'): np.ascontiguousarray(array)

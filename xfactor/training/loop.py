@@ -25,7 +25,6 @@ from xfactor.training import (
   flops,
   guards,
   interruption,
-  objectives,
   resume,
   sharding,
   writers,
@@ -73,7 +72,7 @@ def _train(
   # ---------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
   weights = builds.load_perceptual(
-    config, build.mesh, required=config.objective.lpips_weight > 0
+    config, build.mesh, required=build.needs_lpips
   )
 
   # ---------------------------------------------------------------------- data
@@ -121,7 +120,7 @@ def _train(
   with goodput.measure('compile'):
     programs = {
       whole: build.compile(whole=whole, weights=weights, controlled=True)
-      for whole in objectives.kinds_of_step(build.objective)
+      for whole in build.kinds()
     }
   watchdog.progress()
   facts = describe(config, build, stream, programs) | {
@@ -165,9 +164,9 @@ def _train(
       with log.waiting(), goodput.measure('data_wait'):
         batch = next(batches)
         examples = {key: batch[key] for key in ('part', 'clip')}
-        batch = {key: batch[key] for key in ('images', 'frames')}
+        batch = {key: batch[key] for key in build.family.arrays}
         batch = sharding.to_mesh(build.mesh, batch)
-      whole = objectives.is_whole_step(config.seed, step, build.objective)
+      whole = build.family.kind(config.seed, step, build.objective)
       told = control.make(
         build.mesh,
         requests.ask(stop=interrupted.requested),
@@ -288,8 +287,8 @@ def describe(
     f'{jax.process_count()} process(es), mesh '
     + ' x '.join(f'{k}={v}' for k, v in build.mesh.shape.items()),
     'parameters': f'{parameters:,}',
-    'step': f'{build.batch} examples of {build.views} views at '
-    f'{build.image_size} pixels, {step_flops(build) / 1e12:.3g} TFLOP',
+    'step': f'{build.family.describe(build)}, '
+    f'{build.family.flops(build) / 1e12:.3g} TFLOP',
     'memory': f'{max(memory, default=0) / 2**30:.2f} GiB a device for '
     'arguments and temporaries',
     'data': ', '.join(
@@ -298,17 +297,6 @@ def describe(
     ),
     'config': json.loads(config.to_json_best_effort()),
   }
-
-
-def step_flops(build: builds.Build) -> int:
-  """Model FLOPs of one update of split examples."""
-  return flops.train_step(
-    build.model,
-    batch=build.batch,
-    views=build.views,
-    height=build.image_size,
-    width=build.image_size,
-  )
 
 
 class Log:
@@ -326,7 +314,7 @@ class Log:
     self._spikes = spikes
     self._diagnosis = diagnosis
     self._frames_per_step = build.batch * build.views
-    self._flops = step_flops(build)
+    self._flops = build.family.flops(build)
     kinds = [device.device_kind for device in build.mesh.devices.flat]
     peak = flops.peak_flops(kinds[0])
     # A share of the bfloat16 peak says nothing of a float32 model.

@@ -1,4 +1,4 @@
-"""AdamW with clipping, warm-up, cosine decay and a decay mask by path.
+"""AdamW with clipping, warm-up, decay and a mask of weight decay by path.
 
 Schedules count optimizer updates, whatever the accumulation (the public code
 counts micro-steps in its loop and updates in its schedule).
@@ -19,6 +19,8 @@ class Config:
   """The paper's optimizer.
 
   Attributes:
+    decay: 'cosine', constant after the last update, or 'exponential', which
+      reaches the final rate `warmup_steps` after it (stelzner/srt).
     learning_rate: At the end of warm-up.
     initial_learning_rate: At the first update.
     final_learning_rate: From the last update on.
@@ -27,9 +29,10 @@ class Config:
     b1: Decay of the first moment.
     b2: Decay of the second moment.
     eps: Added to the root of the second moment.
-    clip_norm: Largest global norm of a gradient.
+    clip_norm: Largest global norm of a gradient; 0: any.
   """
 
+  decay: str = 'cosine'
   learning_rate: float = 4e-4
   initial_learning_rate: float = 1e-12
   final_learning_rate: float = 1e-4
@@ -45,17 +48,30 @@ class Config:
 DECAY_RULES = (
   (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
   (r'.*/bias', False),
-  (r'.*/registers', False),
+  (r'.*/(registers|pixel_embedding|\w+_camera)', False),
   (r'.*/kernel', True),
 )
 
 
 def make_schedule(config: Config, steps: int) -> optax.Schedule:
-  """Learning rate of each update: warm-up, cosine to the last, constant."""
+  """Learning rate of each update: warm-up, then decay."""
   if config.warmup_steps >= steps:
     raise UserError(
       f'config.optimizer.warmup_steps={config.warmup_steps} must be below '
       f'config.train.steps={steps}'
+    )
+  if config.decay == 'exponential':
+    return optax.warmup_exponential_decay_schedule(
+      init_value=config.initial_learning_rate,
+      peak_value=config.learning_rate,
+      warmup_steps=config.warmup_steps,
+      transition_steps=steps,
+      decay_rate=config.final_learning_rate / config.learning_rate,
+    )
+  if config.decay != 'cosine':
+    raise UserError(
+      f'config.optimizer.decay={config.decay!r}: choose "cosine" or '
+      '"exponential"'
     )
   return optax.warmup_cosine_decay_schedule(
     init_value=config.initial_learning_rate,
@@ -90,7 +106,9 @@ def match_rule(path: str, rules: tuple):
 def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
   """The whole gradient transformation for a run of `steps` updates."""
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
+    optax.clip_by_global_norm(config.clip_norm)
+    if config.clip_norm
+    else optax.identity(),
     optax.adamw(
       make_schedule(config, steps),
       b1=config.b1,

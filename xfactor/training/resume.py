@@ -12,7 +12,7 @@ from xfactor.errors import UserError
 
 # Settings of another training. The data, seed included, are compared by what
 # they are; all else says where, how fast and how long.
-_MEANING = ('model.', 'objective.', 'optimizer.')
+_MEANING = ('family', 'model.', 'objective.', 'optimizer.')
 _SPEED = ('model.attention', 'model.remat')
 
 
@@ -63,7 +63,8 @@ def _changes(
   saved: Mapping[str, Any], found: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
   """Settings that differ; those that an older version lacked are defaults."""
-  defaults = json.loads(configs.base().to_json_best_effort())
+  defaults = configs.base(found.get('family', 'xfactor'))
+  defaults = json.loads(defaults.to_json_best_effort())
   saved = _flat(defaults) | _flat(saved)
   return [
     (name, saved.get(name, 'absent'), new)

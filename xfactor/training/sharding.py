@@ -40,13 +40,15 @@ class Config:
   tensor: int = 1
 
 
+_MLPS = r'mlp|head|query|color|density|embed_\w+'
 # Specs of the last dimensions; stacked layers have one more in front.
 PARAM_RULES = (
-  (r'.*/(qkv|embed)/kernel', ('fsdp', 'tensor')),
+  (r'.*/(qkv|q|kv|embed|project)/kernel', ('fsdp', 'tensor')),
+  (r'.*/convs/\d+/kernel', ('fsdp', 'tensor')),
   (r'.*/out/kernel', ('tensor', 'fsdp')),
-  (r'.*/(mlp|head|embed_\w+)/layers/0/kernel', ('fsdp', 'tensor')),
-  (r'.*/(mlp|head|embed_\w+)/layers/\d+/kernel', ('tensor', 'fsdp')),
-  (r'.*/(scale|bias|registers)', ()),
+  (rf'.*/({_MLPS})/layers/0/kernel', ('fsdp', 'tensor')),
+  (rf'.*/({_MLPS})/layers/\d+/kernel', ('tensor', 'fsdp')),
+  (r'.*/(scale|bias|registers|pixel_embedding|\w+_camera)', ()),
 )
 
 

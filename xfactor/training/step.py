@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from xfactor.models import perceptual
 from xfactor.models.functional import Functional, Params
-from xfactor.models.layers import to_float
-from xfactor.training import objectives
 from xfactor.training.control import Control
+from xfactor.training.families import Batch, Family
 from xfactor.training.state import TrainState
 
 
@@ -23,19 +21,17 @@ def root_keys(seed: int) -> Array:
   return jax.random.split(jax.random.key(seed))
 
 
-Batch = dict[str, Array]
-
-
 def train_step(
   state: TrainState,
   batch: Batch,
   perceptual_weights: Params | None = None,
   control: Control | None = None,
   *,
+  family: Family,
   functional: Functional,
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
-  objective: objectives.Config,
+  objective: Any,
   seed: int,
   accumulate: int,
   whole: bool,
@@ -51,18 +47,18 @@ def train_step(
 
   Args:
     state: Donated by the caller.
-    batch: The global batch: `images`, uint8 [b, v, h, w, 3], and `frames`,
-      int32 [b, v], their places in their clips, in order of time.
+    batch: The global batch: the family's arrays, as the pipeline yields them.
     perceptual_weights: Of LPIPS, an argument so that they are no constants
       of the program; None where the loss has none.
     control: Requests and the largest gradient; none and infinity by default.
+    family: Of the networks and their objective.
     functional: The networks' structure.
     tx: The gradient transformation.
     schedule: Learning rate by update, for the metrics.
     objective: The loss.
     seed: Of everything random.
     accumulate: Parts that the batch is worked through in.
-    whole: Leave all examples unsplit.
+    whole: The kind of step: for XFactor, leave all examples unsplit.
 
   Returns:
     The next state and the step's metrics: loss and its parts, gradient norm
@@ -71,25 +67,21 @@ def train_step(
     [modules], the gradient's by module in the order of `modules`.
   """
   key = jax.random.fold_in(root_keys(seed)[1], state.step)
-  draws = objectives.draw(key, batch['frames'], objective)
+  draws = family.draw(key, batch, objective)
 
-  def loss(params, images, draws):
-    return objectives.loss(
+  def loss(params, batch, draws):
+    return family.loss(
       functional.bind(params),
-      to_float(images),
+      batch,
       draws,
       objective,
       whole=whole,
-      perceptual=functools.partial(
-        perceptual.lpips,
-        perceptual_weights,
-        dtype=jnp.dtype(objective.lpips_dtype),
-      ),
+      weights=perceptual_weights,
     )
 
   grads, metrics = accumulate_gradients(
     functools.partial(jax.grad(loss, has_aux=True), state.params),
-    (batch['images'], draws),
+    (batch, draws),
     accumulate,
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -28,6 +28,7 @@ NAMES = (
   'nmr',
   'obsurf_msn',
   're10k',
+  'solids',
   'synthetic',
   'tfds',
   'video',

@@ -1,0 +1,572 @@
+"""SRT's train step without each of its tricks, and how fast it draws pictures.
+
+The plain formulation is tests/srt_reference.py: float32 colours and rays from
+the host, all channels convolved, unrolled layers, dense attention, nothing
+recomputed; with the same weights, rays and optimizer. What a trick gains is
+seen where it alone is left out.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks.measuring import Table, Time, Unequal, alternate, timed
+from xfactor.geometry import cameras
+from xfactor.inference import posed, restore
+from xfactor.models import attention, layers, srt, srt_public
+from xfactor.models.functional import Params
+from xfactor.training import build as builds
+from xfactor.training import families, rays, sharding, state, step
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_MIB = 2**20
+# Whose steps have a plain formulation.
+COMPARED = 'SRT', 'improved SRT'
+# Of the pictures that are drawn, (height, width); and on a CPU, where a volume
+# would take minutes.
+_PICTURE = 240, 320
+_SMALL_PICTURE = 24, 32
+# Of gradient norms. The finest sines of rays turn rounding into parts in 1e4;
+# accelerators round products of float32, too.
+_TOLERANCE, _DEVICE_TOLERANCE = 5e-4, 5e-2
+
+
+@functools.cache
+def load_reference():
+  """Returns tests/srt_reference.py, which is in no installed package."""
+  path = ROOT / 'tests/srt_reference.py'
+  spec = importlib.util.spec_from_file_location('srt_reference', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+class Tricks(Table):
+  """A table with a line for each thing, for there are many."""
+
+  def __str__(self):
+    rows = self.summary()['rows']
+    ours = self.things[0]
+    lines = [['', *(x for row in rows for x in (row, f'/ {ours}'))]]
+    for thing in self.things:
+      cells = (samples[thing] for samples in rows.values())
+      lines.append([thing, *(x for cell in cells for x in _show(cell))])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [
+      '  '.join(
+        [line[0].ljust(widths[0])]
+        + [x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True)]
+      )
+      for line in lines
+    ]
+    return '\n'.join([self.title, *lines])
+
+
+def _show(cell: dict[str, Any]) -> tuple[str, str]:
+  """A median, and its ratio to ours with the smallest and largest."""
+  median = cell['median']
+  median = f'{median:,.0f}' if median >= 1000 else f'{median:.3g}'
+  if 'ratio' not in cell:
+    return median, ''
+  ratio = f'{cell["ratio"]:.2f}'
+  if len(cell['samples']) > 2:
+    ratio += f' ({cell["ratio_min"]:.2f}..{cell["ratio_max"]:.2f})'
+  return median, ratio
+
+
+# ==============================================================================
+# Scenes, and what loaders make of them
+# ==============================================================================
+
+
+def make_views(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+  """Decoded views, [scenes, views, height, width, 3], that look at the origin.
+
+  They are of noise: what they show costs nothing.
+  """
+  rng = np.random.default_rng(0)
+  eyes = 3 * cameras.normalize(rng.standard_normal((*shape[:2], 3)))
+  poses = cameras.look_at(eyes, np.zeros_like(eyes), np.array([0.0, 0.0, 1.0]))
+  lens = np.array([1.2, 1.2, 0.5, 0.5], np.float32)
+  return {
+    'images': rng.integers(0, 256, shape, np.uint8),
+    'intrinsics': np.tile(lens, (*shape[:2], 1)),
+    'world_to_camera': poses.astype(np.float32),
+  }
+
+
+def host_batch(
+  views: dict[str, np.ndarray],
+  objective: rays.Config,
+  pixels: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+  """What the public loader makes of views.
+
+  Args:
+    views: Of `make_views`.
+    objective: How many rays, and of which views.
+    pixels: That are drawn, [scenes, rays]; by default at random.
+
+  Returns:
+    All float32: the inputs' `images` [b, k, 3, h, w], `origins` [b, k, 3] and
+    `directions` of all pixels [b, k, h, w, 3]; `colors`, `ray_origins` and
+    `ray_directions` [b, r, 3] of the rays that are drawn.
+  """
+  images = views['images'].astype(np.float32) / 255
+  origins, directions = _host_rays(views, objective)
+  k, stride = objective.inputs, objective.input_stride
+  every = np.s_[:, :k, stride // 2 :: stride, stride // 2 :: stride]
+  first = rays.first_target(objective)
+  colors, targets = (
+    einops.rearrange(x[:, first:], 'b v h w c -> b (v h w) c')
+    for x in (images, directions)
+  )
+  count, area = colors.shape[1], math.prod(images.shape[2:4])
+  if pixels is None:
+    # As theirs does: by a permutation of all.
+    choose = functools.partial(np.random.choice, replace=False)  # noqa: NPY002
+    pixels = np.stack([choose(count, objective.rays) for _ in colors])
+  each = np.arange(len(pixels))[:, None]
+  return {
+    'images': np.ascontiguousarray(np.moveaxis(images[every], -1, 2)),
+    'origins': origins[:, :k],
+    'directions': np.ascontiguousarray(directions[every]),
+    'colors': colors[each, pixels],
+    'ray_origins': origins[each, first + pixels // area],
+    'ray_directions': targets[each, pixels],
+  }
+
+
+def _host_rays(
+  views: dict[str, np.ndarray], objective: rays.Config
+) -> tuple[np.ndarray, np.ndarray]:
+  """Origins of the views and directions of all their pixels."""
+  poses = views['world_to_camera']
+  if objective.canonical:
+    first = cameras.invert_pose(poses[:, :1])
+    poses = cameras.compose(poses, np.broadcast_to(first, poses.shape))
+  height, width = views['images'].shape[2:4]
+  u, v = np.meshgrid(
+    (np.arange(width, dtype=np.float32) + 0.5) / width,
+    (np.arange(height, dtype=np.float32) + 0.5) / height,
+  )
+  fx, fy, cx, cy = np.moveaxis(views['intrinsics'][..., None], -2, 0)
+  x, y = (u.ravel() - cx) / fx, (v.ravel() - cy) / fy
+  local = np.stack([x, y, np.ones_like(x)], -1)
+  local /= np.linalg.norm(local, axis=-1, keepdims=True)
+  directions = (local @ poses[..., :3]).reshape(views['images'].shape)
+  return cameras.camera_centre(poses), directions
+
+
+def make_weights(shapes: dict[str, jax.ShapeDtypeStruct]) -> Params:
+  """Weights under which all that there is counts, as after some training.
+
+  Drawn by NumPy: JAX compiles the initialisers for as long as a train step.
+  """
+  rng = np.random.default_rng(1)
+  params = {}
+  for path, leaf in sorted(shapes.items()):
+    x = rng.standard_normal(leaf.shape, np.float32)
+    if path.endswith('kernel'):
+      # The first axis of most others is that of the layers.
+      inputs = leaf.shape[-4:-1] if '/convs/' in path else leaf.shape[-2:-1]
+      x /= 2 * math.sqrt(math.prod(inputs))
+    elif path.endswith('scale'):
+      x = 1 + 0.3 * x
+    params[path] = x
+  return params
+
+
+# ==============================================================================
+# Tricks left out
+# ==============================================================================
+
+
+class HostRays(families.SRT):
+  """Takes what `host_batch` makes."""
+
+  def draw(self, key, batch, objective):
+    del key, batch, objective
+
+  def loss(self, network, batch, draws, objective, *, whole, weights):
+    del draws, objective, whole, weights
+    images = einops.rearrange(batch['images'], 'b v c h w -> b v h w c')
+    tokens = network.encode(images, batch['origins'], batch['directions'])
+    drawn = network.decode(
+      tokens, batch['ray_origins'], batch['ray_directions']
+    )
+    loss = jnp.mean((drawn.color - batch['colors']) ** 2)
+    return loss, {'loss': loss}
+
+
+def _unrolled(self: layers.Stack, x: jax.Array, *args: jax.Array) -> jax.Array:
+  """`layers.Stack.__call__` without its loop."""
+  graphdef, stacked = nnx.split(self.layers)
+
+  def body(x, layer):
+    return nnx.merge(graphdef, layer)(x, *args)
+
+  if self.remat != 'none':
+    body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[self.remat])
+  for i in range(jax.tree.leaves(stacked)[0].shape[0]):
+    x = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+  return x
+
+
+def _convolve_all(x, kernel, size):
+  """`srt.convolve_constant` of all pixels."""
+  return srt.convolve(
+    jnp.broadcast_to(x[:, None, None], (len(x), *size, x.shape[-1])), kernel
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """A way to compute the train step; ours by default.
+
+  Attributes:
+    model: Settings of the recipe that are changed.
+    host: Whether colours and rays come from the host.
+    change: What replaces a part of our code, as of `mock.patch.object`.
+    plain: Whether it is the plain formulation.
+  """
+
+  model: dict[str, Any] = dataclasses.field(default_factory=dict)
+  host: bool = False
+  change: tuple[Any, str, Callable] | None = None
+  plain: bool = False
+
+
+def ways(model: ConfigDict, platform: str) -> tuple[dict[str, Way], list[str]]:
+  """What is compared, ours first, and what cannot be, for people."""
+  found = {
+    'ours': Way(),
+    'rays from the host': Way(host=True),
+    'layers unrolled': Way(change=(layers.Stack, '__call__', _unrolled)),
+    'positions convolved': Way(
+      change=(srt, 'convolve_constant', _convolve_all)
+    ),
+  }
+  missing = []
+  if model.remat == 'none':
+    missing.append('remat: the recipe has none')
+  else:
+    found['nothing recomputed'] = Way({'remat': 'none'})
+  kernel = attention.choose_kernel(
+    model.attention, platform, jnp.dtype(model.dtype)
+  )
+  if kernel == 'einsum':
+    missing.append(f'fused attention: none for {model.dtype} on a {platform}')
+  else:
+    found['einsum attention'] = Way({'attention': 'einsum'})
+  if model.dtype == 'float32':
+    missing.append(
+      'bfloat16: a cpu would compute it slowly'
+      if platform == 'cpu'
+      else 'bfloat16: the recipe is float32'
+    )
+  else:
+    found['float32, einsum attention'] = Way(
+      {'dtype': 'float32', 'attention': 'einsum'}
+    )
+  return found | {'plain formulation': Way(host=True, plain=True)}, missing
+
+
+class Trainer:
+  """The train step in one way, and its measurements."""
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    views: dict[str, np.ndarray],
+    drawn: dict[str, np.ndarray],
+    way: Way,
+  ):
+    """Takes a batch as views and as of `host_batch`."""
+    config = config.copy_and_resolve_references()
+    config.model.update(way.model)
+    self._way = way
+    self._program = None
+    self._build = build = builds.build(config, jax.devices()[:1])
+    if way.host:
+      self._build = dataclasses.replace(build, family=HostRays())
+    self._batch = sharding.to_mesh(build.mesh, drawn if way.host else views)
+    params = make_weights(build.functional.shapes)
+    if way.plain:
+      params = srt_public.to_public(params)
+      self._tx, places = optax.adam(build.schedule), None
+    else:
+      self._tx, places = build.tx, build.places
+    start = np.zeros((), np.int32)
+    moments = jax.jit(self._tx.init)(params)
+    self._state = jax.device_put(
+      state.TrainState(start, params, moments), places
+    )
+
+  def compile(self) -> Time:
+    """Traces and compiles the step."""
+    jax.clear_caches()
+    if self._way.plain:
+      program = jax.jit(self._plain, donate_argnums=0)
+    else:
+      program = self._build.step(whole=False)
+    with contextlib.ExitStack() as stack:
+      if self._way.change:
+        stack.enter_context(mock.patch.object(*self._way.change))
+      stack.enter_context(jax.set_mesh(self._build.mesh))
+      result = stack.enter_context(timed())
+      self._program = program.lower(self._state, self._batch, None).compile()
+    return result
+
+  def _plain(self, old: state.TrainState, batch, _):
+    model = self._build.model
+    loss = functools.partial(
+      load_reference().loss,
+      heads=model.heads,
+      decoder_heads=model.decoder_heads,
+    )
+    value, grads = jax.value_and_grad(loss)(
+      old.params,
+      tuple(batch[k] for k in ('images', 'origins', 'directions')),
+      tuple(batch[k] for k in ('colors', 'ray_origins', 'ray_directions')),
+    )
+    updates, moments = self._tx.update(grads, old.opt_state, old.params)
+    params = optax.apply_updates(old.params, updates)
+    new = state.TrainState(old.step + 1, params, moments)
+    return new, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
+
+  def temporaries(self) -> float | None:
+    """XLA's account of the program, MiB; None where it gives none."""
+    stats = self._program.memory_analysis()
+    return None if stats is None else stats.temp_size_in_bytes / _MIB
+
+  def step(self) -> tuple[Time, dict[str, float]]:
+    """Makes a step; returns its time, loss and gradient norm."""
+    jax.block_until_ready(self._state)
+    with timed() as result:
+      self._state, metrics = self._program(self._state, self._batch, None)
+      jax.block_until_ready((self._state, metrics))
+    return result, {key: float(metrics[key]) for key in ('loss', 'grad_norm')}
+
+
+def check_steps_equal(
+  metrics: dict[str, dict[str, float]], tolerance: float
+) -> str:
+  """Returns a line that the first steps agree with the last, the plain one.
+
+  Args:
+    metrics: Loss and gradient norm of the ways' first steps.
+    tolerance: Of the gradient norm, as a part of it; losses must agree ten
+      times better.
+
+  Raises:
+    Unequal: If they do not.
+  """
+  *_, plain = metrics
+  worst = 0.0
+  for name, values in metrics.items():
+    for key, value in values.items():
+      expected = metrics[plain][key]
+      worst = max(worst, abs(value / expected - 1))
+      most = tolerance / 10 if key == 'loss' else tolerance
+      if not math.isclose(value, expected, rel_tol=most):
+        raise Unequal(
+          f'{key} of the first step is {value!r} in {name!r} and {expected!r} '
+          f'in {plain!r}: they do not compute the same, so their times cannot '
+          'be compared'
+        )
+  return f'all give the same loss and gradient norm, within {worst:.0e}'
+
+
+# ==============================================================================
+# Tables
+# ==============================================================================
+
+
+def models(recipe: ConfigDict) -> dict[str, ConfigDict]:
+  """SRT, improved and volumetric SRT of a recipe's widths.
+
+  As in the published ones the improved has a block of convolutions less and
+  half the layers.
+  """
+  improved = recipe.model.encoder == 'isrt'
+  blocks = recipe.model.conv_blocks + improved
+  depth = recipe.model.encoder_layers * (1 + improved)
+  kinds = {
+    'SRT': ('srt', 'srt', blocks, depth),
+    'improved SRT': ('isrt', 'isrt', blocks - 1, max(1, depth // 2)),
+    'volumetric SRT': ('srt', 'nerf', blocks, depth),
+  }
+  configs = {}
+  for name, (encoder, decoder, conv_blocks, encoder_layers) in kinds.items():
+    config = configs[name] = recipe.copy_and_resolve_references()
+    config.model.update(
+      encoder=encoder,
+      decoder=decoder,
+      conv_blocks=conv_blocks,
+      encoder_layers=encoder_layers,
+    )
+    if jax.default_backend() == 'cpu':
+      config.model.update(dtype='float32', attention='auto')
+  return configs
+
+
+def run(
+  recipe: ConfigDict,
+  *,
+  batch: int,
+  size: int,
+  count: int,
+  repeats: int,
+  compiles: int,
+) -> list[Table]:
+  """Compares train steps and loaders, and draws pictures.
+
+  Args:
+    recipe: Of any SRT: its widths and its numbers of views.
+    batch: Scenes of an update.
+    size: Pixels of the sides of its views. Pictures are drawn from views of the
+      recipe's size.
+    count: Rays of a scene in an update.
+    repeats: Runs of each.
+    compiles: Compilations of each.
+
+  Raises:
+    Unequal: If two ways do not compute the same.
+    UserError: If the sizes do not go with the recipe.
+  """
+  # A program from the cache would be loaded instead of compiled.
+  jax.config.update('jax_enable_compilation_cache', False)
+  recipe = recipe.copy_and_resolve_references()
+  recipe.train.accumulate = 1
+  small = recipe.copy_and_resolve_references()
+  small.data.update(batch=batch, image_size=size, image_width=None)
+  small.objective.rays = count
+  configs = models(small)
+  tables = [
+    _compare_steps(name, configs[name], repeats, compiles) for name in COMPARED
+  ]
+  tables.append(_compare_loaders(configs['SRT'], repeats))
+  recipe.data.batch = 1
+  return [*tables, _measure_pictures(models(recipe), repeats)]
+
+
+def _build(config: ConfigDict) -> tuple[builds.Build, dict[str, np.ndarray]]:
+  """What a recipe builds for one device, and views for it."""
+  build = builds.build(config, jax.devices()[:1])
+  return build, make_views(build.abstract_batch()['images'].shape)
+
+
+def _compare_steps(
+  name: str, config: ConfigDict, repeats: int, compiles: int
+) -> Table:
+  build, views = _build(config)
+  device = jax.devices()[0]
+  compared, missing = ways(config.model, device.platform)
+  for line in missing:
+    print(f'{name}: left out: {line}')
+  table = Tricks(
+    f'{name}: train step of {build.family.describe(build)}, '
+    f'{build.model.dtype}',
+    list(compared),
+  )
+  drawn = host_batch(views, build.objective, _first_pixels(build, views))
+  trainers = {
+    key: Trainer(config, views, drawn, way) for key, way in compared.items()
+  }
+  compilations = [
+    (key, trainers[key].compile()) for key in alternate(trainers, compiles)
+  ]
+  # The first step is also the warm-up.
+  first = {key: trainer.step()[1] for key, trainer in trainers.items()}
+  tolerance = _TOLERANCE if device.platform == 'cpu' else _DEVICE_TOLERANCE
+  print(f'{name}: {check_steps_equal(first, tolerance)}', flush=True)
+  for key in alternate(trainers, repeats):
+    result, _ = trainers[key].step()
+    table.add('step, wall s', key, result.wall)
+    table.add('step, CPU s', key, result.cpu)
+  for key, result in compilations:
+    table.add('compile, CPU s', key, result.cpu)
+  for key, trainer in trainers.items():
+    temporaries = trainer.temporaries()
+    if temporaries is not None:
+      table.add('XLA temporaries, MiB', key, temporaries)
+  return table
+
+
+def _first_pixels(build: builds.Build, views: dict[str, np.ndarray]):
+  """The pixels that our first step draws."""
+  key = jax.random.fold_in(step.root_keys(build.seed)[1], 0)
+  return np.asarray(build.family.draw(key, views, build.objective).pixels)
+
+
+def _compare_loaders(config: ConfigDict, repeats: int) -> Table:
+  build, views = _build(config)
+  loaders = {
+    'uint8 views': lambda: views,
+    'float32 rays': lambda: host_batch(views, build.objective),
+  }
+  table = Table(
+    f'from decoded views to the device: {build.family.describe(build)}',
+    list(loaders),
+  )
+  for name in alternate(loaders, repeats):
+    with timed() as result:
+      batch = jax.block_until_ready(
+        sharding.to_mesh(build.mesh, loaders[name]())
+      )
+    table.add('wall, ms a batch', name, 1e3 * result.wall)
+    table.add('CPU, ms a batch', name, 1e3 * result.cpu)
+    sent = sum(x.nbytes for x in jax.tree.leaves(batch))
+    table.add('KiB a scene', name, sent / build.batch / 1024)
+  return table
+
+
+def _measure_pictures(configs: dict[str, ConfigDict], repeats: int) -> Table:
+  shapes = dict.fromkeys(configs, _PICTURE)
+  if jax.default_backend() == 'cpu':
+    shapes['volumetric SRT'] = _SMALL_PICTURE
+  draw = {}
+  for name, config in configs.items():
+    build, views = _build(config)
+    params = make_weights(build.functional.shapes)
+    model = posed.PosedModel(
+      restore.Restored(
+        config, 0, build, jax.device_put(params, build.places.params)
+      )
+    )
+    given = [views[k][0, : model.contexts] for k in build.family.arrays]
+    scene = model.encode(*given)
+    _, intrinsics, poses = given
+    draw[name] = functools.partial(
+      model.render, scene, intrinsics[:1], poses[:1], *shapes[name]
+    )
+    draw[name]()  # Compiles.
+  sizes = ['{1} x {0}'.format(*shape) for shape in shapes.values()]
+  table = Table(
+    f'pictures of {sizes[0]} pixels (volumetric: {sizes[-1]}) from '
+    f'{model.contexts} views of {build.image_width} x {build.image_size}',
+    list(configs),
+  )
+  for name in alternate(draw, repeats):
+    with timed() as result:
+      draw[name]()
+    count = math.prod(shapes[name])
+    table.add('rays/s', name, count / result.wall)
+    table.add('rays/CPU s', name, count / result.cpu)
+  return table

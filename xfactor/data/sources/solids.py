@@ -1,0 +1,207 @@
+"""Plain solids on a ground seen from all around, and no download.
+
+In the manner of CLEVR (Johnson et al., CVPR 2017) and of the views that SRT
+(Sajjadi et al., CVPR 2022) takes of such scenes: any two frames of a clip are
+independent views of one scene. Scene i is a pure function of (seed, i).
+"""
+
+import colorsys
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import simplejpeg
+
+from xfactor.data import sources
+from xfactor.data.sources import raycaster, synthetic
+from xfactor.data.sources.raycaster import BOX, ELLIPSOID, ROOM, TUBE
+from xfactor.geometry import cameras
+
+# Of the lens of CLEVR3D and MultiShapeNet, by the sensor's width, in mm.
+FOCAL = 35 / 32
+DISTANCE = (3.8, 4.2)
+ELEVATION = (15, 50)  # Degrees.
+COUNT = (2, 4)
+# Radius of the disc that a solid stands in, and half its height.
+SIZE = (0.25, 0.5)
+SPREAD = 1.25  # Solids stand at most so far from the origin.
+GAP = 0.08  # Between solids.
+HUES = (0.0, 0.075, 0.15, 0.34, 0.49, 0.61, 0.76, 0.89)
+
+# The ground and the backdrop; from above all eyes are inside.
+_ROOM = np.array([6.0, 6.0, 3.0])
+_TARGET = np.array([0.0, 0.0, 0.35])
+_UP = np.array([0.0, 0.0, 1.0])
+
+Rng = np.random.Generator
+
+
+def _place(rng: Rng, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Draws places [n, 2] and radii [n] of discs that do not touch."""
+  while True:
+    radius = rng.uniform(*SIZE, count)
+    place = rng.uniform(-SPREAD, SPREAD, (count, 2))
+    apart = np.linalg.norm(place[:, None] - place, axis=-1)
+    apart -= radius[:, None] + radius + GAP
+    inside = np.linalg.norm(place, axis=-1) < SPREAD
+    if inside.all() and (apart[np.triu_indices(count, 1)] > 0).all():
+      return place, radius
+
+
+def _halves(rng: Rng, kind: int, radius: float) -> list[float]:
+  """Half extents of a solid that stands inside a disc."""
+  if kind == ELLIPSOID and rng.uniform() < 0.5:
+    return [radius] * 3
+  height = rng.uniform(*SIZE)
+  if kind == TUBE:
+    return [radius, radius, height]
+  if kind == ELLIPSOID:
+    return [radius, radius * rng.uniform(0.7, 1), height]
+  angle = np.radians(rng.uniform(35, 55))
+  return [radius * np.cos(angle), radius * np.sin(angle), height]
+
+
+def _lights(rng: Rng) -> tuple[raycaster.Light, ...]:
+  """The sun, through so large a window that all is lit, and the sky."""
+  azimuth = rng.uniform(0, 2 * np.pi)
+  elevation = np.radians(rng.uniform(40, 65))
+  side = np.array([-np.sin(azimuth), np.cos(azimuth), 0])
+  flat = np.cos(elevation)
+  sun = np.array([flat * side[1], -flat * side[0], np.sin(elevation)])
+  up = np.cross(sun, side)
+  f32 = np.float32
+  return (
+    raycaster.Light(
+      # The room is behind a quarter of the window, clear of its bars.
+      centre=(20 * (sun + side + up)).astype(f32),
+      u=(40 * side).astype(f32),
+      v=(40 * up).astype(f32),
+      colour=np.full(3, 1, f32),
+      normal=-sun.astype(f32),
+      sun=sun.astype(f32),
+    ),
+    raycaster.Light(
+      centre=f32([0, 0, 5.5]),
+      u=f32([2.5, 0, 0]),
+      v=f32([0, 2.5, 0]),
+      colour=np.full(3, 12, f32),
+      normal=np.zeros(3, f32),
+    ),
+  )
+
+
+def _colour(hue: float, saturation: float, value: float) -> list[float]:
+  """Linear from HSV."""
+  return [c**2.2 for c in colorsys.hsv_to_rgb(hue % 1, saturation, value)]
+
+
+def build_scene(
+  seed: int, index: int
+) -> tuple[raycaster.Scene, list[np.ndarray]]:
+  """Builds scene `index`.
+
+  Args:
+    seed: Of the data set.
+    index: Of the scene.
+
+  Returns:
+    The scene, with the ground at z = 0, and the solids' centres.
+  """
+  rng = np.random.default_rng([seed, index, 0])
+  count = int(rng.integers(COUNT[0], COUNT[1], endpoint=True))
+  place, radius = _place(rng, count)
+  kind = rng.choice([BOX, TUBE, ELLIPSOID], count)
+  half = np.array(
+    [_halves(rng, *one) for one in zip(kind.tolist(), radius, strict=True)]
+  )
+  centre = np.concatenate([place, half[:, 2:]], axis=1)
+  yaw = rng.uniform(0, 2 * np.pi, count)
+  rotation = np.zeros((count, 3, 3))
+  rotation[:, 0, 0] = rotation[:, 1, 1] = np.cos(yaw)
+  rotation[:, 0, 1], rotation[:, 1, 0] = np.sin(yaw), -np.sin(yaw)
+  rotation[:, 2, 2] = 1
+  hue = rng.permutation(HUES)[:count] + rng.uniform(-0.015, 0.015, count)
+  tint = [_colour(h, rng.uniform(0.8, 0.95), rng.uniform(0.85, 1)) for h in hue]
+  # Ground and walls in colours of their own, fainter than those of solids.
+  room = [
+    _colour(rng.uniform(), rng.uniform(0.1, 0.7), rng.uniform(0.3, 1))
+    for _ in range(6)
+  ]
+  f32 = np.float32
+  scene = raycaster.Scene(
+    kind=np.array([ROOM, *kind]),
+    centre=np.array([_ROOM * [0, 0, 1], *centre], f32),
+    half=np.array([_ROOM, *half], f32),
+    rotation=np.array([np.eye(3), *rotation], f32),
+    group=np.arange(count + 1),
+    glow=np.zeros(count + 1, f32),
+    tint=np.array([room, *([one] * 6 for one in tint)], f32),
+    texture=np.zeros((count + 1, 6), int),
+    tile=np.zeros((count + 1, 6), f32),
+    albedo=np.ones((1, 1, 1, 3), f32),
+    lights=_lights(rng),
+    key=0.42,
+  )
+  return scene, list(centre)
+
+
+def _views(rng: Rng, count: int) -> np.ndarray:
+  """Draws world to camera [n, 3, 4] of independent views."""
+  azimuth = rng.uniform(0, 2 * np.pi, count)
+  elevation = np.radians(rng.uniform(*ELEVATION, count))
+  flat = np.cos(elevation)
+  eye = [flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)]
+  eye = np.stack(eye, axis=-1) * rng.uniform(*DISTANCE, (count, 1))
+  target = _TARGET + rng.uniform(-0.1, 0.1, (count, 3))
+  return cameras.look_at(eye, target, _UP).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(synthetic.Source):
+  """Plain solids on a ground, with the options and splits of `synthetic`.
+
+  The ground is at z = 0; the eyes are 15 to 50 degrees above it, about 4 units
+  from the origin, level, and look about there.
+
+  Attributes:
+    frames: Independent views a clip, at least 2.
+  """
+
+  name: ClassVar[str] = 'solids'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = (
+    'Colourful solids on a ground from all around, exact cameras and depth.'
+  )
+
+  frames: int = 12
+
+  def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
+    """Returns scene `index`; see `build_scene`."""
+    return build_scene(self.seed, index)
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    """Yields the clip of a scene; see the base class."""
+    index = item.payload
+    # Its own stream: the views do not depend on the draws of the scene.
+    poses = _views(np.random.default_rng([self.seed, index, 1]), self.frames)
+    intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
+    baked = raycaster.bake(self.scene(index)[0])
+    images, depths = [], []
+    for image, depth in raycaster.render(baked, intrinsics, poses, self.size):
+      images.append(
+        simplejpeg.encode_jpeg(
+          image, quality=self.quality, colorsubsampling='444'
+        )
+      )
+      if self.with_depth:
+        depths.append(synthetic.encode_depth(depth))
+    yield sources.Clip(
+      id=item.id,
+      frames=images,
+      height=self.size,
+      width=self.size,
+      intrinsics=intrinsics,
+      world_to_camera=poses,
+      depth=depths if self.with_depth else None,
+    )
