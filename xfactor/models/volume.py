@@ -43,7 +43,8 @@ def coarse_depths(
     samples: Their number, n.
     near: Where the first part begins.
     far: Where the last one ends.
-    min_z: Rays end where they meet the plane z = min_z, if not before.
+    min_z: Rays end where they meet the plane z = min_z, if not before. Where
+      that is nearer than `near`, depths descend, as in the public code.
     noise: Where in each part, [0, 1); None: in the middle.
   """
   ends = jnp.full(directions.shape[:2], far)
