@@ -23,11 +23,11 @@ def get_config() -> ConfigDict:
   config.objective.canonical = False
   config.objective.rays = 256
   config.data.mix = {'solids': configs.part(begin=12, end=12)}
-  config.data.make = {'solids': {'scenes': 1200}}
+  config.data.make = {'solids': {'scenes': 1200, 'arc': 60}}
   config.data.batch = 8
   config.data.contexts = 3
   config.data.targets = 2
-  config.train.steps = 3_000
+  config.train.steps = 8_000
   config.train.log_every = 50
   config.train.eval_every = 1_000
   config.train.save_every = 250

@@ -125,6 +125,16 @@ def test_views_are_level_around_the_origin(clips):
   assert len(quadrants) == 4
 
 
+def test_eyes_are_on_the_arc():
+  wide, narrow = (_clip(frames=100, size=8, arc=arc) for arc in (360, 60))
+  x, y, _ = cameras.camera_centre(wide.world_to_camera).T
+  assert np.ptp(np.degrees(np.arctan2(y, x))) > 330
+  x, y, _ = cameras.camera_centre(narrow.world_to_camera).T
+  angle = np.degrees(np.arctan2(y, x))
+  assert 25 < np.abs(angle).max() < 30.01
+  assert 50 < np.ptp(angle)
+
+
 def _points(clip):
   """What the pixels see [N, H, W, 3], by depth and cameras."""
   origins, rays = cameras.pixel_rays(
@@ -179,17 +189,23 @@ def test_solids_are_seen_where_the_cameras_say(clips):
   for index, clip in enumerate(clips):
     scene, centres = solids.build_scene(0, index)
     hues, images = _hues(scene), _images(clip)
-    eyes = cameras.camera_centre(clip.world_to_camera)
+    _, rays = cameras.pixel_rays(
+      clip.intrinsics, clip.world_to_camera, SIZE, SIZE
+    )
+    eyes = cameras.camera_centre(clip.world_to_camera)[:, None, None]
+    eyes = np.broadcast_to(eyes, rays.shape).reshape(-1, 3)
+    _, groups = raycaster.first_seen(scene, eyes, rays.reshape(-1, 3))
+    groups = groups.reshape(rays.shape[:3])
     for i, centre in enumerate(centres):
       xy, _ = cameras.project(
         np.tile(centre, (FRAMES, 1)), clip.intrinsics, clip.world_to_camera
       )
-      rays = cameras.normalize(centre - eyes)
-      _, group = raycaster.first_seen(scene, eyes, rays)
       for frame in range(FRAMES):
-        if group[frame] != i + 1 or np.abs(xy[frame] - 0.5).max() > 0.45:
-          continue
         column, row = (xy[frame] * SIZE).astype(int)
+        block = np.s_[frame, row - 1 : row + 2, column - 1 : column + 2]
+        inside = np.abs(xy[frame] - 0.5).max() < 0.45
+        if not inside or (groups[block] != i + 1).any():
+          continue
         hue = _hue(images[frame, row, column] / 255)
         nearest = min(
           hues, key=lambda other, hue=hue: _hue_distance(hue, other)
@@ -240,6 +256,7 @@ def test_splits_and_depth_are_as_of_the_synthetic_source():
     ('seed', -1),
     ('quality', 101),
     ('test_fraction', 1.5),
+    ('arc', 361),
     ('height', 64),
   ],
 )

@@ -376,7 +376,7 @@ def test_noise_moves_samples_and_even_noise_does_not(load):
 
 
 def test_new_parameters_are_drawn_as_pytorch_does():
-  """But for convolutions and the bias of ISRT's colours."""
+  """But for convolutions, cross-attention and the bias of ISRT's colours."""
   config = dataclasses.replace(TINY, features=96, conv_blocks=2)
   params = jax.jit(make(config).init)(jax.random.key(0))
   for path, fan_in in (
@@ -385,7 +385,10 @@ def test_new_parameters_are_drawn_as_pytorch_does():
     ('encoder/project/bias', 32),
     ('encoder/stack/layers/qkv/kernel', 96),
     ('encoder/stack/layers/mlp/layers/1/bias', 96),
-    ('decoder/stack/layers/kv/kernel', 96),
+    ('decoder/stack/layers/q/kernel', 180),
+    ('decoder/stack/layers/kv/kernel', 96 / 3**2),
+    ('decoder/stack/layers/out/kernel', 96 / 3**2),
+    ('decoder/stack/layers/out/bias', 96),
     ('decoder/head/layers/0/kernel', 180),
   ):
     limit = fan_in**-0.5
@@ -398,6 +401,30 @@ def test_new_parameters_are_drawn_as_pytorch_does():
     assert np.std(params[f'encoder/{name}']) == pytest.approx(1, rel=0.2)
   first, second = params['encoder/stack/layers/qkv/kernel']
   assert np.abs(first - second).max() > 0.1
+
+
+def test_colours_count_from_the_start():
+  """As little grey pictures differ, their tokens differ as with their rays."""
+  config = dataclasses.replace(TINY, encoder='isrt', decoder='isrt')
+  model = make(config)
+  params = jax.jit(model.init)(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  shape = (2, 1, 16, 16, 3)
+  # Around grey, as far as pixels of photographs lie apart.
+  images = np.float32(rng.uniform(0.25, 0.75, (*shape[:2], 1, 1, 3)))
+  images = np.broadcast_to(images, shape)
+  rays = rng.standard_normal(shape).astype(np.float32)
+  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+  places = rng.standard_normal((2, 1, 3)).astype(np.float32)
+
+  @jax.jit
+  def encode(images, places, rays):
+    return model.bind(params).encode(images, places, rays)
+
+  tokens = encode(images, places, rays)
+  recoloured = np.abs(encode(images[::-1], places, rays) - tokens).mean()
+  moved = np.abs(encode(images, places[::-1], rays[::-1]) - tokens).mean()
+  assert 0.3 < recoloured / moved < 3
 
 
 def test_pictures_beyond_the_embedding_are_refused_with_a_remedy():

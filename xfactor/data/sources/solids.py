@@ -31,6 +31,7 @@ HUES = (0.0, 0.075, 0.15, 0.34, 0.49, 0.61, 0.76, 0.89)
 
 # The ground and the backdrop; from above all eyes are inside.
 _ROOM = np.array([6.0, 6.0, 3.0])
+_GREY = (0.4, 0.4, 0.4)  # Linear; as CLEVR's.
 _TARGET = np.array([0.0, 0.0, 0.35])
 _UP = np.array([0.0, 0.0, 1.0])
 
@@ -64,8 +65,8 @@ def _halves(rng: Rng, kind: int, radius: float) -> list[float]:
 
 def _lights(rng: Rng) -> tuple[raycaster.Light, ...]:
   """The sun, through so large a window that all is lit, and the sky."""
-  azimuth = rng.uniform(0, 2 * np.pi)
-  elevation = np.radians(rng.uniform(40, 65))
+  azimuth = np.radians(rng.uniform(-20, 20))
+  elevation = np.radians(rng.uniform(45, 60))
   side = np.array([-np.sin(azimuth), np.cos(azimuth), 0])
   flat = np.cos(elevation)
   sun = np.array([flat * side[1], -flat * side[0], np.sin(elevation)])
@@ -123,11 +124,6 @@ def build_scene(
   rotation[:, 2, 2] = 1
   hue = rng.permutation(HUES)[:count] + rng.uniform(-0.015, 0.015, count)
   tint = [_colour(h, rng.uniform(0.8, 0.95), rng.uniform(0.85, 1)) for h in hue]
-  # Ground and walls in colours of their own, fainter than those of solids.
-  room = [
-    _colour(rng.uniform(), rng.uniform(0.1, 0.7), rng.uniform(0.3, 1))
-    for _ in range(6)
-  ]
   f32 = np.float32
   scene = raycaster.Scene(
     kind=np.array([ROOM, *kind]),
@@ -136,7 +132,7 @@ def build_scene(
     rotation=np.array([np.eye(3), *rotation], f32),
     group=np.arange(count + 1),
     glow=np.zeros(count + 1, f32),
-    tint=np.array([room, *([one] * 6 for one in tint)], f32),
+    tint=np.array([[one] * 6 for one in (_GREY, *tint)], f32),
     texture=np.zeros((count + 1, 6), int),
     tile=np.zeros((count + 1, 6), f32),
     albedo=np.ones((1, 1, 1, 3), f32),
@@ -146,9 +142,9 @@ def build_scene(
   return scene, list(centre)
 
 
-def _views(rng: Rng, count: int) -> np.ndarray:
+def _views(rng: Rng, count: int, arc: float) -> np.ndarray:
   """Draws world to camera [n, 3, 4] of independent views."""
-  azimuth = rng.uniform(0, 2 * np.pi, count)
+  azimuth = np.radians(rng.uniform(-arc / 2, arc / 2, count))
   elevation = np.radians(rng.uniform(*ELEVATION, count))
   flat = np.cos(elevation)
   eye = [flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)]
@@ -159,13 +155,14 @@ def _views(rng: Rng, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Source(synthetic.Source):
-  """Plain solids on a ground, with the options and splits of `synthetic`.
+  """Plain solids on grey ground, with the options and splits of `synthetic`.
 
   The ground is at z = 0; the eyes are 15 to 50 degrees above it, about 4 units
   from the origin, level, and look about there.
 
   Attributes:
     frames: Independent views a clip, at least 2.
+    arc: Degrees of the circle that the eyes are spread over.
   """
 
   name: ClassVar[str] = 'solids'
@@ -173,8 +170,13 @@ class Source(synthetic.Source):
   description: ClassVar[str] = (
     'Colourful solids on a ground from all around, exact cameras and depth.'
   )
+  limits: ClassVar[dict[str, tuple[float, float]]] = {
+    **synthetic.Source.limits,
+    'arc': (0, 360),
+  }
 
   frames: int = 12
+  arc: float = 360
 
   def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
     """Returns scene `index`; see `build_scene`."""
@@ -184,7 +186,7 @@ class Source(synthetic.Source):
     """Yields the clip of a scene; see the base class."""
     index = item.payload
     # Its own stream: the views do not depend on the draws of the scene.
-    poses = _views(np.random.default_rng([self.seed, index, 1]), self.frames)
+    poses = _views(np.random.default_rng([self.seed, index, 1]), self.frames, self.arc)
     intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
     baked = raycaster.bake(self.scene(index)[0])
     images, depths = [], []

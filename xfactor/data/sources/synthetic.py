@@ -1589,6 +1589,14 @@ class Source(sources.Source):
   description: ClassVar[str] = (
     'Procedural furnished rooms with exact cameras and depth.'
   )
+  limits: ClassVar[dict[str, tuple[float, float]]] = {
+    'scenes': (1, 10**6),
+    'frames': (2, 10**5),
+    'size': (8, 4096),
+    'seed': (0, 2**63),
+    'quality': (1, 100),
+    'test_fraction': (0, 1),
+  }
 
   scenes: int = 256
   frames: int = 24
@@ -1599,19 +1607,11 @@ class Source(sources.Source):
   with_depth: bool = True
 
   def __post_init__(self):
-    limits = {
-      'scenes': (1, 10**6),
-      'frames': (2, 10**5),
-      'size': (8, 4096),
-      'seed': (0, 2**63),
-      'quality': (1, 100),
-      'test_fraction': (0, 1),
-    }
-    for option, (low, high) in limits.items():
+    for option, (low, high) in self.limits.items():
       value = getattr(self, option)
       if not low <= value <= high:
         raise UserError(
-          f'the synthetic source needs {option} between {low} and {high}, '
+          f'the {self.name} source needs {option} between {low} and {high}, '
           f'not {value}'
         )
 
