@@ -23,6 +23,13 @@ NARROW = (
   '--config.data.image_size=64',
   '--config.objective.lpips_weight=0.0',
 )
+NARROW_SRT = (
+  '--config.model.features=256',
+  '--config.model.heads=4',
+  '--config.model.decoder_heads=4',
+  '--config.model.mlp_features=512',
+  '--config.model.conv_features=32',
+)
 SPLIT = '--config.objective.unmasked_prob=0.0'
 WHOLE = '--config.objective.unmasked_prob=1.0'
 
@@ -82,6 +89,27 @@ def test_recipes_compile(tmp_path, recipe, topology, slices, changes, mesh):
   assert uses['reduce-scatter'] > uses['all-gather'] / 25
   assert uses['all-reduce'] < uses['all-gather'] / 4
   assert (uses['over the network'] > 0) == (slices > 1)
+  assert 0 < report['mfu'] < 1
+
+
+@pytest.mark.parametrize(
+  ('recipe', 'kernels'),
+  [('srt_nmr', 8), ('isrt_msn', 8), ('vsrt_clevr3d', 12)],
+)
+def test_posed_recipes_compile(tmp_path, recipe, kernels):
+  text, report = compile_one(
+    tmp_path,
+    f'--config=configs/{recipe}.py',
+    '--topology=v5e:4x4',
+    *NARROW_SRT,
+  )
+  assert 'data=2 x fsdp=8 x tensor=1' in text
+  assert report['fits']
+  # Of encoder and decoder, four each; the volume's is asked twice.
+  assert report['kernels'] >= kernels
+  uses = {k: x['bytes'] for k, x in report['collectives'].items()}
+  assert uses['reduce-scatter'] > uses['all-gather'] / 3
+  assert uses['all-reduce'] < uses['all-gather'] / 4
   assert 0 < report['mfu'] < 1
 
 
