@@ -259,8 +259,10 @@ class SetViews:
   def __post_init__(self):
     if not 2 <= self.num_views <= min(self.window):
       raise UserError(
-        'wrong number of views: SetViews need 2 <= num_views <= window, but '
-        f'num_views is {self.num_views} and window {self.window}.'
+        f'wrong number of views: {self.num_views} of a window of '
+        f'{min(self.window)} frames; lower config.data.contexts + '
+        'config.data.targets (together at least 2), or raise begin and end of '
+        'config.data.mix.'
       )
     if self.ramp_steps < 0:
       raise UserError(f'ramp_steps is {self.ramp_steps}; give it at least 0.')
