@@ -3,9 +3,9 @@
   python -m xfactor.main --config=configs/srt_tiny.py --workdir=runs/srt_tiny
 
 Makes its data where they are missing: 1,200 scenes of a few solids, 12 views of
-64 x 64 pixels each; two minutes of CPU. Three views are given (every second of
-their pixels), rays of two others drawn. Hardware: two CPU cores; README.md says
-for how long, and shows what comes out.
+64 x 64 pixels each, from within 60 degrees; two minutes of CPU. Three views are
+given (every second of their pixels), rays of two others drawn. Hardware: a CPU
+core for 50 minutes; README.md shows what comes out.
 """
 
 from ml_collections import ConfigDict

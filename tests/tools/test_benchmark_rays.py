@@ -33,6 +33,7 @@ def recipe():
     conv_features=4,
     encoder_layers=2,
     decoder_layers=1,
+    octaves=4,
     coarse_samples=2,
     fine_samples=2,
   )

@@ -402,7 +402,7 @@ def models(recipe: ConfigDict) -> dict[str, ConfigDict]:
   """SRT, improved and volumetric SRT of a recipe's widths.
 
   As in the published ones the improved has a block of convolutions less and
-  half the layers.
+  half the layers, and all have 15 octaves.
   """
   improved = recipe.model.encoder == 'isrt'
   blocks = recipe.model.conv_blocks + improved
@@ -420,6 +420,8 @@ def models(recipe: ConfigDict) -> dict[str, ConfigDict]:
       decoder=decoder,
       conv_blocks=conv_blocks,
       encoder_layers=encoder_layers,
+      start_octave=srt.Config.start_octave,
+      octaves=srt.Config.octaves,
     )
     if jax.default_backend() == 'cpu':
       config.model.update(dtype='float32', attention='auto')
