@@ -4,6 +4,11 @@
     [--config=configs/tiny.py]
   python tools/benchmark.py rays [--config=configs/srt_tiny.py] [--batch=8]
     [--size=64] [--rays=1024]
+  python tools/benchmark.py [checkpoint] [eval] [--config=configs/tiny.py]
+  python tools/benchmark.py [attention] [lpips] [augment]
+    [--config=configs/tiny.py]
+  python tools/benchmark.py growth [--config=configs/tiny.py] [--out=growth.png]
+    [--factors=0.5,2] [--contexts=1,2,4]
   python tools/benchmark.py oracle --oracle=known_scene --data_dir=/data
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
@@ -16,7 +21,13 @@ PIL from loose files.
 decoded in full instead of at a reduced scale.
 `rays`: the train steps of SRT and improved SRT, of the recipe's widths, against
 a plain formulation and without each trick; rays drawn a second. Only where it
-is asked for, and so is the next.
+is asked for, and so are the next.
+`checkpoint`: how long saving the recipe's train state holds training up, and
+takes; restoring it.
+`eval`: held-out reconstruction in batches against one by one.
+`attention`, `lpips`, `augment`: these parts of the train step, each in the ways
+that there are on this machine, against the plain one.
+`growth`: step time and memory as batch, views, image size and width grow.
 `oracle`: how far off a pose oracle is, and how much it refuses, on frames with
 known cameras, as they are, blurred and noisy.
 
@@ -27,6 +38,8 @@ threads, is the steadier number on a busy machine. Exit codes: 0 measured, 1 the
 two sides do not compute the same, 2 bad input (one line on stderr says what).
 """
 
+import functools
+import math
 import os
 import pathlib
 import re
@@ -35,9 +48,13 @@ from typing import Any
 
 from absl import app, flags
 from benchmarks import (
+  checkpoint,
   convert,
+  evaluating,
+  growth,
   measuring,
   oracle,
+  parts,
   pipeline,
   rays,
   start,
@@ -111,16 +128,31 @@ _SIZE = flags.DEFINE_integer(
 _RAYS = flags.DEFINE_integer(
   'rays', 1024, 'Of a scene in an update, for `rays`.', lower_bound=1
 )
+_FACTORS = flags.DEFINE_list(
+  'factors',
+  ['0.5', '2'],
+  "What `growth` multiplies the recipe's batch, image size and width by.",
+)
+_CONTEXTS = flags.DEFINE_list(
+  'contexts', ['1', '2', '4'], 'Numbers of context views, for `growth`.'
+)
 _OUT = flags.DEFINE_string(
-  'out', None, 'PNG of the paths of a dozen clips, for `oracle`.'
+  'out',
+  None,
+  'PNG of the paths of a dozen clips, for `oracle`; of all, for `growth`.',
 )
 _JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 NAMES = ('step', 'pipeline', 'start', 'convert')
 # Run only where they are asked for.
-ASKED = ('oracle', 'rays')
+ASKED = ('oracle', 'rays', 'checkpoint', 'eval', 'growth', *parts.BENCHMARKS)
 # What they can measure, of those that cannot take any recipe.
-FAMILIES = {'step': 'xfactor', 'rays': 'srt'}
+FAMILIES = {
+  'step': 'xfactor',
+  'rays': 'srt',
+  'eval': 'xfactor',
+  'growth': 'xfactor',
+} | dict.fromkeys(parts.BENCHMARKS, 'xfactor')
 
 
 def _recipe() -> ConfigDict:
@@ -134,6 +166,19 @@ def _sizes() -> list[int]:
   if not all(size.isdecimal() and int(size) >= 8 for size in _SIZES.value):
     raise UserError(f'--sizes takes numbers from 8, not {_SIZES.value}')
   return [int(size) for size in _SIZES.value]
+
+
+def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
+  """The numbers above 0 of a list."""
+  try:
+    numbers = [kind(x) for x in flag.value]
+  except ValueError:
+    numbers = []
+  if not numbers or min(numbers) <= 0 or not all(map(math.isfinite, numbers)):
+    raise UserError(
+      f'--{flag.name} takes numbers above 0 ({kind.__name__}), not {flag.value}'
+    )
+  return numbers
 
 
 def _oracle() -> list[Any]:
@@ -155,6 +200,7 @@ def _oracle() -> list[Any]:
 def _run(names: list[str]) -> dict[str, Any]:
   """Runs the benchmarks, printing as it goes; returns the numbers."""
   config, sizes = _recipe(), _sizes()
+  factors, contexts = _numbers(_FACTORS, float), _numbers(_CONTEXTS, int)
   for name in names or NAMES:
     if name not in (*NAMES, *ASKED):
       raise UserError(
@@ -169,27 +215,39 @@ def _run(names: list[str]) -> dict[str, Any]:
   numbers = {'machine': measuring.machine()}
   print(', '.join(f'{k}: {v}' for k, v in numbers['machine'].items()))
   common = {'repeats': _REPEATS.value, 'isolate': _ISOLATE.value}
+  benchmarks = {
+    'step': lambda: step.run(config, compiles=_COMPILES.value, **common),
+    'pipeline': lambda: pipeline.run(config, sizes=sizes, **common),
+    'start': lambda: start.run(
+      config, clips=max(_CLIPS.value or 1_000_000, 1000), **common
+    ),
+    'convert': lambda: convert.run(sizes=sizes, **common),
+    'rays': lambda: rays.run(
+      config,
+      batch=_BATCH.value or 8,
+      size=_SIZE.value or 64,
+      count=_RAYS.value,
+      repeats=_REPEATS.value,
+      compiles=_COMPILES.value,
+    ),
+    'checkpoint': lambda: checkpoint.run(config, repeats=_REPEATS.value),
+    'eval': lambda: evaluating.run(config, repeats=_REPEATS.value),
+    'growth': lambda: growth.run(
+      config,
+      factors=factors,
+      contexts=contexts,
+      repeats=_REPEATS.value,
+      out=_OUT.value,
+    ),
+    'oracle': _oracle,
+  } | {
+    name: functools.partial(
+      measured, config, repeats=_REPEATS.value, compiles=_COMPILES.value
+    )
+    for name, measured in parts.BENCHMARKS.items()
+  }
   for name in names or NAMES:
-    if name == 'step':
-      tables = step.run(config, compiles=_COMPILES.value, **common)
-    elif name == 'pipeline':
-      tables = pipeline.run(config, sizes=sizes, **common)
-    elif name == 'start':
-      clips = max(_CLIPS.value or 1_000_000, 1000)
-      tables = start.run(config, clips=clips, **common)
-    elif name == 'convert':
-      tables = convert.run(sizes=sizes, **common)
-    elif name == 'rays':
-      tables = rays.run(
-        config,
-        batch=_BATCH.value or 8,
-        size=_SIZE.value or 64,
-        count=_RAYS.value,
-        repeats=_REPEATS.value,
-        compiles=_COMPILES.value,
-      )
-    else:
-      tables = _oracle()
+    tables = benchmarks[name]()
     numbers[name] = [table.summary() for table in tables]
     print('\n'.join(f'{table}\n' for table in tables), flush=True)
   return numbers

@@ -1,0 +1,468 @@
+"""The parts of a train step: a layer's attention, LPIPS, the augmentation.
+
+At the recipe's sizes, each in the ways that there are on this machine, the last
+the plain one: for attention and augmentation the public formulation, of
+tests/reference.py. Attention and LPIPS are measured with their gradients.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
+from ml_collections import ConfigDict
+
+from benchmarks.measuring import Table, Time, Unequal, alternate, timed
+from benchmarks.step import load_reference
+from xfactor.models import attention, perceptual
+from xfactor.models.functional import Params
+from xfactor.training import augment, flops, objectives
+from xfactor.training import build as builds
+
+_MIB = 2**20
+# Register tokens of a half in the public models.
+_REGISTERS = 32
+# Of an array's norm. Accelerators round products of float32, too; in LPIPS's
+# many layers rounding turns the signs of ReLUs, hence gradients.
+_TOLERANCE, _ROUNDED = 1e-5, 2e-2
+_LPIPS_TOLERANCE, _LPIPS_ROUNDED = 1e-4, 0.2
+
+
+@dataclasses.dataclass
+class Part:
+  """A way to compute something, and its measurements.
+
+  Attributes:
+    compute: What is compiled.
+    arguments: Its arguments, on the device.
+    case: Parts of one case compute the same; compared to the last of them.
+    tolerance: How far from that, as a part of an array's norm; single numbers
+      must agree ten times better.
+    compared: Makes of the results what the case's others have.
+  """
+
+  compute: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  case: Hashable = None
+  tolerance: float = _TOLERANCE
+  compared: Callable[[Any], Any] = lambda results: results
+
+  def compile(self) -> Time:
+    """Traces and compiles."""
+    jax.clear_caches()
+    with timed() as result:
+      self._program = jax.jit(self.compute).lower(*self.arguments).compile()
+    return result
+
+  def temporaries(self) -> float:
+    """XLA's account of the program, MiB; 0 where it gives none."""
+    stats = self._program.memory_analysis()
+    return stats.temp_size_in_bytes / _MIB if stats else 0.0
+
+  def results(self) -> Any:
+    """Computes once; returns what is compared."""
+    return self.compared(self._program(*self.arguments))
+
+  def run(self) -> Time:
+    """Computes once."""
+    with timed() as result:
+      jax.block_until_ready(self._program(*self.arguments))
+    return result
+
+
+def measure(
+  title: str,
+  parts: Mapping[str, Part],
+  rates: Mapping[str, float],
+  *,
+  repeats: int,
+  compiles: int,
+  work: float | None = None,
+) -> Table:
+  """Checks that parts compute the same, and measures them in turns.
+
+  Args:
+    title: What is computed.
+    parts: By name; the first is ours.
+    rates: What a run goes through: its name, for instance 'pictures', and
+      their number.
+    repeats: Runs of each.
+    compiles: Compilations of each.
+    work: Useful FLOPs of a run, the same for all; None where it is not these
+      that count.
+
+  Raises:
+    Unequal: If two parts of a case do not compute the same.
+  """
+  # A program from the cache would be loaded instead of compiled.
+  jax.config.update('jax_enable_compilation_cache', False)
+  table = Table(title, list(parts))
+  compilations = [
+    (name, parts[name].compile()) for name in alternate(parts, compiles)
+  ]
+  # Also the warm-up.
+  print(f'{title.split(":")[0]}: {check_equal(parts)}', flush=True)
+  peak = flops.peak_flops(jax.devices()[0].device_kind)
+  for name in alternate(parts, repeats):
+    result = parts[name].run()
+    table.add('wall, ms', name, 1e3 * result.wall)
+    table.add('CPU, ms', name, 1e3 * result.cpu)
+    for what, count in rates.items():
+      table.add(f'{what}/s', name, count / result.wall)
+    if work:
+      table.add('GFLOP/s', name, work / result.wall / 1e9)
+    if work and peak:
+      table.add('MFU', name, work / result.wall / peak)
+  for name, result in compilations:
+    table.add('compile, CPU s', name, result.cpu)
+  for name, part in parts.items():
+    # A TPU may need none beside its vector memory: no ratio to that.
+    if temporaries := part.temporaries():
+      table.add('XLA temporaries, MiB', name, temporaries)
+  return table
+
+
+def check_equal(parts: Mapping[str, Part]) -> str:
+  """Returns a line that the parts of each case compute the same.
+
+  Raises:
+    Unequal: If they do not.
+  """
+  worst, expected = 0.0, {}
+  for name, part in reversed(parts.items()):
+    results = jax.tree.leaves(part.results())
+    plain, wanted = expected.setdefault(part.case, (name, results))
+    for x, y in zip(results, wanted, strict=True):
+      error = _error(x, y)
+      # Written so that NaN is refused.
+      if not error <= part.tolerance / (1 if x.ndim else 10):
+        raise Unequal(
+          f'results of {name!r} and {plain!r} differ by {error:.1g} of their '
+          'norm: they do not compute the same, so their times cannot be '
+          'compared'
+        )
+      worst = max(worst, error)
+  return f'all compute the same, within {worst:.0e}'
+
+
+def _error(x: Array, expected: Array) -> float:
+  """Distance from what is expected, as a part of its norm."""
+  x, expected = (jnp.ravel(a).astype(jnp.float32) for a in (x, expected))
+  distance = jnp.linalg.norm(x - expected)
+  return float(distance / jnp.linalg.norm(expected))
+
+
+def _rounded(dtype: str = 'float32') -> float:
+  """The tolerance of products of a dtype, on this machine."""
+  exact = dtype == 'float32' and jax.default_backend() == 'cpu'
+  return _TOLERANCE if exact else _ROUNDED
+
+
+# ==============================================================================
+# Attention
+# ==============================================================================
+
+
+def run_attention(
+  recipe: ConfigDict, *, repeats: int, compiles: int
+) -> list[Table]:
+  """Both attentions of a layer, with gradients: of the encoder, the renderer.
+
+  Ours has the halves as two examples, in the kernels that there are; the dense
+  one has both, with the register tokens of each, under a segment mask, in
+  float32. Halves are gathered once for all layers: not measured.
+
+  Raises:
+    Unequal: If two ways do not compute the same.
+  """
+  build = builds.build(recipe, jax.devices()[:1])
+  model = build.model
+  kernels, missing = kernels_for(model.attention, model.dtype)
+  for line in missing:
+    print(f'attention: left out: {line}')
+  pairs = build.batch * (build.views - 1)
+  return [
+    measure(
+      f'{name}: both of a layer, {examples} examples of {views} views of '
+      f'{_tokens(build)} patches, {model.dtype}, forward and backward',
+      _attention_parts(build, kernels, examples, views, registers),
+      {},
+      repeats=repeats,
+      compiles=compiles,
+      work=attention_flops(build, examples, views, registers),
+    )
+    for name, examples, views, registers in (
+      ("the encoder's attention", pairs, 2, model.registers),
+      ("the renderer's attention", build.batch, build.views, 0),
+    )
+  ]
+
+
+def kernels_for(name: str, dtype: str) -> tuple[list[str], list[str]]:
+  """Kernels that this machine has, the recipe's first; and why not others."""
+  platform = jax.default_backend()
+  ours = attention.choose_kernel(name, platform, jnp.dtype(dtype))
+  missing = []
+  if platform == 'cpu':
+    missing.append('fused kernels: a cpu has none')
+  elif platform == 'gpu' and dtype == 'float32':
+    missing.append('cudnn: it takes half precision only')
+  best = attention.choose_kernel('auto', platform, jnp.dtype(dtype))
+  return list(dict.fromkeys([ours, best, 'einsum'])), missing
+
+
+def _tokens(build: builds.Build) -> int:
+  """Patches of a view."""
+  return build.image_size * build.image_width // build.model.patch_size**2
+
+
+def attention_flops(
+  build: builds.Build, examples: int, views: int, registers: int
+) -> int:
+  """Model FLOPs of a layer's attentions and their gradients.
+
+  As `flops.train_step` counts them: the split's, without projections.
+  """
+  tokens = _tokens(build) // 2 + registers
+  pairs = (views * tokens) ** 2 + views * tokens**2
+  return 3 * 2 * examples * 4 * build.model.features * pairs
+
+
+def _attention_parts(
+  build: builds.Build,
+  kernels: list[str],
+  examples: int,
+  views: int,
+  registers: int,
+) -> dict[str, Part]:
+  """Ours in each kernel, and the dense attention with all that it takes."""
+  model = build.model
+  public = _REGISTERS if registers else 0
+  tolerance = _rounded(model.dtype)
+
+  def part(kernel: str | None, count: int) -> Part:
+    """With a number of registers; dense where there is no kernel."""
+    halves = _half_masks(build, examples, count)
+    arrays = _draw_arrays(build, (examples, views, halves.shape[1]))
+    take = functools.partial(take_halves, halves=halves)
+    if kernel:
+      compute = functools.partial(_split_attention, kernel)
+      return Part(compute, tuple(map(take, arrays)), count, tolerance)
+    return Part(
+      _dense_attention,
+      (halves.astype(jnp.int32), *(x.astype(jnp.float32) for x in arrays)),
+      count,
+      tolerance,
+      compared=functools.partial(jax.tree.map, take),
+    )
+
+  parts = {f'split, {kernel}': part(kernel, registers) for kernel in kernels}
+  if public != registers:
+    name = f'split, {public} + {public} registers'
+    parts[name] = part(kernels[0], public)
+  name = f'dense, {public} + {public} registers' if public else 'dense'
+  return parts | {name: part(None, public)}
+
+
+def _half_masks(
+  build: builds.Build, examples: int, registers: int
+) -> Bool[Array, 'b t']:
+  """Which patches of each example are of half B, and its registers' copies."""
+  order = objectives.draw_quadrants(jax.random.key(0), examples)
+  patch = build.model.patch_size
+  grid = build.image_size // patch, build.image_width // patch
+  copies = jnp.repeat(jnp.arange(2), registers)
+  return jnp.concatenate(
+    [
+      load_reference().mask_of(order, grid),
+      jnp.broadcast_to(copies, (examples, len(copies))),
+    ],
+    axis=1,
+  ).astype(bool)
+
+
+def _draw_arrays(build: builds.Build, shape: tuple[int, ...]) -> list[Array]:
+  """Queries, keys, values over all views; the same of each; cotangents."""
+  model = build.model
+  shape = *shape, model.heads, model.head_dim
+  return [
+    jax.random.normal(key, shape, model.dtype)
+    for key in jax.random.split(jax.random.key(1), 8)
+  ]
+
+
+def take_halves(
+  x: Shaped[Array, 'b v t n d'], halves: Bool[Array, 'b t']
+) -> Shaped[Array, 'b2 v half n d']:
+  """Gathers the tokens of both halves, in their order: row 2b is A."""
+  index = jnp.argsort(halves, axis=1, stable=True)
+  picked = jnp.take_along_axis(x, index[:, None, :, None, None], axis=2)
+  return einops.rearrange(picked, 'b v (s t) n d -> (b s) v t n d', s=2)
+
+
+def _split_attention(kernel: str, *arrays: Array):
+  """Outputs of both attentions and the gradients of what they read."""
+
+  def both(*qkv):
+    return _fold(qkv, lambda q, k, v: attention.attend(q, k, v, kernel=kernel))
+
+  return _with_gradients(both, arrays)
+
+
+def _dense_attention(ids: Array, *arrays: Array):
+  """As `_split_attention`, of all tokens under a segment mask."""
+  attend = load_reference().segment_attention
+
+  def both(*qkv):
+    views = qkv[0].shape[1]
+    # As the tokens are folded: over all views, and in each.
+    segments = jnp.tile(ids, (1, views)), jnp.repeat(ids, views, axis=0)
+    return _fold(qkv, attend, segments)
+
+  return _with_gradients(both, arrays)
+
+
+def _fold(qkv, attend: Callable, *extra):
+  """Attends over all views, and within each; [b, v, t, n, d] each."""
+  views = qkv[0].shape[1]
+  outputs = []
+  for i, pattern in enumerate(('b (v t) n d', '(b v) t n d')):
+    folded = (
+      einops.rearrange(x, f'b v t n d -> {pattern}')
+      for x in qkv[3 * i : 3 * i + 3]
+    )
+    out = attend(*folded, *(x[i] for x in extra))
+    outputs.append(einops.rearrange(out, f'{pattern} -> b v t n d', v=views))
+  return tuple(outputs)
+
+
+def _with_gradients(both: Callable, arrays: tuple[Array, ...]):
+  *qkv, across, within = arrays
+  outputs, pull = jax.vjp(both, *qkv)
+  return outputs, pull((across, within))
+
+
+# ==============================================================================
+# LPIPS
+# ==============================================================================
+
+
+def run_lpips(
+  recipe: ConfigDict, *, repeats: int, compiles: int
+) -> list[Table]:
+  """LPIPS of a batch's pictures and its gradient, in both dtypes.
+
+  The plain way is float32 and does not hold the truth constant: it has the
+  gradient of that, too.
+
+  Raises:
+    Unequal: If two ways do not compute the same.
+  """
+  build = builds.build(recipe, jax.devices()[:1])
+  weights = builds.load_perceptual(recipe, build.mesh, required=False)
+  if weights is None:
+    print('lpips: no weights are installed: random ones are used')
+    weights = jax.device_put(random_weights())
+  shape = build.batch, build.image_size, build.image_width, 3
+  pictures = tuple(_pictures(seed, shape) for seed in range(2))
+
+  def part(dtype, argnums, **options):
+    def loss(drawn, truth, weights):
+      return jnp.mean(perceptual.lpips(weights, drawn, truth, dtype))
+
+    compute = jax.value_and_grad(loss, argnums)
+    return Part(compute, (*pictures, weights), **options)
+
+  tolerances = {'float32': _LPIPS_TOLERANCE, 'bfloat16': _LPIPS_ROUNDED}
+  dtypes = dict.fromkeys([build.objective.lpips_dtype, *tolerances])
+  parts = {
+    dtype: part(dtype, 0, tolerance=tolerances[dtype]) for dtype in dtypes
+  }
+  # Of its two gradients the others have the first.
+  parts['float32, both sides'] = part(
+    'float32', (0, 1), compared=lambda x: (x[0], x[1][0])
+  )
+  return [
+    measure(
+      f'LPIPS: {build.batch} pictures of {build.image_width} x '
+      f'{build.image_size} pixels, forward and backward',
+      parts,
+      {'pictures': build.batch},
+      repeats=repeats,
+      compiles=compiles,
+      work=build.batch * flops.lpips_gradient(*shape[1:3]),
+    )
+  ]
+
+
+def random_weights() -> Params:
+  """Weights of VGG16's shapes that keep features near unit size."""
+  rng = np.random.default_rng(0)
+  weights = {}
+  for name, shape in perceptual.param_shapes('vgg16').items():
+    x = rng.standard_normal(shape.shape, np.float32)
+    if name.endswith('kernel'):
+      x *= np.sqrt(2 / np.prod(shape.shape[:3]), dtype=np.float32)
+    weights[name] = np.abs(x) if name.startswith('head') else x
+  return weights
+
+
+def _pictures(seed: int, shape: tuple[int, ...]) -> Float[Array, '*b h w 3']:
+  """Noise in [-1, 1]."""
+  return jax.random.uniform(jax.random.key(seed), shape, minval=-1, maxval=1)
+
+
+# ==============================================================================
+# Augmentation
+# ==============================================================================
+
+
+def run_augment(
+  recipe: ConfigDict, *, repeats: int, compiles: int
+) -> list[Table]:
+  """The augmentation of a batch's pairs, of the same draws.
+
+  Ours does all examples at once; the plain formulation switches between the
+  operations in each. No gradient goes through it.
+
+  Raises:
+    Unequal: If the two do not compute the same.
+  """
+  build = builds.build(recipe, jax.devices()[:1])
+  config = build.objective.augmentation
+  pairs = build.batch * (build.views - 1)
+  shape = pairs, 2, build.image_size, build.image_width, 3
+  draws = augment.draw(jax.random.key(0), pairs, config)
+  parts = {
+    name: Part(
+      functools.partial(apply, config=config),
+      (_pictures(0, shape), draws),
+      tolerance=_rounded(),
+    )
+    for name, apply in (
+      ('ours', augment.apply),
+      ('a switch an image', load_reference().jitter_and_blur),
+    )
+  }
+  return [
+    measure(
+      f'augmentation: {pairs} pairs of {build.image_width} x '
+      f'{build.image_size} pixels',
+      parts,
+      {'pictures': 2 * pairs},
+      repeats=repeats,
+      compiles=compiles,
+    )
+  ]
+
+
+BENCHMARKS = {
+  'attention': run_attention,
+  'lpips': run_lpips,
+  'augment': run_augment,
+}
