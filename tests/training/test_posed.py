@@ -169,7 +169,7 @@ def test_data_without_cameras_are_refused(tmp_path):
 
 def test_too_few_views_are_said(data_dir, tmp_path):
   config = small.posed_recipe(data_dir, data__targets=9)
-  with pytest.raises(UserError, match='wrong number of views: 11 of a window of'):
+  with pytest.raises(UserError, match='wrong number of views: 11'):
     loop.train(config, str(tmp_path / 'run'))
 
 

@@ -406,10 +406,9 @@ class Encoder(nnx.Module):
         for din, dout in itertools.pairwise(config.channels)
       ]
     )
+    gain = _COLOR_GAIN * math.sqrt(config.ray_features / 3)
     first = self.convs[0].kernel
-    first[...] = first[...].at[:, :, :3].multiply(
-      _COLOR_GAIN * math.sqrt(config.ray_features / 3)
-    )
+    first[...] = first[...].at[:, :, :3].multiply(gain)
     self.project = linear(
       config.channels[-1], width, rngs=rngs, dtype=self.dtype
     )

@@ -186,7 +186,9 @@ class Source(synthetic.Source):
     """Yields the clip of a scene; see the base class."""
     index = item.payload
     # Its own stream: the views do not depend on the draws of the scene.
-    poses = _views(np.random.default_rng([self.seed, index, 1]), self.frames, self.arc)
+    poses = _views(
+      np.random.default_rng([self.seed, index, 1]), self.frames, self.arc
+    )
     intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
     baked = raycaster.bake(self.scene(index)[0])
     images, depths = [], []
