@@ -86,16 +86,16 @@ def executed_step(
 ) -> float:
   """FLOPs that the chips do for one update, in bfloat16 passes, at least.
 
-  Model FLOPs, the layers once more where they are recomputed (config.remat),
-  and LPIPS if it has a dtype: TPUs take six passes for a float32 convolution.
-  What attention kernels recompute is not counted.
+  Model FLOPs, the layers but for their last product once more where they are
+  recomputed (config.remat), and LPIPS if it has a dtype: TPUs take six passes
+  for a float32 convolution. What attention kernels recompute is not counted.
   """
   sizes = {'views': views, 'height': height, 'width': width, 'whole': whole}
   total = float(train_step(config, batch=batch, **sizes))
   if config.remat == 'full':
     tokens = height * width // config.patch_size**2
     halves = 1 if whole else 2
-    total += batch * halves * _trunks(config, views, tokens // halves)
+    total += batch * halves * _trunks(config, views, tokens // halves, dense=12)
   if lpips_dtype:
     passes = 6 if lpips_dtype == 'float32' else 1
     total += batch * passes * lpips_gradient(height, width)
@@ -136,15 +136,18 @@ def forward_pass(config: xfactor.Config, *, views: int, tokens: int) -> int:
   return ends + _trunks(config, views, tokens)
 
 
-def _trunks(config: xfactor.Config, views: int, tokens: int) -> int:
-  width = config.features
-  encoder = _layers(width, config.encoder_layers, 2, tokens + config.registers)
-  renderer = _layers(width, config.renderer_layers, views, tokens)
+def _trunks(
+  config: xfactor.Config, views: int, tokens: int, dense: int = 16
+) -> int:
+  """Layers, of whose dense weights `dense` squares of the width are used."""
+  width, sets = config.features, tokens + config.registers
+  encoder = _layers(width, config.encoder_layers, 2, sets, dense)
+  renderer = _layers(width, config.renderer_layers, views, tokens, dense)
   return (views - 1) * encoder + renderer
 
 
-def _layers(width: int, depth: int, views: int, tokens: int) -> int:
-  dense = 2 * 16 * width**2 * views * tokens
+def _layers(width: int, depth: int, views: int, tokens: int, dense: int) -> int:
+  dense = 2 * dense * width**2 * views * tokens
   across = 4 * width * (views * tokens) ** 2
   within = 4 * width * views * tokens**2
   return depth * (dense + across + within)
@@ -186,14 +189,16 @@ def srt_executed_step(
 ) -> float:
   """FLOPs that the chips do for one update of SRT, in bfloat16 passes.
 
-  Model FLOPs, and the layers once more where they are recomputed
-  (config.remat). What attention kernels recompute is not counted.
+  Model FLOPs, and the layers but for their last product once more where they
+  are recomputed (config.remat). What attention kernels recompute is not
+  counted.
   """
   sizes = {'views': views, 'height': height, 'width': width, 'rays': rays}
   total = float(srt_train_step(config, batch=batch, **sizes))
   if config.remat == 'full':
     rows, columns = srt.token_grid(config, height, width)
-    total += batch * _srt_layers(config, views * rows * columns, rays)
+    tokens = views * rows * columns
+    total += batch * _srt_layers(config, tokens, rays, mlps=1)
   return total
 
 
@@ -230,14 +235,17 @@ def _srt_heads(config: srt.Config, rays: int) -> int:
   return 2 * each * sum(_srt_queries(config, rays))
 
 
-def _srt_layers(config: srt.Config, tokens: int, rays: int) -> int:
+def _srt_layers(
+  config: srt.Config, tokens: int, rays: int, mlps: int = 2
+) -> int:
+  """Layers, with this many products of the two of each MLP."""
   width, hidden = config.features, config.mlp_features
-  dense = 4 * width**2 + 2 * width * hidden
+  dense = 4 * width**2 + mlps * width * hidden
   encoder = 2 * tokens * dense + 4 * width * tokens**2
   query = (
     config.point_features if config.decoder == 'nerf' else config.ray_features
   )
-  dense = 2 * query * width + 2 * query * hidden
+  dense = 2 * query * width + mlps * query * hidden
   decoder = sum(
     2 * (count * dense + tokens * 2 * width**2) + 4 * width * count * tokens
     for count in _srt_queries(config, rays)
