@@ -160,6 +160,12 @@ def render(params, config, context, poses, mask):
 
 def masked_l1(params, config, images, pairs, mask):
   """The loss with per-example masks; all zero is an unmasked example."""
+  drawn = reconstruct(params, config, images, pairs, mask)
+  return jnp.abs(drawn - images[:, -1]).mean()
+
+
+def reconstruct(params, config, images, pairs, mask):
+  """The drawn target [b, h, w, 3]."""
   count = pairs.shape[1]
   poses = encode(
     params,
@@ -173,8 +179,7 @@ def masked_l1(params, config, images, pairs, mask):
   first, second = poses[:, :, 0], poses[:, :, 1]
   second = jnp.where(whole, first, second)
   swapped = jnp.stack([second, first], 2)
-  out = render(params, config, images[:, :-1], swapped, mask)
-  return jnp.abs(out - images[:, -1]).mean()
+  return render(params, config, images[:, :-1], swapped, mask)
 
 
 def mask_of(order, grid):

@@ -77,10 +77,13 @@ def assert_agree(text, table):
     assert printed == pytest.approx(expected, rel=5e-3, abs=5e-3), name
 
 
-def test_step_compares_equal_programs(tmp_path):
-  text, table = measure(tmp_path, 'step', '--noisolate')
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_step_compares_equal_programs(tmp_path, dtype):
+  text, table = measure(
+    tmp_path, 'step', '--noisolate', f'--config.model.dtype={dtype}'
+  )
   assert 'all give the loss' in text
-  assert 'no LPIPS' in table['title']
+  assert f'{dtype}, no LPIPS' in table['title']
   both = {'split', 'dense reference'}
   assert {name: set(row) for name, row in table['rows'].items()} == {
     'compile, wall s': both,
@@ -180,7 +183,6 @@ def test_oracle_is_measured_on_known_cameras(tmp_path):
     ),
     (('step', '--config=configs/nope.py'), 'configs/nope.py'),
     (('step', '--config.model.feature=3'), 'Did you mean "features"'),
-    (('step', '--config.model.dtype=bfloat16'), 'dtype=float32'),
   ],
 )
 def test_bad_usage_is_one_line_and_code_2(args, words):

@@ -13,14 +13,12 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 from ml_collections import ConfigDict
 
 from benchmarks.measuring import Table, Time, Unequal, alternate, timed
-from benchmarks.step import load_reference
+from benchmarks.step import load_reference, lpips_weights
 from xfactor.models import attention, perceptual
-from xfactor.models.functional import Params
 from xfactor.training import augment, flops, objectives
 from xfactor.training import build as builds
 
@@ -364,10 +362,7 @@ def run_lpips(
     Unequal: If two ways do not compute the same.
   """
   build = builds.build(recipe, jax.devices()[:1])
-  weights = builds.load_perceptual(recipe, build.mesh, required=False)
-  if weights is None:
-    print('lpips: no weights are installed: random ones are used')
-    weights = jax.device_put(random_weights())
+  weights = lpips_weights(recipe, build)
   shape = build.batch, build.image_size, build.image_width, 3
   pictures = tuple(_pictures(seed, shape) for seed in range(2))
 
@@ -398,18 +393,6 @@ def run_lpips(
       work=build.batch * flops.lpips_gradient(*shape[1:3]),
     )
   ]
-
-
-def random_weights() -> Params:
-  """Weights of VGG16's shapes that keep features near unit size."""
-  rng = np.random.default_rng(0)
-  weights = {}
-  for name, shape in perceptual.param_shapes('vgg16').items():
-    x = rng.standard_normal(shape.shape, np.float32)
-    if name.endswith('kernel'):
-      x *= np.sqrt(2 / np.prod(shape.shape[:3]), dtype=np.float32)
-    weights[name] = np.abs(x) if name.startswith('head') else x
-  return weights
 
 
 def _pictures(seed: int, shape: tuple[int, ...]) -> Float[Array, '*b h w 3']:
