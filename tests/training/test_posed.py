@@ -92,8 +92,14 @@ def test_there_are_no_latent_poses_to_test(run, asked):
 
 
 def three_steps(devices, **changes):
-  # Updates in proportion to gradients: Adam makes as much of their rounding.
-  changes = {'optimizer__eps': 1e-3, **changes}
+  # Updates in proportion to gradients: Adam makes as much of their rounding,
+  # and the finest sines of rays as of their pixels.
+  changes = {
+    'optimizer__eps': 1.0,
+    'optimizer__learning_rate': 0.01,
+    'model__octaves': 8,
+    **changes,
+  }
   config = small.posed_recipe('data', **changes)
   built = build.build(config, jax.devices()[:devices])
   rng = np.random.default_rng(0)
@@ -121,7 +127,7 @@ def test_neither_mesh_nor_accumulation_change_anything(model, others):
   one, losses = three_steps(1, **model)
   devices = math.prod(v for k, v in others.items() if k.startswith('mesh'))
   params, other = three_steps(devices, **model, **others)
-  np.testing.assert_allclose(other, losses, rtol=1e-5)
+  np.testing.assert_allclose(other, losses, rtol=1e-4)
   for name, array in params.items():
     np.testing.assert_allclose(array, one[name], atol=5e-5, err_msg=name)
 

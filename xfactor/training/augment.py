@@ -54,23 +54,25 @@ class Draws:
 
 def draw(key: PRNGKeyArray, batch: int, config: Config) -> Draws:
   """Draws the augmentation of each of `batch` examples."""
-  keys = jax.random.split(key, 8)
+  # One draw of all: each call of the generator takes long to compile.
+  uniform = jax.random.uniform(key, (batch, 11))
+  jitter, blur, *others = uniform[:, :7].T
 
-  def uniform(key, low, high):
-    return jax.random.uniform(key, (batch,), minval=low, maxval=high)
+  def between(low, high):
+    return low + (high - low) * others.pop(0)
 
-  def about(key, centre, spread):
-    return uniform(key, centre - spread, centre + spread)
+  def about(centre, spread):
+    return between(centre - spread, centre + spread)
 
   return Draws(
-    jitter=jax.random.bernoulli(keys[0], config.jitter_prob, (batch,)),
-    order=jnp.argsort(jax.random.uniform(keys[1], (batch, 4)), axis=1),
-    brightness=about(keys[2], 0.0, config.brightness),
-    contrast=about(keys[3], 1.0, config.contrast),
-    saturation=about(keys[4], 1.0, config.saturation),
-    hue=about(keys[5], 0.0, config.hue),
-    blur=jax.random.bernoulli(keys[6], config.blur_prob, (batch,)),
-    sigma=uniform(keys[7], *config.blur_sigma),
+    jitter=jitter < config.jitter_prob,
+    order=jnp.argsort(uniform[:, 7:], axis=1),
+    brightness=about(0.0, config.brightness),
+    contrast=about(1.0, config.contrast),
+    saturation=about(1.0, config.saturation),
+    hue=about(0.0, config.hue),
+    blur=blur < config.blur_prob,
+    sigma=between(*config.blur_sigma),
   )
 
 
