@@ -94,7 +94,7 @@ def test_recipes_compile(tmp_path, recipe, topology, slices, changes, mesh):
 
 @pytest.mark.parametrize(
   ('recipe', 'kernels'),
-  [('srt_nmr', 8), ('isrt_msn', 8), ('vsrt_clevr3d', 12)],
+  [('srt_nmr', 8), ('vsrt_clevr3d', 12)],
 )
 def test_posed_recipes_compile(tmp_path, recipe, kernels):
   text, report = compile_one(
