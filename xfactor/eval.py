@@ -160,15 +160,16 @@ class Evaluation:
       for name, result in results.items():
         print(reconstruction.table(name, result), flush=True)
     transfer, probes = {}, {}
+    # Only latent poses are tested, and posed families have none.
+    tested = self._oracle is not None or self._probe
+    model = self._model_at(step, params) if tested else None
     for name in self._stores:
       if self._oracle is not None:
-        model = self._model_at(step, params)
         transfer[name] = self._transfer(name, model)
         if first:
           tps.write(self._file(step, name, 'tps'), transfer[name])
           print(tps.table(name, transfer[name]), flush=True)
       if self._probe:
-        model = self._model_at(step, params)
         probes[name] = self._probe_of(name, model)
         if first:
           probe.write(self._file(step, name, 'probe'), probes[name])

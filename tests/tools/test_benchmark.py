@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import commands
 from tests.conftest import QUICK
 from xfactor.data import convert
 from xfactor.data.sources import synthetic
@@ -180,10 +181,15 @@ def test_oracle_is_measured_on_known_cameras(tmp_path):
     ),
     (('step', '--config=configs/nope.py'), 'configs/nope.py'),
     (('step', '--config.model.feature=3'), 'Did you mean "features"'),
+    (('rays', '--rays=8193'), 'objective.rays=8193 must be at most 8192'),
+    (('rays', '--config=configs/tiny.py'), "config.family='srt'"),
+    (('growth', '--factors=2,0'), '--factors takes numbers above 0'),
+    (('growth', '--contexts=1.5'), '--contexts takes numbers above 0'),
+    (('eval', '--config=configs/srt_tiny.py'), "config.family='xfactor'"),
   ],
 )
 def test_bad_usage_is_one_line_and_code_2(args, words):
-  result = run(*args)
+  result = commands.run('tools/benchmark.py', *args)
   assert result.returncode == 2
   (line,) = result.stderr.splitlines()
   assert line.startswith('error: ')

@@ -3,9 +3,7 @@
 import dataclasses
 import itertools
 import math
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -198,25 +196,3 @@ def test_one_thing_grows_at_a_time(recipe):
     assert head == wide.model.features // wide.model.heads
   assert changed['image size'].data.image_width == 96
   assert changed['batch'].data.image_width == 48
-
-
-@pytest.mark.parametrize(
-  ('args', 'words'),
-  [
-    (('growth', '--factors=2,0'), '--factors takes numbers above 0'),
-    (('growth', '--contexts=1.5'), '--contexts takes numbers above 0'),
-    (('eval', '--config=configs/srt_tiny.py'), "config.family='xfactor'"),
-  ],
-)
-def test_bad_usage_is_one_line_and_code_2(args, words):
-  result = subprocess.run(
-    [sys.executable, str(ROOT / 'tools/benchmark.py'), *args],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-  )
-  assert result.returncode == 2
-  (line,) = result.stderr.splitlines()
-  assert line.startswith('error: ')
-  assert words in line

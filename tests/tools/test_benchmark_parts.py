@@ -111,9 +111,9 @@ def test_attention_flops_are_those_of_the_step(recipe):
 
 
 def test_a_wrong_mask_is_refused(recipe, monkeypatch, no_cache):
-  attend = parts.load_reference().segment_attention
+  attend = parts.load_plain('reference').segment_attention
   monkeypatch.setattr(
-    parts.load_reference(),
+    parts.load_plain('reference'),
     'segment_attention',
     lambda q, k, v, ids: attend(q, k, v, 0 * ids),
   )

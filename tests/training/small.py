@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from xfactor import config as configs
 from xfactor.data import convert, images, sources
 from xfactor.geometry import cameras
-from xfactor.training import sharding
+from xfactor.training import build, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +158,18 @@ def batch(built, rng):
         eyes, -eyes, np.array([0.0, 0.0, 1.0])
       ).astype(np.float32)
   return sharding.to_mesh(built.mesh, made)
+
+
+def three_steps(config, devices):
+  """Parameters after three steps on noise, on so many devices, and losses."""
+  built = build.build(config, jax.devices()[:devices])
+  rng = np.random.default_rng(0)
+  state, losses = built.init(), []
+  program = built.compile(whole=False, weights=None)
+  for _ in range(3):
+    state, metrics = program(state, batch(built, rng), None)
+    losses.append(float(metrics['loss']))
+  return jax.device_get(state.params), losses
 
 
 def make_data(folder):

@@ -100,15 +100,7 @@ def three_steps(devices, **changes):
     'model__octaves': 8,
     **changes,
   }
-  config = small.posed_recipe('data', **changes)
-  built = build.build(config, jax.devices()[:devices])
-  rng = np.random.default_rng(0)
-  state, losses = built.init(), []
-  program = built.compile(whole=False, weights=None)
-  for _ in range(3):
-    state, metrics = program(state, small.batch(built, rng), None)
-    losses.append(float(metrics['loss']))
-  return jax.device_get(state.params), losses
+  return small.three_steps(small.posed_recipe('data', **changes), devices)
 
 
 @pytest.mark.parametrize(

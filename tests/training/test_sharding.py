@@ -111,15 +111,7 @@ def test_batches_that_the_mesh_does_not_divide_are_refused():
 
 
 def three_steps(devices, **changes):
-  config = small.recipe('data', **changes)
-  built = build.build(config, jax.devices()[:devices])
-  rng = np.random.default_rng(0)
-  state, losses = built.init(), []
-  program = built.compile(whole=False, weights=None)
-  for _ in range(3):
-    state, metrics = program(state, small.batch(built, rng), None)
-    losses.append(float(metrics['loss']))
-  return jax.device_get(state.params), losses
+  return small.three_steps(small.recipe('data', **changes), devices)
 
 
 @pytest.fixture(scope='module')

@@ -17,12 +17,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from benchmarks.measuring import Table, Time, Unequal, alternate, timed
+from benchmarks.measuring import MIB, Table, Time, Unequal, alternate, timed
 from xfactor.training import build as builds
 from xfactor.training import checkpoint, fingerprint
 from xfactor.training.state import TrainState
-
-_MIB = 2**20
 
 
 class Asynchronous:
@@ -122,7 +120,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   """
   build = builds.build(recipe, jax.devices()[:1])
   abstract, state = build.abstract_state(), make_state(build)
-  size = sum(x.nbytes for x in jax.tree.leaves(state)) / _MIB
+  size = sum(x.nbytes for x in jax.tree.leaves(state)) / MIB
   with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
     ways = {}
     for thing, make in (
@@ -157,7 +155,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
       table.add('restore, CPU s', thing, result.cpu)
       table.add('read, MiB/s', thing, size / result.wall)
     for thing, way in ways.items():
-      table.add('on disk, MiB', thing, _size(way.folder()) / _MIB)
+      table.add('on disk, MiB', thing, _size(way.folder()) / MIB)
   return [table]
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.measuring import Table, Unequal, alternate, timed
+from benchmarks.measuring import Table, Unequal, alternate, is_exact, timed
 from benchmarks.step import perturbed
 from xfactor.evaluation import reconstruction
 from xfactor.training import build as builds
@@ -114,7 +114,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
 
   # The first evaluation is also the warm-up.
   first = {thing: scores(thing) for thing in things}
-  coarse = build.model.dtype == 'bfloat16' or jax.default_backend() != 'cpu'
+  coarse = not is_exact(build.model.dtype)
   print(check_scores_equal(first, coarse=coarse), flush=True)
   table = Table(
     f'held-out reconstruction: {count} examples of {build.views} views at '

@@ -16,14 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from benchmarks.measuring import Table, alternate, timed
+from benchmarks.measuring import Table, alternate, temporaries, timed
+from benchmarks.step import make_batch
 from xfactor.errors import UserError
 from xfactor.models.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import flops, sharding
+from xfactor.training import flops
 from xfactor.training.state import TrainState
 
-_MIB = 2**20
 WALL, PREDICTED = 'step, wall s', 'as FLOPs, wall s'
 MEMORY = 'XLA temporaries, MiB'
 CONTEXTS = 'context views'
@@ -88,20 +88,12 @@ class Point:
 
   def temporaries(self) -> float | None:
     """XLA's account of the program, MiB; None where there is none."""
-    stats = self._program and self._program.memory_analysis()
-    return None if stats is None else stats.temp_size_in_bytes / _MIB
+    return self._program and temporaries(self._program)
 
   def step(self, state: TrainState, weights: Params | None) -> TrainState:
     """Makes a step; the batch stays on the device."""
     if self._batch is None:
-      shapes = self.build.abstract_batch()
-      rng = np.random.default_rng(0)
-      frames = np.arange(self.build.views, dtype=np.int32)
-      batch = {
-        'images': rng.integers(0, 256, shapes['images'].shape, np.uint8),
-        'frames': np.tile(frames, (self.build.batch, 1)),
-      }
-      self._batch = sharding.to_mesh(self.build.mesh, batch)
+      self._batch = make_batch(self.build)
     state, _ = self._program(state, self._batch, weights)
     return state
 
@@ -280,9 +272,9 @@ def _measure(
         curve.add('MFU', name, point.work / wall / peak)
   # Also of programs that there is no room to run.
   for name, point in measured.items():
-    temporaries = point.temporaries()
-    if temporaries is not None:
-      curve.add(MEMORY, name, temporaries)
+    mib = point.temporaries()
+    if mib is not None:
+      curve.add(MEMORY, name, mib)
 
 
 def draw(curves: Sequence[Curve]) -> Figure:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -14,6 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+MIB = 2**20
 
 
 class Unequal(Exception):
@@ -70,19 +74,24 @@ class Table:
     cells = [['', ours]]
     cells[0] += [x for thing in others for x in (thing, f'/ {ours}')]
     for row, samples in self.rows.items():
-      cells.append([row, _number(samples.get(ours))])
+      cells.append([row, number(samples.get(ours))])
       for thing in others:
-        cells[-1].append(_number(samples.get(thing)))
-        cells[-1].append(_ratio(self.ratios(row, thing)))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-      '  '.join(
-        [line[0].ljust(widths[0])]
-        + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-      )
-      for line in cells
-    ]
-    return '\n'.join([self.title, *lines])
+        cells[-1].append(number(samples.get(thing)))
+        cells[-1].append(ratio(self.ratios(row, thing)))
+    return align(self.title, cells)
+
+
+def align(title: str, cells: list[list[str]]) -> str:
+  """Lines of cells below a title, in columns: the first to the left."""
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = [
+    '  '.join(
+      [line[0].ljust(widths[0])]
+      + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+    )
+    for line in cells
+  ]
+  return '\n'.join([title, *lines])
 
 
 def _spread(ratios: list[float]) -> dict[str, float]:
@@ -95,14 +104,16 @@ def _spread(ratios: list[float]) -> dict[str, float]:
   }
 
 
-def _number(values: list[float] | None) -> str:
+def number(values: list[float] | None) -> str:
+  """A median for people."""
   if values is None:
     return '-'
   median = float(np.median(values))
   return f'{median:,.0f}' if abs(median) >= 1000 else f'{median:.3g}'
 
 
-def _ratio(ratios: list[float]) -> str:
+def ratio(ratios: list[float]) -> str:
+  """A median ratio, with the smallest and the largest, for people."""
   if not ratios:
     return ''
   median, low, high = _spread(ratios).values()
@@ -149,6 +160,30 @@ def peak_mib() -> float:
     if line.startswith('VmHWM:'):
       return int(line.split()[1]) / 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def temporaries(program: jax.stages.Compiled) -> float | None:
+  """XLA's account of a program's temporaries, MiB; None if it gives none."""
+  stats = program.memory_analysis()
+  return None if stats is None else stats.temp_size_in_bytes / MIB
+
+
+def is_exact(dtype: str = 'float32') -> bool:
+  """Whether products of this dtype are rounded as float32's on this machine.
+
+  Accelerators round products of float32, too.
+  """
+  return dtype == 'float32' and jax.default_backend() == 'cpu'
+
+
+@functools.cache
+def load_plain(name: str) -> Any:
+  """Returns tests/NAME.py, which is in no installed package."""
+  path = pathlib.Path(__file__).resolve().parents[2] / f'tests/{name}.py'
+  spec = importlib.util.spec_from_file_location(f'plain_{name}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def machine() -> dict[str, Any]:

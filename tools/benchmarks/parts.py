@@ -16,17 +16,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 from ml_collections import ConfigDict
 
-from benchmarks.measuring import Table, Time, Unequal, alternate, timed
-from benchmarks.step import load_reference, lpips_weights
+from benchmarks.measuring import (
+  Table,
+  Time,
+  Unequal,
+  alternate,
+  is_exact,
+  load_plain,
+  temporaries,
+  timed,
+)
+from benchmarks.step import lpips_weights
 from xfactor.models import attention, perceptual
 from xfactor.training import augment, flops, objectives
 from xfactor.training import build as builds
 
-_MIB = 2**20
 # Register tokens of a half in the public models.
 _REGISTERS = 32
-# Of an array's norm. Accelerators round products of float32, too; in LPIPS's
-# many layers rounding turns the signs of ReLUs, hence gradients.
+# Of an array's norm. In LPIPS's many layers rounding turns the signs of ReLUs,
+# hence gradients.
 _TOLERANCE, _ROUNDED = 1e-5, 2e-2
 _LPIPS_TOLERANCE, _LPIPS_ROUNDED = 1e-4, 0.2
 
@@ -59,8 +67,7 @@ class Part:
 
   def temporaries(self) -> float:
     """XLA's account of the program, MiB; 0 where it gives none."""
-    stats = self._program.memory_analysis()
-    return stats.temp_size_in_bytes / _MIB if stats else 0.0
+    return temporaries(self._program) or 0.0
 
   def results(self) -> Any:
     """Computes once; returns what is compared."""
@@ -120,8 +127,8 @@ def measure(
     table.add('compile, CPU s', name, result.cpu)
   for name, part in parts.items():
     # A TPU may need none beside its vector memory: no ratio to that.
-    if temporaries := part.temporaries():
-      table.add('XLA temporaries, MiB', name, temporaries)
+    if mib := part.temporaries():
+      table.add('XLA temporaries, MiB', name, mib)
   return table
 
 
@@ -157,8 +164,7 @@ def _error(x: Array, expected: Array) -> float:
 
 def _rounded(dtype: str = 'float32') -> float:
   """The tolerance of products of a dtype, on this machine."""
-  exact = dtype == 'float32' and jax.default_backend() == 'cpu'
-  return _TOLERANCE if exact else _ROUNDED
+  return _TOLERANCE if is_exact(dtype) else _ROUNDED
 
 
 # ==============================================================================
@@ -277,7 +283,7 @@ def _half_masks(
   copies = jnp.repeat(jnp.arange(2), registers)
   return jnp.concatenate(
     [
-      load_reference().mask_of(order, grid),
+      load_plain('reference').mask_of(order, grid),
       jnp.broadcast_to(copies, (examples, len(copies))),
     ],
     axis=1,
@@ -314,7 +320,7 @@ def _split_attention(kernel: str, *arrays: Array):
 
 def _dense_attention(ids: Array, *arrays: Array):
   """As `_split_attention`, of all tokens under a segment mask."""
-  attend = load_reference().segment_attention
+  attend = load_plain('reference').segment_attention
 
   def both(*qkv):
     views = qkv[0].shape[1]
@@ -429,7 +435,7 @@ def run_augment(
     )
     for name, apply in (
       ('ours', augment.apply),
-      ('a switch an image', load_reference().jitter_and_blur),
+      ('a switch an image', load_plain('reference').jitter_and_blur),
     )
   }
   return [

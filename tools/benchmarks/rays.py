@@ -9,9 +9,7 @@ seen where it alone is left out.
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -24,7 +22,19 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from benchmarks.measuring import Table, Time, Unequal, alternate, timed
+from benchmarks.measuring import (
+  Table,
+  Time,
+  Unequal,
+  align,
+  alternate,
+  is_exact,
+  load_plain,
+  number,
+  ratio,
+  temporaries,
+  timed,
+)
 from xfactor.geometry import cameras
 from xfactor.inference import posed, restore
 from xfactor.models import attention, layers, srt, srt_public
@@ -32,61 +42,28 @@ from xfactor.models.functional import Params
 from xfactor.training import build as builds
 from xfactor.training import families, rays, sharding, state, step
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-_MIB = 2**20
 # Whose steps have a plain formulation.
 COMPARED = 'SRT', 'improved SRT'
 # Of the pictures that are drawn, (height, width); and on a CPU, where a volume
 # would take minutes.
 _PICTURE = 240, 320
 _SMALL_PICTURE = 24, 32
-# Of gradient norms. The finest sines of rays turn rounding into parts in 1e4;
-# accelerators round products of float32, too.
+# Of gradient norms. The finest sines of rays turn rounding into parts in 1e4.
 _TOLERANCE, _DEVICE_TOLERANCE = 5e-4, 5e-2
-
-
-@functools.cache
-def load_reference():
-  """Returns tests/srt_reference.py, which is in no installed package."""
-  path = ROOT / 'tests/srt_reference.py'
-  spec = importlib.util.spec_from_file_location('srt_reference', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 class Tricks(Table):
   """A table with a line for each thing, for there are many."""
 
-  def __str__(self):
-    rows = self.summary()['rows']
+  def __str__(self) -> str:
     ours = self.things[0]
-    lines = [['', *(x for row in rows for x in (row, f'/ {ours}'))]]
+    cells = [['', *(x for row in self.rows for x in (row, f'/ {ours}'))]]
     for thing in self.things:
-      cells = (samples[thing] for samples in rows.values())
-      lines.append([thing, *(x for cell in cells for x in _show(cell))])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines = [
-      '  '.join(
-        [line[0].ljust(widths[0])]
-        + [x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True)]
-      )
-      for line in lines
-    ]
-    return '\n'.join([self.title, *lines])
-
-
-def _show(cell: dict[str, Any]) -> tuple[str, str]:
-  """A median, and its ratio to ours with the smallest and largest."""
-  median = cell['median']
-  median = f'{median:,.0f}' if median >= 1000 else f'{median:.3g}'
-  if 'ratio' not in cell:
-    return median, ''
-  ratio = f'{cell["ratio"]:.2f}'
-  if len(cell['samples']) > 2:
-    ratio += f' ({cell["ratio_min"]:.2f}..{cell["ratio_max"]:.2f})'
-  return median, ratio
+      cells.append([thing])
+      for row, samples in self.rows.items():
+        cells[-1].append(number(samples[thing]))
+        cells[-1].append(ratio(self.ratios(row, thing)))
+    return align(self.title, cells)
 
 
 # ==============================================================================
@@ -336,7 +313,7 @@ class Trainer:
   def _plain(self, old: state.TrainState, batch, _):
     model = self._build.model
     loss = functools.partial(
-      load_reference().loss,
+      load_plain('srt_reference').loss,
       heads=model.heads,
       decoder_heads=model.decoder_heads,
     )
@@ -352,8 +329,7 @@ class Trainer:
 
   def temporaries(self) -> float | None:
     """XLA's account of the program, MiB; None where it gives none."""
-    stats = self._program.memory_analysis()
-    return None if stats is None else stats.temp_size_in_bytes / _MIB
+    return temporaries(self._program)
 
   def step(self) -> tuple[Time, dict[str, float]]:
     """Makes a step; returns its time, loss and gradient norm."""
@@ -496,7 +472,7 @@ def _compare_steps(
   ]
   # The first step is also the warm-up.
   first = {key: trainer.step()[1] for key, trainer in trainers.items()}
-  tolerance = _TOLERANCE if device.platform == 'cpu' else _DEVICE_TOLERANCE
+  tolerance = _TOLERANCE if is_exact() else _DEVICE_TOLERANCE
   print(f'{name}: {check_steps_equal(first, tolerance)}', flush=True)
   for key in alternate(trainers, repeats):
     result, _ = trainers[key].step()
@@ -505,9 +481,9 @@ def _compare_steps(
   for key, result in compilations:
     table.add('compile, CPU s', key, result.cpu)
   for key, trainer in trainers.items():
-    temporaries = trainer.temporaries()
-    if temporaries is not None:
-      table.add('XLA temporaries, MiB', key, temporaries)
+    mib = trainer.temporaries()
+    if mib is not None:
+      table.add('XLA temporaries, MiB', key, mib)
   return table
 
 

@@ -7,10 +7,7 @@ augmentation; with the same (perturbed) weights, batch, draws and optimizer.
 
 import contextlib
 import dataclasses
-import functools
-import importlib.util
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +18,16 @@ import optax
 from ml_collections import ConfigDict
 
 from benchmarks.measuring import (
+  MIB,
   Table,
   Time,
   Unequal,
   alternate,
+  is_exact,
+  load_plain,
   peak_mib,
   place,
+  temporaries,
   timed,
 )
 from xfactor.models import layers, perceptual
@@ -34,24 +35,10 @@ from xfactor.models.functional import Params
 from xfactor.training import build as builds
 from xfactor.training import flops, objectives, sharding, state, step
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-_MIB = 2**20
-
-
-@functools.cache
-def load_reference():
-  """Returns tests/reference.py, which is in no installed package."""
-  path = ROOT / 'tests/reference.py'
-  spec = importlib.util.spec_from_file_location('xfactor_reference', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
 
 def dense_step(build: builds.Build) -> Callable:
   """The train step in the public formulation; arguments as `Build.step`'s."""
-  reference = load_reference()
+  reference = load_plain('reference')
   objective, model = build.objective, build.model
   grid = (build.image_size // model.patch_size,) * 2
 
@@ -89,6 +76,18 @@ def dense_step(build: builds.Build) -> Callable:
     return new, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
   return dense
+
+
+def make_batch(build: builds.Build) -> dict[str, jax.Array]:
+  """A batch of noise on the build's mesh."""
+  shape = build.abstract_batch()['images'].shape
+  rng = np.random.default_rng(0)
+  frames = np.arange(build.views, dtype=np.int32)
+  batch = {
+    'images': rng.integers(0, 256, shape, np.uint8),
+    'frames': np.tile(frames, (build.batch, 1)),
+  }
+  return sharding.to_mesh(build.mesh, batch)
 
 
 def lpips_weights(recipe: ConfigDict, build: builds.Build) -> Params:
@@ -136,15 +135,7 @@ class Trainer:
     self._dense = dense
     self._program = None
     self._state = None
-    shapes = self._build.abstract_batch()
-    rng = np.random.default_rng(0)
-    batch = {
-      'images': rng.integers(0, 256, shapes['images'].shape, np.uint8),
-      'frames': np.tile(
-        np.arange(self._build.views, dtype=np.int32), (self._build.batch, 1)
-      ),
-    }
-    self._batch = sharding.to_mesh(self._build.mesh, batch)
+    self._batch = make_batch(self._build)
     self._weights = None
     if self._build.needs_lpips:
       self._weights = lpips_weights(config, self._build)
@@ -176,8 +167,8 @@ class Trainer:
     if stats is None:
       return {}
     return {
-      'XLA temporaries, MiB': stats.temp_size_in_bytes / _MIB,
-      'XLA arguments, MiB': stats.argument_size_in_bytes / _MIB,
+      'XLA temporaries, MiB': temporaries(self._program),
+      'XLA arguments, MiB': stats.argument_size_in_bytes / MIB,
     }
 
   def peak(self) -> float:
@@ -265,9 +256,8 @@ def run(
     _measure_compiles(table, trainers, compiles)
     # The first step is also the warm-up.
     first = {name: call('step')[1] for name, call in trainers.items()}
-    # Accelerators round products of float32, too.
-    exact = (build.model.dtype, jax.default_backend()) == ('float32', 'cpu')
-    print(check_steps_equal(first, 1 if exact else 500), flush=True)
+    rounding = 1 if is_exact(build.model.dtype) else 500
+    print(check_steps_equal(first, rounding), flush=True)
     _measure_steps(table, trainers, repeats, build)
     for name, call in trainers.items():
       table.add('peak RSS at the end, MiB', name, call('peak'))

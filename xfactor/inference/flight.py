@@ -408,18 +408,10 @@ def write(
   """
   video = flown.video(size)
   fps = fps or _FPS
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(movie.mp4(video, fps))
-    out.with_suffix('.gif').write_bytes(movie.gif(video, fps))
-    strip = images.encode_png(flown.strip(size))
-    out.with_suffix('.png').write_bytes(strip)
+  with movie.naming(out):
+    movie.write(out, video, fps, flown.strip(size))
     if flown.depth is not None:
       _write_depth(flown, out, fps, size)
-  except OSError as e:
-    raise UserError(
-      f'cannot write --out={out} ({e.strerror}); choose another place'
-    ) from e
   print(
     f'{out}, {out.stem}.gif and {out.stem}.png: {len(video)} pictures of '
     f'{flown.views.name} at {fps:.3g} a second'

@@ -1,15 +1,20 @@
 """Pictures beside each other with captions, as video, GIF and a PNG strip."""
 
+import contextlib
 import fractions
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import av
 import einops
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from xfactor.data import images
+from xfactor.errors import UserError
 
 BLACK, ORANGE = (0, 0, 0), (200, 80, 0)
 _GAP = 4  # Pixels between pictures.
@@ -89,6 +94,30 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], fps: float) -> bytes:
       container.mux(stream.encode(picture))
     container.mux(stream.encode())
   return out.getvalue()
+
+
+def write(
+  out: epath.Path,
+  frames: UInt8[np.ndarray, 'n h w 3'],
+  fps: float,
+  strip: UInt8[np.ndarray, 'hh ww 3'],
+) -> None:
+  """Writes OUT, x.mp4, and x.gif and x.png, the strip, beside it."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_bytes(mp4(frames, fps))
+  out.with_suffix('.gif').write_bytes(gif(frames, fps))
+  out.with_suffix('.png').write_bytes(images.encode_png(strip))
+
+
+@contextlib.contextmanager
+def naming(out: epath.Path) -> Iterator[None]:
+  """Says of what cannot be written that it belongs to --out."""
+  try:
+    yield
+  except OSError as e:
+    raise UserError(
+      f'cannot write --out={out} ({e.strerror}); choose another place'
+    ) from e
 
 
 def gif(frames: UInt8[np.ndarray, 'n h w 3'], fps: float) -> bytes:

@@ -7,8 +7,6 @@ from etils import epath
 from jaxtyping import UInt8
 
 from xfactor import api
-from xfactor.data import images
-from xfactor.errors import UserError
 from xfactor.inference import footage, movie
 
 _COLUMNS = 7  # Of the strip.
@@ -160,16 +158,8 @@ def write(
   """
   frames = shown.video(size)
   fps = fps or (shown.motion.fps or _FPS_UNKNOWN) * shown.k
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(movie.mp4(frames, fps))
-    out.with_suffix('.gif').write_bytes(movie.gif(frames, fps))
-    strip = images.encode_png(shown.strip(size))
-    out.with_suffix('.png').write_bytes(strip)
-  except OSError as e:
-    raise UserError(
-      f'cannot write --out={out} ({e.strerror}); choose another place'
-    ) from e
+  with movie.naming(out):
+    movie.write(out, frames, fps, shown.strip(size))
   between = len(frames) - len(shown.motion)
   print(
     f'{out}, {out.stem}.gif and {out.stem}.png: {len(frames)} pictures at '

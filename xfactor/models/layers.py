@@ -130,15 +130,17 @@ def linear(
   rngs: nnx.Rngs,
   dtype: DTypeLike,
   use_bias: bool = True,
+  kernel_init: nnx.Initializer = _XAVIER,
+  bias_init: nnx.Initializer = _BIAS,
 ) -> nnx.Linear:
-  """A dense layer with the reference's initialisers."""
+  """A dense layer, with XFactor's initialisers by default."""
   return nnx.Linear(
     din,
     dout,
     use_bias=use_bias,
     dtype=dtype,
-    kernel_init=_XAVIER,
-    bias_init=_BIAS,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
     dot_general=dot_general,
     rngs=rngs,
   )

@@ -236,14 +236,14 @@ def linear(
   gain: float = 1,
 ) -> nnx.Linear:
   """A dense layer with PyTorch's initialisers, times a gain the kernel's."""
-  return nnx.Linear(
+  return layers.linear(
     din,
     dout,
-    use_bias=use_bias,
+    rngs=rngs,
     dtype=dtype,
+    use_bias=use_bias,
     kernel_init=_torch_uniform(din, gain),
     bias_init=_torch_uniform(din),
-    rngs=rngs,
   )
 
 

@@ -56,23 +56,23 @@ def draw(key: PRNGKeyArray, batch: int, config: Config) -> Draws:
   """Draws the augmentation of each of `batch` examples."""
   # One draw of all: each call of the generator takes long to compile.
   uniform = jax.random.uniform(key, (batch, 11))
-  jitter, blur, *others = uniform[:, :7].T
+  jitter, blur, brightness, contrast, saturation, hue, sigma = uniform[:, :7].T
 
-  def between(low, high):
-    return low + (high - low) * others.pop(0)
+  def between(x, low, high):
+    return low + (high - low) * x
 
-  def about(centre, spread):
-    return between(centre - spread, centre + spread)
+  def about(x, centre, spread):
+    return between(x, centre - spread, centre + spread)
 
   return Draws(
     jitter=jitter < config.jitter_prob,
     order=jnp.argsort(uniform[:, 7:], axis=1),
-    brightness=about(0.0, config.brightness),
-    contrast=about(1.0, config.contrast),
-    saturation=about(1.0, config.saturation),
-    hue=about(0.0, config.hue),
+    brightness=about(brightness, 0.0, config.brightness),
+    contrast=about(contrast, 1.0, config.contrast),
+    saturation=about(saturation, 1.0, config.saturation),
+    hue=about(hue, 0.0, config.hue),
     blur=blur < config.blur_prob,
-    sigma=between(*config.blur_sigma),
+    sigma=between(sigma, *config.blur_sigma),
   )
 
 

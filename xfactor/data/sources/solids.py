@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
-import simplejpeg
 
 from xfactor.data import sources
 from xfactor.data.sources import raycaster, synthetic
@@ -190,22 +189,4 @@ class Source(synthetic.Source):
       np.random.default_rng([self.seed, index, 1]), self.frames, self.arc
     )
     intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
-    baked = raycaster.bake(self.scene(index)[0])
-    images, depths = [], []
-    for image, depth in raycaster.render(baked, intrinsics, poses, self.size):
-      images.append(
-        simplejpeg.encode_jpeg(
-          image, quality=self.quality, colorsubsampling='444'
-        )
-      )
-      if self.with_depth:
-        depths.append(synthetic.encode_depth(depth))
-    yield sources.Clip(
-      id=item.id,
-      frames=images,
-      height=self.size,
-      width=self.size,
-      intrinsics=intrinsics,
-      world_to_camera=poses,
-      depth=depths if self.with_depth else None,
-    )
+    yield self.render(item, self.scene(index)[0], intrinsics, poses)

@@ -1651,6 +1651,18 @@ class Source(sources.Source):
     intrinsics = np.tile(
       np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
     )
+    timestamps = np.arange(self.frames) / 10
+    yield self.render(item, scene, intrinsics, poses, timestamps)
+
+  def render(
+    self,
+    item: sources.Item,
+    scene: raycaster.Scene,
+    intrinsics: np.ndarray,
+    poses: np.ndarray,
+    timestamps: np.ndarray | None = None,
+  ) -> sources.Clip:
+    """Returns the clip of a scene as cameras see it; arrays as a `Clip`'s."""
     images, depths = [], []
     baked = raycaster.bake(scene)
     for image, depth in raycaster.render(baked, intrinsics, poses, self.size):
@@ -1661,12 +1673,12 @@ class Source(sources.Source):
       )
       if self.with_depth:
         depths.append(encode_depth(depth))
-    yield sources.Clip(
+    return sources.Clip(
       id=item.id,
       frames=images,
       height=self.size,
       width=self.size,
-      timestamps=np.arange(self.frames) / 10,
+      timestamps=timestamps,
       intrinsics=intrinsics,
       world_to_camera=poses,
       depth=depths if self.with_depth else None,
