@@ -10,6 +10,15 @@ Hardware: the public code needs 350 GB of GPU memory; on few devices set
 config.train.accumulate. Not yet run here: the data cannot be had on the
 machines that this was written on.
 
+On 16 TPU v5e chips, 16 scenes each (GiB: compiled at JAX_OPTIMIZATION_LEVEL=O0
+by `tools/compile_tpu.py --topology=v5e:4x4`, a rough bound):
+
+  model.remat  GiB a chip, of 15.75  ms of computing at least
+  full                         10.4                       194
+  dots                 not compiled                       172
+
+Full, the recipe's own, fits.
+
 Expected (published by stelzner/srt after 4 M updates, most of them of 192
 scenes): 23.39 dB. Its input views were other ones in each evaluation; ours are
 the same in all. The log's evaluation is of 8,192 pixels a scene; for a table

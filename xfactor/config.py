@@ -18,7 +18,7 @@ def base(family: str = 'xfactor') -> ConfigDict:
   """The published full-size model of a family, without data.
 
   Args:
-    family: 'xfactor', the stereo model, or 'srt'.
+    family: 'xfactor', the stereo model, 'srt', 'rust' or 'rayzer'.
   """
   config = ConfigDict(
     {
@@ -95,6 +95,8 @@ _LEAST = {
   'model.encoder_layers': 1,
   'model.renderer_layers': 1,
   'model.decoder_layers': 1,
+  'model.scene_layers': 1,
+  'model.scene_tokens': 1,
   'model.conv_blocks': 1,
   'model.coarse_samples': 1,
   'model.fine_samples': 0,
@@ -107,6 +109,8 @@ _LEAST = {
   'data.batch': 1,
   'data.contexts': 1,
   'data.targets': 0,
+  'data.offset': 1,
+  'data.offset_prob': 0,
   'data.image_size': 11,  # SSIM's window.
   'data.image_width': 11,
   'data.threads': 0,
@@ -153,8 +157,8 @@ def small(family: str = 'xfactor') -> ConfigDict:
   float32, and no LPIPS: on a CPU it would cost more than all the rest.
 
   Args:
-    family: 'xfactor', a stereo model of 2.2 M parameters, or 'srt', an improved
-      SRT of 1.2 M.
+    family: 'xfactor', a stereo model of 2.2 M parameters; 'srt', an improved SRT
+      of 1.2 M; 'rust' or 'rayzer', as deep and wide as XFactor.
   """
   config = base(family)
   config.model.update(
@@ -164,12 +168,16 @@ def small(family: str = 'xfactor') -> ConfigDict:
     dtype='float32',
     remat='full',  # On a CPU also the fastest: less memory to move.
   )
-  if family == 'xfactor':
-    config.model.update(
-      patch_size=8, renderer_layers=3, pose_dim=16, registers=4
-    )
+  if family != 'srt':
+    config.model.patch_size = 8
     config.objective.lpips_weight = 0.0
     config.eval.pairs = 16
+  if family == 'xfactor':
+    config.model.update(renderer_layers=3, pose_dim=16, registers=4)
+  elif family in ('rust', 'rayzer'):
+    config.model.update(scene_layers=3, decoder_layers=3)
+    if family == 'rayzer':
+      config.model.scene_tokens = 64
   else:
     config.model.update(
       encoder='isrt',
@@ -187,6 +195,26 @@ def small(family: str = 'xfactor') -> ConfigDict:
   config.data.image_size = 64
   config.eval.batch = 16
   return config
+
+
+def like(config: ConfigDict, family: str) -> ConfigDict:
+  """A recipe's data, optimizer and schedule for another family's model.
+
+  Of the model and the objective that is kept which both families have.
+
+  Args:
+    config: The recipe.
+    family: Of the one to make; as unposed as the recipe's.
+  """
+  made = small(family) if config.model.features < 1024 else base(family)
+  for section in made:
+    if not isinstance(made[section], ConfigDict):
+      made[section] = config[section] if section != 'family' else family
+      continue
+    for key in made[section]:
+      if key in config[section] and key != 'pose_dim':
+        made[section][key] = config[section][key]
+  return made
 
 
 def beside(file: str, name: str) -> ConfigDict:

@@ -295,6 +295,8 @@ def test_numbers_and_pictures_on_disk(store, tmp_path):
   row = saved['rows']['model']
   assert row['mean']['auc@20']['value'] > 0.99
   assert len(row['each']['auc@20']) == 8
+  assert 'psnr' not in row
+  assert 'PSNR' not in tps.table('walks', result)
   picture = tps.panel(result)
   # Two rows a pair; the scene and five targets.
   assert picture.shape == (4 * (6 * 34 - 2), 4 * (6 * 34 - 2), 3)

@@ -236,6 +236,64 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shifted:
+  """Every example twice: as it is, and as of a moment that may be another.
+
+  Two clips along one path would show the same motion; here the second's is
+  another one with probability `prob` (arXiv 2510.13063, table 7).
+
+  Attributes:
+    views: how examples are cut.
+    offset: most frames between the moments, at least 1; less where the clip
+      ends before.
+    prob: share of the examples whose second moment is another.
+
+  Raises:
+    UserError: offset or prob is out of range.
+  """
+
+  views: Views
+  offset: int
+  prob: float
+
+  def __post_init__(self):
+    if self.offset < 1 or not 0.0 < self.prob <= 1.0:
+      raise UserError(
+        'wrong shift between examples and their seconds: give '
+        'config.data.offset at least 1 frame, not '
+        f'{self.offset}, and config.data.offset_prob a share up to 1, not '
+        f'{self.prob}.'
+      )
+
+  @property
+  def num_views(self) -> int:
+    return 2 * self.views.num_views
+
+  @property
+  def window(self) -> tuple[int, int]:
+    return self.views.window
+
+  def __call__(
+    self, rng: np.random.Generator, num_frames: int, step: int
+  ) -> Int64[np.ndarray, 'views']:
+    """Draws one example's frames, then those of its second.
+
+    Args:
+      rng: the element's own generator, see `frame_rng`.
+      num_frames: frames in the clip.
+      step: the training step that the element belongs to.
+
+    Raises:
+      UserError: the clip has fewer frames than an example.
+    """
+    frames = self.views(rng, num_frames, step)
+    size = int(rng.integers(1, self.offset + 1))
+    offset = size * int(rng.choice([-1, 1])) * int(rng.random() < self.prob)
+    room = -int(frames.min()), num_frames - 1 - int(frames.max())
+    return np.concatenate([frames, frames + np.clip(offset, *room)])
+
+
+@dataclasses.dataclass(frozen=True)
 class SetViews:
   """How unordered examples are cut from clips, for posed models.
 

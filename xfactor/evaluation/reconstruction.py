@@ -40,8 +40,8 @@ class Result:
   """Scores and pictures of one data set.
 
   Attributes:
-    scores: 'model', 'halves', 'shuffled', 'copy' and 'mean' to metric to one
-      number an example: psnr in dB, ssim up to 1, lpips where there are
+    scores: 'model', 'halves' (XFactor's), 'shuffled', 'copy' and 'mean' to metric
+      to one number an example: psnr in dB, ssim up to 1, lpips where there are
       weights.
     images: What the panels show, uint8: 'context' [n, c, h, w, 3] (reference
       first), 'prediction' [n, h, w, 3], 'truth'; 'depth' of a volume; of latent
@@ -107,7 +107,7 @@ class Evaluator:
       context = nearest_context(
         images, jnp.take_along_axis(batch['frames'], views, axis=1)
       )
-      poses = objectives.reconstruct_poses(model, images)
+      poses = model.encode_views(images)
       prediction = model.render(images[:, :-1], poses)
       mean = jnp.broadcast_to(
         jnp.mean(context, axis=(1, 2), keepdims=True), context.shape
@@ -115,11 +115,12 @@ class Evaluator:
       scenes = jnp.roll(images[:, :-1], -1, axis=0)
       candidates = {
         'model': prediction,
-        'halves': draw_by_halves(model, images),
         'shuffled': model.render(images[:, :-1], shuffle_target(poses)),
         'copy': context,
         'mean': mean,
       }
+      if isinstance(model, XFactor):
+        candidates['halves'] = draw_by_halves(model, images)
       scores = {
         who: metrics.score(image, truth, lpips)
         for who, image in candidates.items()
@@ -172,7 +173,8 @@ class Evaluator:
           }
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
     # JAX sorts the keys of what it returns.
-    return Result({who: scores[who] for who in LABELS}, pictures)
+    labels = {who: label for who, label in LABELS.items() if who in scores}
+    return Result({who: scores[who] for who in labels}, pictures, labels)
 
 
 def check_finite(finite: Bool[np.ndarray, ' n']) -> None:
@@ -224,8 +226,8 @@ def draw_by_halves(
   quadrants, in every example the same.
   """
   order = jnp.broadcast_to(jnp.array([[0, 3, 1, 2]]), (len(images), 4))
-  pairs = objectives.encoder_pairs(images)
-  return objectives.reconstruct(model, images, pairs, order).image
+  sets = objectives.encoder_sets(images, model.config.joint_encoder)
+  return objectives.reconstruct(model, images, sets, order).image
 
 
 def table(name: str, result: Result) -> str:

@@ -170,6 +170,11 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
     head.append(distance.upper())
     for row, cells in rows.items():
       cells.append([tps.number(result.distances.get(row, np.nan))])
+  if result.truth:
+    head += ['PSNR', 'IDENT.']
+    for row, cells in rows.items():
+      cells.append([tps.number(result.true_mean(row, 'psnr'))])
+      cells.append([_percent(result.true_mean(row, 'identified'))])
   histogram = _histogram(
     {row: auc[row] for row in ('model', 'other motion')},
     f'{_MAIN.upper()} of the accepted pairs in %',
@@ -184,6 +189,12 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
     text += (
       f' In {model.num_without_translation} of them the camera of A stays in '
       'its place: they count in RRA alone.'
+    )
+  if result.truth:
+    text += (
+      ' Against the true re-render: PSNR in dB, and how often it is nearer to '
+      f"the pictures, smoothed, than B's scene after other motions are (of "
+      f'{result.candidates.mean():.3g}; {_percent(result.chance)} by chance).'
     )
   shown = len(result.pictures['scene'])
   # Rejected pairs are the worst; those that stay in place have no score.

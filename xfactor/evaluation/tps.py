@@ -19,23 +19,31 @@ A pair counts where the oracle trusts both of its paths. The share of those and
 the score with all others as zero stand beside every mean, and the Frechet
 distance of a row's pictures to B's real frames: the paths alone would be just
 right in A's own frames.
+
+Where scenes can be drawn anew, pictures are also held against the truth itself,
+which needs no oracle and bears blur: their PSNR, and how often they are nearer
+to B's scene after A's motion than after other clips' motions.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from etils import epath
 from jaxtyping import UInt8
+from scipy import ndimage
 
 from xfactor import api
 from xfactor.data import images, records, views
 from xfactor.data.sources import rerender
 from xfactor.errors import UserError
 from xfactor.evaluation import frechet, oracles, poses
+from xfactor.evaluation import images as metrics
 from xfactor.training import writers
 
 ROWS = (
@@ -46,7 +54,9 @@ ROWS = (
   'shuffled',
   'other motion',
 )
+_TRUTH = 'true re-render'
 _REAL, _MOTION = 'other motion', 'motion'  # B's and A's own targets.
+_CANDIDATES = 8  # Motions that pictures may be of.
 _CHUNK = 64  # Pairs whose pictures are in memory at once.
 COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
 
@@ -88,6 +98,16 @@ class Result:
     distance: Its name, 'fid' or 'fd_alex', or None.
     pictures: Of the first pairs: 'motion' and 'drawn', uint8 [p, t, h, w, 3],
       and 'scene', uint8 [p, h, w, 3].
+    truth: By row that has pictures, empty where scenes cannot be drawn anew,
+      float64 [pairs] by name over the targets that are not the reference. NaN
+      where a camera would go through a wall. 'psnr': dB, the mean of frames,
+      against B's scene after A's motion, 'autoencoded' after its own; NaN for
+      the true re-render itself. 'rank': share of the other motions after
+      which the scene is further away than after the right one, by the squared
+      error of pictures smoothed by a Gaussian of a 32nd of their size; a half
+      by chance. 'identified': 1 where these are all of them, else 0.
+    candidates: int [pairs], motions to choose from, the right one and up to 7
+      that stay in free space; None where `truth` is empty.
   """
 
   oracle: str
@@ -98,6 +118,20 @@ class Result:
   distances: dict[str, float]
   distance: str | None
   pictures: dict[str, np.ndarray]
+  truth: dict[str, dict[str, np.ndarray]] = dataclasses.field(
+    default_factory=dict
+  )
+  candidates: np.ndarray | None = None
+
+  @property
+  def chance(self) -> float:
+    """The share that guesses would identify; NaN where there is no choice."""
+    return _mean(1 / self.candidates[self.candidates > 1])
+
+  def true_mean(self, row: str, name: str) -> float:
+    """The mean of one of `truth` where there is one, else NaN."""
+    values = self.truth.get(row, {}).get(name, np.empty(0))
+    return _mean(values[np.isfinite(values)])
 
 
 def fixed_pairs(
@@ -211,12 +245,19 @@ def evaluate(
   # One object for each excerpt: they are looked up by identity.
   one = {_key(excerpt): excerpt for pair in pairs for excerpt in pair}
   pairs = [(one[_key(a)], one[_key(b)]) for a, b in pairs]
-  drawing = _Drawing(model, store)
+  drawing, anew = _Drawing(model, store), None
+  if rerender.is_possible(store):
+    anew = _Anew(store, model.image_size, [a for a, _ in pairs])
   targets, found, moments, shown = {}, {}, {}, {}
+  judged, candidates = [], []
   bar = tqdm.tqdm(total=len(pairs), desc='pairs', disable=not progress)
   for begin in range(0, len(pairs), _CHUNK):
     motions, scenes = zip(*pairs[begin : begin + _CHUNK], strict=True)
     pictures = drawing.rows(motions, scenes)
+    if anew is not None:
+      pictures[_TRUTH], numbers, counts = anew.judge(motions, scenes, pictures)
+      judged += numbers
+      candidates += counts
     motion = [drawing.see(a).targets for a in motions]
     asked = {row: (clips, scenes) for row, clips in pictures.items()}
     real = {_MOTION: (motion, motions), _REAL: asked[_REAL]}
@@ -274,6 +315,14 @@ def evaluate(
     },
     distance=None if features is None else features.name,
     pictures={name: np.stack(clips) for name, clips in shown.items()},
+    truth={
+      row: {
+        name: np.array([numbers[row][name] for numbers in judged])
+        for name in judged[0][row]
+      }
+      for row in (judged[0] if judged else ())
+    },
+    candidates=np.array(candidates) if candidates else None,
   )
 
 
@@ -299,15 +348,12 @@ class _Drawing:
     self, motions: Sequence[Excerpt], scenes: Sequence[Excerpt]
   ) -> dict[str, list[UInt8[np.ndarray, 't h w 3'] | None]]:
     """What there is to see, by row, of each pair."""
-    rows = {
+    return {
       'model': list(map(self._draw, motions, scenes)),
       'autoencoded': list(map(self._draw, scenes, scenes)),
       'frozen': list(map(self._freeze, scenes)),
       _REAL: [self.see(scene).targets for scene in scenes],
     }
-    if rerender.is_possible(self._store):
-      rows['true re-render'] = self._rerender(motions, scenes)
-    return rows
 
   def _see(self, excerpt: Excerpt) -> _Seen:
     contexts = self._read(excerpt.clip, excerpt.contexts)
@@ -334,24 +380,53 @@ class _Drawing:
     reference = self.see(scene).contexts[[scene.reference]]
     return np.repeat(reference, len(scene.targets), axis=0)
 
-  def _rerender(
-    self, motions: Sequence[Excerpt], scenes: Sequence[Excerpt]
-  ) -> list[np.ndarray | None]:
-    """The scenes as the motions' cameras would see them.
 
-    None where a camera would go through a wall.
-    """
-    out = [None] * len(scenes)
+class _Anew:
+  """Scenes drawn anew as they look after the motions of a test."""
+
+  def __init__(
+    self, store: records.FrameStore, size: int, motions: Sequence[Excerpt]
+  ):
+    self._store, self._size = store, size
+    self._motions = list(dict.fromkeys(motions))
+
+  def judge(
+    self,
+    motions: Sequence[Excerpt],
+    scenes: Sequence[Excerpt],
+    pictures: dict[str, list[np.ndarray]],
+  ) -> tuple[list[np.ndarray | None], list[dict[str, dict[str, float]]], list]:
+    """Returns the truth of each pair, how rows compare, and the candidates."""
+    truth, candidates = [None] * len(scenes), [0] * len(scenes)
+    numbers = [{} for _ in scenes]
     # Scene by scene: to light one takes longer than to draw it.
     for i in sorted(range(len(scenes)), key=lambda i: scenes[i].clip):
       a, b = motions[i], scenes[i]
-      path = self._cameras(a, a.targets) @ np.linalg.inv(self._start(a))
-      path = path @ self._start(b)
-      size = self._model.image_size
-      pictures, free = rerender.rerender(self._store, b.clip, path, size)
-      if free.all():
-        out[i] = pictures
-    return out
+      truth[i], own = self._draw(a, b), self._draw(b, b)
+      others = [_smooth(x) for x in self._others(a, b)]
+      candidates[i] = 1 + len(others)
+      for row, clips in (pictures | {_TRUTH: truth}).items():
+        motion, wanted = (b, own) if row == 'autoencoded' else (a, truth[i])
+        numbers[i][row] = _compare(clips[i], wanted, motion, others)
+      numbers[i][_TRUTH]['psnr'] = np.nan  # Infinite, of itself.
+    return truth, numbers, candidates
+
+  def _draw(self, motion: Excerpt, scene: Excerpt) -> np.ndarray | None:
+    """The scene as the motion's cameras see it; None if one is in a wall."""
+    path = self._cameras(motion, motion.targets)
+    path = path @ np.linalg.inv(self._start(motion)) @ self._start(scene)
+    if not rerender.is_free(self._store, scene.clip, path).all():
+      return None
+    return rerender.rerender(self._store, scene.clip, path, self._size)[0]
+
+  def _others(self, motion: Excerpt, scene: Excerpt) -> list[np.ndarray]:
+    """The scene after motions of other clips, the next ones of the test."""
+    k = self._motions.index(motion)
+    after = self._motions[k + 1 :] + self._motions[:k]
+    clips = {motion.clip, scene.clip}
+    drawn = (self._draw(x, scene) for x in after if x.clip not in clips)
+    free = (x for x in drawn if x is not None)
+    return list(itertools.islice(free, _CANDIDATES - 1))
 
   def _start(self, excerpt: Excerpt) -> np.ndarray:
     return self._cameras(excerpt, excerpt.contexts[[excerpt.reference]])
@@ -360,6 +435,42 @@ class _Drawing:
     out = np.tile(np.eye(4), (len(frames), 1, 1))
     out[:, :3] = self._store.clip(excerpt.clip).world_to_camera[frames]
     return out
+
+
+def _compare(
+  drawn: np.ndarray | None,
+  truth: np.ndarray | None,
+  motion: Excerpt,
+  others: Sequence[np.ndarray],
+) -> dict[str, float]:
+  """The numbers of `Result.truth` of one clip.
+
+  Args:
+    drawn: What a row shows, uint8 [t, h, w, 3].
+    truth: What it should.
+    motion: That made it, by right.
+    others: The scene after other motions, smooth.
+  """
+  out = dict.fromkeys(('psnr', 'identified', 'rank'), np.nan)
+  if drawn is None or truth is None:
+    return out
+  moved = motion.targets != motion.contexts[motion.reference]
+  psnr = metrics.psnr(*(jnp.asarray(x[moved] / 255) for x in (drawn, truth)))
+  out['psnr'] = float(psnr.mean())
+  if others:
+    drawn = _smooth(drawn)
+    right, *wrong = (
+      np.square(drawn - x)[moved].mean() for x in (_smooth(truth), *others)
+    )
+    out['rank'] = float(np.mean(np.array(wrong) > right))
+    out['identified'] = float(out['rank'] == 1)
+  return out
+
+
+def _smooth(clip: UInt8[np.ndarray, 't h w 3']) -> np.ndarray:
+  """What even blurry pictures show."""
+  sigma = clip.shape[1] / 32
+  return ndimage.gaussian_filter(np.float32(clip), (0, sigma, sigma, 0))
 
 
 def _find(
@@ -407,39 +518,46 @@ def _stack(results: Sequence[oracles.PoseResult]) -> np.ndarray:
 
 def write(path: epath.PathLike, result: Result) -> None:
   """Writes the numbers of a test, with those of every pair."""
-  records.write_json(
-    path,
-    {
-      'oracle': result.oracle,
-      'rows': {
-        row: as_json(summary, result.scores[row])
-        | {'accepted': result.accepted[row].tolist()}
-        | ({result.distance: d} if (d := result.distances.get(row)) else {})
-        for row, summary in result.summaries.items()
-      },
-    },
-  )
+  rows = {}
+  for row, summary in result.summaries.items():
+    out = as_json(summary, result.scores[row])
+    out['accepted'] = result.accepted[row].tolist()
+    if row in result.distances:
+      out[result.distance] = result.distances[row]
+    for name, values in result.truth.get(row, {}).items():
+      out[name] = _plain(result.true_mean(row, name))
+      out['each'][name] = [_plain(value) for value in values.tolist()]
+    rows[row] = out
+  saved = {'oracle': result.oracle, 'rows': rows}
+  if result.candidates is not None:
+    saved['candidates'] = result.candidates.tolist()
+    saved['chance'] = _plain(result.chance)
+  records.write_json(path, saved)
 
 
 def as_json(summary: poses.Summary, scores: poses.Scores) -> dict[str, Any]:
   """A row of a table, with every pair's scores; None where there is none."""
-
-  def plain(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
   return {
     'pairs': summary.num_pairs,
     'acceptance': summary.acceptance_rate,
     'without_translation': summary.num_without_translation,
     'mean': {
-      name: {k: plain(v) for k, v in dataclasses.asdict(mean).items()}
+      name: {k: _plain(v) for k, v in dataclasses.asdict(mean).items()}
       for name, mean in summary.means.items()
     },
     'each': {
-      name: [plain(value) for value in values.tolist()]
+      name: [_plain(value) for value in values.tolist()]
       for name, values in scores.metrics.items()
     },
   }
+
+
+def _plain(value: float) -> float | None:
+  return value if np.isfinite(value) else None
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(values.mean()) if len(values) else np.nan
 
 
 def table(name: str, result: Result) -> str:
@@ -447,9 +565,19 @@ def table(name: str, result: Result) -> str:
   count = next(iter(result.summaries.values())).num_pairs
   head = ['accepted', *(c.upper() for c in COLUMNS), '95 %', 'all pairs']
   head += [result.distance.upper()] if result.distance else []
-  lines = [
+  title = (
     f'{name}: True Pose Similarity of {count} pairs by {result.oracle}, in %; '
-    'all pairs: AUC@20 with rejected ones as 0',
+    'all pairs: AUC@20 with rejected ones as 0'
+  )
+  if result.truth:
+    head += ['PSNR', 'IDENT.']
+    title += (
+      '; PSNR: dB to the true re-render; IDENT.: nearest to it among those of '
+      f'{number(result.candidates.mean())} motions, '
+      f'{percent(result.chance)} by chance'
+    )
+  lines = [
+    title,
     ' ' * 16 + ''.join(f'{h:>12}' for h in head),
   ]
   for row, summary in result.summaries.items():
@@ -462,6 +590,9 @@ def table(name: str, result: Result) -> str:
     ]
     if result.distance:
       cells.append(number(result.distances.get(row, np.nan)))
+    if result.truth:
+      cells.append(number(result.true_mean(row, 'psnr')))
+      cells.append(percent(result.true_mean(row, 'identified')))
     lines.append(f'  {row:14}' + ''.join(f'{c:>12}' for c in cells))
   return '\n'.join(lines)
 
@@ -472,7 +603,7 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-  """A distance; a dash where there is none."""
+  """A number of four digits; a dash where there is none."""
   return f'{value:.4g}' if np.isfinite(value) else '-'
 
 

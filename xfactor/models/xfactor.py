@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from xfactor.errors import UserError
-from xfactor.models import attention, layers
+from xfactor.models import attention, layers, se3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,11 @@ class Config:
     patch_size: Pixels along a patch's side.
     encoder_layers: Depth of the pose encoder.
     renderer_layers: Depth of the renderer.
-    pose_dim: Channels of a latent pose.
+    pose: 'latent', or 'se3' for explicit poses (`se3`), which the renderer sees
+      as the rays of the pixels.
+    pose_dim: Channels of a latent pose; 10 for 'se3'.
+    joint_encoder: Whether the pose encoder sees all views at once, and not the
+      reference and one view at a time.
     registers: Extra learned tokens in each view of the pose encoder, of which
       the first is read (32 in official checkpoints).
     dtype: 'float32' or 'bfloat16', of matrix products and attention.
@@ -40,7 +44,9 @@ class Config:
   patch_size: int = 16
   encoder_layers: int = 8
   renderer_layers: int = 8
+  pose: str = 'latent'
   pose_dim: int = 256
+  joint_encoder: bool = False
   registers: int = 16
   dtype: str = 'bfloat16'
   attention: str = 'auto'
@@ -57,6 +63,16 @@ class Config:
         f'config.model.dtype={self.dtype!r}: choose "float32" or "bfloat16"'
       )
 
+    if self.pose not in ('latent', 'se3'):
+      raise UserError(
+        f'config.model.pose={self.pose!r}: choose "latent" or "se3"'
+      )
+    if self.pose == 'se3' and self.pose_dim != se3.DIM:
+      raise UserError(
+        f'config.model.pose_dim={self.pose_dim} must be {se3.DIM} with '
+        'config.model.pose="se3"'
+      )
+
   @property
   def head_dim(self) -> int:
     return self.features // self.heads
@@ -64,6 +80,13 @@ class Config:
   @property
   def patch_channels(self) -> int:
     return 3 * self.patch_size**2
+
+  @property
+  def pose_channels(self) -> int:
+    """Of what tells the renderer the pose of a patch."""
+    if self.pose == 'latent':
+      return self.pose_dim
+    return se3.RAY * self.patch_size**2
 
 
 class _Trunk(nnx.Module):
@@ -150,7 +173,8 @@ class Renderer(nnx.Module):
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     width, dtype = config.features, jnp.dtype(config.dtype)
-    patch, pose = config.patch_channels, config.pose_dim
+    patch, pose = config.patch_channels, config.pose_channels
+    self.config = config
     self.embed_context = layers.MLP(
       (patch + pose, 4 * width, width), rngs=rngs, dtype=dtype
     )
@@ -169,15 +193,28 @@ class Renderer(nnx.Module):
     context: Float[Array, 'b c t p'],
     poses: Float[Array, 'b v z'],
     positions: Int[Array, '#b t 2'],
+    grid: tuple[int, int],
   ) -> Float[Array, 'b t p']:
-    """Draws the view of the last pose; `poses` are the contexts', then its."""
+    """Draws the view of the last pose.
+
+    Args:
+      context: Patches of the context views.
+      poses: The contexts', then that of the view to draw.
+      positions: Places of the patches in all views.
+      grid: Rows and columns of patches in a view.
+    """
     tokens = context.shape[2]
-    context_poses = einops.repeat(poses[:, :-1], 'b v z -> b v t z', t=tokens)
+    if self.config.pose == 'se3':
+      rays = se3.plucker_patches(poses, positions, grid, self.config.patch_size)
+      context_poses = rays[:, :-1]
+      z_target = self.embed_target(rays[:, -1:])
+    else:
+      context_poses = einops.repeat(poses[:, :-1], 'b v z -> b v t z', t=tokens)
+      z_target = einops.repeat(
+        self.embed_target(poses[:, -1:]), 'b v c -> b v t c', t=tokens
+      )
     z_context = self.embed_context(
       jnp.concatenate([context, context_poses], axis=-1)
-    )
-    z_target = einops.repeat(
-      self.embed_target(poses[:, -1:]), 'b v c -> b v t c', t=tokens
     )
     x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
     y = self.head(self.trunk(x_BVTC, positions, read=slice(None))[:, -1])
@@ -199,6 +236,19 @@ class XFactor(nnx.Module):
     """Latent poses of all views relative to the first; images in [-1, 1]."""
     return self.pose_encoder(self.patches(images), self.positions(images))
 
+  def encode_views(
+    self, images: Float[Array, 'b v h w 3']
+  ) -> Float[Array, 'b v z']:
+    """As `encode`, one pair with the first view at a time if that is how."""
+    if self.config.joint_encoder:
+      return self.encode(images)
+    poses = einops.rearrange(
+      self.encode(encoder_pairs(images).reshape(-1, 2, *images.shape[2:])),
+      '(b p) two z -> b p two z',
+      b=len(images),
+    )
+    return jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)
+
   def render(
     self,
     context: Float[Array, 'b c h w 3'],
@@ -207,7 +257,10 @@ class XFactor(nnx.Module):
     """The view at the last pose, [-1, 1]; those before are the contexts'."""
     height, width = context.shape[2:4]
     patches = self.renderer(
-      self.patches(context), poses, self.positions(context)
+      self.patches(context),
+      poses,
+      self.positions(context),
+      self.grid(context),
     )
     return layers.unpatchify(patches, self.config.patch_size, height, width)
 
@@ -215,5 +268,16 @@ class XFactor(nnx.Module):
     return layers.patchify(images, self.config.patch_size)
 
   def positions(self, images: Float[Array, '*b h w 3']) -> Int[Array, '1 t 2']:
+    return layers.grid_positions(*self.grid(images))[None]
+
+  def grid(self, images: Float[Array, '*b h w 3']) -> tuple[int, int]:
     rows, columns = (n // self.config.patch_size for n in images.shape[-3:-1])
-    return layers.grid_positions(rows, columns)[None]
+    return rows, columns
+
+
+def encoder_pairs(
+  images: Float[Array, 'b v h w 3'],
+) -> Float[Array, 'b p 2 h w 3']:
+  """(reference, view) for every view but the reference."""
+  reference = jnp.broadcast_to(images[:, :1], images[:, 1:].shape)
+  return jnp.stack([reference, images[:, 1:]], axis=2)

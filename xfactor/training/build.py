@@ -40,6 +40,7 @@ class Build:
     places: Shardings of the train state.
     batch: Examples of an update, over all devices.
     views: Of an example: contexts and targets.
+    frames: That are read for it.
     image_size: Pixels, the height of a view.
     image_width: Pixels, its width.
     accumulate: Parts a batch is worked through in.
@@ -56,6 +57,7 @@ class Build:
   places: state.TrainState
   batch: int
   views: int
+  frames: int
   image_size: int
   image_width: int
   accumulate: int
@@ -68,7 +70,7 @@ class Build:
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a global batch."""
     place = NamedSharding(self.mesh, sharding.BATCH)
-    views = (self.batch, self.views)
+    views = (self.batch, self.frames)
     known = {
       'images': ((self.image_size, self.image_width, 3), 'uint8'),
       'frames': ((), 'int32'),
@@ -178,6 +180,7 @@ def build(
     places=state.shardings(mesh, functional, tx),
     batch=data.batch,
     views=family.views(data),
+    frames=family.frames(data),
     image_size=data.image_size,
     image_width=data.image_width or data.image_size,
     accumulate=train.accumulate,

@@ -15,12 +15,12 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict, config_dict
 
-from xfactor.data.views import SetViews, Views
+from xfactor.data.views import SetViews, Shifted, Views
 from xfactor.errors import UserError
-from xfactor.models import perceptual, srt, xfactor
+from xfactor.models import baselines, perceptual, srt, xfactor
 from xfactor.models.functional import Params
 from xfactor.models.layers import to_float
-from xfactor.training import augment, flops, objectives, rays
+from xfactor.training import augment, contrast, flops, objectives, rays
 
 Batch = dict[str, jax.Array]
 
@@ -65,6 +65,10 @@ class Family(abc.ABC):
   @abc.abstractmethod
   def views(self, data: ConfigDict) -> int:
     """Views of an example."""
+
+  def frames(self, data: ConfigDict) -> int:
+    """Frames that are read for an example."""
+    return self.views(data)
 
   @abc.abstractmethod
   def chooser(self, data: ConfigDict, part: ConfigDict) -> Callable[..., Any]:
@@ -135,39 +139,43 @@ class XFactor(Family):
   posed = False
 
   def settings(self) -> dict[str, dict[str, Any]]:
+    objective = dataclasses.asdict(self.objective())
+    del objective['shifted']
     return {
       'model': dataclasses.asdict(self.model()),
-      'objective': dataclasses.asdict(self.objective()),
+      'objective': objective,
       'data': {
-        'bump': False,  # Favour windows of 70 % of the longest.
-        'gap_sigma': config_dict.placeholder(float),  # Central references.
-        'flip_prob': 0.5,  # Share of examples played backwards.
+        **_CLIP_DATA,
+        # Share of examples of which the two halves are seen at moments that
+        # are up to `offset` frames apart.
+        'offset_prob': 0.0,
+        'offset': 1,
       },
-      'eval': {
-        'pairs': 64,  # Of clips in the transfer test, at most.
-        'targets': 5,  # Views of a clip that it draws.
-      },
+      'eval': _CLIP_EVAL,
     }
 
   def check(self, config: ConfigDict) -> None:
-    data, patch = config.data, config.model.patch_size
-    for name in ('image_size', 'image_width'):
-      size = data[name]
-      if size is not None and (size % patch or size // patch % 2):
-        raise UserError(
-          f'config.data.{name}={size} must be an even number of patches of '
-          f'config.model.patch_size={patch} pixels'
-        )
-    if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
+    _check_clips(config)
+    name, unmasked = config.objective.contrast, config.objective.unmasked_prob
+    if name and name not in contrast.NAMES:
       raise UserError(
-        f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: '
-        'choose "float32" or "bfloat16"'
+        f'config.objective.contrast={name!r}: choose one of '
+        f'{", ".join(contrast.NAMES)}, or leave it empty'
       )
+    for what, value in (
+      ('objective.contrast', name),
+      ('data.offset_prob', config.data.offset_prob),
+    ):
+      if value and unmasked:
+        raise UserError(
+          f'config.{what}={value!r} is about the two halves of examples: set '
+          'config.objective.unmasked_prob=0.0'
+        )
 
   def make_objective(self, config: ConfigDict) -> objectives.Config:
     values = config.objective.to_dict()
     values['augmentation'] = augment.Config(**values['augmentation'])
-    return objectives.Config(**values)
+    return objectives.Config(**values, shifted=config.data.offset_prob > 0)
 
   def network(self, model, rngs, platform) -> xfactor.XFactor:
     return xfactor.XFactor(model, rngs=rngs, platform=platform)
@@ -175,18 +183,20 @@ class XFactor(Family):
   def views(self, data: ConfigDict) -> int:
     return data.contexts + 1
 
-  def chooser(self, data: ConfigDict, part: ConfigDict) -> Views:
-    return Views(
-      num_views=self.views(data),
-      window=(part.begin, part.end),
-      ramp_steps=data.ramp_steps,
-      bump=data.bump,
-      gap_sigma=data.gap_sigma,
-      flip_prob=data.flip_prob,
-    )
+  def frames(self, data: ConfigDict) -> int:
+    return self.views(data) * (1 + bool(data.offset_prob))
+
+  def chooser(self, data: ConfigDict, part: ConfigDict) -> Views | Shifted:
+    views = _clip_views(self.views(data), data, part)
+    if data.offset_prob:
+      return Shifted(views, data.offset, data.offset_prob)
+    return views
 
   def draw(self, key, batch, objective) -> objectives.Draws:
-    return objectives.draw(key, batch['frames'], objective)
+    frames = batch['frames']
+    if objective.shifted:
+      frames = frames[:, : frames.shape[1] // 2]
+    return objectives.draw(key, frames, objective)
 
   def loss(self, network, batch, draws, objective, *, whole, weights):
     return objectives.loss(
@@ -207,36 +217,164 @@ class XFactor(Family):
     return objectives.is_whole_step(seed, step, objective)
 
   def needs_lpips(self, objective: objectives.Config) -> bool:
-    return objective.lpips_weight > 0
+    return objective.lpips_weight > 0 and not objective.contrast
 
   def describe(self, build) -> str:
-    return (
-      f'{build.batch} examples of {build.views} views at '
-      f'{build.image_size} pixels'
-    )
+    return _describe_clips(build)
 
   def flops(self, build, *, whole: bool = False) -> int:
-    return flops.train_step(build.model, **self._sizes(build), whole=whole)
+    return flops.train_step(
+      build.model,
+      **_clip_sizes(build),
+      whole=whole,
+      render=not build.objective.contrast,
+    )
 
   def executed_flops(self, build, *, whole: bool) -> float:
     return flops.executed_step(
       build.model,
-      **self._sizes(build),
+      **_clip_sizes(build),
       whole=whole,
-      lpips_dtype=(
-        build.objective.lpips_dtype
-        if self.needs_lpips(build.objective)
-        else None
+      render=not build.objective.contrast,
+      lpips_dtype=_lpips_dtype(build),
+    )
+
+
+class _Baseline(Family):
+  """What RUST and RayZer share: clips, and a target drawn from its own pose."""
+
+  objective = objectives.Autoencoding
+  arrays = ('images', 'frames')
+  ordered = True
+  posed = False
+  network_type: ClassVar[type]
+
+  def settings(self) -> dict[str, dict[str, Any]]:
+    return {
+      'model': dataclasses.asdict(self.model()),
+      'objective': dataclasses.asdict(self.objective()),
+      'data': _CLIP_DATA,
+      'eval': _CLIP_EVAL,
+    }
+
+  def check(self, config: ConfigDict) -> None:
+    _check_clips(config)
+
+  def make_objective(self, config: ConfigDict) -> objectives.Autoencoding:
+    return self.objective(**config.objective)
+
+  def network(self, model, rngs, platform) -> nnx.Module:
+    return self.network_type(model, rngs=rngs, platform=platform)
+
+  def views(self, data: ConfigDict) -> int:
+    return data.contexts + 1
+
+  def chooser(self, data: ConfigDict, part: ConfigDict) -> Views:
+    return _clip_views(self.views(data), data, part)
+
+  def draw(self, key, batch, objective) -> objectives.AutoencodingDraws:
+    return objectives.draw_autoencoding(key, batch['frames'])
+
+  def loss(self, network, batch, draws, objective, *, whole, weights):
+    del whole
+    return objectives.autoencoding_loss(
+      network,
+      to_float(batch['images']),
+      draws,
+      objective,
+      perceptual=functools.partial(
+        perceptual.lpips, weights, dtype=objective.lpips_dtype
       ),
     )
 
-  def _sizes(self, build) -> dict[str, int]:
-    return {
-      'batch': build.batch,
-      'views': build.views,
-      'height': build.image_size,
-      'width': build.image_width,
-    }
+  def needs_lpips(self, objective: objectives.Autoencoding) -> bool:
+    return objective.lpips_weight > 0
+
+  def describe(self, build) -> str:
+    return _describe_clips(build)
+
+  def flops(self, build, *, whole: bool = False) -> int:
+    return flops.baseline_step(build.model, **_clip_sizes(build))
+
+  def executed_flops(self, build, *, whole: bool) -> float:
+    return flops.baseline_executed_step(
+      build.model, **_clip_sizes(build), lpips_dtype=_lpips_dtype(build)
+    )
+
+
+class Rust(_Baseline):
+  """RUST (Sajjadi et al., CVPR 2023)."""
+
+  name = 'rust'
+  model = baselines.RustConfig
+  network_type = baselines.Rust
+
+
+class RayZer(_Baseline):
+  """RayZer (Jiang et al., ICCV 2025)."""
+
+  name = 'rayzer'
+  model = baselines.RayZerConfig
+  network_type = baselines.RayZer
+
+
+# Of families that learn from clips without cameras.
+_CLIP_DATA = {
+  'bump': False,  # Favour windows of 70 % of the longest.
+  'gap_sigma': config_dict.placeholder(float),  # Central references.
+  'flip_prob': 0.5,  # Share of examples played backwards.
+}
+_CLIP_EVAL = {
+  'pairs': 64,  # Of clips in the transfer test, at most.
+  'targets': 5,  # Views of a clip that it draws.
+}
+
+
+def _check_clips(config: ConfigDict) -> None:
+  data, patch = config.data, config.model.patch_size
+  for name in ('image_size', 'image_width'):
+    size = data[name]
+    if size is not None and (size % patch or size // patch % 2):
+      raise UserError(
+        f'config.data.{name}={size} must be an even number of patches of '
+        f'config.model.patch_size={patch} pixels'
+      )
+  if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
+    raise UserError(
+      f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: '
+      'choose "float32" or "bfloat16"'
+    )
+
+
+def _clip_views(count: int, data: ConfigDict, part: ConfigDict) -> Views:
+  return Views(
+    num_views=count,
+    window=(part.begin, part.end),
+    ramp_steps=data.ramp_steps,
+    bump=data.bump,
+    gap_sigma=data.gap_sigma,
+    flip_prob=data.flip_prob,
+  )
+
+
+def _describe_clips(build: Any) -> str:
+  return (
+    f'{build.batch} examples of {build.views} views at '
+    f'{build.image_size} pixels'
+  )
+
+
+def _clip_sizes(build: Any) -> dict[str, int]:
+  return {
+    'batch': build.batch,
+    'views': build.views,
+    'height': build.image_size,
+    'width': build.image_width,
+  }
+
+
+def _lpips_dtype(build: Any) -> str | None:
+  return build.objective.lpips_dtype if build.needs_lpips else None
 
 
 class SRT(Family):
@@ -358,7 +496,7 @@ class SRT(Family):
 
 
 FAMILIES: Mapping[str, Family] = {
-  family.name: family for family in (XFactor(), SRT())
+  family.name: family for family in (XFactor(), SRT(), Rust(), RayZer())
 }
 
 

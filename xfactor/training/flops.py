@@ -10,7 +10,7 @@ import itertools
 
 import jax
 
-from xfactor.models import perceptual, srt, xfactor
+from xfactor.models import baselines, perceptual, srt, xfactor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,15 @@ def train_step(
   height: int,
   width: int,
   whole: bool = False,
+  render: bool = True,
 ) -> int:
   """Model FLOPs of one update (three times the forward pass)."""
   tokens = height * width // config.patch_size**2
   halves = 1 if whole else 2
-  forward = halves * forward_pass(config, views=views, tokens=tokens // halves)
-  return 3 * batch * forward
+  forward = forward_pass(
+    config, views=views, tokens=tokens // halves, render=render
+  )
+  return 3 * batch * halves * forward
 
 
 def executed_step(
@@ -82,6 +85,7 @@ def executed_step(
   height: int,
   width: int,
   whole: bool = False,
+  render: bool = True,
   lpips_dtype: str | None = None,
 ) -> float:
   """FLOPs that the chips do for one update, in bfloat16 passes, at least.
@@ -91,15 +95,20 @@ def executed_step(
   for a float32 convolution. What attention kernels recompute is not counted.
   """
   sizes = {'views': views, 'height': height, 'width': width, 'whole': whole}
-  total = float(train_step(config, batch=batch, **sizes))
+  total = float(train_step(config, batch=batch, render=render, **sizes))
   if config.remat == 'full':
     tokens = height * width // config.patch_size**2
     halves = 1 if whole else 2
-    total += batch * halves * _trunks(config, views, tokens // halves, dense=12)
-  if lpips_dtype:
-    passes = 6 if lpips_dtype == 'float32' else 1
-    total += batch * passes * lpips_gradient(height, width)
-  return total
+    again = _trunks(config, views, tokens // halves, render, dense=12)
+    total += batch * halves * again
+  return total + _lpips(batch, height, width, lpips_dtype)
+
+
+def _lpips(batch: int, height: int, width: int, dtype: str | None) -> float:
+  if not dtype:
+    return 0.0
+  passes = 6 if dtype == 'float32' else 1
+  return batch * passes * lpips_gradient(height, width)
 
 
 def lpips_gradient(height: int, width: int) -> float:
@@ -114,43 +123,149 @@ def lpips_gradient(height: int, width: int) -> float:
   return lowered.cost_analysis()['flops']
 
 
-def forward_pass(config: xfactor.Config, *, views: int, tokens: int) -> int:
-  """FLOPs of encoding views - 1 pairs and drawing one target.
+def forward_pass(
+  config: xfactor.Config, *, views: int, tokens: int, render: bool = True
+) -> int:
+  """FLOPs of encoding an example's poses and drawing its target.
 
   Args:
     config: The model's sizes.
     views: Reference, contexts and target together.
     tokens: Patches of each view that one set holds.
+    render: Whether anything is drawn.
   """
-  width, pose = config.features, config.pose_dim
+  width, pose = config.features, config.pose_channels
   patch = config.patch_channels
-  pairs = views - 1
-  embed = 2 * 2 * tokens * patch * width
-  head = 2 * 4 * (2 * width * 4 * width + 4 * width * width + width * pose)
-  embed_context = (
-    2 * pairs * tokens * ((patch + pose) * 4 * width + 4 * width * width)
+  contexts = views - 1
+  sets, seen = _encoder_sets(config, views)
+  embed = 2 * tokens * patch * width
+  head = (
+    2
+    * 2
+    * (2 * width * 4 * width + 4 * width * width + width * config.pose_dim)
   )
-  embed_target = 2 * (pose * 4 * width + 4 * width * width)
-  pixels = 2 * tokens * (width * 4 * width + 4 * width * width + width * patch)
-  ends = pairs * (embed + head) + embed_context + embed_target + pixels
-  return ends + _trunks(config, views, tokens)
+  ends = sets * seen * (embed + head)
+  if render:
+    ends += (
+      2 * contexts * tokens * ((patch + pose) * 4 * width + 4 * width * width)
+    )
+    # A latent pose is the same for all patches of the target; rays are not.
+    told = 1 if config.pose == 'latent' else tokens
+    ends += 2 * told * (pose * 4 * width + 4 * width * width)
+    ends += 2 * tokens * (4 * width * width * 2 + width * patch)
+  return ends + _trunks(config, views, tokens, render)
+
+
+def _encoder_sets(config: xfactor.Config, views: int) -> tuple[int, int]:
+  """Sets that the pose encoder sees, and views of each."""
+  return (1, views) if config.joint_encoder else (views - 1, 2)
 
 
 def _trunks(
-  config: xfactor.Config, views: int, tokens: int, dense: int = 16
+  config: xfactor.Config,
+  views: int,
+  tokens: int,
+  render: bool,
+  dense: int = 16,
 ) -> int:
   """Layers, of whose dense weights `dense` squares of the width are used."""
-  width, sets = config.features, tokens + config.registers
-  encoder = _layers(width, config.encoder_layers, 2, sets, dense)
+  width, longer = config.features, tokens + config.registers
+  sets, seen = _encoder_sets(config, views)
+  encoder = _layers(width, config.encoder_layers, seen, longer, dense)
   renderer = _layers(width, config.renderer_layers, views, tokens, dense)
-  return (views - 1) * encoder + renderer
+  return sets * encoder + render * renderer
 
 
 def _layers(width: int, depth: int, views: int, tokens: int, dense: int) -> int:
-  dense = 2 * dense * width**2 * views * tokens
+  products = 2 * dense * width**2 * views * tokens
   across = 4 * width * (views * tokens) ** 2
   within = 4 * width * views * tokens**2
-  return depth * (dense + across + within)
+  return depth * (products + across + within)
+
+
+def baseline_step(
+  config: baselines.RustConfig | baselines.RayZerConfig,
+  *,
+  batch: int,
+  views: int,
+  height: int,
+  width: int,
+) -> int:
+  """Model FLOPs of one update of RUST or RayZer."""
+  tokens = height * width // config.patch_size**2
+  ends, blocks = _baseline(config, views, tokens, dense=8)
+  return 3 * batch * (ends + blocks)
+
+
+def baseline_executed_step(
+  config: baselines.RustConfig | baselines.RayZerConfig,
+  *,
+  batch: int,
+  views: int,
+  height: int,
+  width: int,
+  lpips_dtype: str | None = None,
+) -> float:
+  """FLOPs that the chips do for one update; see `executed_step`.
+
+  RUST's perceptual distance is counted of whole pictures.
+  """
+  sizes = {'batch': batch, 'views': views, 'height': height, 'width': width}
+  total = float(baseline_step(config, **sizes))
+  if config.remat == 'full':
+    tokens = height * width // config.patch_size**2
+    total += batch * _baseline(config, views, tokens, dense=4)[1]
+  return total + _lpips(batch, height, width, lpips_dtype)
+
+
+def _baseline(
+  config: baselines.RustConfig | baselines.RayZerConfig,
+  views: int,
+  tokens: int,
+  dense: int,
+) -> tuple[int, int]:
+  """FLOPs of one example: outside of the blocks, and of the blocks.
+
+  `dense` squares of the width are what an MLP's weights count as.
+  """
+  width, patch = config.features, config.patch_channels
+  depths = config.encoder_layers, config.scene_layers, config.decoder_layers
+
+  def block(count: int, keys: int, cross: bool = False) -> int:
+    if cross:
+      products = 2 * width**2 * (count * (2 + dense) + 2 * keys)
+    else:
+      products = 2 * width**2 * count * (4 + dense)
+    return products + 4 * width * count * keys
+
+  contexts = (views - 1) * tokens
+  if isinstance(config, baselines.RustConfig):
+    half = tokens // 2
+    counts = half + contexts, contexts, half
+    blocks = (
+      block(counts[0], counts[0]),
+      block(contexts, contexts),
+      block(half, contexts, cross=True),
+    )
+    ends = (contexts + half) * patch * width
+    ends += half * ((width + config.pose_dim) * 4 + 4 * width) * width
+    ends += half * (4 * width**2 + 4 * width * patch)
+    ends += width * config.pose_dim
+  else:
+    rays = 2 * patch
+    all_views = views * (tokens + 1)
+    scene, drawn = config.scene_tokens + contexts, config.scene_tokens + tokens
+    blocks = (
+      block(all_views, all_views),
+      block(scene, scene),
+      block(drawn, drawn),
+    )
+    ends = views * tokens * patch * width
+    ends += views * (2 * width**2 + 9 * width + width**2 + width)
+    ends += contexts * (patch + rays + width) * width
+    ends += tokens * (rays + patch) * width
+  layers = sum(d * b for d, b in zip(depths, blocks, strict=True))
+  return 2 * ends, layers
 
 
 def srt_train_step(

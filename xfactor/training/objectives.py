@@ -18,11 +18,11 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from xfactor.models import layers
-from xfactor.models.xfactor import XFactor
-from xfactor.training import augment
+from xfactor.models import baselines, layers
+from xfactor.models.xfactor import XFactor, encoder_pairs
+from xfactor.training import augment, contrast
 
 
 class Perceptual(Protocol):
@@ -44,6 +44,9 @@ class Config:
     unmasked_prob: Share of steps whose examples are all left whole.
     self_target_prob: Share of examples whose target is one of their contexts.
     augmentation: What the pose encoder sees.
+    contrast: One of `contrast.NAMES` to train the pose encoder alone by it.
+    shifted: Whether each example comes twice: the second time, of a moment that
+      may be another, is what B sees; `config.data.offset_prob`.
   """
 
   l1_weight: float = 1.0
@@ -52,6 +55,23 @@ class Config:
   unmasked_prob: float = 0.05
   self_target_prob: float = 0.05
   augmentation: augment.Config = augment.Config()
+  contrast: str = ''
+  shifted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoding:
+  """The loss of the baselines (`models.baselines`), drawn from its own pose.
+
+  Attributes:
+    l1_weight: Weight of the mean absolute error in [-1, 1].
+    lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
+    lpips_dtype: Of LPIPS's convolutions: 'float32' or 'bfloat16'.
+  """
+
+  l1_weight: float = 1.0
+  lpips_weight: float = 0.5
+  lpips_dtype: str = 'float32'
 
 
 @jax.tree_util.register_dataclass
@@ -212,77 +232,126 @@ def _to_quadrants(tokens: Array, grid: tuple[int, int]) -> Array:
   )
 
 
+def encode(
+  model: XFactor,
+  sets: Float[Array, 'b p n h w 3'],
+  order: Int[Array, 'b 4'] | None,
+  others: Float[Array, 'b p n h w 3'] | None = None,
+) -> Float[Array, 'b s v z']:
+  """Poses of all views, from A and from B, or from whole examples.
+
+  Args:
+    model: The networks.
+    sets: What the pose encoder sees at once; see `encoder_sets`.
+    order: How the quadrants are dealt, or None to leave the examples whole.
+    others: What it sees instead in B.
+  """
+  grid, positions = model.grid(sets), model.positions(sets)
+  batch, count = sets.shape[:2]
+  patches = model.patches(sets)
+  if order is not None:
+    positions = _split_positions(positions, order, grid)
+    patches = split_halves(patches, order, grid)
+    if others is not None:
+      second = split_halves(model.patches(others), order, grid)
+      is_second = jnp.arange(2 * batch) % 2 == 1
+      patches = jnp.where(
+        is_second.reshape(-1, *(1,) * (patches.ndim - 1)), second, patches
+      )
+  # One encoder call for all sets: they are examples of their own.
+  poses = model.pose_encoder(
+    einops.rearrange(patches, 'b p n t c -> (b p) n t c'),
+    jnp.repeat(positions, count, axis=0) if len(positions) > 1 else positions,
+  )
+  poses = einops.rearrange(poses, '(b p) n z -> b p n z', p=count)
+  seen = einops.rearrange(poses[:, :, 1:], 'b p n z -> b (p n) z')
+  poses = jnp.concatenate([poses[:, :1, 0], seen], axis=1)
+  return einops.rearrange(poses, '(b s) v z -> b s v z', b=batch)
+
+
+def render(
+  model: XFactor,
+  context: Float[Array, 'b c h w 3'],
+  poses: Float[Array, 'b s v z'],
+  order: Int[Array, 'b 4'] | None,
+) -> Float[Array, 'b h w 3']:
+  """Draws each part of the target with the pose that the other part gave."""
+  height, width = context.shape[2:4]
+  grid, positions = model.grid(context), model.positions(context)
+  patches = model.patches(context)
+  if order is not None:
+    positions = _split_positions(positions, order, grid)
+    patches = split_halves(patches, order, grid)
+  swapped = einops.rearrange(poses[:, ::-1], 'b s v z -> (b s) v z')
+  drawn = model.renderer(patches, swapped, positions, grid)
+  if order is not None:
+    drawn = join_halves(drawn, order, grid)
+  return layers.unpatchify(drawn, model.config.patch_size, height, width)
+
+
+def _split_positions(positions: Array, order: Array, grid) -> Array:
+  everywhere = jnp.broadcast_to(positions, (len(order), *positions.shape[1:]))
+  return split_halves(everywhere, order, grid)
+
+
 def reconstruct(
   model: XFactor,
   images: Float[Array, 'b v h w 3'],
-  pairs: Float[Array, 'b p 2 h w 3'],
+  sets: Float[Array, 'b p n h w 3'],
   order: Int[Array, 'b 4'] | None,
+  others: Float[Array, 'b p n h w 3'] | None = None,
 ) -> Reconstruction:
   """Encodes poses, swaps them between the halves and draws the target.
 
   Args:
     model: The networks.
     images: Clean views in [-1, 1]: reference, contexts, target.
-    pairs: What the pose encoder sees: (reference, view) for each other view.
+    sets: What the pose encoder sees.
     order: How the quadrants are dealt, or None to leave the examples whole.
+    others: What it sees instead in B.
 
   Returns:
     The drawn target, and poses [b, s, v, z] before the swap: s is 2 (from A,
     from B) or, for whole examples, 1; the reference's pose is zero.
   """
-  batch, num_pairs = pairs.shape[:2]
-  height, width = images.shape[2:4]
-  patch = model.config.patch_size
-  grid = (height // patch, width // patch)
-  context = model.patches(images[:, :-1])
-  encoder_in = model.patches(pairs)
-  positions = model.positions(images)
-  if order is not None:
-    positions = split_halves(
-      jnp.broadcast_to(positions, (batch, *positions.shape[1:])), order, grid
-    )
-    context = split_halves(context, order, grid)
-    encoder_in = split_halves(encoder_in, order, grid)
-  # One encoder call for all pairs: they are examples of their own.
-  poses = model.pose_encoder(
-    einops.rearrange(encoder_in, 'b p two t c -> (b p) two t c'),
-    jnp.repeat(positions, num_pairs, axis=0)
-    if len(positions) > 1
-    else positions,
-  )
-  poses = einops.rearrange(poses, '(b p) two z -> b p two z', p=num_pairs)
-  poses = jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)
-  by_half = einops.rearrange(poses, '(b s) v z -> b s v z', b=batch)
-  swapped = einops.rearrange(by_half[:, ::-1], 'b s v z -> (b s) v z')
-  patches = model.renderer(context, swapped, positions)
-  if order is not None:
-    patches = join_halves(patches, order, grid)
-  image = layers.unpatchify(patches, patch, height, width)
-  return Reconstruction(image, by_half)
+  poses = encode(model, sets, order, others)
+  return Reconstruction(render(model, images[:, :-1], poses, order), poses)
 
 
 def prepare(
-  images: Float[Array, 'b v h w 3'], draws: Draws, config: Config
-) -> tuple[Float[Array, 'b v h w 3'], Float[Array, 'b p 2 h w 3']]:
-  """Puts the views in order and augments what the pose encoder sees."""
-  target = take_views(draws.views, draws.target[:, None])
-  views = jnp.concatenate([draws.views[:, :-1], target], axis=1)
-  images = take_views(images, views)
-  pairs = encoder_pairs(images)
-  flat = einops.rearrange(pairs, 'b p two h w c -> (b p) two h w c')
-  flat_draws = jax.tree.map(
-    lambda x: x.reshape(-1, *x.shape[2:]), draws.augmentation
-  )
-  flat = augment.apply(flat, flat_draws, config.augmentation)
-  return images, flat.reshape(pairs.shape)
-
-
-def encoder_pairs(
   images: Float[Array, 'b v h w 3'],
-) -> Float[Array, 'b p 2 h w 3']:
-  """(reference, view) for every view but the reference."""
-  reference = jnp.broadcast_to(images[:, :1], images[:, 1:].shape)
-  return jnp.stack([reference, images[:, 1:]], axis=2)
+  draws: Draws,
+  config: Config,
+  *,
+  joint: bool = False,
+) -> tuple[Float[Array, 'b v h w 3'], Float[Array, 'b p n h w 3']]:
+  """Puts the views in order and augments what the pose encoder sees."""
+  images = take_views(images, _views_in_order(draws))
+  return images, _augmented(images, draws, config, joint)
+
+
+def _views_in_order(draws: Draws) -> Int[Array, 'b v']:
+  target = take_views(draws.views, draws.target[:, None])
+  return jnp.concatenate([draws.views[:, :-1], target], axis=1)
+
+
+def _augmented(
+  images: Array, draws: Draws, config: Config, joint: bool
+) -> Float[Array, 'b p n h w 3']:
+  sets = encoder_sets(images, joint)
+  drawn = jax.tree.map(
+    lambda x: x[:, : sets.shape[1]].reshape(-1, *x.shape[2:]),
+    draws.augmentation,
+  )
+  flat = einops.rearrange(sets, 'b p n h w c -> (b p) n h w c')
+  return augment.apply(flat, drawn, config.augmentation).reshape(sets.shape)
+
+
+def encoder_sets(
+  images: Float[Array, 'b v h w 3'], joint: bool
+) -> Float[Array, 'b p n h w 3']:
+  """What the pose encoder sees at once: pairs, or all views of an example."""
+  return images[:, None] if joint else encoder_pairs(images)
 
 
 def loss(
@@ -304,16 +373,77 @@ def loss(
     whole: Leave the examples unsplit in this step.
     perceptual: LPIPS, needed if its weight is above zero.
   """
-  images, pairs = prepare(images, draws, config)
+  joint = model.config.joint_encoder
+  others = None
+  if config.shifted:
+    images, moved = jnp.split(images, 2, axis=1)
+    moved = take_views(moved, _views_in_order(draws))
+    others = _augmented(moved, draws, config, joint)
+  images, sets = prepare(images, draws, config, joint=joint)
   order = None if whole else draws.order
-  prediction = reconstruct(model, images, pairs, order).image
-  target = images[:, -1]
+  poses = encode(model, sets, order, others)
+  if config.contrast:
+    a, b = (
+      einops.rearrange(x[:, 1:], 'b v z -> (b v) z')
+      for x in (poses[:, 0], poses[:, 1])
+    )
+    total = contrast.loss(config.contrast, a, b)
+    return total, {'loss': total}
+  prediction = render(model, images[:, :-1], poses, order)
+  return score(prediction, images[:, -1], config, perceptual)
+
+
+def score(
+  prediction: Float[Array, 'b h w 3'],
+  target: Float[Array, 'b h w 3'],
+  config: 'Config | Autoencoding',
+  perceptual: Perceptual | None,
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """The weighted distances of what is drawn, and each of them."""
   parts = {'l1': jnp.mean(jnp.abs(prediction - target))}
   total = config.l1_weight * parts['l1']
   if config.lpips_weight > 0:
     parts['lpips'] = jnp.mean(perceptual(prediction, target))
     total += config.lpips_weight * parts['lpips']
   return total, {'loss': total, **parts}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AutoencodingDraws:
+  """What a step of a baseline draws.
+
+  Attributes:
+    views: As of `Draws`.
+    left: Whether RUST's pose encoder sees the target's left half.
+  """
+
+  views: Int[Array, '*parts b v']
+  left: Bool[Array, '*parts b']
+
+
+def draw_autoencoding(
+  key: PRNGKeyArray, frames: Int[Array, 'b v']
+) -> AutoencodingDraws:
+  """Draws a step's randomness; arguments as of `draw`."""
+  key_views, key_left = jax.random.split(key)
+  return AutoencodingDraws(
+    views=draw_views(key_views, frames),
+    left=jax.random.bernoulli(key_left, 0.5, (len(frames),)),
+  )
+
+
+def autoencoding_loss(
+  model: baselines.Rust | baselines.RayZer,
+  images: Float[Array, 'b v h w 3'],
+  draws: AutoencodingDraws,
+  config: Autoencoding,
+  *,
+  perceptual: Perceptual | None = None,
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """As `loss`, of a baseline: what it draws against what that should be."""
+  drawn, truth = model.reconstruct(take_views(images, draws.views), draws.left)
+  return score(drawn, truth, config, perceptual)
 
 
 def transfer(
@@ -326,21 +456,9 @@ def transfer(
   The scenes' own context poses place their views; the target pose is that of
   `images`, relative to its own reference.
   """
-  motion = reconstruct_poses(model, images)[:, -1:]
+  motion = model.encode_views(images)[:, -1:]
   if scenes.shape[1] > 1:
-    contexts = reconstruct_poses(model, scenes)
+    contexts = model.encode_views(scenes)
   else:
     contexts = jnp.zeros_like(motion)
   return model.render(scenes, jnp.concatenate([contexts, motion], axis=1))
-
-
-def reconstruct_poses(
-  model: XFactor, images: Float[Array, 'b v h w 3']
-) -> Float[Array, 'b v z']:
-  """Poses of whole views relative to the first, one pair at a time."""
-  pairs = encoder_pairs(images)
-  flat = einops.rearrange(pairs, 'b p two h w c -> (b p) two h w c')
-  poses = einops.rearrange(
-    model.encode(flat), '(b p) two z -> b p two z', p=pairs.shape[1]
-  )
-  return jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)

@@ -48,7 +48,7 @@ class Config:
 DECAY_RULES = (
   (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
   (r'.*/bias', False),
-  (r'.*/(registers|pixel_embedding|\w+_camera)', False),
+  (r'.*/(registers|pixel_embedding|\w+_camera)|scene|camera', False),
   (r'.*/kernel', True),
 )
 

@@ -40,15 +40,16 @@ class Config:
   tensor: int = 1
 
 
-_MLPS = r'mlp|head|query|color|density|embed_\w+'
+_MLPS = r'mlp|head|pose|focal|query|color|density|embed_\w+'
 # Specs of the last dimensions; stacked layers have one more in front.
 PARAM_RULES = (
-  (r'.*/(qkv|q|kv|embed|project)/kernel', ('fsdp', 'tensor')),
+  (rf'(.*/)?(qkv|q|kv|embed|project|{_MLPS})/kernel', ('fsdp', 'tensor')),
   (r'.*/convs/\d+/kernel', ('fsdp', 'tensor')),
   (r'.*/out/kernel', ('tensor', 'fsdp')),
-  (rf'.*/({_MLPS})/layers/0/kernel', ('fsdp', 'tensor')),
-  (rf'.*/({_MLPS})/layers/\d+/kernel', ('tensor', 'fsdp')),
+  (rf'(.*/)?({_MLPS})/layers/0/kernel', ('fsdp', 'tensor')),
+  (rf'(.*/)?({_MLPS})/layers/\d+/kernel', ('tensor', 'fsdp')),
   (r'.*/(scale|bias|registers|pixel_embedding|\w+_camera)', ()),
+  (r'scene|camera', ()),
 )
 
 

@@ -39,21 +39,27 @@ def rerender(
   Raises:
     ValueError: If it is not possible.
   """
-  source = _source(store)
-  if source is None:
-    raise ValueError(f'{store.name} cannot be drawn anew')
-  record = store.clip(clip)
-  baked = _baked(source, int(record.id))
-  eyes = np.linalg.inv(world_to_camera)[:, :3, 3]
-  free = raycaster.clearance(baked.scene, eyes) >= MIN_CLEARANCE
+  source, baked = _lit(store, clip)
+  free = is_free(store, clip, world_to_camera)
   # One camera for all frames of a clip.
-  intrinsics = np.repeat(record.intrinsics[:1], free.sum(), 0)
+  intrinsics = np.repeat(store.clip(clip).intrinsics[:1], free.sum(), 0)
   poses = world_to_camera[free, :3].astype(np.float32)
   pictures = np.zeros((len(free), size, size, 3), np.uint8)
   drawn = raycaster.render(baked, intrinsics, poses, source.size)
   for i, (picture, _) in zip(np.flatnonzero(free), drawn, strict=True):
     pictures[i] = images.centre_crop_resize(picture, size)
   return pictures, free
+
+
+def is_free(
+  store: records.FrameStore,
+  clip: int,
+  world_to_camera: Float[np.ndarray, 'n 4 4'],
+) -> Bool[np.ndarray, ' n']:
+  """Which eyes are in free space; arguments and errors as of `rerender`."""
+  _, baked = _lit(store, clip)
+  eyes = np.linalg.inv(world_to_camera)[:, :3, 3]
+  return raycaster.clearance(baked.scene, eyes) >= MIN_CLEARANCE
 
 
 def is_possible(store: records.FrameStore) -> bool:
@@ -75,6 +81,15 @@ def _source(store: records.FrameStore) -> synthetic.Source | None:
     )
     return None
   return synthetic.Source(**made['options'])
+
+
+def _lit(
+  store: records.FrameStore, clip: int
+) -> tuple[synthetic.Source, raycaster.Baked]:
+  source = _source(store)
+  if source is None:
+    raise ValueError(f'{store.name} cannot be drawn anew')
+  return source, _baked(source, int(store.clip_id(clip)))
 
 
 # A scene takes a second, a frame of 128 pixels a thirtieth.

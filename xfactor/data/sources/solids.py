@@ -153,7 +153,7 @@ def _views(rng: Rng, count: int, arc: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(synthetic.Source):
+class Source(synthetic.Drawn):
   """Plain solids on grey ground, with the options and splits of `synthetic`.
 
   The ground is at z = 0; the eyes are 15 to 50 degrees above it, about 4 units
@@ -165,12 +165,12 @@ class Source(synthetic.Source):
   """
 
   name: ClassVar[str] = 'solids'
-  version: ClassVar[str] = '1.0.0'
+  version: ClassVar[str] = '1.1.0'
   description: ClassVar[str] = (
     'Colourful solids on a ground from all around, exact cameras and depth.'
   )
   limits: ClassVar[dict[str, tuple[float, float]]] = {
-    **synthetic.Source.limits,
+    **synthetic.Drawn.limits,
     'arc': (0, 360),
   }
 

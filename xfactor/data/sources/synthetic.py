@@ -10,7 +10,7 @@ import functools
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -1470,6 +1470,7 @@ def choose_path(
   focuses: list[np.ndarray],
   rng: Rng,
   half_view: float,
+  kinds: Sequence[str],
 ) -> trajectories.Path:
   """Draws a path that keeps `MARGIN` from everything and sees something.
 
@@ -1478,8 +1479,9 @@ def choose_path(
     focuses: Points worth looking at.
     rng: Source of the draw.
     half_view: Tangent of half the field of view.
+    kinds: Of paths; tried in random order.
   """
-  kinds = list(rng.permutation(list(trajectories.KINDS)))
+  kinds = list(rng.permutation(list(kinds)))
   low = scene.centre[0] - scene.half[0] + MARGIN
   high = scene.centre[0] + scene.half[0] - MARGIN
   starts = rng.uniform(low, high, (512, 3))
@@ -1570,8 +1572,8 @@ _ALWAYS_TEST = min(range(10), key=_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(sources.Source):
-  """Procedural rooms; see the module.
+class Drawn(sources.Source):
+  """Scenes that are drawn, one clip each.
 
   Attributes:
     scenes: Number of scenes; one clip each.
@@ -1584,11 +1586,6 @@ class Source(sources.Source):
     with_depth: Whether clips carry depth.
   """
 
-  name: ClassVar[str] = 'synthetic'
-  version: ClassVar[str] = '1.0.0'
-  description: ClassVar[str] = (
-    'Procedural furnished rooms with exact cameras and depth.'
-  )
   limits: ClassVar[dict[str, tuple[float, float]]] = {
     'scenes': (1, 10**6),
     'frames': (2, 10**5),
@@ -1631,29 +1628,6 @@ class Source(sources.Source):
     forced = index == _ALWAYS_TEST and self.test_fraction > 0
     return 'test' if chosen or forced else 'train'
 
-  def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
-    """Returns scene `index`, see `build_scene`, as detailed as frames show."""
-    # A texel is about a pixel at arm's length.
-    resolution = np.clip(2 ** np.ceil(np.log2(self.size * 2)), 64, 512)
-    return build_scene(self.seed, index, int(resolution))
-
-  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
-    index = item.payload
-    scene, focuses = self.scene(index)
-    # Its own stream: the path does not change with the number of draws above.
-    rng = np.random.default_rng([self.seed, index, 1])
-    half_view = np.tan(np.radians(rng.uniform(50, 75) / 2))
-    path = choose_path(scene, focuses, rng, half_view)
-    roll = np.array([rng.normal() * 0.02, rng.normal() * 0.02, 1.0])
-    eyes, targets = path(np.linspace(0, 1, self.frames))
-    poses = cameras.look_at(eyes, targets, roll).astype(np.float32)
-    focal = 0.5 / half_view
-    intrinsics = np.tile(
-      np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
-    )
-    timestamps = np.arange(self.frames) / 10
-    yield self.render(item, scene, intrinsics, poses, timestamps)
-
   def render(
     self,
     item: sources.Item,
@@ -1683,3 +1657,56 @@ class Source(sources.Source):
       world_to_camera=poses,
       depth=depths if self.with_depth else None,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Drawn):
+  """Procedural rooms; see the module.
+
+  Attributes:
+    paths: Kinds of camera paths, keys of `trajectories.KINDS` with commas
+      between them; all if empty.
+  """
+
+  name: ClassVar[str] = 'synthetic'
+  version: ClassVar[str] = '1.0.0'
+  description: ClassVar[str] = (
+    'Procedural furnished rooms with exact cameras and depth.'
+  )
+
+  paths: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    for kind in self._kinds():
+      if kind not in trajectories.KINDS:
+        raise UserError(
+          f'the {self.name} source has no paths of kind {kind!r}; choose from '
+          f'{", ".join(trajectories.KINDS)}'
+        )
+
+  def _kinds(self) -> list[str]:
+    return self.paths.split(',') if self.paths else list(trajectories.KINDS)
+
+  def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
+    """Returns scene `index`, see `build_scene`, as detailed as frames show."""
+    # A texel is about a pixel at arm's length.
+    resolution = np.clip(2 ** np.ceil(np.log2(self.size * 2)), 64, 512)
+    return build_scene(self.seed, index, int(resolution))
+
+  def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
+    index = item.payload
+    scene, focuses = self.scene(index)
+    # Its own stream: the path does not change with the number of draws above.
+    rng = np.random.default_rng([self.seed, index, 1])
+    half_view = np.tan(np.radians(rng.uniform(50, 75) / 2))
+    path = choose_path(scene, focuses, rng, half_view, self._kinds())
+    roll = np.array([rng.normal() * 0.02, rng.normal() * 0.02, 1.0])
+    eyes, targets = path(np.linspace(0, 1, self.frames))
+    poses = cameras.look_at(eyes, targets, roll).astype(np.float32)
+    focal = 0.5 / half_view
+    intrinsics = np.tile(
+      np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
+    )
+    timestamps = np.arange(self.frames) / 10
+    yield self.render(item, scene, intrinsics, poses, timestamps)

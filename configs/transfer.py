@@ -1,0 +1,115 @@
+"""Who learns poses that transfer? The members of tools/transfer_benchmark.py.
+
+  python -m xfactor.main --config=configs/transfer.py:MEMBER[,SUITE] \\
+      --workdir=runs/transfer/MEMBER
+
+SUITE is `synthetic` (default: rooms that it makes, small models), `vizdoom`
+(walks, small models) or `full` (the paper's stereo model and data, as
+configs/sm.py). All members of a suite have the same data, loss and updates.
+MEMBER is one of
+
+  xfactor        the transferability objective, everything on
+  autoencode     no split: poses may say anything
+  bottleneck     poses of 16 numbers; of 4 in the small models, whose have 16
+  se3            explicit SE(3) poses, told to the renderer as Pluecker rays
+  render_view    one context view more in the renderer
+  joint_view     one more in the renderer and in the pose encoder
+  no_jitter, no_blur, no_augmentation   the pose encoder sees plain colours, ...
+  offset         pairs whose halves are, with probability 0.5, of two moments
+  simclr, vicreg the pose encoder alone, by a contrastive objective (probe only)
+  rust, rayzer   the baselines
+
+after tables 1, 3, 6 and 7 of arXiv 2510.13063. `joint_view` is evaluated pair by
+pair in the transfer test. Hardware: two CPU cores for the small suites, minutes
+a member; `full` as configs/sm.py, not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+from xfactor import config as configs
+
+# By member, what differs from `xfactor`; rust and rayzer differ in family.
+MEMBERS = {
+  'xfactor': {},
+  'autoencode': {'objective.unmasked_prob': 1.0},
+  'bottleneck': {'model.pose_dim': 16},
+  'se3': {'model.pose': 'se3', 'model.pose_dim': 10},
+  'render_view': {'data.contexts': 2},
+  'joint_view': {'data.contexts': 2, 'model.joint_encoder': True},
+  'no_jitter': {'objective.augmentation.jitter_prob': 0.0},
+  'no_blur': {'objective.augmentation.blur_prob': 0.0},
+  'no_augmentation': {
+    'objective.augmentation.jitter_prob': 0.0,
+    'objective.augmentation.blur_prob': 0.0,
+  },
+  'offset': {'data.offset_prob': 0.5, 'objective.unmasked_prob': 0.0},
+  'simclr': {'objective.contrast': 'simclr', 'objective.unmasked_prob': 0.0},
+  'vicreg': {'objective.contrast': 'vicreg', 'objective.unmasked_prob': 0.0},
+  'rust': {},
+  'rayzer': {},
+}
+# Members that draw nothing.
+PROBE_ONLY = frozenset({'simclr', 'vicreg'})
+
+
+def get_config(which: str = 'xfactor') -> ConfigDict:
+  """A member, and after a comma the suite."""
+  member, _, suite = which.partition(',')
+  make = {'': _synthetic, 'synthetic': _synthetic, 'vizdoom': _vizdoom}
+  config = _full() if suite == 'full' else make[suite]()
+  if member in ('rust', 'rayzer'):
+    config = configs.like(config, member)
+    depth = config.model.encoder_layers
+    config.model.update(scene_layers=depth, decoder_layers=depth)
+    if member == 'rayzer' and suite != 'full':
+      config.model.scene_tokens = 16  # As many as a view's patches.
+  config.update_from_flattened_dict(MEMBERS[member])
+  if member == 'bottleneck' and suite != 'full':
+    config.model.pose_dim = 4
+  return config
+
+
+def _full() -> ConfigDict:
+  return configs.beside(__file__, 'sm')
+
+
+def _small() -> ConfigDict:
+  """0.5 M parameters and views of 32 x 32 pixels: a quarter second an update."""
+  config = configs.small()
+  config.model.update(
+    features=64, encoder_layers=2, renderer_layers=2, remat='none'
+  )
+  # As much of the picture as in the paper.
+  config.objective.augmentation.blur_sigma = (0.1, 0.25)
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 3e-4
+  config.optimizer.warmup_steps = 100
+  config.data.update(image_size=32, batch=32, ramp_steps=1)
+  config.train.steps = 4_000
+  config.train.log_every = 100
+  config.train.eval_every = 0
+  config.train.save_every = 500
+  config.eval.pairs = 64
+  return config
+
+
+def _synthetic() -> ConfigDict:
+  config = _small()
+  config.data.mix = {'synthetic': configs.part(begin=3, end=6)}
+  config.data.make = {
+    'synthetic': {
+      'scenes': 640,
+      'frames': 16,
+      'size': 64,
+      'paths': 'look_around,dolly,crane',
+    }
+  }
+  config.eval.window = 5
+  return config
+
+
+def _vizdoom() -> ConfigDict:
+  config = _small()
+  config.data.mix = {'vizdoom': configs.part(begin=4, end=12)}
+  config.eval.window = 8
+  return config

@@ -1,0 +1,206 @@
+"""Trains models under equal budgets and tests whose poses transfer.
+
+  python tools/transfer_benchmark.py --suite=synthetic --budget=4000
+    [--seeds=0,1,2] [--members=xfactor,rust,...] [--oracles=known_scene,...]
+    [--oracle_options=learned:weights=DIR] [--jobs=1] [--out=runs/transfer]
+
+Each member of --recipes, configs/transfer.py, is trained by `xfactor.main` in
+OUT/MEMBER-seedN, and evaluated by `xfactor.eval`: held-out pictures, the
+transfer test by each oracle, the pose probe. The budget is a number of updates,
+or training FLOPs such as 30TFLOP: then each member does as many updates as
+these pay for. By default, all oracles are asked that are known to serve the
+suite and can be made here; those that are named must be there.
+
+OUT/results.md has a table for each oracle, OUT/results.json all numbers, and
+OUT/pictures.png the same motions as every member transfers them. The same
+command goes on where it stopped, and does again what failed. Exit codes: 0
+complete, 1 a member failed (its row says why, its log.txt all that it said), 2
+bad input (one line on stderr says what), 42 told to stop (SIGTERM, Ctrl-C):
+start it again.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+from transfer_suite import drawing, members, running, suites, tables
+
+from xfactor import cli
+from xfactor.data import images, records, views
+from xfactor.errors import UserError
+from xfactor.evaluation import oracles
+from xfactor.training import data
+
+SUITES = ('synthetic', 'vizdoom')
+_SERVING = {
+  'synthetic': ('known_scene', 'learned', 'colmap'),
+  # The learned oracle does not pass its gate on these.
+  'vizdoom': ('known_scene', 'colmap'),
+}
+_COLMAP_PIXELS = 256  # Smaller pictures it refuses nearly all.
+_OPTIONS = {'learned': 'weights=runs/pose_oracle'}
+
+_SUITE = flags.DEFINE_enum('suite', None, SUITES, 'Data set.')
+_BUDGET = flags.DEFINE_string(
+  'budget', None, 'Of each member: updates, or FLOPs as in 30TFLOP.'
+)
+_SEEDS = flags.DEFINE_list('seeds', '0,1,2', 'Seeds of the trainings.')
+_MEMBERS = flags.DEFINE_list('members', None, 'Of the recipe; default: all.')
+_OUT = flags.DEFINE_string('out', 'runs/transfer', 'Folder of all results.')
+_ORACLES = flags.DEFINE_list('oracles', None, 'Pose oracles.')
+_ORACLE_OPTIONS = flags.DEFINE_multi_string(
+  'oracle_options', [], "An oracle's own: NAME:KEY=VALUE,KEY=VALUE."
+)
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Members at the same time.', 1)
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'Converted data sets.')
+_RECIPES = flags.DEFINE_string(
+  'recipes',
+  'configs/transfer.py',
+  'Has `MEMBERS`, the names, `get_config("MEMBER,SUITE")` and `PROBE_ONLY`, '
+  'those without a renderer.',
+)
+
+
+def open_data(config: ConfigDict) -> list[records.FrameStore]:
+  """The splits to train and to test on; made where the recipe says how.
+
+  Raises:
+    UserError: If one is missing.
+  """
+  data.make(config)
+  ((name, part),) = config.data.mix.items()
+  return [
+    records.open_split(config.data.dir, name, split)
+    for split in (part.split, config.eval.split)
+  ]
+
+
+def make_oracles(
+  wanted: Sequence[str] | None,
+  options: dict[str, str],
+  suite: str,
+  pixels: int,
+) -> dict[str, oracles.PoseOracle]:
+  """The oracles by name.
+
+  Args:
+    wanted: Those that are asked for; if None, those that serve the suite and
+      can be made.
+    options: Of theirs, as text.
+    suite: Data set.
+    pixels: Size of its pictures.
+
+  Raises:
+    UserError: If one that is asked for cannot be made, or none can.
+  """
+  made = {}
+  for name in dict.fromkeys(wanted or _SERVING[suite]):
+    if not wanted and name == 'colmap' and pixels < _COLMAP_PIXELS:
+      continue
+    try:
+      parsed = oracles.parse_options(options.get(name, ''))
+      made[name] = oracles.make(name, **parsed)
+    except UserError as e:
+      if wanted:
+        raise
+      print(f'left out: {e}')
+  if not made:
+    raise UserError(
+      "no pose oracle can be asked; pip install -e '.[oracles]' for "
+      'known_scene, or name others by --oracles'
+    )
+  return made
+
+
+def check_data(
+  chosen: Sequence[members.Member],
+  asked: Iterable[oracles.PoseOracle],
+  store: records.FrameStore,
+) -> dict[str, str]:
+  """Why members cannot be tested on a split, by name.
+
+  Raises:
+    UserError: If an oracle does not take its clips.
+  """
+  length = int(store.num_frames[0])
+  frames = views.eval_frames(length, 2, length)
+  clip = [images.decode(data) for data in store.clip_frames(0, frames)]
+  for oracle in asked:
+    oracle(np.stack(clip), oracles.Scene(store, 0, frames))
+  failures = {}
+  for member in chosen:
+    try:
+      if member.draws:
+        drawing.pairs(member.config, store)
+    except UserError as e:
+      failures[member.name] = str(e)
+  return failures
+
+
+def parse_oracle_options(texts: Sequence[str]) -> dict[str, str]:
+  """`NAME:OPTIONS` by NAME, with what is the default elsewhere.
+
+  Raises:
+    UserError: If there is no such oracle.
+  """
+  parsed = dict(_OPTIONS)
+  for text in texts:
+    name, _, options = text.partition(':')
+    if name not in oracles.NAMES or not options:
+      raise UserError(
+        f'--oracle_options={text}: give NAME:KEY=VALUE, with one of '
+        f'{", ".join(oracles.NAMES)}'
+      )
+    parsed[name] = options
+  return parsed
+
+
+def main(_: list[str]) -> int:
+  """Runs the tool; returns the exit code."""
+  with cli.reporting_user_errors():
+    suite, budget = _SUITE.value, _BUDGET.value
+    if not (suite and budget):
+      raise UserError(
+        f'give --suite, one of {", ".join(SUITES)}, and --budget, say 4000'
+      )
+    if not _SEEDS.value or not all(x.isdigit() for x in _SEEDS.value):
+      raise UserError(f'--seeds={",".join(_SEEDS.value)}: give, say, 0,1,2')
+    # The accelerator is for the members.
+    jax.config.update('jax_platforms', 'cpu')
+    out = pathlib.Path(_OUT.value)
+    # Members share programs and, several at a time, a GPU's memory.
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{out}/compile_cache')
+    if _JOBS.value > 1:
+      os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    chosen, failures = members.make(
+      members.load(_RECIPES.value),
+      _MEMBERS.value,
+      suite=suite,
+      budget=budget,
+      data_dir=_DATA_DIR.value,
+    )
+    config = chosen[0].config
+    options = parse_oracle_options(_ORACLE_OPTIONS.value)
+    asked = make_oracles(_ORACLES.value, options, suite, config.data.image_size)
+    stores = open_data(config)
+    failures |= check_data(chosen, asked.values(), stores[1])
+    runs = running.plan(
+      [member for member in chosen if member.name not in failures],
+      list(dict.fromkeys(map(int, _SEEDS.value))),
+      out,
+      asked,
+      options=options,
+      stores=stores,
+      recipes=_RECIPES.value,
+      suite=suite,
+    )
+    table = tables.Table(f'{suite}, {budget} a member', list(asked), failures)
+    return 0 if suites.complete(runs, table, out, jobs=_JOBS.value) else 1
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=cli.parse_flags)

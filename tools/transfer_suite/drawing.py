@@ -1,0 +1,127 @@
+"""Pictures: the same motions as every member transfers them."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw, ImageFont
+
+from transfer_suite import running
+from xfactor import api
+from xfactor.data import images, records
+from xfactor.data.sources import rerender
+from xfactor.evaluation import tps
+from xfactor.training import writers
+
+_PAIRS = 3
+_MARGIN, _LETTERS = 8, 16  # Pixels.
+
+
+def pairs(
+  config: ConfigDict, store: records.FrameStore
+) -> list[tuple[tps.Excerpt, tps.Excerpt]]:
+  """The pairs (motion, scene) of a recipe's transfer test."""
+  return tps.fixed_pairs(
+    store,
+    config.eval.pairs,
+    contexts=config.data.contexts,
+    targets=config.eval.targets,
+    window=config.eval.window,
+  )
+
+
+def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
+  """Draws the first pairs of the transfer test by every member.
+
+  For each pair: the motion's frames; where scenes can be drawn anew, the scene
+  as they would show it; and each member's transfer, all after the reference.
+
+  Args:
+    path: Of the picture.
+    runs: Finished ones of members that draw; the first of each counts.
+  """
+  config = runs[0].member.config
+  store = records.open_split(
+    config.data.dir, next(iter(config.data.mix)), config.eval.split
+  )
+  size = config.data.image_size
+  blocks = [
+    {'motion': _clip(store, motion, size)} | _truth(store, motion, scene, size)
+    for motion, scene in pairs(config, store)[:_PAIRS]
+  ]
+  first = {run.member.name: run for run in reversed(runs)}
+  for name in dict.fromkeys(run.member.name for run in runs):
+    model = api.load(first[name].workdir)
+    own = pairs(first[name].member.config, store)[:_PAIRS]
+    for block, (motion, scene) in zip(blocks, own, strict=True):
+      contexts = _frames(store, scene.clip, scene.contexts)
+      start = motion.contexts[motion.reference]
+      moved = model.transfer(
+        _frames(store, motion.clip, [start, *motion.targets]),
+        contexts,
+        scene_reference=scene.reference,
+      )[1:]
+      shown = [contexts[scene.reference], *moved]
+      block[name] = _fit(shown, size)
+  labels = [
+    f'{row} {number}' if row == 'motion' else row
+    for number, block in enumerate(blocks, 1)
+    for row in block
+  ]
+  rows = np.stack([clip for block in blocks for clip in block.values()])
+  picture = writers.panel(list(rows.swapaxes(0, 1)), scale=max(1, 128 // size))
+  writers.write_png(records.data_folder(path), _labelled(picture, labels))
+
+
+def _frames(
+  store: records.FrameStore, clip: int, frames: Sequence[int]
+) -> list[np.ndarray]:
+  return [images.decode(x) for x in store.clip_frames(clip, np.array(frames))]
+
+
+def _fit(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
+  return np.stack([images.centre_crop_resize(x, size) for x in pictures])
+
+
+def _clip(
+  store: records.FrameStore, excerpt: tps.Excerpt, size: int
+) -> np.ndarray:
+  """The reference and the targets of an excerpt."""
+  frames = [excerpt.contexts[excerpt.reference], *excerpt.targets]
+  return _fit(_frames(store, excerpt.clip, frames), size)
+
+
+def _truth(
+  store: records.FrameStore, motion: tps.Excerpt, scene: tps.Excerpt, size: int
+) -> dict[str, np.ndarray]:
+  """The scene from the motion's cameras, black inside of walls."""
+  if not rerender.is_possible(store):
+    return {}
+
+  def cameras(excerpt: tps.Excerpt) -> np.ndarray:
+    frames = [excerpt.contexts[excerpt.reference], *excerpt.targets]
+    out = np.tile(np.eye(4), (len(frames), 1, 1))
+    out[:, :3] = store.clip(excerpt.clip).world_to_camera[frames]
+    return out
+
+  path = cameras(motion)
+  path = path @ np.linalg.inv(path[0]) @ cameras(scene)[0]
+  pictures, _ = rerender.rerender(store, scene.clip, path, size)
+  return {'true re-render': pictures}
+
+
+def _labelled(
+  picture: UInt8[np.ndarray, 'h w 3'], labels: Sequence[str]
+) -> UInt8[np.ndarray, 'h w2 3']:
+  """A picture with what its rows are called on the left."""
+  font = ImageFont.load_default(_LETTERS)
+  width = max(math.ceil(font.getlength(label)) for label in labels)
+  left = Image.new('RGB', (width + 2 * _MARGIN, len(picture)), 'white')
+  draw = ImageDraw.Draw(left)
+  for i, label in enumerate(labels):
+    middle = (i + 0.5) * len(picture) / len(labels)
+    draw.text((_MARGIN, middle), label, 'black', font, anchor='lm')
+  return np.concatenate([np.asarray(left), picture], axis=1)

@@ -1,0 +1,160 @@
+"""The members of the benchmark: recipes, within a budget."""
+
+import dataclasses
+import math
+import re
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xfactor.errors import UserError
+from xfactor.training import build as builds
+
+_PREFIXES = {'': 1, 'G': 1e9, 'T': 1e12, 'P': 1e15, 'E': 1e18}
+_STEPS = 1000  # That say how often an update is of which kind.
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """What is trained.
+
+  Attributes:
+    name: Of the member.
+    config: Its recipe, but for the seed.
+    parameters: Of its networks.
+    flops: Of an update, the mean over its kinds.
+    draws: Whether it has a renderer; else the probe alone tests it.
+  """
+
+  name: str
+  config: ConfigDict
+  parameters: int
+  flops: int
+  draws: bool
+
+  @property
+  def updates(self) -> int:
+    """Within the budget."""
+    return self.config.train.steps
+
+
+def updates(budget: str, flops: int) -> int:
+  """Updates within a budget, at least one.
+
+  Args:
+    budget: A number of updates, or of FLOPs, say 30TFLOP or 1.5e3PFLOP.
+    flops: Of an update.
+
+  Raises:
+    UserError: If it is neither.
+  """
+  if budget.isdigit() and int(budget):
+    return int(budget)
+  match = re.fullmatch(r'([\d.]+(?:e\d+)?) ?([GTPE]?)FLOPs?', budget)
+  try:
+    total = float(match[1]) * _PREFIXES[match[2]]
+  except (TypeError, ValueError):
+    total = 0.0
+  if not total > 0:
+    raise UserError(
+      f'--budget={budget}: give a number of updates, 4000, or of FLOPs, 30TFLOP'
+    )
+  return max(1, round(total / flops))
+
+
+def _make(
+  recipes: dict[str, Any], name: str, suite: str, budget: str, data_dir: str
+) -> Member:
+  config = ConfigDict(recipes['get_config'](f'{name},{suite}'))
+  config.data.dir = data_dir
+  if len(config.data.mix) != 1:
+    raise UserError(
+      f'the recipe of {name} trains on {len(config.data.mix)} data sets, and '
+      'the benchmark compares members on one; leave one in config.data.mix'
+    )
+  built = builds.build(config)
+  if built.family.posed:
+    raise UserError(
+      f'a model of config.family={config.family!r} is told the cameras and has '
+      'no latent poses to transfer'
+    )
+  flops = _mean_flops(built)
+  config.train.steps = updates(budget, flops)
+  builds.build(config)  # Its schedule may not fit so few updates.
+  return Member(
+    name=name,
+    config=config.lock(),
+    parameters=sum(
+      math.prod(x.shape) for x in built.functional.shapes.values()
+    ),
+    flops=flops,
+    draws=name not in recipes.get('PROBE_ONLY', ()),
+  )
+
+
+def _mean_flops(built: builds.Build) -> int:
+  kinds = [
+    built.family.kind(built.seed, step, built.objective)
+    for step in range(_STEPS)
+  ]
+  return sum(built.family.flops(built, whole=kind) for kind in kinds) // _STEPS
+
+
+def make(
+  recipes: dict[str, Any],
+  wanted: Sequence[str] | None,
+  *,
+  suite: str,
+  budget: str,
+  data_dir: str,
+) -> tuple[list[Member], dict[str, str]]:
+  """Returns the members whose recipes fit, and why others do not, by name.
+
+  Args:
+    recipes: From `load`.
+    wanted: Names of members; all if None.
+    suite: Data set.
+    budget: As for `updates`.
+    data_dir: Where the data sets are.
+
+  Raises:
+    UserError: If there is no such member, the budget is none, or no member
+      is left.
+  """
+  known = list(recipes['MEMBERS'])
+  wanted = list(dict.fromkeys(wanted or known))
+  if unknown := [name for name in wanted if name not in known]:
+    raise UserError(
+      f'there is no member {unknown[0]!r}; choose of {", ".join(known)}'
+    )
+  updates(budget, 1)
+  members, failures = [], {}
+  for name in wanted:
+    try:
+      members.append(_make(recipes, name, suite, budget, data_dir))
+    except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:
+      failures[name] = ' '.join(str(e).split())
+  if not members:
+    name, reason = next(iter(failures.items()))
+    raise UserError(f'no member can be trained; {name}: {reason}')
+  return members, failures
+
+
+def load(path: str) -> dict[str, Any]:
+  """What a recipe's file defines.
+
+  Raises:
+    UserError: If it cannot be read or defines no members.
+  """
+  try:
+    found = runpy.run_path(path)
+  except OSError as e:
+    raise UserError(f'cannot load --recipes={path}: {e.strerror}') from e
+  if missing := {'MEMBERS', 'get_config'} - set(found):
+    raise UserError(
+      f'--recipes={path} does not define {", ".join(sorted(missing))}; give a '
+      'file such as configs/transfer.py'
+    )
+  return found

@@ -1,0 +1,60 @@
+"""A suite: runs, and what comes out of them as they end."""
+
+import contextlib
+import pathlib
+from collections.abc import Sequence
+
+from transfer_suite import drawing, running, tables
+
+
+def complete(
+  runs: Sequence[running.Run],
+  table: tables.Table,
+  out: pathlib.Path,
+  *,
+  jobs: int = 1,
+  runner: running.Runner = running.execute,
+) -> bool:
+  """Completes runs and writes what comes out.
+
+  Args:
+    runs: From `running.plan`.
+    table: For their results.
+    out: Folder of the results.
+    jobs: Runs at the same time.
+    runner: Of their commands.
+
+  Returns:
+    Whether nothing failed.
+
+  Raises:
+    UserError: If a folder is that of another training.
+    interruption.Interrupted: If it was told to stop.
+  """
+  for run in runs:
+    run.begin()
+  todo = [run for run in runs if run.left()]
+  for run in runs:
+    table.expect(run)
+    if not run.left():
+      table.add(run)
+  table.write(out)
+  print(f'{len(runs)} runs in {out}, {len(runs) - len(todo)} of them finished')
+  outcomes = running.complete_all(todo, jobs, runner)
+  with contextlib.closing(outcomes):
+    for number, (run, failure, seconds) in enumerate(outcomes, 1):
+      if failure:
+        table.fail(run, failure)
+      said = f'failed: {failure}' if failure else table.add(run)
+      table.write(out)
+      print(
+        f'[{number}/{len(todo)}] {run.name}, {seconds:.0f} s: {said}',
+        flush=True,
+      )
+  pictures = out / 'pictures.png'
+  drawn = [run for run in runs if run.member.draws and not run.left()]
+  if drawn and (todo or not pictures.exists()):
+    drawing.write(pictures, drawn)
+  print(table.markdown())
+  print(f'all of it in {out}: results.md, results.json, pictures.png')
+  return not table.failed

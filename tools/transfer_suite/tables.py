@@ -1,0 +1,322 @@
+"""Tables of the benchmark.
+
+A cell is the mean over seeds with Student's 95 % interval of it: seeds are what
+varies, as all members are tested on the same examples. Of one seed alone it is
+that of the evaluation's own bootstrap, over pairs of clips, where it has one.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from transfer_suite import running
+from xfactor.data import records
+from xfactor.evaluation import heldout
+
+_NULLS = ('true re-render', 'frozen', 'shuffled', 'other motion')
+# Columns by their keys: what they are called and by what they are multiplied.
+_COMMON = {
+  'heldout': ('held-out PSNR', 1),
+  'heldout shuffled': ('by another pose', 1),
+  'probe': ('probe AUC@20 %', 100),
+}
+_ORACLE = {
+  'accepted': ('TPS accepted %', 100),
+  'rra@20': ('RRA@20 %', 100),
+  'rta@20': ('RTA@20 %', 100),
+  'auc@20': ('AUC@20 %', 100),
+  'all pairs': ('all pairs AUC@20 %', 100),
+  'autoencoded': ('autoencoded AUC@20 %', 100),
+  'psnr': ('transfer PSNR', 1),
+  'identified': ('identified %', 100),
+}
+# No columns where there are no cameras and where scenes are not drawn anew.
+_OPTIONAL = ('probe', 'psnr', 'identified')
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A number, and the ends of its 95 % interval where they are known."""
+
+  value: float
+  low: float | None = None
+  high: float | None = None
+
+  def text(self, scale: float = 1) -> str:
+    """For a table."""
+    out = f'{scale * self.value:.1f}'
+    if self.low is None:
+      return out
+    return f'{out} ({scale * self.low:.1f}..{scale * self.high:.1f})'
+
+
+def combine(numbers: Sequence[Number | None]) -> Number | None:
+  """The mean over seeds, see the module; None where there is no number."""
+  known = [x for x in numbers if x is not None]
+  if len(known) < 2:
+    return known[0] if known else None
+  values = np.array([x.value for x in known])
+  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  mean = values.mean()
+  return Number(float(mean), float(mean - half), float(mean + half))
+
+
+# ==============================================================================
+# Numbers
+# ==============================================================================
+
+
+def read(run: running.Run) -> dict[str, dict[str, Any]]:
+  """Reads what the evaluations of a run wrote.
+
+  Args:
+    run: A finished one.
+
+  Returns:
+    'common': numbers by the keys of the common columns; 'rows': by oracle, row
+    and key those of its table; 'titles': by oracle its name and version, and
+    what guesses would identify.
+  """
+  config, workdir = run.member.config, run.workdir
+  step = config.train.steps
+  (name,) = config.data.mix
+  folder = heldout.folder(workdir, step)
+  common, rows, titles = {}, {}, {}
+  path = heldout.file(workdir, step)
+  if run.member.draws and path.exists():
+    means = records.read_json(path)['data'][name]['mean']
+    common['heldout'] = _plain(means['model']['psnr'])
+    if 'shuffled' in means:
+      common['heldout shuffled'] = _plain(means['shuffled']['psnr'])
+  path = folder / f'{name}_probe.json'
+  if any('--probe' in stage.command for stage in run.stages):
+    mean = records.read_json(path)['rows']['probe']['mean']
+    common['probe'] = _mean(mean['auc@20'])
+  for stage in run.stages:
+    path = folder / f'{name}_tps-{stage.name}.json'
+    if stage.name in (running.TRAIN, running.PROBE):
+      continue
+    found = records.read_json(path)
+    rows[stage.name] = {k: _row(row) for k, row in found['rows'].items()}
+    titles[stage.name] = {
+      'oracle': found['oracle'],
+      'pairs': found['rows']['model']['pairs'],
+      'chance': found.get('chance'),
+    }
+    auc = rows[stage.name]['autoencoded']['auc@20']
+    rows[stage.name]['model']['autoencoded'] = auc
+  return {'common': common, 'rows': rows, 'titles': titles}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Number | None]:
+  mean = row['mean']
+  return {
+    'accepted': _plain(row['acceptance']),
+    'all pairs': _plain(mean['auc@20']['rejected_as_zero']),
+    **{key: _mean(mean[key]) for key in ('rra@20', 'rta@20', 'auc@20')},
+    **{key: _plain(row.get(key)) for key in ('psnr', 'identified')},
+  }
+
+
+def _mean(mean: dict[str, float | None]) -> Number | None:
+  if mean['value'] is None:
+    return None
+  return Number(mean['value'], mean['low'], mean['high'])
+
+
+def _plain(value: float | None) -> Number | None:
+  return None if value is None or not math.isfinite(value) else Number(value)
+
+
+# ==============================================================================
+# Tables
+# ==============================================================================
+
+
+class Table:
+  """The results so far."""
+
+  def __init__(
+    self, title: str, oracles: Sequence[str], failures: dict[str, str]
+  ):
+    """Begins.
+
+    Args:
+      title: Suite and budget.
+      oracles: Their names.
+      failures: Why members have no runs, by name.
+    """
+    self._title, self._oracles = title, oracles
+    self._bad = failures
+    self._runs, self._found, self._failures = [], {}, {}
+
+  @property
+  def failed(self) -> bool:
+    """Whether a member did."""
+    return bool(self._bad or self._failures)
+
+  def expect(self, run: running.Run) -> None:
+    """Takes a run that is to come."""
+    self._runs.append(run)
+
+  def add(self, run: running.Run) -> str:
+    """Takes a run that is finished; returns it in few words."""
+    found = self._found[run.name] = read(run)
+    numbers = {
+      title: (found['common'].get(key), scale)
+      for key, (title, scale) in _COMMON.items()
+    } | {
+      f'{oracle} AUC@20 %': (rows['model']['auc@20'], 100)
+      for oracle, rows in found['rows'].items()
+    }
+    return ', '.join(
+      f'{title} {x.text(scale)}' for title, (x, scale) in numbers.items() if x
+    )
+
+  def fail(self, run: running.Run, reason: str) -> None:
+    """Takes a run that failed."""
+    self._failures[run.name] = reason
+
+  def write(self, out: pathlib.Path) -> None:
+    """Writes results.md and results.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'results.md').write_text(self.markdown())
+    records.write_json(out / 'results.json', self._json())
+
+  def markdown(self) -> str:
+    """A table for each oracle."""
+    seeds = sorted({run.seed for run in self._runs})
+    how = (
+      "Means over seeds with Student's 95 % intervals, over seeds."
+      if len(seeds) > 1
+      else 'One seed: the intervals, where there are any, are the '
+      "evaluation's bootstrap over pairs and say nothing of other seeds."
+    )
+    parts = [
+      f'# Transfer benchmark: {self._title}',
+      f'Seeds {", ".join(map(str, seeds))}. {how} PSNR is in dB; "by another '
+      'pose" is what held-out PSNR falls to with the pose of another example. '
+      'AUC@20 is the mean over pairs that the oracle accepts, "all '
+      'pairs" with rejected ones as zero; "autoencoded" is what the oracle '
+      "makes of the model's own reconstructions. Oracles do not compare.",
+    ]
+    parts += [self._section(oracle) for oracle in self._oracles]
+    return '\n\n'.join(parts) + '\n'
+
+  def _section(self, oracle: str) -> str:
+    found = [x for x in self._found.values() if oracle in x['rows']]
+    columns = _COMMON | _ORACLE
+    nulls = found[0]['rows'][oracle] if found else {}
+    rows = {name: self._cells(name, oracle) for name in self._members()}
+    rows |= {f'*{name}*': nulls[name] for name in _NULLS if name in nulls}
+    for key in _OPTIONAL:
+      if not any(cells.get(key) for cells in rows.values()):
+        del columns[key]
+    titles = [title for title, _ in columns.values()]
+    head = ['member', 'parameters', 'updates', *titles, 'remarks']
+    lines = [head, ['---'] * len(head)]
+    for name, cells in rows.items():
+      texts = [
+        x.text(scale) if (x := cells.get(key)) else '-'
+        for key, (_, scale) in columns.items()
+      ]
+      lines.append([name, *self._facts(name), *texts, self._remarks(name)])
+    text = [f'## {oracle}', '']
+    if found:
+      title = found[0]['titles'][oracle]
+      first = next(k for k, x in self._found.items() if x is found[0])
+      note = f'{title["oracle"]}, {title["pairs"]} pairs. Null rows: of {first}'
+      if title['chance']:
+        note += (
+          '. Identified: nearest to the true picture among those of other '
+          f'motions, {100 * title["chance"]:.1f} % by chance'
+        )
+      text = [f'## {oracle}', '', f'{note}.', '']
+    return '\n'.join(text + [f'| {" | ".join(line)} |' for line in lines])
+
+  def _members(self) -> list[str]:
+    return list(
+      dict.fromkeys([*(run.member.name for run in self._runs), *self._bad])
+    )
+
+  def _of(self, member: str) -> list[running.Run]:
+    return [run for run in self._runs if run.member.name == member]
+
+  def _cells(self, member: str, oracle: str) -> dict[str, Number | None]:
+    found = [
+      self._found[run.name]
+      for run in self._of(member)
+      if run.name in self._found
+    ]
+    cells = [
+      x['common'] | x['rows'].get(oracle, {}).get('model', {}) for x in found
+    ]
+    return {
+      key: combine([x.get(key) for x in cells]) for key in _COMMON | _ORACLE
+    }
+
+  def _facts(self, name: str) -> tuple[str, str]:
+    runs = self._of(name)
+    if not runs:
+      return '', ''
+    member = runs[0].member
+    return f'{member.parameters:,}', f'{member.updates:,}'
+
+  def _remarks(self, name: str) -> str:
+    if name in self._bad:
+      return f'failed: {_cell(self._bad[name])}'
+    runs = self._of(name)
+    said = [] if not runs or runs[0].member.draws else ['no renderer']
+    failed = {
+      run.seed: self._failures[run.name]
+      for run in runs
+      if run.name in self._failures
+    }
+    for reason in dict.fromkeys(failed.values()):
+      seeds = [str(seed) for seed, text in failed.items() if text == reason]
+      which = '' if len(seeds) == len(runs) else f' (seed {", ".join(seeds)})'
+      said.append(f'failed: {_cell(reason)}{which}')
+    done = sum(run.name in self._found for run in runs)
+    if done + len(failed) < len(runs):
+      said.append(f'{done} of {len(runs)} seeds so far')
+    return '; '.join(said)
+
+  def _json(self) -> dict[str, Any]:
+    def plain(cells: dict[str, Number | None]) -> dict[str, Any]:
+      return {k: x and dataclasses.asdict(x) for k, x in cells.items()}
+
+    members = {}
+    for name in self._members():
+      runs = self._of(name)
+      members[name] = {
+        'parameters': runs[0].member.parameters if runs else None,
+        'updates': runs[0].member.updates if runs else None,
+        'flops_per_update': runs[0].member.flops if runs else None,
+        'remarks': self._remarks(name),
+        'mean': {x: plain(self._cells(name, x)) for x in self._oracles},
+        'runs': {
+          run.name: {
+            'common': plain(found['common']),
+            'oracles': {
+              oracle: {row: plain(cells) for row, cells in rows.items()}
+              for oracle, rows in found['rows'].items()
+            },
+          }
+          for run in runs
+          if (found := self._found.get(run.name))
+        },
+      }
+    return {
+      'title': self._title,
+      'failed': self._bad | self._failures,
+      'members': members,
+    }
+
+
+def _cell(text: str) -> str:
+  return text.replace('|', '\\|')

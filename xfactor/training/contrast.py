@@ -1,0 +1,48 @@
+"""Objectives on poses alone: SimCLR and VICReg (arXiv 2510.13063, table 6).
+
+The poses that the two halves of one example tell should be alike, and those of
+different examples should differ. Nothing is drawn; the pose probe says what the
+poses are worth.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+NAMES = ('simclr', 'vicreg')
+# As published: Chen et al., ICML 2020, section 5.1; Bardes et al., ICLR 2022,
+# section 4.2.
+TEMPERATURE = 0.1
+INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
+
+
+def simclr(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
+  """NT-Xent: of 2 n poses, each must tell its partner from all others."""
+  z = jnp.concatenate([a, b])
+  z = z / jnp.sqrt(jnp.sum(z**2, -1, keepdims=True) + 1e-12)
+  logits = jnp.matmul(z, z.T, precision='highest') / TEMPERATURE
+  logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
+  partner = jnp.roll(jnp.arange(len(z)), len(a))
+  chosen = jnp.take_along_axis(logits, partner[:, None], axis=1)[:, 0]
+  return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+
+def vicreg(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
+  """Partners alike, each channel of spread one, channels uncorrelated."""
+  invariance = jnp.mean((a - b) ** 2)
+  variance = covariance = jnp.zeros(())
+  for z in (a, b):
+    z = z - jnp.mean(z, axis=0, keepdims=True)
+    matrix = jnp.matmul(z.T, z, precision='highest') / (len(z) - 1)
+    spread = jnp.sqrt(jnp.diag(matrix) + 1e-4)
+    variance += jnp.mean(jax.nn.relu(1 - spread)) / 2
+    apart = matrix - jnp.diag(jnp.diag(matrix))
+    covariance += jnp.sum(apart**2) / z.shape[1]
+  return INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
+
+
+def loss(
+  name: str, a: Float[Array, 'n z'], b: Float[Array, 'n z']
+) -> Float[Array, '']:
+  """The objective called `name`, one of `NAMES`; rows are partners."""
+  return {'simclr': simclr, 'vicreg': vicreg}[name](a, b)
