@@ -19,8 +19,8 @@ MEMBER is one of
   simclr, vicreg the pose encoder alone, by a contrastive objective (probe only)
   rust, rayzer   the baselines
 
-after tables 1, 3, 6 and 7 of arXiv 2510.13063. `joint_view` is evaluated pair by
-pair in the transfer test. Hardware: two CPU cores for the small suites, minutes
+after tables 1, 3, 6 and 7 of arXiv 2510.13063. In the transfer test
+`joint_view` is evaluated pair by pair. Hardware: two CPU cores for the small suites, minutes
 a member; `full` as configs/sm.py, not yet run.
 """
 
@@ -74,7 +74,7 @@ def _full() -> ConfigDict:
 
 
 def _small() -> ConfigDict:
-  """0.5 M parameters and views of 32 x 32 pixels: a quarter second an update."""
+  """0.5 M parameters, views of 32 x 32 pixels: a quarter second an update."""
   config = configs.small()
   config.model.update(
     features=64, encoder_layers=2, renderer_layers=2, remat='none'

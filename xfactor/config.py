@@ -157,8 +157,8 @@ def small(family: str = 'xfactor') -> ConfigDict:
   float32, and no LPIPS: on a CPU it would cost more than all the rest.
 
   Args:
-    family: 'xfactor', a stereo model of 2.2 M parameters; 'srt', an improved SRT
-      of 1.2 M; 'rust' or 'rayzer', as deep and wide as XFactor.
+    family: 'xfactor', a stereo model of 2.2 M parameters; 'srt', an improved
+      SRT of 1.2 M; 'rust' or 'rayzer', as deep and wide as XFactor.
   """
   config = base(family)
   config.model.update(

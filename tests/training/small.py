@@ -130,6 +130,15 @@ def recipe(data_dir, **changes):
   return _short(config, changes)
 
 
+def baseline_recipe(family, data_dir, **changes):
+  """RUST or RayZer on the data of `recipe`; overrides as there."""
+  config = configs.like(recipe(data_dir).unlock(), family)
+  config.model.update(scene_layers=1, decoder_layers=1)
+  if family == 'rayzer':
+    config.model.scene_tokens = 4
+  return _short(config, changes)
+
+
 def _short(config, changes):
   """A few steps, and a small evaluation."""
   config.train.update(steps=6, log_every=2, eval_every=0, save_every=3, keep=2)

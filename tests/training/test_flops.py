@@ -3,9 +3,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from xfactor.models import srt, xfactor
+from xfactor.models import baselines, srt, xfactor
 from xfactor.models.functional import Functional
 from xfactor.training import flops
 
@@ -43,6 +44,91 @@ def test_a_small_model_by_hand():
   pixels = 2 * 4 * (4 * 16 + 16 * 4 + 4 * 3)
   want = embed + head + layer(5) + ends + pixels + layer(4)
   assert flops.forward_pass(config, views=2, tokens=4) == want
+
+
+def xla_flops(model, draw, *shapes):
+  """Of drawing from parameters and pictures, before any optimization."""
+  functional = Functional(model)
+  args = [jax.ShapeDtypeStruct(shape, 'float32') for shape in shapes]
+  lowered = jax.jit(
+    lambda params, *args: draw(functional.bind(params), *args)
+  ).lower(functional.shapes, *args)
+  return lowered.cost_analysis()['flops']
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {},
+    {'pose': 'se3', 'pose_dim': 10},
+    {'joint_encoder': True},
+    {'pose': 'se3', 'pose_dim': 10, 'joint_encoder': True},
+  ],
+  ids=lambda sizes: '-'.join(map(str, sizes.values())) or 'xfactor',
+)
+def test_xfactor_is_what_xla_counts(sizes):
+  """But for elementwise work; three views."""
+  config = xfactor.Config(
+    encoder_layers=1,
+    renderer_layers=1,
+    dtype='float32',
+    remat='none',
+    **sizes,
+  )
+
+  def encode(model, images):
+    return model.encode_views(images)
+
+  def draw(model, images):
+    return model.render(images[:, :-1], model.encode_views(images))
+
+  def make(rngs):
+    return xfactor.XFactor(config, rngs=rngs)
+
+  for render, run in ((True, draw), (False, encode)):
+    ours = flops.train_step(
+      config, batch=1, views=3, height=64, width=96, whole=True, render=render
+    )
+    xla = xla_flops(make, run, (1, 3, 64, 96, 3))
+    assert ours / 3 == pytest.approx(xla, rel=0.02)
+
+
+@pytest.mark.parametrize('name', ['rust', 'rayzer'])
+def test_baselines_are_what_xla_counts(name):
+  """But for elementwise work; three views."""
+  sizes = {'encoder_layers': 1, 'scene_layers': 1, 'decoder_layers': 1}
+  sizes |= {'dtype': 'float32', 'remat': 'none'}
+  if name == 'rust':
+    config, network = baselines.RustConfig(**sizes), baselines.Rust
+  else:
+    config = baselines.RayZerConfig(**sizes, scene_tokens=48)
+    network = baselines.RayZer
+
+  def draw(model, images):
+    return model.reconstruct(images, jnp.ones(1, bool))
+
+  ours = flops.baseline_step(config, batch=1, views=3, height=64, width=96)
+  xla = xla_flops(
+    lambda rngs: network(config, rngs=rngs), draw, (1, 3, 64, 96, 3)
+  )
+  assert ours / 3 == pytest.approx(xla, rel=0.02)
+
+
+@pytest.mark.parametrize('make', [baselines.RustConfig, baselines.RayZerConfig])
+def test_what_baselines_compute_twice_is_executed_too(make):
+  """As of XFactor: the layers' forward pass, but for their last weights."""
+  sizes = {'batch': 2, 'views': 2, 'height': 64, 'width': 64}
+  model = flops.baseline_step(make(), **sizes)
+  kept = make(remat='none')
+  assert flops.baseline_executed_step(kept, **sizes) == model
+  none = make(encoder_layers=0, scene_layers=0, decoder_layers=0)
+  layers = model - flops.baseline_step(none, **sizes)
+  last = 2 * 2 * 8 * tokens * 4 * 1024**2
+  again = flops.baseline_executed_step(make(), **sizes) - model
+  assert again == layers / 3 - last
+  lpips = flops.lpips_gradient(64, 64)
+  executed = flops.baseline_executed_step(kept, lpips_dtype='float32', **sizes)
+  assert executed == model + 2 * 6 * lpips
 
 
 def test_splitting_saves_only_attention():

@@ -1,6 +1,8 @@
 """The objective against the official train step, and what it must never do."""
 
 import dataclasses
+import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ import numpy as np
 import pytest
 
 from tests.models.test_xfactor import FUNCTIONAL, order_of, to_float
-from xfactor.models import official
-from xfactor.training import objectives
+from tests.training import small
+from xfactor.errors import UserError
+from xfactor.models import official, xfactor
+from xfactor.models.functional import Functional
+from xfactor.training import build, objectives
 
 
 def frames_of(images):
@@ -91,7 +96,7 @@ def test_evaluation_and_transfer_are_golden(params, request, name):
   @jax.jit
   def run(params):
     model = FUNCTIONAL.bind(params)
-    poses = objectives.reconstruct_poses(model, images)
+    poses = model.encode_views(images)
     scenes = jnp.roll(images[:, :-1], 1, axis=0)
     return (
       model.render(images[:, :-1], poses),
@@ -294,5 +299,231 @@ def test_loss_adds_its_parts(params, step):
       FUNCTIONAL.bind(p), images, draws, config, whole=True, perceptual=distance
     )
   )(params)
+  want = 2 * parts['l1'] + 0.5 * parts['lpips']
+  np.testing.assert_allclose(total, want, rtol=1e-6)
+
+
+# ------------------------------------------------------------------- variants
+
+
+SMALL = xfactor.Config(
+  features=16,
+  heads=2,
+  patch_size=8,
+  encoder_layers=1,
+  renderer_layers=1,
+  pose_dim=4,
+  registers=1,
+  dtype='float32',
+  remat='none',
+)
+HALVES = jnp.array([[0, 3, 1, 2]] * 2)
+
+
+def variant(**changes):
+  config = dataclasses.replace(SMALL, **changes)
+  return Functional(lambda rngs: xfactor.XFactor(config, rngs=rngs))
+
+
+def alive(functional):
+  """Parameters of a network all of whose parts matter."""
+  rng = np.random.default_rng(0)
+  return {
+    name: x + 0.1 * rng.standard_normal(x.shape, np.float32)
+    for name, x in functional.init(jax.random.key(0)).items()
+  }
+
+
+def noise(views, seed=0):
+  """Two examples of 2 x 4 patches."""
+  rng = np.random.default_rng(seed)
+  return jnp.float32(rng.uniform(-1, 1, (2, views, 16, 32, 3)))
+
+
+def test_a_joint_encoder_sees_what_pairs_do_not():
+  """Of two views the same; of three, each pose depends on all."""
+  pairs, joint = variant(), variant(joint_encoder=True)
+  params = alive(pairs)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(functional, params, images):
+    model = functional.bind(params)
+    sets = objectives.encoder_sets(images, model.config.joint_encoder)
+    halves = objectives.encode(model, sets, HALVES)
+    return jnp.concatenate([model.encode_views(images)[:, None], halves], 1)
+
+  two, three = noise(2), noise(3)
+  np.testing.assert_array_equal(
+    run(joint, params, two), run(pairs, params, two)
+  )
+  alone, together = run(pairs, params, three), run(joint, params, three)
+  assert alone.shape == together.shape == (2, 3, 3, 4)
+  assert not together[:, :, 0].any()
+  assert not np.allclose(alone[:, :, 1:], together[:, :, 1:], atol=1e-3)
+  other = three.at[:, 1].set(noise(3, seed=1)[:, 1])
+  for functional, poses in ((pairs, alone), (joint, together)):
+    same = np.allclose(run(functional, params, other)[:, :, 2], poses[:, :, 2])
+    assert same == (functional is pairs)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{'pose': 'se3', 'pose_dim': 10}, {'joint_encoder': True}],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_no_variant_leaks(changes):
+  """As `test_no_pixel_leaks`: what is drawn of A has not been seen in A."""
+  functional = variant(**changes)
+  images = noise(3)
+
+  @jax.jit
+  @jax.grad
+  def drawn_a(target, params):
+    full = jnp.concatenate([images[:, :-1], target[:, None]], axis=1)
+    model = functional.bind(params)
+    sets = objectives.encoder_sets(full, model.config.joint_encoder)
+    image = objectives.reconstruct(model, full, sets, HALVES).image
+    return jnp.sum(jnp.sin(3 * image[:, :8, :16]))  # Inside A: quadrant 0.
+
+  gradient = np.abs(drawn_a(images[:, -1], alive(functional)))
+  assert not gradient[:, :8, :16].any()
+  assert not gradient[:, 8:, 16:].any()
+  assert gradient[:, :8, 16:].max() > 0
+  assert gradient[:, 8:, :16].max() > 0
+
+
+def test_explicit_poses_are_drawn_by_the_patches_own_rays():
+  """Halves in another order give the same picture from the same poses."""
+  functional = variant(pose='se3', pose_dim=10)
+  params, images = alive(functional), noise(2)
+  poses = 0.3 * jax.random.normal(jax.random.key(0), (2, 1, 2, 10))
+  poses = jnp.repeat(poses, 2, axis=1)  # From A as from B.
+
+  @jax.jit
+  def draw(params, order, poses):
+    model = functional.bind(params)
+    return objectives.render(model, images[:, :1], poses, order)
+
+  drawn = draw(params, HALVES, poses)
+  swapped = jnp.array([[3, 0, 2, 1]] * 2)
+  np.testing.assert_allclose(draw(params, swapped, poses), drawn, atol=1e-5)
+  turned = poses.at[..., 1, 2].add(0.3)
+  assert not np.allclose(draw(params, HALVES, turned), drawn, atol=1e-3)
+
+
+def shifted_loss(images, shifted, params, functional, **changes):
+  config = objectives.Config(
+    lpips_weight=0.0, self_target_prob=0.0, shifted=shifted, **changes
+  )
+  draws = objectives.draw(
+    jax.random.key(3), frames_of(images[:, :2]), config
+  )
+  return objectives.loss(
+    functional.bind(params), images, draws, config, whole=False
+  )[0]
+
+
+def test_b_sees_the_moment_that_is_shifted():
+  """A shift by nothing changes nothing; A never sees the other moment."""
+  functional = variant()
+  params, images = alive(functional), noise(2)
+  other = noise(2, seed=1)
+  loss = jax.jit(shifted_loss, static_argnums=(1, 3))
+  same = loss(jnp.concatenate([images, images], 1), True, params, functional)
+  np.testing.assert_allclose(
+    same, loss(images, False, params, functional), rtol=1e-6
+  )
+  moved = loss(jnp.concatenate([images, other], 1), True, params, functional)
+  assert abs(moved - same) > 1e-5
+
+  @jax.jit
+  def poses(others):
+    model = functional.bind(params)
+    sets = objectives.encoder_pairs(images)
+    others = objectives.encoder_pairs(others)
+    return objectives.encode(model, sets, HALVES, others)
+
+  before, after = poses(images), poses(other)
+  np.testing.assert_array_equal(before[:, 0], after[:, 0])
+  assert not np.allclose(before[:, 1], after[:, 1], atol=1e-3)
+
+
+def test_the_shifted_moment_is_in_the_same_order():
+  """Of three views the most central is the reference in both."""
+  functional = variant()
+  params, images = alive(functional), noise(3)
+  frames = jnp.array([[0, 9, 4]] * 2)
+  config = objectives.Config(lpips_weight=0.0, shifted=True)
+  draws = objectives.draw(jax.random.key(0), frames, config)
+
+  @jax.jit
+  def loss(images):
+    model = functional.bind(params)
+    return objectives.loss(model, images, draws, config, whole=False)[0]
+
+  @jax.jit
+  def unshifted(images):
+    plain = dataclasses.replace(config, shifted=False)
+    model = functional.bind(params)
+    return objectives.loss(model, images, draws, plain, whole=False)[0]
+
+  np.testing.assert_allclose(
+    loss(jnp.concatenate([images, images], 1)), unshifted(images), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('section', 'key', 'value', 'said'),
+  [
+    ('model', 'pose', 'se2', 'config.model.pose='),
+    ('model', 'pose', 'se3', 'config.model.pose_dim=4 must be 10'),
+    ('data', 'offset_prob', 0.5, 'config.data.offset_prob=.*unmasked_prob'),
+    ('data', 'offset_prob', -0.5, 'config.data.offset_prob=-0.5 must be'),
+  ],
+)
+def test_variants_that_cannot_be_are_refused(section, key, value, said):
+  recipe = small.recipe('data', **{f'{section}__{key}': value})
+  with pytest.raises(UserError, match=said):
+    build.build(recipe)
+
+
+# ------------------------------------------------------------------ baselines
+
+
+def test_baselines_draw_which_half_is_seen_and_the_views_order():
+  frames = jnp.tile(jnp.array([[0, 9, 4]]), (2000, 1))
+  draws = objectives.draw_autoencoding(jax.random.key(0), frames)
+  assert (draws.views[:, 0] == 2).all()  # The most central one.
+  assert 0.45 < jnp.mean(draws.views[:, 1] == 0) < 0.55
+  assert 0.45 < jnp.mean(draws.left) < 0.55
+  together = jnp.mean(draws.left & (draws.views[:, 1] == 0))
+  assert 0.2 < together < 0.3
+
+
+def test_baselines_are_scored_on_what_they_draw():
+  images = noise(2)
+
+  class Model:
+    def reconstruct(self, images, left):
+      return 0.5 * images[:, -1], images[:, -1]
+
+  draws = objectives.AutoencodingDraws(
+    views=jnp.array([[1, 0]] * 2), left=jnp.array([True, False])
+  )
+  # jaxtyping knows the classes of baselines only.
+  loss = inspect.unwrap(objectives.autoencoding_loss)
+  config = objectives.Autoencoding(l1_weight=2.0, lpips_weight=0.5)
+  total, parts = loss(
+    Model(),
+    images,
+    draws,
+    config,
+    perceptual=lambda a, b: jnp.mean((a - b) ** 2, axis=(1, 2, 3)),
+  )
+  first = np.asarray(images[:, 0])
+  np.testing.assert_allclose(parts['l1'], np.abs(first / 2).mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    parts['lpips'], (first**2 / 4).mean(), rtol=1e-5
+  )
   want = 2 * parts['l1'] + 0.5 * parts['lpips']
   np.testing.assert_allclose(total, want, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Meshes: what they refuse, where arrays lie, and that they change nothing."""
 
+import functools
 import math
 from unittest import mock
 
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.training import small
 from xfactor.errors import UserError
-from xfactor.training import build, sharding
+from xfactor.training import build, optimizer, sharding
 
 
 def test_every_parameter_has_a_rule_and_moments_follow():
@@ -24,6 +25,23 @@ def test_every_parameter_has_a_rule_and_moments_follow():
   out = 'renderer/trunk/stack/layers/out/kernel'
   assert state.params[out].sharding.spec == P(None, 'tensor', 'fsdp')
   assert adam.count.sharding.spec == P()
+
+
+@pytest.mark.parametrize(
+  ('family', 'few'), [('rust', set()), ('rayzer', {'pose', 'focal'})]
+)
+def test_baselines_are_spread_and_decay_as_xfactor(family, few):
+  """But for the matrices that tell the few numbers of a camera."""
+  config = small.baseline_recipe(family, 'data', mesh__fsdp=4, mesh__data=2)
+  built = build.build(config)
+  params = built.abstract_state().params
+  matrices = {name for name in params if name.endswith('/kernel')}
+  whole = {n for n in matrices if 'fsdp' not in params[n].sharding.spec}
+  assert whole == {f'{name}/layers/1/kernel' for name in few}
+  out = 'decoder/stack/layers/out/kernel'
+  assert params[out].sharding.spec == P(None, 'tensor', 'fsdp')
+  decays = optimizer.decay_mask(params)
+  assert {name for name in params if decays[name]} == matrices
 
 
 def test_a_new_parameter_needs_a_rule():
@@ -136,6 +154,27 @@ def test_the_mesh_changes_nothing(one_device, axes):
     np.testing.assert_allclose(
       array, one_device[0][name], atol=1e-5, err_msg=name
     )
+
+
+@pytest.mark.parametrize(
+  'recipe',
+  [
+    functools.partial(small.baseline_recipe, 'rust'),
+    functools.partial(small.baseline_recipe, 'rayzer'),
+    # Poses are contrasted with those of the global batch.
+    functools.partial(
+      small.recipe, objective__contrast='simclr', objective__unmasked_prob=0.0
+    ),
+  ],
+  ids=['rust', 'rayzer', 'simclr'],
+)
+def test_the_mesh_changes_no_other_objective(recipe):
+  want, losses = small.three_steps(recipe(data_dir='data'), 1)
+  axes = {'mesh__data': 2, 'mesh__fsdp': 2}
+  params, found = small.three_steps(recipe(data_dir='data', **axes), 4)
+  np.testing.assert_allclose(found, losses, rtol=1e-5)
+  for name, array in params.items():
+    np.testing.assert_allclose(array, want[name], atol=1e-5, err_msg=name)
 
 
 def test_accumulation_changes_nothing():

@@ -40,9 +40,9 @@ class Result:
   """Scores and pictures of one data set.
 
   Attributes:
-    scores: 'model', 'halves' (XFactor's), 'shuffled', 'copy' and 'mean' to metric
-      to one number an example: psnr in dB, ssim up to 1, lpips where there are
-      weights.
+    scores: 'model', 'halves' (XFactor's), 'shuffled', 'copy' and 'mean' to
+      metric to one number an example: psnr in dB, ssim up to 1, lpips where
+      there are weights.
     images: What the panels show, uint8: 'context' [n, c, h, w, 3] (reference
       first), 'prediction' [n, h, w, 3], 'truth'; 'depth' of a volume; of latent
       poses 'scene' (the next example's reference) and 'transfer' (that scene
