@@ -7,11 +7,12 @@ as XFactor's, with as many parameters in full size (302 M), so that what differs
 is how a pose comes about and what it may say. Images are float [-1, 1].
 
 Of RUST's paper: the scene is a set of tokens of unposed context views; the pose
-encoder sees the scene and a half of the target, and tells a short latent pose
-(8 numbers); the decoder attends from (place in the image, pose) to the scene.
-Ours: patches in place of convolutions, on both sides, so that a perceptual
-loss, too, can be had of the picture; a pose encoder in which the target's
-tokens and the scene's attend to each other; the mean of the target's is read.
+encoder sees the scene and a half of the target, and tells a short latent pose;
+the decoder attends from (place in the image, pose) to the scene. Ours: a pose
+of 8 numbers (what the paper's had could not be looked up here); patches in
+place of convolutions, on both sides, so that a perceptual loss, too, can be had
+of the picture; a pose encoder in which the target's tokens and the scene's
+attend to each other; the mean of the target's is read.
 
 Of RayZer's paper: a camera token for each view, all views attending to each
 other; SE(3) relative to a canonical view by a continuous 6-D rotation, and one
