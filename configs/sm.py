@@ -10,9 +10,10 @@ Hardware: the paper trained it on 2 H200 GPUs; on fewer devices set
 config.train.accumulate. Not yet run here: the data cannot be had on the
 machines that this was written on.
 
-On 16 TPU v5e chips of 15.75 GiB, 16 examples each, computing bounds a step
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/sm.py
---topology=v5e:4x4 --config.objective.unmasked_prob=0.0`):
+On 16 TPU v5e chips of 15.75 GiB, 16 split examples each, computing bounds a
+step (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+--config=configs/sm.py --topology=v5e:4x4
+--config.objective.unmasked_prob=0.0`):
 
   model.remat  objective.lpips_dtype  GiB a chip  least ms  MFU below
   full         float32                       5.5       153       50 %

@@ -27,7 +27,13 @@ a member; `full` as configs/sm.py, not yet run.
 from ml_collections import ConfigDict
 
 from xfactor import config as configs
+from xfactor.errors import UserError
 
+# The poses of a target that is the reference are alike from the start.
+_CONTRAST = {
+  'objective.unmasked_prob': 0.0,
+  'objective.self_target_prob': 0.0,
+}
 # By member, what differs from `xfactor`; rust and rayzer differ in family.
 MEMBERS = {
   'xfactor': {},
@@ -43,8 +49,8 @@ MEMBERS = {
     'objective.augmentation.blur_prob': 0.0,
   },
   'offset': {'data.offset_prob': 0.5, 'objective.unmasked_prob': 0.0},
-  'simclr': {'objective.contrast': 'simclr', 'objective.unmasked_prob': 0.0},
-  'vicreg': {'objective.contrast': 'vicreg', 'objective.unmasked_prob': 0.0},
+  'simclr': {'objective.contrast': 'simclr'} | _CONTRAST,
+  'vicreg': {'objective.contrast': 'vicreg'} | _CONTRAST,
   'rust': {},
   'rayzer': {},
 }
@@ -55,8 +61,12 @@ PROBE_ONLY = frozenset({'simclr', 'vicreg'})
 def get_config(which: str = 'xfactor') -> ConfigDict:
   """A member, and after a comma the suite."""
   member, _, suite = which.partition(',')
-  make = {'': _synthetic, 'synthetic': _synthetic, 'vizdoom': _vizdoom}
-  config = _full() if suite == 'full' else make[suite]()
+  if member not in MEMBERS or suite not in _SUITES:
+    raise UserError(
+      f'configs/transfer.py:{which}: give MEMBER,SUITE of the members '
+      f'{", ".join(MEMBERS)} and the suites {", ".join(filter(None, _SUITES))}'
+    )
+  config = _SUITES[suite]()
   if member in ('rust', 'rayzer'):
     config = configs.like(config, member)
     depth = config.model.encoder_layers
@@ -113,3 +123,11 @@ def _vizdoom() -> ConfigDict:
   config.data.mix = {'vizdoom': configs.part(begin=4, end=12)}
   config.eval.window = 8
   return config
+
+
+_SUITES = {
+  '': _synthetic,
+  'synthetic': _synthetic,
+  'vizdoom': _vizdoom,
+  'full': _full,
+}

@@ -10,8 +10,9 @@ second: convert with --stride where the camera hardly moves between frames.
 Hardware: one GPU of 8 GiB or more (not run on one yet); `train.accumulate`
 trades time for memory. LPIPS needs `pip install -e .[perceptual]`.
 
-On 4 TPU v5e chips of 15.75 GiB, 8 examples each (`JAX_OPTIMIZATION_LEVEL=O1
-python tools/compile_tpu.py --config=configs/video.py --topology=v5e:2x2
+On 4 TPU v5e chips of 15.75 GiB, 8 split examples each
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+--config=configs/video.py --topology=v5e:2x2
 --config.objective.unmasked_prob=0.0`):
 
   model.remat  GiB a chip  least ms  bound by   MFU below

@@ -28,6 +28,7 @@ def load(name):
 
 def test_there_are_the_recipes_of_the_readme():
   assert {'tiny', 'sm', 'mv', 'video', 'vizdoom'} <= set(RECIPES)
+  assert {'rust', 'rayzer', 'transfer'} <= set(RECIPES)
   posed = {name for name in RECIPES if 'srt' in name}
   assert posed == {
     'srt_tiny',
@@ -36,20 +37,24 @@ def test_there_are_the_recipes_of_the_readme():
   }
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_the_train_step_keeps_the_states_shapes(name):
+def check_step(config):
   """eval_shape of the real step: LPIPS, optimizer, accumulation and all."""
-  config = load(name).get_config().lock()
-  built = build.build(config)
+  built = build.build(config.lock())
   weights = perceptual.param_shapes('vgg16') if built.needs_lpips else None
   state = built.abstract_state()
   with jax.set_mesh(built.mesh):
     after, metrics = jax.eval_shape(
-      built.step(whole=False), state, built.abstract_batch(), weights
+      built.step(whole=built.kinds()[0]), state, built.abstract_batch(), weights
     )
   before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == before
   assert ('lpips' in metrics) == built.needs_lpips
+  return built
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_train_step_keeps_the_states_shapes(name):
+  check_step(load(name).get_config())
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -117,3 +122,97 @@ def test_own_videos_can_have_any_name():
   config = load('video').get_config('holiday')
   assert list(config.data.mix) == ['holiday']
   assert re.search('video.py:NAME', load('video').__doc__)
+
+
+# Baselines and ablations.
+
+
+TRANSFER = load('transfer')
+
+
+def sections(config, *names):
+  return {name: config[name].to_dict() for name in names}
+
+
+@pytest.mark.parametrize('family', ['rust', 'rayzer'])
+def test_baselines_are_of_xfactors_size_and_on_its_data(family):
+  config, stereo = load(family).get_config(), load('sm').get_config()
+  assert config.family == family
+  built = build.build(config)
+  sizes = (math.prod(leaf.shape) for leaf in built.functional.shapes.values())
+  assert 300e6 < sum(sizes) < 330e6
+  same = 'optimizer', 'train', 'eval', 'mesh'
+  assert sections(config, *same) == sections(stereo, *same)
+  data = stereo.data.to_dict()
+  assert config.data.to_dict() == {key: data[key] for key in config.data}
+  for key in ('l1_weight', 'lpips_weight', 'lpips_dtype'):
+    assert config.objective[key] == stereo.objective[key]
+  for key in ('features', 'heads', 'patch_size', 'encoder_layers', 'dtype'):
+    assert config.model[key] == stereo.model[key]
+  # The published sizes, not XFactor's.
+  assert built.model.pose_dim == {'rust': 8, 'rayzer': 10}[family]
+
+
+def test_what_is_changed_before_is_kept():
+  """But for the sizes of poses, and what the other family does not have."""
+  config = configs.small()
+  config.data.mix = {'walks': configs.part(begin=2, end=3)}
+  config.update_from_flattened_dict(
+    {
+      'data.contexts': 3,
+      'data.image_width': 96,
+      'data.flip_prob': 0.0,
+      'model.features': 64,
+      'model.pose_dim': 7,
+      'optimizer.learning_rate': 3e-4,
+      'train.steps': 77,
+      'eval.pairs': 5,
+      'objective.l1_weight': 2.0,
+      'objective.contrast': 'simclr',
+      'seed': 3,
+      'init_from': 'elsewhere',
+    }
+  )
+  made = configs.like(config, 'rust')
+  assert (made.family, made.seed, made.init_from) == ('rust', 3, 'elsewhere')
+  same = 'optimizer', 'train', 'eval', 'mesh'
+  assert sections(made, *same) == sections(config, *same)
+  data = config.data.to_dict()
+  assert made.data.to_dict() == {key: data[key] for key in made.data}
+  assert set(data) - set(made.data) == {'offset', 'offset_prob'}
+  assert (made.model.features, made.model.pose_dim) == (64, 8)
+  assert made.model.scene_layers == 3
+  assert set(made.objective) == {'l1_weight', 'lpips_weight', 'lpips_dtype'}
+  assert made.objective.l1_weight == 2.0
+
+
+@pytest.mark.parametrize('member', TRANSFER.MEMBERS)
+def test_members_differ_in_what_they_are_about_alone(member):
+  config = TRANSFER.get_config(member)
+  plain = TRANSFER.get_config('xfactor').to_dict()
+  same = 'optimizer', 'train', 'eval', 'mesh'
+  assert sections(config, *same) == {name: plain[name] for name in same}
+  data = config.data.to_dict()
+  differs = {key for key, value in data.items() if value != plain['data'][key]}
+  assert differs <= {'contexts', 'offset_prob'}
+  built = check_step(config)
+  assert (config.family == 'xfactor') == (member not in ('rust', 'rayzer'))
+  assert built.model.features == plain['model']['features']
+  # The same networks on ViZDoom's walks.
+  walks = TRANSFER.get_config(f'{member},vizdoom')
+  networks = 'model', 'objective', 'optimizer', 'train'
+  assert sections(walks, *networks) == sections(config, *networks)
+  assert list(walks.data.mix) == ['vizdoom']
+  assert build.build(walks).image_size == built.image_size
+  if member in ('rust', 'rayzer', 'se3'):
+    full = TRANSFER.get_config(f'{member},full')
+    assert full.data.batch == load('sm').get_config().data.batch
+    check_step(full)
+
+
+def test_members_that_draw_nothing_are_told():
+  assert {
+    member
+    for member, changes in TRANSFER.MEMBERS.items()
+    if 'objective.contrast' in changes
+  } == TRANSFER.PROBE_ONLY

@@ -101,6 +101,7 @@ class Model:
     ends = [part.end for part in config.data.mix.values()]
     self.window = max(ends, default=None)
     self._params = restored.params
+    self._relative = build.family.relative
     self._mesh = build.mesh
     ways = self._mesh.shape['data'] * self._mesh.shape['fsdp']
     self._batch = -(-batch // ways) * ways
@@ -136,6 +137,8 @@ class Model:
   ) -> Float32[np.ndarray, 'n z']:
     """Latent poses relative to frames[reference], whose own is exactly zero.
 
+    (Not RUST's, which are of the scene that the reference shows.)
+
     Args:
       frames: uint8, one or more of any size.
       reference: Index into them.
@@ -147,7 +150,8 @@ class Model:
     _check_index('reference', reference, len(frames))
     references = np.broadcast_to(frames[reference], frames.shape)
     poses = self._map('poses', self._encode, (), references, frames)
-    poses[reference] = 0
+    if self._relative:
+      poses[reference] = 0
     return poses
 
   def encode_pairs(

@@ -10,7 +10,7 @@ from PIL import Image
 from xfactor.data import convert, images, records, sources
 from xfactor.data.sources import raycaster, rerender, synthetic
 from xfactor.errors import UserError
-from xfactor.geometry import cameras
+from xfactor.geometry import cameras, trajectories
 
 SIZE = 64
 SCENES = range(5)
@@ -191,6 +191,41 @@ def test_depth_is_optional():
 def test_bad_options_are_explained(option, value):
   with pytest.raises(UserError, match=option):
     sources.make('synthetic', **{option: value})
+
+
+def _kinds_of_paths(monkeypatch, paths):
+  """Those that are tried until one is free."""
+  tried, real = [], trajectories.random_path
+
+  def random_path(kind, *args):
+    tried.append(kind)
+    return real(kind, *args)
+
+  monkeypatch.setattr(trajectories, 'random_path', random_path)
+  _clip(0, frames=2, size=16, paths=paths)
+  return set(tried)
+
+
+def test_paths_are_of_the_kinds_that_are_asked_for(monkeypatch):
+  assert _kinds_of_paths(monkeypatch, 'look_around') == {'look_around'}
+  assert _kinds_of_paths(monkeypatch, 'dolly,crane') <= {'dolly', 'crane'}
+
+
+def test_all_kinds_of_paths_are_the_default(clips):
+  every = _clip(0, frames=6, paths=','.join(trajectories.KINDS))
+  np.testing.assert_array_equal(every.world_to_camera, clips[0].world_to_camera)
+  assert every.frames == clips[0].frames
+
+
+@pytest.mark.parametrize('paths', ['dolly,zoom', 'dolly,', 'Dolly'])
+def test_unknown_kinds_of_paths(paths):
+  with pytest.raises(UserError, match='no paths of kind .*choose from .*dolly'):
+    sources.make('synthetic', paths=paths)
+
+
+def test_solids_know_no_paths():
+  with pytest.raises(UserError, match="no option 'paths'"):
+    sources.make('solids', paths='dolly')
 
 
 def _shapes():

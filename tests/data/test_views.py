@@ -290,3 +290,54 @@ def test_sets_that_cannot_be():
     views.SetViews(2, (9, 40), ramp_steps=-1)
   with pytest.raises(ValueError, match='2 <= num_views'):
     views.choose_set(np.random.default_rng(0), 50, 6, 5)
+
+
+# Examples of two moments.
+
+
+@pytest.mark.parametrize('num_frames', [9, 12, 60])
+def test_seconds_are_the_same_frames_some_time_off(num_frames):
+  plain = views.Views(3, (5, 9), bump=True)
+  shifted = views.Shifted(plain, offset=4, prob=0.5)
+  assert (shifted.num_views, shifted.window) == (6, (5, 9))
+  offsets = []
+  for index in range(400):
+    frames = shifted(views.frame_rng(0, index), num_frames, 10**6)
+    assert frames.dtype == np.int64
+    assert 0 <= frames.min() <= frames.max() < num_frames
+    first, second = np.split(frames, 2)
+    # Nothing but the seconds depends on the shift.
+    np.testing.assert_array_equal(
+      first, plain(views.frame_rng(0, index), num_frames, 10**6)
+    )
+    (offset,) = set(second - first)
+    offsets.append(int(offset))
+  assert set(offsets) == set(range(-4, 5))
+
+
+@pytest.mark.parametrize('prob', [0.25, 1.0])
+def test_the_share_that_is_moved(prob):
+  draw = views.Shifted(views.Views(2, (3, 3)), offset=3, prob=prob)
+  rng = np.random.default_rng(0)
+  drawn = np.array([draw(rng, 1000, 0) for _ in range(2000)])
+  offsets = drawn[:, 2] - drawn[:, 0]
+  # Of 1000 frames there is hardly ever no room.
+  assert np.mean(offsets != 0) == pytest.approx(prob, abs=0.04)
+  counts = np.unique(offsets[offsets != 0], return_counts=True)[1]
+  assert len(counts) == 6
+  assert counts.min() > 0.5 * counts.max()
+
+
+def test_without_room_nothing_moves():
+  draw = views.Shifted(views.Views(2, (6, 6), min_window=6), 3, 1.0)
+  frames = draw(np.random.default_rng(0), 6, 0)
+  np.testing.assert_array_equal(frames[:2], frames[2:])
+
+
+def test_shifts_that_cannot_be():
+  plain = views.Views(2, (3, 3))
+  for offset, prob in ((0, 0.5), (1, 0.0), (1, 1.5), (1, float('nan'))):
+    with pytest.raises(UserError, match='config.data.offset.*offset_prob'):
+      views.Shifted(plain, offset, prob)
+  with pytest.raises(UserError, match='clip has 1 frames .* takes 2'):
+    views.Shifted(plain, 1, 0.5)(np.random.default_rng(0), 1, 0)

@@ -162,6 +162,23 @@ def test_halves_know_nothing_of_their_own_pixels(evaluate, params, images):
   assert not np.array_equal(before[:, :16, 16:], after[:, :16, 16:])
 
 
+@pytest.mark.parametrize('family', ['rust', 'rayzer'])
+def test_baselines_have_no_row_of_halves(family, images):
+  built = build.build(small.baseline_recipe(family, 'data'), jax.devices()[:1])
+  evaluator = reconstruction.Evaluator(built.functional, built.mesh, {})
+  result = evaluator(built.init().params, [batch(images[:8])], num_images=8)
+  assert list(result.scores) == ['model', 'shuffled', 'copy', 'mean']
+  assert result.labels.keys() == result.scores.keys()
+  table = reconstruction.table('squares', result)
+  assert reconstruction.LABELS['halves'] not in table
+  assert reconstruction.LABELS['shuffled'] in table
+  # The picture is that of the whole target, not of RUST's half.
+  error = (result.images['prediction'] / 255.0 - images[:8, 1] / 255.0) ** 2
+  want = -10 * np.log10(error.mean((1, 2, 3)))
+  np.testing.assert_allclose(result.scores['model']['psnr'], want, rtol=1e-4)
+  assert result.images['transfer'].shape == (8, 32, 32, 3)
+
+
 def test_the_table_names_rows_and_counts(evaluate, params, images):
   result = evaluate(params, [batch(images[:8])], num_images=2)
   text = reconstruction.table('squares', result)

@@ -3,21 +3,19 @@
 import contextlib
 import json
 import os
-import pathlib
 import socket
-import subprocess
-import sys
 import time
 
+from tests import commands
 from tests.conftest import QUICK
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Far more than anything takes: what is waited for in vain is a failure.
 PATIENCE = 600
 
 _RECIPE = """
 import ctypes
 import os
+import time
 
 from tests.training import small
 from xfactor.data import pipeline
@@ -25,6 +23,16 @@ from xfactor.evaluation import heldout
 from xfactor.training import build
 
 build.load_perceptual = lambda *args, **kwargs: None  # As if not installed.
+following = pipeline.Batches.__next__
+
+
+def paced(batches):
+  '''On any machine signals come before the last update.'''
+  time.sleep(0.02)
+  return following(batches)
+
+
+pipeline.Batches.__next__ = paced
 
 
 def hang(*args, **kwargs):
@@ -79,7 +87,7 @@ class Run:
 
   Attributes:
     workdir: Its folder.
-    processes: Of subprocess.
+    processes: Of multiprocessing.
   """
 
   def __init__(self, recipe, workdir, *flags, processes=1, hang=''):
@@ -96,59 +104,43 @@ class Run:
         '--heartbeat=10',
       ]
       cluster = [[*shared, f'--process={i}'] for i in range(processes)]
-    self._logs = [
-      open(workdir / f'{i}.txt', 'a+')  # noqa: SIM115
-      for i in range(processes)
-    ]
     self.processes = [
-      subprocess.Popen(
-        [
-          sys.executable,
-          '-m',
-          'xfactor.main',
-          f'--config={recipe}',
-          f'--workdir={workdir}',
-          *own,
-          *flags,
-        ],
-        cwd=ROOT,
-        env={
-          **os.environ,
-          'PYTHONPATH': str(ROOT),
-          'JAX_PLATFORMS': 'cpu',
-          'XLA_FLAGS': QUICK,
-          'HANG': hang,
-          'JAX_COMPILATION_CACHE_DIR': str(recipe.parent / 'programs'),
-          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        },
-        stdout=log,
-        stderr=log,
+      commands.start(
+        *('-m', 'xfactor.main', f'--config={recipe}', f'--workdir={workdir}'),
+        *own,
+        *flags,
+        stdout=str(workdir / f'{i}.txt'),
+        stderr=str(workdir / f'{i}.txt'),
+        XLA_FLAGS=QUICK,
+        HANG=hang,
+        JAX_COMPILATION_CACHE_DIR=str(recipe.parent / 'programs'),
       )
-      for own, log in zip(cluster, self._logs, strict=True)
+      for i, own in enumerate(cluster)
     ]
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    for process, log in zip(self.processes, self._logs, strict=True):
+    for process in self.processes:
       process.kill()
-      process.wait()
-      log.close()
+      process.join()
 
   def tell(self, signum, process=0):
-    self.processes[process].send_signal(signum)
+    os.kill(self.processes[process].pid, signum)
 
   def codes(self, among=None):
     """Exit codes, when all of them (or of those `among`) have ended."""
     chosen = range(len(self.processes)) if among is None else among
-    return [self.processes[i].wait(PATIENCE) for i in chosen]
+    for i in chosen:
+      self.processes[i].join(PATIENCE)
+    return [self.processes[i].exitcode for i in chosen]
 
   def until(self, condition):
     """Waits until it holds; whether it did before a process ended."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-      if any(process.poll() is not None for process in self.processes):
+      if any(process.exitcode is not None for process in self.processes):
         return condition()
       assert time.monotonic() < deadline, self.output()
       time.sleep(0.02)
@@ -168,7 +160,7 @@ class Run:
   def complete(self):
     """Waits for a good end."""
     codes = self.codes()
-    assert not any(codes), f'{codes}: ' + '\n'.join(
+    assert codes == [0] * len(codes), f'{codes}: ' + '\n'.join(
       self.output(i)[-3000:] for i in range(len(codes))
     )
 

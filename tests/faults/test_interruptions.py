@@ -11,7 +11,7 @@ from tests.faults import runs
 from tests.training import small
 from xfactor.training import checkpoint
 
-STEPS = 200
+STEPS = 100
 INTERVAL = 10
 FLAGS = (
   f'--config.train.steps={STEPS}',
@@ -137,7 +137,7 @@ def test_two_processes_stop_together_and_miss_each_other(
     assert run.until(lambda: run.reached() >= target), run.output()
 
   def note(run, what, began):
-    codes = [process.returncode for process in run.processes]
+    codes = [process.exitcode for process in run.processes]
     seconds = time.monotonic() - began
     lost = max(0, run.reached() - newest(tmp_path))
     rows.append((what, str(codes), newest(tmp_path), lost, seconds))

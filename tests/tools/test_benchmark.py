@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +13,6 @@ from tests.conftest import QUICK
 from xfactor.data import convert
 from xfactor.data.sources import synthetic
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
   '--repeats=1',
   '--compiles=1',
@@ -35,13 +30,7 @@ TINY = (
 
 def run(*args):
   """Runs the tool the way that compiles fastest; in processes of its own."""
-  return subprocess.run(
-    [sys.executable, str(ROOT / 'tools/benchmark.py'), *args],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': QUICK, 'PYTHONPATH': str(ROOT)},
-  )
+  return commands.run('tools/benchmark.py', *args, XLA_FLAGS=QUICK)
 
 
 def measure(folder, *args):
@@ -196,8 +185,9 @@ def test_bad_usage_is_one_line_and_code_2(args, words):
   assert words in line
 
 
-def test_unequal_sides_are_refused():
-  script = """
+def test_unequal_sides_are_refused(tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text("""
 import sys
 sys.path.insert(0, 'tools')
 import numpy as np
@@ -217,12 +207,6 @@ for check, ours, other in (
   except measuring.Unequal as e:
     assert 'other' in str(e)
     print('refused')
-"""
-  result = subprocess.run(
-    [sys.executable, '-c', script],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-  )
+""")
+  result = commands.run(script)
   assert result.stdout.split() == ['refused'] * 4, result.stderr

@@ -1,16 +1,14 @@
 """Training the learned pose oracle: exact symmetries, data, gate, command."""
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import commands
 from tests.conftest import QUICK
 from tests.test_recipes import load
 from tests.training import small
@@ -289,13 +287,7 @@ def test_the_gate_is_shut_to_who_says_the_same_of_all(config):
 
 
 def run(*args):
-  return subprocess.run(
-    [sys.executable, 'tools/train_pose_oracle.py', *args],
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': QUICK, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-  )
+  return commands.run('tools/train_pose_oracle.py', *args, XLA_FLAGS=QUICK)
 
 
 def test_the_command_trains_and_says_who_does_not_pass(data_dir, tmp_path):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import xfactor
 from tests.training import small
 from xfactor.errors import UserError
 from xfactor.training import build, checkpoint, loop
@@ -94,3 +95,54 @@ def test_unknown_networks_are_refused(data):
   config.init_networks = 'encoder'
   with pytest.raises(UserError, match='"both" or "pose_encoder"'):
     build.build(config.lock())
+
+
+# Other families and objectives on the same data.
+
+
+@pytest.fixture(scope='module')
+def rust(data, tmp_path_factory):
+  """A run of RUST with two contexts; its metrics and the model."""
+  workdir = tmp_path_factory.mktemp('rust')
+  config = small.baseline_recipe(
+    'rust',
+    data,
+    data__contexts=2,
+    train__steps=40,
+    train__log_every=10,
+    optimizer__learning_rate=5e-3,
+  )
+  loop.train(config, str(workdir))
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return list(map(json.loads, lines)), xfactor.load(workdir)
+
+
+def test_rust_learns_from_clips(rust):
+  losses = [line['loss'] for line in rust[0] if 'loss' in line]
+  assert losses[-1] < 0.9 * losses[0]
+  names = {name for line in rust[0] for name in line}
+  assert {'eval/squares/psnr', 'eval/squares/shuffled_psnr'} <= names
+  assert 'eval/squares/halves_psnr' not in names
+
+
+def test_a_baseline_can_be_asked_to_transfer(rust):
+  _, model = rust
+  assert (model.pose_dim, model.contexts, model.window) == (8, 2, 6)
+  walk = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+  poses = model.encode_poses(walk)
+  assert poses.shape == (4, 8)
+  assert np.abs(poses[1:] - poses[1]).max() > 0
+  scene = walk[:2, ::-1]
+  pictures = model.render(scene, poses[:2], poses)
+  assert pictures.shape == (4, 32, 32, 3)
+  moved = model.transfer(motion=walk, scene=scene, scene_reference=0)
+  assert moved.shape == pictures.shape
+
+
+def test_shifted_examples_come_out_of_the_pipeline(data, tmp_path):
+  config = recipe(data, data__offset_prob=1.0, data__offset=2, train__steps=3)
+  built = build.build(config)
+  assert (built.views, built.frames) == (3, 6)
+  loop.train(config, str(tmp_path))
+  scores = json.loads((tmp_path / 'eval/00000003.json').read_text())
+  assert scores['data']['squares']['examples'] == 6

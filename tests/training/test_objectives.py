@@ -358,7 +358,7 @@ def test_a_joint_encoder_sees_what_pairs_do_not():
   )
   alone, together = run(pairs, params, three), run(joint, params, three)
   assert alone.shape == together.shape == (2, 3, 3, 4)
-  assert not together[:, :, 0].any()
+  np.testing.assert_allclose(together[:, :, 0], 0, atol=1e-6)
   assert not np.allclose(alone[:, :, 1:], together[:, :, 1:], atol=1e-3)
   other = three.at[:, 1].set(noise(3, seed=1)[:, 1])
   for functional, poses in ((pairs, alone), (joint, together)):
@@ -415,9 +415,7 @@ def shifted_loss(images, shifted, params, functional, **changes):
   config = objectives.Config(
     lpips_weight=0.0, self_target_prob=0.0, shifted=shifted, **changes
   )
-  draws = objectives.draw(
-    jax.random.key(3), frames_of(images[:, :2]), config
-  )
+  draws = objectives.draw(jax.random.key(3), frames_of(images[:, :2]), config)
   return objectives.loss(
     functional.bind(params), images, draws, config, whole=False
   )[0]
@@ -452,7 +450,7 @@ def test_the_shifted_moment_is_in_the_same_order():
   """Of three views the most central is the reference in both."""
   functional = variant()
   params, images = alive(functional), noise(3)
-  frames = jnp.array([[0, 9, 4]] * 2)
+  frames = jnp.array([[0, 4, 9]] * 2)
   config = objectives.Config(lpips_weight=0.0, shifted=True)
   draws = objectives.draw(jax.random.key(0), frames, config)
 
@@ -491,9 +489,9 @@ def test_variants_that_cannot_be_are_refused(section, key, value, said):
 
 
 def test_baselines_draw_which_half_is_seen_and_the_views_order():
-  frames = jnp.tile(jnp.array([[0, 9, 4]]), (2000, 1))
+  frames = jnp.tile(jnp.array([[0, 4, 9]]), (2000, 1))
   draws = objectives.draw_autoencoding(jax.random.key(0), frames)
-  assert (draws.views[:, 0] == 2).all()  # The most central one.
+  assert (draws.views[:, 0] == 1).all()  # The most central one.
   assert 0.45 < jnp.mean(draws.views[:, 1] == 0) < 0.55
   assert 0.45 < jnp.mean(draws.left) < 0.55
   together = jnp.mean(draws.left & (draws.views[:, 1] == 0))
@@ -522,8 +520,6 @@ def test_baselines_are_scored_on_what_they_draw():
   )
   first = np.asarray(images[:, 0])
   np.testing.assert_allclose(parts['l1'], np.abs(first / 2).mean(), rtol=1e-5)
-  np.testing.assert_allclose(
-    parts['lpips'], (first**2 / 4).mean(), rtol=1e-5
-  )
+  np.testing.assert_allclose(parts['lpips'], (first**2 / 4).mean(), rtol=1e-5)
   want = 2 * parts['l1'] + 0.5 * parts['lpips']
   np.testing.assert_allclose(total, want, rtol=1e-6)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 NAMES = ('simclr', 'vicreg')
-# As published: Chen et al., ICML 2020, section 5.1; Bardes et al., ICLR 2022,
-# section 4.2.
+# Chen et al., ICML 2020, section 5.1; Bardes et al., ICLR 2022, section 4.2,
+# whose terms are averaged as in its public code (facebookresearch/vicreg).
 TEMPERATURE = 0.1
 INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
 

@@ -37,6 +37,7 @@ class Family(abc.ABC):
     arrays: What of the pipeline's batches the step takes, by name.
     ordered: Whether the views of an example follow each other in time.
     posed: Whether cameras must be known.
+    relative: Whether latent poses are relative to a view whose own is zero.
   """
 
   name: ClassVar[str]
@@ -45,6 +46,7 @@ class Family(abc.ABC):
   arrays: ClassVar[tuple[str, ...]]
   ordered: ClassVar[bool]
   posed: ClassVar[bool]
+  relative: ClassVar[bool] = True
 
   @abc.abstractmethod
   def settings(self) -> dict[str, dict[str, Any]]:
@@ -171,6 +173,11 @@ class XFactor(Family):
           f'config.{what}={value!r} is about the two halves of examples: set '
           'config.objective.unmasked_prob=0.0'
         )
+    if name and config.train.accumulate > 1:
+      raise UserError(
+        f'config.objective.contrast={name!r} compares all examples of a batch: '
+        'set config.train.accumulate=1'
+      )
 
   def make_objective(self, config: ConfigDict) -> objectives.Config:
     values = config.objective.to_dict()
@@ -307,6 +314,7 @@ class Rust(_Baseline):
 
   name = 'rust'
   model = baselines.RustConfig
+  relative = False  # But to the scene as a whole.
   network_type = baselines.Rust
 
 

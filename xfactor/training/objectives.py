@@ -447,7 +447,7 @@ def autoencoding_loss(
 
 
 def transfer(
-  model: XFactor,
+  model: XFactor | baselines.Rust | baselines.RayZer,
   images: Float[Array, 'b v h w 3'],
   scenes: Float[Array, 'b c h w 3'],
 ) -> Float[Array, 'b h w 3']:
