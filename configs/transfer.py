@@ -20,7 +20,8 @@ MEMBER is one of
   rust, rayzer   the baselines
 
 after tables 1, 3, 6 and 7 of arXiv 2510.13063. In the transfer test
-`joint_view` is evaluated pair by pair. Hardware: two CPU cores for the small suites, minutes
+`joint_view` is evaluated pair by pair. Hardware: two CPU cores for the small
+suites, minutes
 a member; `full` as configs/sm.py, not yet run.
 """
 
@@ -115,6 +116,7 @@ def _synthetic() -> ConfigDict:
     }
   }
   config.eval.window = 5
+  config.eval.transfer_window = 9  # Up to as far from the reference.
   return config
 
 
@@ -122,6 +124,7 @@ def _vizdoom() -> ConfigDict:
   config = _small()
   config.data.mix = {'vizdoom': configs.part(begin=4, end=12)}
   config.eval.window = 8
+  config.eval.transfer_window = 15
   return config
 
 

@@ -27,12 +27,12 @@ import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
-from transfer_suite import drawing, members, running, suites, tables
+from transfer_suite import members, running, suites, tables
 
 from xfactor import cli
 from xfactor.data import images, records, views
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles
+from xfactor.evaluation import oracles, tps
 from xfactor.training import data
 
 SUITES = ('synthetic', 'vizdoom')
@@ -135,7 +135,7 @@ def check_data(
   for member in chosen:
     try:
       if member.draws:
-        drawing.pairs(member.config, store)
+        tps.pairs_of(member.config, store)
     except UserError as e:
       failures[member.name] = str(e)
   return failures

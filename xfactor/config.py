@@ -133,6 +133,7 @@ _LEAST = {
   'eval.panel': 1,
   'eval.pairs': 1,
   'eval.targets': 2,
+  'eval.transfer_window': 0,
   'eval.rays': 0,
 }
 

@@ -123,13 +123,7 @@ class Evaluation:
     if oracle is not None:
       self._features = _load_features(inception)
       self._pairs = {
-        name: tps.fixed_pairs(
-          store,
-          config.eval.pairs,
-          contexts=config.data.contexts,
-          targets=config.eval.targets,
-          window=config.eval.window,
-        )
+        name: tps.pairs_of(config, store)
         for name, store in self._stores.items()
       }
     self._probe = probe

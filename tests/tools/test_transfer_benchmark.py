@@ -119,6 +119,7 @@ class Player:
         row: {
           'pairs': 8,
           'acceptance': 0.75,
+          'each': {},
           'mean': dict.fromkeys(('rra@20', 'rta@20', 'auc@20'), mean(value)),
         }
         for row, value in (
@@ -128,7 +129,7 @@ class Player:
           ('shuffled', 0.33),
         )
       }
-      rows['model'] |= {'psnr': 11.0, 'identified': None}
+      rows['model']['each'] = {'psnr': [10.0, None, 12.0], 'rank': [None]}
       (folder / f'squares_tps-{what}.json').write_text(
         json.dumps({'oracle': f'{what} 7', 'rows': rows, 'chance': 0.125})
       )
@@ -215,7 +216,9 @@ def test_means_over_seeds_and_nothing_twice(tmp_path, suite, capsys):
   assert table['xfactor']['parameters'] == '1,234'
   assert table['xfactor']['autoencoded AUC@20 %'].startswith('90.0')
   assert table['xfactor']['transfer PSNR'].startswith('11.0')
-  assert 'identified %' not in table['xfactor']
+  # Columns without a number are left out.
+  assert 'transfer rank %' not in table['xfactor']
+  assert 'autoencoded PSNR' not in table['xfactor']
   # Null rows once, with the evaluation's own interval.
   assert table['*shuffled*']['AUC@20 %'] == '33.0 (28.0..38.0)'
   text = (tmp_path / 'results.md').read_text()

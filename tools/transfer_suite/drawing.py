@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from transfer_suite import running
@@ -18,19 +17,6 @@ from xfactor.training import writers
 
 _PAIRS = 3
 _MARGIN, _LETTERS = 8, 16  # Pixels.
-
-
-def pairs(
-  config: ConfigDict, store: records.FrameStore
-) -> list[tuple[tps.Excerpt, tps.Excerpt]]:
-  """The pairs (motion, scene) of a recipe's transfer test."""
-  return tps.fixed_pairs(
-    store,
-    config.eval.pairs,
-    contexts=config.data.contexts,
-    targets=config.eval.targets,
-    window=config.eval.window,
-  )
 
 
 def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
@@ -50,12 +36,12 @@ def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
   size = config.data.image_size
   blocks = [
     {'motion': _clip(store, motion, size)} | _truth(store, motion, scene, size)
-    for motion, scene in pairs(config, store)[:_PAIRS]
+    for motion, scene in tps.pairs_of(config, store)[:_PAIRS]
   ]
   first = {run.member.name: run for run in reversed(runs)}
   for name in dict.fromkeys(run.member.name for run in runs):
     model = api.load(first[name].workdir)
-    own = pairs(first[name].member.config, store)[:_PAIRS]
+    own = tps.pairs_of(first[name].member.config, store)[:_PAIRS]
     for block, (motion, scene) in zip(blocks, own, strict=True):
       contexts = _frames(store, scene.clip, scene.contexts)
       start = motion.contexts[motion.reference]

@@ -2,7 +2,7 @@
 
 A cell is the mean over seeds with Student's 95 % interval of it: seeds are what
 varies, as all members are tested on the same examples. Of one seed alone it is
-that of the evaluation's own bootstrap, over pairs of clips, where it has one.
+that of the evaluation, over pairs of clips, where it has one.
 """
 
 import dataclasses
@@ -32,11 +32,14 @@ _ORACLE = {
   'auc@20': ('AUC@20 %', 100),
   'all pairs': ('all pairs AUC@20 %', 100),
   'autoencoded': ('autoencoded AUC@20 %', 100),
+  'autoencoded psnr': ('autoencoded PSNR', 1),
   'psnr': ('transfer PSNR', 1),
-  'identified': ('identified %', 100),
+  'autoencoded rank': ('autoencoded rank %', 100),
+  'rank': ('transfer rank %', 100),
+  'autoencoded identified': ('autoencoded identified %', 100),
+  'identified': ('transfer identified %', 100),
 }
-# No columns where there are no cameras and where scenes are not drawn anew.
-_OPTIONAL = ('probe', 'psnr', 'identified')
+_TRUE = ('psnr', 'rank', 'identified')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +111,11 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
       'pairs': found['rows']['model']['pairs'],
       'chance': found.get('chance'),
     }
-    auc = rows[stage.name]['autoencoded']['auc@20']
-    rows[stage.name]['model']['autoencoded'] = auc
+    own = rows[stage.name]['autoencoded']
+    rows[stage.name]['model'] |= {
+      'autoencoded': own['auc@20'],
+      **{f'autoencoded {key}': own[key] for key in _TRUE},
+    }
   return {'common': common, 'rows': rows, 'titles': titles}
 
 
@@ -119,7 +125,7 @@ def _row(row: dict[str, Any]) -> dict[str, Number | None]:
     'accepted': _plain(row['acceptance']),
     'all pairs': _plain(mean['auc@20']['rejected_as_zero']),
     **{key: _mean(mean[key]) for key in ('rra@20', 'rta@20', 'auc@20')},
-    **{key: _plain(row.get(key)) for key in ('psnr', 'identified')},
+    **{key: _over_pairs(row['each'].get(key)) for key in _TRUE},
   }
 
 
@@ -127,6 +133,15 @@ def _mean(mean: dict[str, float | None]) -> Number | None:
   if mean['value'] is None:
     return None
   return Number(mean['value'], mean['low'], mean['high'])
+
+
+def _over_pairs(values: Sequence[float | None] | None) -> Number | None:
+  known = [x for x in values or () if x is not None]
+  if len(known) < 2:
+    return _plain(known[0] if known else None)
+  half = 1.96 * stats.sem(known)
+  mean = float(np.mean(known))
+  return Number(mean, mean - half, mean + half)
 
 
 def _plain(value: float | None) -> Number | None:
@@ -195,7 +210,7 @@ class Table:
       "Means over seeds with Student's 95 % intervals, over seeds."
       if len(seeds) > 1
       else 'One seed: the intervals, where there are any, are the '
-      "evaluation's bootstrap over pairs and say nothing of other seeds."
+      "evaluation's over pairs and say nothing of other seeds."
     )
     parts = [
       f'# Transfer benchmark: {self._title}',
@@ -203,7 +218,9 @@ class Table:
       'pose" is what held-out PSNR falls to with the pose of another example. '
       'AUC@20 is the mean over pairs that the oracle accepts, "all '
       'pairs" with rejected ones as zero; "autoencoded" is what the oracle '
-      "makes of the model's own reconstructions. Oracles do not compare.",
+      "makes of the model's own reconstructions. Oracles do not compare. "
+      'Rank: share of other motions whose true picture is further away than '
+      'the right one, 50 by chance.',
     ]
     parts += [self._section(oracle) for oracle in self._oracles]
     return '\n\n'.join(parts) + '\n'
@@ -214,7 +231,7 @@ class Table:
     nulls = found[0]['rows'][oracle] if found else {}
     rows = {name: self._cells(name, oracle) for name in self._members()}
     rows |= {f'*{name}*': nulls[name] for name in _NULLS if name in nulls}
-    for key in _OPTIONAL:
+    for key in list(columns):
       if not any(cells.get(key) for cells in rows.values()):
         del columns[key]
     titles = [title for title, _ in columns.values()]

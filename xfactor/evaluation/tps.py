@@ -36,6 +36,7 @@ import numpy as np
 import tqdm
 from etils import epath
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from xfactor import api
@@ -134,6 +135,19 @@ class Result:
     return _mean(values[np.isfinite(values)])
 
 
+def pairs_of(
+  config: ConfigDict, store: records.FrameStore
+) -> list[tuple[Excerpt, Excerpt]]:
+  """`fixed_pairs` as a recipe wants them."""
+  return fixed_pairs(
+    store,
+    config.eval.pairs,
+    contexts=config.data.contexts,
+    targets=config.eval.targets,
+    window=config.eval.transfer_window or config.eval.window,
+  )
+
+
 def fixed_pairs(
   store: records.FrameStore,
   count: int,
@@ -162,7 +176,8 @@ def fixed_pairs(
   if not 2 <= targets <= window or contexts > window:
     raise UserError(
       f'a window of {window} frames cannot hold {targets} targets (at least 2) '
-      f'and {contexts} contexts; change config.eval.targets or .window'
+      f'and {contexts} contexts; change config.eval.targets or '
+      '.transfer_window'
     )
   chosen, path = store.remember(
     'transfer_index',
@@ -196,7 +211,8 @@ def _choose(
   if n < 2:
     raise UserError(
       f'{n} clips of {store.name}/{store.split} have {window} frames, and the '
-      'transfer test needs two that do; give a smaller config.eval.window'
+      'transfer test needs two that do; give a smaller '
+      'config.eval.transfer_window'
     )
   rows.sort(key=lambda i: (records.unit_hash(store.clip_id(i)), i))
   inside = (np.arange(contexts) + 0.5) / contexts * (window - 1)

@@ -214,9 +214,7 @@ class Rust(nnx.Module):
     self.pose = layers.linear(
       width, config.pose_dim, rngs=rngs, dtype=jnp.float32
     )
-    self.embed_query = layers.MLP(
-      (width + config.pose_dim, 4 * width, width), **kwargs
-    )
+    self.embed_query = layers.MLP((config.pose_dim, 4 * width, width), **kwargs)
     self.decoder = Trunk(config, config.decoder_layers, **make, cross=True)
     self.head = layers.MLP((width, 4 * width, patch), **kwargs)
 
@@ -313,8 +311,7 @@ class Rust(nnx.Module):
 
   def _decode(self, scene: Array, pose: Array, places: Array) -> Array:
     code = sinusoids(places, self.config.features)
-    pose = jnp.broadcast_to(pose[:, None], (*code.shape[:2], pose.shape[-1]))
-    queries = self.embed_query(jnp.concatenate([code, pose], -1))
+    queries = code + self.embed_query(pose)[:, None].astype(jnp.float32)
     return _to_picture(self.head(self.decoder(queries, scene)))
 
 

@@ -335,6 +335,8 @@ _CLIP_DATA = {
 _CLIP_EVAL = {
   'pairs': 64,  # Of clips in the transfer test, at most.
   'targets': 5,  # Views of a clip that it draws.
+  # Frames that they are from, about the reference; 0: `window`.
+  'transfer_window': 0,
 }
 
 
