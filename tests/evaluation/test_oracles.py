@@ -91,7 +91,7 @@ def assert_path(result, world_to_camera):
 def test_make():
   assert oracles.make('file', path='cameras.npz').path == 'cameras.npz'
   with pytest.raises(
-    UserError, match="no pose oracle 'magic'; choose one of f"
+    UserError, match="no pose oracle 'magic'; choose one of none"
   ):
     oracles.make('magic')
   with pytest.raises(UserError, match="no option 'seed'; it takes path"):
@@ -108,6 +108,13 @@ def test_make_says_what_is_missing(monkeypatch):
   with pytest.raises(UserError, match="vggt oracle needs the option 'weights'"):
     oracles.make('vggt')
   assert oracles.make('vggt', weights='a').weights == 'a'
+
+
+def test_without_an_oracle_no_path_is_trusted():
+  images = np.zeros((3, 8, 8, 3), np.uint8)
+  result = oracles.make('none')(images)
+  assert not result.ok
+  assert np.isnan(result.world_to_camera).all()
 
 
 def test_rebase():

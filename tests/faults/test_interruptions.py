@@ -50,6 +50,7 @@ def logs(workdir):
   return len(list(workdir.glob('tensorboard/*')))
 
 
+@pytest.mark.slow
 def test_a_run_survives_signals_at_random_moments(recipe, straight, tmp_path):
   """Five times SIGTERM, five SIGKILL: the end is that of the straight run.
 
@@ -122,6 +123,7 @@ def test_the_watchdog_ends_what_hangs(recipe, straight, tmp_path):
   assert 'loop.py' in stacks
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_miss_each_other(
   recipe, straight, tmp_path
 ):

@@ -92,6 +92,7 @@ def test_step_compares_equal_programs(tmp_path):
   assert step['median'] * rate['median'] == pytest.approx(4)  # Frames.
 
 
+@pytest.mark.slow
 def test_pipeline_reads_the_same_pictures(tmp_path):
   text, table = measure(tmp_path, 'pipeline')
   assert 'all read the same pictures' in text
@@ -117,6 +118,7 @@ def test_start_opens_any_number_of_clips(tmp_path):
   assert_agree(text, table)
 
 
+@pytest.mark.slow
 def test_convert_compares_ways_to_decode(tmp_path):
   text, table = measure(tmp_path, 'convert', '--noisolate')
   assert table['things'] == ['JPEGs', 'JPEGs decoded in full', 'mp4']

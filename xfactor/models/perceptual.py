@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -214,6 +215,16 @@ def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
   for i, conv in enumerate(taps):
     shapes[f'head{i}'] = conv.shape[-1:]
   return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+
+
+def vgg16_flops(height: int, width: int) -> int:
+  """FLOPs of VGG16's convolutions for one image, two a multiply-add."""
+  total = 0
+  for conv in _NETS['vgg16'].convs:
+    if conv.pool:
+      height, width = height // 2, width // 2
+    total += 2 * height * width * math.prod(conv.shape)
+  return total
 
 
 def _net(name: str) -> _Net:
