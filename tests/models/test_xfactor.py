@@ -201,7 +201,7 @@ def test_half_precision_stays_near(params, forward):
     model = Functional(lambda rngs: xfactor.XFactor(config, rngs=rngs))
 
     def loss(params):
-      pairs = objectives.encoder_pairs(images)
+      pairs = xfactor.encoder_pairs(images)
       drawn = objectives.reconstruct(model.bind(params), images, pairs, order)
       return jnp.abs(drawn.image - images[:, -1]).mean(), drawn
 

@@ -243,7 +243,7 @@ def test_no_pixel_leaks_from_target_to_its_own_half(params, step, whole):
   def drawn_a(target):
     full = jnp.concatenate([images[:, :1], target[:, None]], axis=1)
     model = FUNCTIONAL.bind(params)
-    pairs = objectives.encoder_pairs(full)
+    pairs = xfactor.encoder_pairs(full)
     image = objectives.reconstruct(model, full, pairs, order).image
     return jnp.sum(jnp.sin(3 * image[:, :32, :32]))  # Inside A: quadrant 0.
 
@@ -270,7 +270,7 @@ def test_only_the_pose_encoder_sees_augmented_pixels(step):
   draws = objectives.draw(jax.random.key(0), frames_of(images), config)
   shown, pairs = objectives.prepare(images, draws, config)
   np.testing.assert_array_equal(shown, images)
-  assert not np.allclose(pairs, objectives.encoder_pairs(images))
+  assert not np.allclose(pairs, xfactor.encoder_pairs(images))
 
 
 def test_whole_steps_are_known_from_the_step_alone():
@@ -348,7 +348,7 @@ def test_a_joint_encoder_sees_what_pairs_do_not():
   @functools.partial(jax.jit, static_argnums=0)
   def run(functional, params, images):
     model = functional.bind(params)
-    sets = objectives.encoder_sets(images, model.config.joint_encoder)
+    sets = xfactor.encoder_sets(images, model.config.joint_encoder)
     halves = objectives.encode(model, sets, HALVES)
     return jnp.concatenate([model.encode_views(images)[:, None], halves], 1)
 
@@ -381,7 +381,7 @@ def test_no_variant_leaks(changes):
   def drawn_a(target, params):
     full = jnp.concatenate([images[:, :-1], target[:, None]], axis=1)
     model = functional.bind(params)
-    sets = objectives.encoder_sets(full, model.config.joint_encoder)
+    sets = xfactor.encoder_sets(full, model.config.joint_encoder)
     image = objectives.reconstruct(model, full, sets, HALVES).image
     return jnp.sum(jnp.sin(3 * image[:, :8, :16]))  # Inside A: quadrant 0.
 
@@ -437,8 +437,8 @@ def test_b_sees_the_moment_that_is_shifted():
   @jax.jit
   def poses(others):
     model = functional.bind(params)
-    sets = objectives.encoder_pairs(images)
-    others = objectives.encoder_pairs(others)
+    sets = xfactor.encoder_pairs(images)
+    others = xfactor.encoder_pairs(others)
     return objectives.encode(model, sets, HALVES, others)
 
   before, after = poses(images), poses(other)
@@ -510,7 +510,7 @@ def test_baselines_are_scored_on_what_they_draw():
   )
   # jaxtyping knows the classes of baselines only.
   loss = inspect.unwrap(objectives.autoencoding_loss)
-  config = objectives.Autoencoding(l1_weight=2.0, lpips_weight=0.5)
+  config = objectives.Distances(l1_weight=2.0, lpips_weight=0.5)
   total, parts = loss(
     Model(),
     images,

@@ -44,9 +44,8 @@ def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
     own = tps.pairs_of(first[name].member.config, store)[:_PAIRS]
     for block, (motion, scene) in zip(blocks, own, strict=True):
       contexts = _frames(store, scene.clip, scene.contexts)
-      start = motion.contexts[motion.reference]
       moved = model.transfer(
-        _frames(store, motion.clip, [start, *motion.targets]),
+        _frames(store, motion.clip, _shown(motion)),
         contexts,
         scene_reference=scene.reference,
       )[1:]
@@ -63,7 +62,7 @@ def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
 
 
 def _frames(
-  store: records.FrameStore, clip: int, frames: Sequence[int]
+  store: records.FrameStore, clip: int, frames: Sequence[int] | np.ndarray
 ) -> list[np.ndarray]:
   return [images.decode(x) for x in store.clip_frames(clip, np.array(frames))]
 
@@ -76,8 +75,11 @@ def _clip(
   store: records.FrameStore, excerpt: tps.Excerpt, size: int
 ) -> np.ndarray:
   """The reference and the targets of an excerpt."""
-  frames = [excerpt.contexts[excerpt.reference], *excerpt.targets]
-  return _fit(_frames(store, excerpt.clip, frames), size)
+  return _fit(_frames(store, excerpt.clip, _shown(excerpt)), size)
+
+
+def _shown(excerpt: tps.Excerpt) -> np.ndarray:
+  return np.array([excerpt.contexts[excerpt.reference], *excerpt.targets])
 
 
 def _truth(
@@ -86,15 +88,7 @@ def _truth(
   """The scene from the motion's cameras, black inside of walls."""
   if not rerender.is_possible(store):
     return {}
-
-  def cameras(excerpt: tps.Excerpt) -> np.ndarray:
-    frames = [excerpt.contexts[excerpt.reference], *excerpt.targets]
-    out = np.tile(np.eye(4), (len(frames), 1, 1))
-    out[:, :3] = store.clip(excerpt.clip).world_to_camera[frames]
-    return out
-
-  path = cameras(motion)
-  path = path @ np.linalg.inv(path[0]) @ cameras(scene)[0]
+  path = tps.path_after(store, motion, scene, _shown(motion))
   pictures, _ = rerender.rerender(store, scene.clip, path, size)
   return {'true re-render': pictures}
 

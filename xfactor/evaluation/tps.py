@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 from scipy import ndimage
 
@@ -146,6 +146,32 @@ def pairs_of(
     targets=config.eval.targets,
     window=config.eval.transfer_window or config.eval.window,
   )
+
+
+def path_after(
+  store: records.FrameStore,
+  motion: Excerpt,
+  scene: Excerpt,
+  frames: Int[np.ndarray, ' n'],
+) -> Float[np.ndarray, 'n 4 4']:
+  """The cameras of the motion's frames, begun at the scene's reference.
+
+  Args:
+    store: The split, with cameras.
+    motion: What moves.
+    scene: Whose world the cameras are in.
+    frames: Of the motion's clip.
+  """
+
+  def cameras(excerpt: Excerpt, frames: np.ndarray) -> np.ndarray:
+    out = np.tile(np.eye(4), (len(frames), 1, 1))
+    out[:, :3] = store.clip(excerpt.clip).world_to_camera[frames]
+    return out
+
+  def start(excerpt: Excerpt) -> np.ndarray:
+    return cameras(excerpt, excerpt.contexts[[excerpt.reference]])
+
+  return cameras(motion, frames) @ np.linalg.inv(start(motion)) @ start(scene)
 
 
 def fixed_pairs(
@@ -429,8 +455,7 @@ class _Anew:
 
   def _draw(self, motion: Excerpt, scene: Excerpt) -> np.ndarray | None:
     """The scene as the motion's cameras see it; None if one is in a wall."""
-    path = self._cameras(motion, motion.targets)
-    path = path @ np.linalg.inv(self._start(motion)) @ self._start(scene)
+    path = path_after(self._store, motion, scene, motion.targets)
     if not rerender.is_free(self._store, scene.clip, path).all():
       return None
     return rerender.rerender(self._store, scene.clip, path, self._size)[0]
@@ -443,14 +468,6 @@ class _Anew:
     drawn = (self._draw(x, scene) for x in after if x.clip not in clips)
     free = (x for x in drawn if x is not None)
     return list(itertools.islice(free, _CANDIDATES - 1))
-
-  def _start(self, excerpt: Excerpt) -> np.ndarray:
-    return self._cameras(excerpt, excerpt.contexts[[excerpt.reference]])
-
-  def _cameras(self, excerpt: Excerpt, frames: np.ndarray) -> np.ndarray:
-    out = np.tile(np.eye(4), (len(frames), 1, 1))
-    out[:, :3] = self._store.clip(excerpt.clip).world_to_camera[frames]
-    return out
 
 
 def _compare(

@@ -185,15 +185,6 @@ def _view_codes(views: int, features: int) -> Float[Array, 'v c']:
   return sinusoids(jnp.stack([index, index], -1), features)
 
 
-def _to_picture(y: Float[Array, '*b p']) -> Float[Array, '*b p']:
-  return 2 * jax.nn.sigmoid(y.astype(jnp.float32)) - 1
-
-
-def _grid(config: _Config, images: Array) -> tuple[int, int]:
-  rows, columns = (n // config.patch_size for n in images.shape[-3:-1])
-  return rows, columns
-
-
 class Rust(nnx.Module):
   """RUST: a scene, a latent pose that peeks at the target, a decoder."""
 
@@ -232,7 +223,7 @@ class Rust(nnx.Module):
     self, context: Float[Array, 'b c h w 3'], poses: Float[Array, 'b v z']
   ) -> Float[Array, 'b h w 3']:
     """The view at the last pose; the contexts' own poses are not looked at."""
-    rows, columns = _grid(self.config, context)
+    rows, columns = layers.grid(context, self.config.patch_size)
     places = layers.grid_positions(rows, columns)
     places = jnp.broadcast_to(places, (len(context), *places.shape))
     patches = self._decode(self._scene(context), poses[:, -1], places)
@@ -268,7 +259,7 @@ class Rust(nnx.Module):
     self, images: Float[Array, 'b h w 3'], left: Bool[Array, ' b']
   ) -> tuple[Float[Array, 'b t p'], Int[Array, 'b t 2']]:
     """Patches of the left half, or of the right one, and their places."""
-    rows, columns = _grid(self.config, images)
+    rows, columns = layers.grid(images, self.config.patch_size)
     half = images.shape[2] // 2
     pixels = jnp.where(
       left[:, None, None, None], images[:, :, :half], images[:, :, half:]
@@ -286,7 +277,9 @@ class Rust(nnx.Module):
 
   def _scene(self, context: Array) -> Float[Array, 'b s c']:
     width, views = self.config.features, context.shape[1]
-    places = layers.grid_positions(*_grid(self.config, context))
+    places = layers.grid_positions(
+      *layers.grid(context, self.config.patch_size)
+    )
     code = sinusoids(places, width)[None] + _view_codes(views, width)[:, None]
     tokens = self.embed_context(
       layers.patchify(context, self.config.patch_size)
@@ -312,7 +305,7 @@ class Rust(nnx.Module):
   def _decode(self, scene: Array, pose: Array, places: Array) -> Array:
     code = sinusoids(places, self.config.features)
     queries = code + self.embed_query(pose)[:, None].astype(jnp.float32)
-    return _to_picture(self.head(self.decoder(queries, scene)))
+    return layers.to_picture(self.head(self.decoder(queries, scene)))
 
 
 class RayZer(nnx.Module):
@@ -346,7 +339,7 @@ class RayZer(nnx.Module):
     """Poses (`se3`) of all views, estimated jointly, relative to the first."""
     width, views = self.config.features, images.shape[1]
     code = _view_codes(views, width)
-    places = layers.grid_positions(*_grid(self.config, images))
+    places = layers.grid_positions(*layers.grid(images, self.config.patch_size))
     tokens = self.embed_view(layers.patchify(images, self.config.patch_size))
     tokens = tokens.astype(jnp.float32) + (
       sinusoids(places, width)[None, None] + code[None, :, None]
@@ -380,7 +373,7 @@ class RayZer(nnx.Module):
   ) -> Float[Array, 'b h w 3']:
     """The view at the last pose, [-1, 1]; those before are the contexts'."""
     config = self.config
-    grid = _grid(config, context)
+    grid = layers.grid(context, config.patch_size)
     places = layers.grid_positions(*grid)[None]
     rays = se3.plucker_patches(poses, places, grid, config.patch_size)
     pixels = layers.patchify(context, config.patch_size)
@@ -392,7 +385,9 @@ class RayZer(nnx.Module):
     both = jnp.concatenate([target, scene[:, : config.scene_tokens]], axis=1)
     y = self.head(self.decoder(both)[:, : target.shape[1]])
     height, width = context.shape[2:4]
-    return layers.unpatchify(_to_picture(y), config.patch_size, height, width)
+    return layers.unpatchify(
+      layers.to_picture(y), config.patch_size, height, width
+    )
 
   def reconstruct(
     self, images: Float[Array, 'b v h w 3'], left: Bool[Array, ' b']

@@ -60,6 +60,17 @@ def unpatchify(
   )
 
 
+def grid(images: Float[Array, '*b h w c'], size: int) -> tuple[int, int]:
+  """Rows and columns of the patches that `patchify` cuts."""
+  height, width = images.shape[-3:-1]
+  return height // size, width // size
+
+
+def to_picture(y: Float[Array, '*b p']) -> Float[Array, '*b p']:
+  """What a network's last layer says as colours in [-1, 1], float32."""
+  return 2 * jax.nn.sigmoid(y.astype(jnp.float32)) - 1
+
+
 def grid_positions(height: int, width: int) -> Int[Array, 't 2']:
   """(row, column) of each patch of a `height` x `width` grid, row-major."""
   rows, columns = jnp.divmod(jnp.arange(height * width), width)

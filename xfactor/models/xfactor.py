@@ -218,7 +218,7 @@ class Renderer(nnx.Module):
     )
     x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
     y = self.head(self.trunk(x_BVTC, positions, read=slice(None))[:, -1])
-    return 2 * jax.nn.sigmoid(y.astype(jnp.float32)) - 1
+    return layers.to_picture(y)
 
 
 class XFactor(nnx.Module):
@@ -240,14 +240,11 @@ class XFactor(nnx.Module):
     self, images: Float[Array, 'b v h w 3']
   ) -> Float[Array, 'b v z']:
     """As `encode`, one pair with the first view at a time if that is how."""
-    if self.config.joint_encoder:
-      return self.encode(images)
-    poses = einops.rearrange(
-      self.encode(encoder_pairs(images).reshape(-1, 2, *images.shape[2:])),
-      '(b p) two z -> b p two z',
-      b=len(images),
+    sets = encoder_sets(images, self.config.joint_encoder)
+    poses = self.encode(einops.rearrange(sets, 'b p n h w c -> (b p) n h w c'))
+    return join_sets(
+      einops.rearrange(poses, '(b p) n z -> b p n z', b=len(images))
     )
-    return jnp.concatenate([poses[:, :1, 0], poses[:, :, 1]], axis=1)
 
   def render(
     self,
@@ -271,8 +268,20 @@ class XFactor(nnx.Module):
     return layers.grid_positions(*self.grid(images))[None]
 
   def grid(self, images: Float[Array, '*b h w 3']) -> tuple[int, int]:
-    rows, columns = (n // self.config.patch_size for n in images.shape[-3:-1])
-    return rows, columns
+    return layers.grid(images, self.config.patch_size)
+
+
+def encoder_sets(
+  images: Float[Array, 'b v h w 3'], joint: bool
+) -> Float[Array, 'b p n h w 3']:
+  """What the pose encoder sees at once: pairs, or all views of an example."""
+  return images[:, None] if joint else encoder_pairs(images)
+
+
+def join_sets(poses: Float[Array, 'b p n z']) -> Float[Array, 'b v z']:
+  """The poses of an example's views; each set begins with the first of them."""
+  others = einops.rearrange(poses[:, :, 1:], 'b p n z -> b (p n) z')
+  return jnp.concatenate([poses[:, :1, 0], others], axis=1)
 
 
 def encoder_pairs(

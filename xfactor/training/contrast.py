@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-NAMES = ('simclr', 'vicreg')
 # Chen et al., ICML 2020, section 5.1; Bardes et al., ICLR 2022, section 4.2,
 # whose terms are averaged as in its public code (facebookresearch/vicreg).
 TEMPERATURE = 0.1
@@ -41,8 +40,5 @@ def vicreg(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
   return INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
 
 
-def loss(
-  name: str, a: Float[Array, 'n z'], b: Float[Array, 'n z']
-) -> Float[Array, '']:
-  """The objective called `name`, one of `NAMES`; rows are partners."""
-  return {'simclr': simclr, 'vicreg': vicreg}[name](a, b)
+# By what a recipe calls them; rows of the two arguments are partners.
+OBJECTIVES = {'simclr': simclr, 'vicreg': vicreg}

@@ -130,39 +130,108 @@ class Family(abc.ABC):
     """FLOPs of one update with all that is computed twice or beside."""
 
 
-class XFactor(Family):
-  """Stereo and multi-view XFactor (arXiv 2510.13063)."""
+class _Clips(Family):
+  """What learns from clips without cameras: pairs of views, and more."""
 
-  name = 'xfactor'
-  model = xfactor.Config
-  objective = objectives.Config
   arrays = ('images', 'frames')
   ordered = True
   posed = False
 
   def settings(self) -> dict[str, dict[str, Any]]:
-    objective = dataclasses.asdict(self.objective())
-    del objective['shifted']
     return {
       'model': dataclasses.asdict(self.model()),
-      'objective': objective,
+      'objective': dataclasses.asdict(self.objective()),
       'data': {
-        **_CLIP_DATA,
-        # Share of examples of which the two halves are seen at moments that
-        # are up to `offset` frames apart.
-        'offset_prob': 0.0,
-        'offset': 1,
+        'bump': False,  # Favour windows of 70 % of the longest.
+        'gap_sigma': config_dict.placeholder(float),  # Central references.
+        'flip_prob': 0.5,  # Share of examples played backwards.
       },
-      'eval': _CLIP_EVAL,
+      'eval': {
+        'pairs': 64,  # Of clips in the transfer test, at most.
+        'targets': 5,  # Views of a clip that it draws.
+        # Frames that they are from, about the reference; 0: `window`.
+        'transfer_window': 0,
+      },
     }
 
   def check(self, config: ConfigDict) -> None:
-    _check_clips(config)
+    data, patch = config.data, config.model.patch_size
+    for name in ('image_size', 'image_width'):
+      size = data[name]
+      if size is not None and (size % patch or size // patch % 2):
+        raise UserError(
+          f'config.data.{name}={size} must be an even number of patches of '
+          f'config.model.patch_size={patch} pixels'
+        )
+    if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
+      raise UserError(
+        f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: '
+        'choose "float32" or "bfloat16"'
+      )
+
+  def views(self, data: ConfigDict) -> int:
+    return data.contexts + 1
+
+  def chooser(self, data: ConfigDict, part: ConfigDict) -> Callable[..., Any]:
+    return Views(
+      num_views=self.views(data),
+      window=(part.begin, part.end),
+      ramp_steps=data.ramp_steps,
+      bump=data.bump,
+      gap_sigma=data.gap_sigma,
+      flip_prob=data.flip_prob,
+    )
+
+  def needs_lpips(self, objective: objectives.Distances) -> bool:
+    return objective.lpips_weight > 0
+
+  def describe(self, build) -> str:
+    return (
+      f'{build.batch} examples of {build.views} views at '
+      f'{build.image_size} pixels'
+    )
+
+  def _perceptual(
+    self, weights: Params | None, objective: objectives.Distances
+  ) -> objectives.Perceptual:
+    return functools.partial(
+      perceptual.lpips, weights, dtype=objective.lpips_dtype
+    )
+
+  def _lpips_dtype(self, build) -> str | None:
+    return build.objective.lpips_dtype if build.needs_lpips else None
+
+  def _sizes(self, build) -> dict[str, int]:
+    return {
+      'batch': build.batch,
+      'views': build.views,
+      'height': build.image_size,
+      'width': build.image_width,
+    }
+
+
+class XFactor(_Clips):
+  """Stereo and multi-view XFactor (arXiv 2510.13063)."""
+
+  name = 'xfactor'
+  model = xfactor.Config
+  objective = objectives.Config
+
+  def settings(self) -> dict[str, dict[str, Any]]:
+    settings = super().settings()
+    del settings['objective']['shifted']
+    # Share of examples of which the two halves are seen at moments that are up
+    # to `offset` frames apart.
+    settings['data'].update(offset_prob=0.0, offset=1)
+    return settings
+
+  def check(self, config: ConfigDict) -> None:
+    super().check(config)
     name, unmasked = config.objective.contrast, config.objective.unmasked_prob
-    if name and name not in contrast.NAMES:
+    if name and name not in contrast.OBJECTIVES:
       raise UserError(
         f'config.objective.contrast={name!r}: choose one of '
-        f'{", ".join(contrast.NAMES)}, or leave it empty'
+        f'{", ".join(contrast.OBJECTIVES)}, or leave it empty'
       )
     for what, value in (
       ('objective.contrast', name),
@@ -187,14 +256,11 @@ class XFactor(Family):
   def network(self, model, rngs, platform) -> xfactor.XFactor:
     return xfactor.XFactor(model, rngs=rngs, platform=platform)
 
-  def views(self, data: ConfigDict) -> int:
-    return data.contexts + 1
-
   def frames(self, data: ConfigDict) -> int:
     return self.views(data) * (1 + bool(data.offset_prob))
 
-  def chooser(self, data: ConfigDict, part: ConfigDict) -> Views | Shifted:
-    views = _clip_views(self.views(data), data, part)
+  def chooser(self, data: ConfigDict, part: ConfigDict) -> Callable[..., Any]:
+    views = super().chooser(data, part)
     if data.offset_prob:
       return Shifted(views, data.offset, data.offset_prob)
     return views
@@ -212,9 +278,7 @@ class XFactor(Family):
       draws,
       objective,
       whole=whole,
-      perceptual=functools.partial(
-        perceptual.lpips, weights, dtype=objective.lpips_dtype
-      ),
+      perceptual=self._perceptual(weights, objective),
     )
 
   def kinds(self, objective: objectives.Config) -> list[bool]:
@@ -224,15 +288,12 @@ class XFactor(Family):
     return objectives.is_whole_step(seed, step, objective)
 
   def needs_lpips(self, objective: objectives.Config) -> bool:
-    return objective.lpips_weight > 0 and not objective.contrast
-
-  def describe(self, build) -> str:
-    return _describe_clips(build)
+    return super().needs_lpips(objective) and not objective.contrast
 
   def flops(self, build, *, whole: bool = False) -> int:
     return flops.train_step(
       build.model,
-      **_clip_sizes(build),
+      **self._sizes(build),
       whole=whole,
       render=not build.objective.contrast,
     )
@@ -240,44 +301,24 @@ class XFactor(Family):
   def executed_flops(self, build, *, whole: bool) -> float:
     return flops.executed_step(
       build.model,
-      **_clip_sizes(build),
+      **self._sizes(build),
       whole=whole,
       render=not build.objective.contrast,
-      lpips_dtype=_lpips_dtype(build),
+      lpips_dtype=self._lpips_dtype(build),
     )
 
 
-class _Baseline(Family):
-  """What RUST and RayZer share: clips, and a target drawn from its own pose."""
+class _Baseline(_Clips):
+  """What RUST and RayZer share: a target drawn from its own pose."""
 
-  objective = objectives.Autoencoding
-  arrays = ('images', 'frames')
-  ordered = True
-  posed = False
+  objective = objectives.Distances
   network_type: ClassVar[type]
 
-  def settings(self) -> dict[str, dict[str, Any]]:
-    return {
-      'model': dataclasses.asdict(self.model()),
-      'objective': dataclasses.asdict(self.objective()),
-      'data': _CLIP_DATA,
-      'eval': _CLIP_EVAL,
-    }
-
-  def check(self, config: ConfigDict) -> None:
-    _check_clips(config)
-
-  def make_objective(self, config: ConfigDict) -> objectives.Autoencoding:
+  def make_objective(self, config: ConfigDict) -> objectives.Distances:
     return self.objective(**config.objective)
 
   def network(self, model, rngs, platform) -> nnx.Module:
     return self.network_type(model, rngs=rngs, platform=platform)
-
-  def views(self, data: ConfigDict) -> int:
-    return data.contexts + 1
-
-  def chooser(self, data: ConfigDict, part: ConfigDict) -> Views:
-    return _clip_views(self.views(data), data, part)
 
   def draw(self, key, batch, objective) -> objectives.AutoencodingDraws:
     return objectives.draw_autoencoding(key, batch['frames'])
@@ -289,23 +330,17 @@ class _Baseline(Family):
       to_float(batch['images']),
       draws,
       objective,
-      perceptual=functools.partial(
-        perceptual.lpips, weights, dtype=objective.lpips_dtype
-      ),
+      perceptual=self._perceptual(weights, objective),
     )
 
-  def needs_lpips(self, objective: objectives.Autoencoding) -> bool:
-    return objective.lpips_weight > 0
-
-  def describe(self, build) -> str:
-    return _describe_clips(build)
-
   def flops(self, build, *, whole: bool = False) -> int:
-    return flops.baseline_step(build.model, **_clip_sizes(build))
+    return flops.baseline_step(build.model, **self._sizes(build))
 
   def executed_flops(self, build, *, whole: bool) -> float:
     return flops.baseline_executed_step(
-      build.model, **_clip_sizes(build), lpips_dtype=_lpips_dtype(build)
+      build.model,
+      **self._sizes(build),
+      lpips_dtype=self._lpips_dtype(build),
     )
 
 
@@ -324,67 +359,6 @@ class RayZer(_Baseline):
   name = 'rayzer'
   model = baselines.RayZerConfig
   network_type = baselines.RayZer
-
-
-# Of families that learn from clips without cameras.
-_CLIP_DATA = {
-  'bump': False,  # Favour windows of 70 % of the longest.
-  'gap_sigma': config_dict.placeholder(float),  # Central references.
-  'flip_prob': 0.5,  # Share of examples played backwards.
-}
-_CLIP_EVAL = {
-  'pairs': 64,  # Of clips in the transfer test, at most.
-  'targets': 5,  # Views of a clip that it draws.
-  # Frames that they are from, about the reference; 0: `window`.
-  'transfer_window': 0,
-}
-
-
-def _check_clips(config: ConfigDict) -> None:
-  data, patch = config.data, config.model.patch_size
-  for name in ('image_size', 'image_width'):
-    size = data[name]
-    if size is not None and (size % patch or size // patch % 2):
-      raise UserError(
-        f'config.data.{name}={size} must be an even number of patches of '
-        f'config.model.patch_size={patch} pixels'
-      )
-  if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
-    raise UserError(
-      f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: '
-      'choose "float32" or "bfloat16"'
-    )
-
-
-def _clip_views(count: int, data: ConfigDict, part: ConfigDict) -> Views:
-  return Views(
-    num_views=count,
-    window=(part.begin, part.end),
-    ramp_steps=data.ramp_steps,
-    bump=data.bump,
-    gap_sigma=data.gap_sigma,
-    flip_prob=data.flip_prob,
-  )
-
-
-def _describe_clips(build: Any) -> str:
-  return (
-    f'{build.batch} examples of {build.views} views at '
-    f'{build.image_size} pixels'
-  )
-
-
-def _clip_sizes(build: Any) -> dict[str, int]:
-  return {
-    'batch': build.batch,
-    'views': build.views,
-    'height': build.image_size,
-    'width': build.image_width,
-  }
-
-
-def _lpips_dtype(build: Any) -> str | None:
-  return build.objective.lpips_dtype if build.needs_lpips else None
 
 
 class SRT(Family):

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from xfactor.models import baselines, layers
-from xfactor.models.xfactor import XFactor, encoder_pairs
+from xfactor.models.xfactor import XFactor, encoder_sets, join_sets
 from xfactor.training import augment, contrast
 
 
@@ -34,44 +34,38 @@ class Perceptual(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """The loss and what a step draws; defaults are the paper's (stereo).
+class Distances:
+  """How far a drawn picture is from what it should be.
 
   Attributes:
     l1_weight: Weight of the mean absolute error in [-1, 1].
     lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
     lpips_dtype: Of LPIPS's convolutions: 'float32' or 'bfloat16'.
-    unmasked_prob: Share of steps whose examples are all left whole.
-    self_target_prob: Share of examples whose target is one of their contexts.
-    augmentation: What the pose encoder sees.
-    contrast: One of `contrast.NAMES` to train the pose encoder alone by it.
-    shifted: Whether each example comes twice: the second time, of a moment that
-      may be another, is what B sees; `config.data.offset_prob`.
   """
 
   l1_weight: float = 1.0
   lpips_weight: float = 0.5
   lpips_dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Distances):
+  """The loss and what a step draws; defaults are the paper's (stereo).
+
+  Attributes:
+    unmasked_prob: Share of steps whose examples are all left whole.
+    self_target_prob: Share of examples whose target is one of their contexts.
+    augmentation: What the pose encoder sees.
+    contrast: One of `contrast.OBJECTIVES`, to train the pose encoder alone.
+    shifted: Whether each example comes twice: the second time, of a moment that
+      may be another, is what B sees; `config.data.offset_prob`.
+  """
+
   unmasked_prob: float = 0.05
   self_target_prob: float = 0.05
   augmentation: augment.Config = augment.Config()
   contrast: str = ''
   shifted: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Autoencoding:
-  """The loss of the baselines (`models.baselines`), drawn from its own pose.
-
-  Attributes:
-    l1_weight: Weight of the mean absolute error in [-1, 1].
-    lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
-    lpips_dtype: Of LPIPS's convolutions: 'float32' or 'bfloat16'.
-  """
-
-  l1_weight: float = 1.0
-  lpips_weight: float = 0.5
-  lpips_dtype: str = 'float32'
 
 
 @jax.tree_util.register_dataclass
@@ -263,10 +257,8 @@ def encode(
     einops.rearrange(patches, 'b p n t c -> (b p) n t c'),
     jnp.repeat(positions, count, axis=0) if len(positions) > 1 else positions,
   )
-  poses = einops.rearrange(poses, '(b p) n z -> b p n z', p=count)
-  seen = einops.rearrange(poses[:, :, 1:], 'b p n z -> b (p n) z')
-  poses = jnp.concatenate([poses[:, :1, 0], seen], axis=1)
-  return einops.rearrange(poses, '(b s) v z -> b s v z', b=batch)
+  by_set = einops.rearrange(poses, '(b p) n z -> b p n z', p=count)
+  return einops.rearrange(join_sets(by_set), '(b s) v z -> b s v z', b=batch)
 
 
 def render(
@@ -347,13 +339,6 @@ def _augmented(
   return augment.apply(flat, drawn, config.augmentation).reshape(sets.shape)
 
 
-def encoder_sets(
-  images: Float[Array, 'b v h w 3'], joint: bool
-) -> Float[Array, 'b p n h w 3']:
-  """What the pose encoder sees at once: pairs, or all views of an example."""
-  return images[:, None] if joint else encoder_pairs(images)
-
-
 def loss(
   model: XFactor,
   images: Float[Array, 'b v h w 3'],
@@ -387,7 +372,7 @@ def loss(
       einops.rearrange(x[:, 1:], 'b v z -> (b v) z')
       for x in (poses[:, 0], poses[:, 1])
     )
-    total = contrast.loss(config.contrast, a, b)
+    total = contrast.OBJECTIVES[config.contrast](a, b)
     return total, {'loss': total}
   prediction = render(model, images[:, :-1], poses, order)
   return score(prediction, images[:, -1], config, perceptual)
@@ -396,7 +381,7 @@ def loss(
 def score(
   prediction: Float[Array, 'b h w 3'],
   target: Float[Array, 'b h w 3'],
-  config: 'Config | Autoencoding',
+  config: Distances,
   perceptual: Perceptual | None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """The weighted distances of what is drawn, and each of them."""
@@ -437,7 +422,7 @@ def autoencoding_loss(
   model: baselines.Rust | baselines.RayZer,
   images: Float[Array, 'b v h w 3'],
   draws: AutoencodingDraws,
-  config: Autoencoding,
+  config: Distances,
   *,
   perceptual: Perceptual | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
