@@ -1,14 +1,8 @@
-"""One page of what an evaluation found, for people: eval/STEP/index.html.
+"""One page of what an evaluation found, for people: eval/STEP/index.html."""
 
-Pictures, videos and scripts are inside the file, and its policy forbids the
-browser to fetch anything: it can be mailed, and opened anywhere.
-"""
-
-import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
-from string import Template
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,7 +11,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from xfactor.data import images
-from xfactor.evaluation import poses, probe, reconstruction, tps
+from xfactor.evaluation import page, poses, probe, reconstruction, tps
 from xfactor.inference import movie
 
 _HELDOUT_ROWS = {
@@ -70,12 +64,9 @@ def write(
     transfer: By the name of the data set; may be empty.
     probes: By the name of the data set; may be empty.
   """
-  page = Template(
-    resources.files('xfactor.evaluation').joinpath('report.html').read_text()
-  )
-  body = _node('main', _node('h1', f'Evaluation at step {step:,}'))
+  body = page.node('main', page.node('h1', f'Evaluation at step {step:,}'))
   for name in dict.fromkeys((*heldout, *transfer, *probes)):
-    body.append(_node('h2', name))
+    body.append(page.node('h2', name))
     if name in heldout:
       body.extend(_heldout(heldout[name]))
     if name in transfer:
@@ -83,22 +74,21 @@ def write(
     if name in probes:
       body.extend(_probe(probes[name]))
   recipe = json.loads(config.to_json_best_effort())
-  body.append(_node('h2', 'Configuration'))
+  body.append(page.node('h2', 'Configuration'))
   body.append(
-    _node(
+    page.node(
       'details',
-      _node('summary', 'The recipe'),
-      _node('pre', json.dumps(recipe, indent=2)),
+      page.node('summary', 'The recipe'),
+      page.node('pre', json.dumps(recipe, indent=2)),
     )
   )
-  text = page.substitute(
-    title=f'Evaluation at step {step:,}',
-    body=ElementTree.tostring(body, method='html').decode(),
+  script = resources.files('xfactor.evaluation').joinpath('report.html')
+  return page.write(
+    epath.Path(folder) / 'index.html',
+    f'Evaluation at step {step:,}',
+    body,
+    script.read_text(),
   )
-  path = epath.Path(folder) / 'index.html'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
-  return path
 
 
 def _heldout(result: reconstruction.Result) -> list[ElementTree.Element]:
@@ -133,12 +123,14 @@ def _heldout(result: reconstruction.Result) -> list[ElementTree.Element]:
     for label, i in _extremes(psnr['model'][:shown]).items()
   ]
   return [
-    _node('h3', 'Held-out reconstruction'),
-    _node('p', f'Means of {result.num_examples} fixed examples.'),
-    _table([c.upper() for c in columns], rows, explained),
+    page.node('h3', 'Held-out reconstruction'),
+    page.node('p', f'Means of {result.num_examples} fixed examples.'),
+    page.table([c.upper() for c in columns], rows, explained),
     histogram,
-    _node('h3', 'Examples'),
-    _node('p', f'Out of the first {shown}, whose pictures are kept, by PSNR.'),
+    page.node('h3', 'Examples'),
+    page.node(
+      'p', f'Out of the first {shown}, whose pictures are kept, by PSNR.'
+    ),
     *clips,
   ]
 
@@ -206,12 +198,12 @@ def _transfer(result: tps.Result) -> list[ElementTree.Element]:
     title = f'{label}: {score} (pair {i + 1})'
     clips.append(_pair(result, i, title, with_paths=ok))
   return [
-    _node('h3', 'Transfer: True Pose Similarity'),
-    _node('p', text),
-    _table(head, rows, _TPS_ROWS),
+    page.node('h3', 'Transfer: True Pose Similarity'),
+    page.node('p', text),
+    page.table(head, rows, _TPS_ROWS),
     histogram,
-    _node('h3', 'Pairs'),
-    _node(
+    page.node('h3', 'Pairs'),
+    page.node(
       'p',
       f'Out of the first {shown}, whose pictures are kept, by {_MAIN.upper()}. '
       "The model's path is moved, turned and scaled onto the target's; drag to "
@@ -230,9 +222,9 @@ def _probe(result: probe.Result) -> list[ElementTree.Element]:
     '95 % intervals.'
   )
   return [
-    _node('h3', 'Pose probe'),
-    _node('p', text),
-    _table([c.upper() for c in tps.COLUMNS], rows, _PROBE_ROWS),
+    page.node('h3', 'Pose probe'),
+    page.node('p', text),
+    page.table([c.upper() for c in tps.COLUMNS], rows, _PROBE_ROWS),
   ]
 
 
@@ -240,7 +232,7 @@ def _pair(
   result: tps.Result, i: int, title: str, *, with_paths: bool
 ) -> ElementTree.Element:
   motion, drawn = result.pictures['motion'][i], result.pictures['drawn'][i]
-  moving = _node('div', _video(motion, drawn), class_='moving')
+  moving = page.node('div', _video(motion, drawn), class_='moving')
   if with_paths:
     moving.append(_plot(result.paths['target'][i], result.paths['model'][i]))
   frames = range(1, len(motion) + 1)
@@ -339,9 +331,11 @@ def _plot(
     {'colour': '--model', 'width': 1.5, 'lines': lines(path)},
   ]
   label = 'Paths of the cameras: that of A, and that found in the pictures.'
-  return _node(
+  return page.node(
     'figure',
-    _node('canvas', data_lines=json.dumps(parts), role='img', aria_label=label),
+    page.node(
+      'canvas', data_lines=json.dumps(parts), role='img', aria_label=label
+    ),
     _legend('Camera paths', {'model': 'model', 'other': 'target (A)'}),
   )
 
@@ -349,41 +343,6 @@ def _plot(
 # ==============================================================================
 # Parts of the page
 # ==============================================================================
-
-
-def _node(
-  tag: str, *children: ElementTree.Element | str, **attributes: str
-) -> ElementTree.Element:
-  """An element; whatever it holds is escaped when it is written."""
-  names = {key: key.rstrip('_').replace('_', '-') for key in attributes}
-  node = ElementTree.Element(
-    tag, {names[key]: value for key, value in attributes.items()}
-  )
-  for child in children:
-    if isinstance(child, ElementTree.Element):
-      node.append(child)
-    elif len(node):
-      node[-1].tail = child
-    else:
-      node.text = child
-  return node
-
-
-def _table(
-  head: Sequence[str],
-  rows: Mapping[str, Sequence[Sequence[str]]],
-  meanings: Mapping[str, str],
-) -> ElementTree.Element:
-  """A table; a cell is its text and perhaps what stands small below it."""
-  body = _node('tbody')
-  for row, cells in rows.items():
-    name = _node('th', row, _node('small', meanings.get(row, '')))
-    body.append(_node('tr', name))
-    for text, *small in cells:
-      body[-1].append(_node('td', text, *(_node('small', x) for x in small)))
-  top = _node('tr', *(_node('th', x) for x in ('', *head)))
-  table = _node('table', _node('thead', top), body)
-  return _node('div', table, class_='scroll')
 
 
 def _histogram(
@@ -406,11 +365,13 @@ def _histogram(
   def y(count: int) -> float:
     return height - 105 * count / top
 
-  picture = _node(
+  picture = page.node(
     'svg',
-    _node('line', x1=f'{left}', x2=f'{right}', y1=f'{height}', y2=f'{height}'),
-    _node('text', f'{top}', x='24', y=f'{y(top) + 4}', text_anchor='end'),
-    _node('text', '0', x='24', y=f'{height}', text_anchor='end'),
+    page.node(
+      'line', x1=f'{left}', x2=f'{right}', y1=f'{height}', y2=f'{height}'
+    ),
+    page.node('text', f'{top}', x='24', y=f'{y(top) + 4}', text_anchor='end'),
+    page.node('text', '0', x='24', y=f'{height}', text_anchor='end'),
     viewBox=f'0 0 {width} {height + 20}',
     role='img',
     aria_label=title,
@@ -420,9 +381,9 @@ def _histogram(
     x = left + k * step
     line += f'V{y(count):.1f}H{x + step:.1f}'
     picture.append(
-      _node(
+      page.node(
         'rect',
-        _node('title', f'{edges[k]:.3g} to {edges[k + 1]:.3g}: {bar}'),
+        page.node('title', f'{edges[k]:.3g} to {edges[k + 1]:.3g}: {bar}'),
         x=f'{x + 1:.1f}',
         y=f'{y(bar):.1f}',
         width=f'{step - 2:.1f}',
@@ -430,40 +391,42 @@ def _histogram(
         class_='bars',
       )
     )
-  picture.append(_node('path', d=f'{line}V{height}', class_='steps'))
+  picture.append(page.node('path', d=f'{line}V{height}', class_='steps'))
   for k in range(0, _BINS + 1, 5):
     x = f'{left + k * step}'
     picture.append(
-      _node(
+      page.node(
         'text', f'{edges[k]:.3g}', x=x, y=f'{height + 14}', text_anchor='middle'
       )
     )
   legend = dict(zip(('model', 'other'), series, strict=True))
-  return _node('figure', picture, _legend(title, legend))
+  return page.node('figure', picture, _legend(title, legend))
 
 
 def _legend(title: str, entries: Mapping[str, str]) -> ElementTree.Element:
   """A caption with names by their colour."""
-  names = [_node('span', name, class_=key) for key, name in entries.items()]
-  return _node('figcaption', title, *names)
+  names = [page.node('span', name, class_=key) for key, name in entries.items()]
+  return page.node('figcaption', title, *names)
 
 
 def _clip(title: str, *parts: ElementTree.Element) -> ElementTree.Element:
-  return _node('section', _node('h4', title), *parts, class_='clip')
+  return page.node('section', page.node('h4', title), *parts, class_='clip')
 
 
 def _strip(
   pictures: Mapping[str, UInt8[np.ndarray, 'h w 3']],
 ) -> ElementTree.Element:
   """Pictures beside each other, over their names."""
-  out = _node('div', class_='strip')
+  out = page.node('div', class_='strip')
   for name, picture in pictures.items():
-    image = _node(
-      'img', src=_data('image/png', images.encode_png(picture)), alt=name
+    image = page.node(
+      'img',
+      src=page.data_url('image/png', images.encode_png(picture)),
+      alt=name,
     )
     if len(picture) < _COARSE:
       image.set('class', 'coarse')
-    out.append(_node('figure', image, _node('figcaption', name)))
+    out.append(page.node('figure', image, page.node('figcaption', name)))
   return out
 
 
@@ -477,17 +440,13 @@ def _video(
     for a, b in zip(motion, drawn, strict=True)
   ]
   data = movie.mp4(np.stack(frames), len(frames) / _VIDEO_SECONDS)
-  video = _node(
+  video = page.node(
     'video',
-    src=_data('video/mp4', data),
+    src=page.data_url('video/mp4', data),
     **dict.fromkeys(('autoplay', 'loop', 'muted', 'playsinline'), ''),
   )
-  caption = _node('figcaption', "A's targets, and B's scene moved alike")
-  return _node('figure', video, caption)
-
-
-def _data(kind: str, data: bytes) -> str:
-  return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+  caption = page.node('figcaption', "A's targets, and B's scene moved alike")
+  return page.node('figure', video, caption)
 
 
 def _intervals(summary: poses.Summary) -> list[list[str]]:

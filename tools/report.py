@@ -1,0 +1,62 @@
+"""Compares runs in one page: what they are, how they went, what they draw.
+
+  python tools/report.py RUN... [--out=report.html]
+
+RUN is the --workdir of a run, finished or not. The page is one file that
+fetches nothing: it can be mailed, and opened anywhere. What a run lacks is said
+there. Exit codes: 0 written, 2 bad input (one line on stderr says what).
+"""
+
+import pathlib
+
+from absl import app, flags
+from run_report import curves, evaluations, reading, sections
+
+from xfactor import cli
+from xfactor.errors import UserError
+from xfactor.evaluation import page
+
+_OUT = flags.DEFINE_string('out', 'report.html', 'The page.')
+
+
+def main(argv: list[str]) -> int:
+  """Writes the page; returns the exit code."""
+  with cli.reporting_user_errors():
+    runs = reading.read(argv[1:])
+    title = 'Runs: ' + ', '.join(run.name for run in runs)
+    body = page.node(
+      'main',
+      page.node('h1', f'{len(runs)} runs' if runs[1:] else runs[0].name),
+      sections.runs_bar(runs),
+      *sections.overview(runs),
+      *sections.differences(runs),
+      page.node('h2', 'Training'),
+      page.node(
+        'p',
+        'As logged: means of each interval, not smoothed. Of long runs, means '
+        'of stretches are drawn over a band from the least to the greatest '
+        'value. Point at a plot for numbers; untick runs above to hide them.',
+      ),
+      *curves.training(runs),
+      page.node('h3', 'Held-out pictures'),
+      *curves.held_out(runs),
+      page.node('h3', 'Speed'),
+      *curves.speed(runs),
+      *sections.panels(runs),
+      *evaluations.tables(runs),
+      *sections.time(runs),
+    )
+    more = pathlib.Path(__file__).parent / 'run_report' / 'report.html'
+    try:
+      written = page.write(_OUT.value, title, body, more.read_text())
+    except OSError as e:
+      raise UserError(
+        f'cannot write --out={_OUT.value} ({e.strerror}); choose another file'
+      ) from e
+    size = written.stat().length / 1e6
+    print(f'{written}: {len(runs)} runs, {size:.1f} MB')
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=cli.parse_flags)
