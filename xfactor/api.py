@@ -107,6 +107,7 @@ class Model:
     self._batch = -(-batch // ways) * ways
     self._progress = progress
     self._said: set[str] = set()
+    self._say: Callable[[str], None] = lambda text: logging.warning('%s', text)
     bind = build.functional.bind
 
     def encode(params, references, frames):
@@ -130,6 +131,12 @@ class Model:
     """The model with the parameters of another step; compiles nothing."""
     other = copy.copy(self)
     other.step, other._params = step, params
+    return other
+
+  def telling(self, say: Callable[[str], None]) -> 'Model':
+    """The model, with its warnings given to `say` and not to the log."""
+    other = copy.copy(self)
+    other._said, other._say = set(), say
     return other
 
   def encode_poses(
@@ -382,7 +389,7 @@ class Model:
   def _say_once(self, text: str) -> None:
     if text not in self._said:
       self._said.add(text)
-      logging.warning('%s', text)
+      self._say(text)
 
 
 def _are_finite(rows: Float[Array, 'n ...']) -> Bool[Array, ' n']:

@@ -94,7 +94,7 @@ def initialize_distributed() -> None:
   tasks, as JAX detects; else this process is alone. Who waits five minutes for
   the others in vain is ended by JAX.
   """
-  _avoid_idle_libtpu()
+  avoid_idle_libtpu()
   given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if any(value is not None for value in given):
     if any(value is None for value in given):
@@ -143,7 +143,7 @@ def _on_tpu_vm() -> bool:
   )
 
 
-def _avoid_idle_libtpu() -> None:
+def avoid_idle_libtpu() -> None:
   """Without TPUs libtpu, there to compile ahead of time, only complains."""
   if (
     _has_libtpu()

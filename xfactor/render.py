@@ -114,6 +114,7 @@ def main(_) -> int:
       raise UserError(
         f'--out={out} must end with .mp4; a GIF and a strip come with it'
       )
+    cli.avoid_idle_libtpu()
     model = api.load(_WORKDIR.value, _STEP.value, progress=True)
     data_dir = _DATA_DIR.value or model.config.data.dir
     print(f'step {model.step} of {_WORKDIR.value}')

@@ -99,9 +99,9 @@ def sheet(
   count = min(num_clips, len(store))
   chosen = np.sort(rng.choice(len(store), count, replace=False))
   clips = [store.clip(int(i)) for i in chosen]
-  shown = [_evenly(clip.num_frames) for clip in clips]
+  shown = [evenly(clip.num_frames) for clip in clips]
   strips = [
-    _strip(store.clip_frames(int(i), frames))
+    strip(store.clip_frames(int(i), frames))
     for i, frames in zip(chosen, shown, strict=True)
   ]
   posed = [_has_path(clip) for clip in clips]
@@ -109,8 +109,8 @@ def sheet(
   width = strip_width + 2 * _MARGIN + any(posed) * (_PATH + 2 * _MARGIN)
   rows = [
     # Wide frames make low strips, too low for a path.
-    max(len(strip), _PATH // 2 if with_path else 0)
-    for strip, with_path in zip(strips, posed, strict=True)
+    max(len(picture), _PATH // 2 if with_path else 0)
+    for picture, with_path in zip(strips, posed, strict=True)
   ]
   height = sum(row + _LINE + _MARGIN for row in rows) + 2 * _LINE + _MARGIN
   figure = Figure((width / _DPI, height / _DPI), _DPI)
@@ -125,15 +125,15 @@ def sheet(
     legend = 'from above, dot at start'
     page.text(path_left, _MARGIN + 7, legend, size=10, color='0.3')
   top = 2 * _LINE + _MARGIN
-  for clip, frames, strip, with_path, row in zip(
+  for clip, frames, picture, with_path, row in zip(
     clips, shown, strips, posed, rows, strict=True
   ):
     page.text(_MARGIN, top, _short(clip.id), size=10, weight='bold')
     page.text(
-      _MARGIN + strip_width, top, _facts(clip), size=10, color='0.3', ha='right'
+      _MARGIN + strip_width, top, facts(clip), size=10, color='0.3', ha='right'
     )
-    axes = page.axes(_MARGIN, top + _LINE, strip.shape[1], strip.shape[0])
-    axes.imshow(strip, interpolation='none')
+    axes = page.axes(_MARGIN, top + _LINE, picture.shape[1], picture.shape[0])
+    axes.imshow(picture, interpolation='none')
     axes.set_axis_off()
     if with_path:
       axes = page.axes(path_left, top + _LINE, _PATH, row)
@@ -168,25 +168,25 @@ class _Page:
     )
 
 
-def _evenly(num_frames: int) -> list[int]:
+def evenly(num_frames: int) -> list[int]:
   """Returns the frames to show, the first and the last among them."""
   count = min(FRAMES, num_frames)
   return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
 
 
-def _colours(count: int) -> Float[np.ndarray, 'n 3']:
+def colours(count: int) -> Float[np.ndarray, 'n 3']:
   """Returns colours from the first to the last frame, 0..1."""
   return colormaps['plasma'](np.linspace(0, 0.85, count))[:, :3]
 
 
-def _strip(frames: Sequence[bytes]) -> UInt8[np.ndarray, 'h w 3']:
+def strip(frames: Sequence[bytes]) -> UInt8[np.ndarray, 'h w 3']:
   """Returns frames side by side, each above a bar of its colour."""
   pictures = [Image.fromarray(images.decode(frame)) for frame in frames]
   tall = max(picture.height / picture.width for picture in pictures)
   # Upright pictures are as high as square ones, and narrower.
   scale = _FRAME / max(tall, 1)
   columns = []
-  for picture, colour in zip(pictures, _colours(len(pictures)), strict=True):
+  for picture, colour in zip(pictures, colours(len(pictures)), strict=True):
     size = round(scale), max(round(scale * picture.height / picture.width), 1)
     column = np.full((size[1] + _GAP // 2 + _BAR, size[0] + _GAP, 3), 255)
     column[: size[1], : size[0]] = np.asarray(
@@ -210,13 +210,14 @@ def _short(text: str) -> str:
   return text if len(text) <= _LONGEST_ID else f'...{text[3 - _LONGEST_ID :]}'
 
 
-def _facts(clip: records.Clip) -> str:
-  facts = [f'{clip.num_frames} frames', f'{clip.width} x {clip.height}']
+def facts(clip: records.Clip) -> str:
+  """Returns what there is to say of a clip in a line."""
+  said = [f'{clip.num_frames} frames', f'{clip.width} x {clip.height}']
   if clip.timestamps is not None:
-    facts.append(f'{clip.timestamps[-1] - clip.timestamps[0]:.1f} s')
+    said.append(f'{clip.timestamps[-1] - clip.timestamps[0]:.1f} s')
   if clip.replaced:
-    facts.append(f'{clip.replaced} replaced')
-  return ', '.join(facts)
+    said.append(f'{clip.replaced} replaced')
+  return ', '.join(said)
 
 
 # ==============================================================================
@@ -256,7 +257,7 @@ def _path(axes: Axes, clip: records.Clip, frames: Sequence[int]) -> str:
   # Cameras that only turn still see something.
   reach = 0.2 * extent.max() or 1.0
   axes.plot(*centres.T, color='0.6', linewidth=1, zorder=1)
-  for frame, colour in zip(frames, _colours(len(frames)), strict=True):
+  for frame, colour in zip(frames, colours(len(frames)), strict=True):
     fx, _, cx, _ = intrinsics[frame]
     edges = np.array([[-cx / fx, 0, 1], [(1 - cx) / fx, 0, 1]])
     edges = edges / np.linalg.norm(edges, axis=1, keepdims=True)
@@ -265,7 +266,7 @@ def _path(axes: Axes, clip: records.Clip, frames: Sequence[int]) -> str:
     axes.fill(*corners.T, color=colour, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(*corners[[1, 0, 2]].T, color=colour, linewidth=1, zorder=3)
   start = centres[frames[0]]
-  axes.plot(*start, 'o', color=_colours(1)[0], markersize=6, zorder=4)
+  axes.plot(*start, 'o', color=colours(1)[0], markersize=6, zorder=4)
   axes.set_aspect('equal', adjustable='datalim')
   axes.margins(0.08)
   axes.set(xticks=[], yticks=[])

@@ -537,6 +537,19 @@ def available(data_dir: str | os.PathLike[str]) -> list[str]:
   return sorted(name for name in names if versions(data_dir, name))
 
 
+def splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
+  """Returns the splits of a data set's newest version, sorted.
+
+  Raises:
+    UserError: If there is no such data set.
+  """
+  found = versions(data_dir, name)
+  if not found:
+    raise _missing(data_dir, name, '')
+  folder = clips_folder(data_dir, name, found[-1])
+  return sorted(read_json(folder / 'manifest.json')['splits'])
+
+
 def _missing(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> UserError:

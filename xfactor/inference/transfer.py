@@ -77,7 +77,7 @@ def transfer(
   motion: str,
   scene: str,
   *,
-  data_dir: str,
+  data_dir: epath.PathLike,
   first: int = 0,
   last: int | None = None,
   stride: int = 1,

@@ -1,0 +1,58 @@
+"""Debian's Chromium, headless, for tests of pages."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+
+@contextlib.contextmanager
+def chromium(width=1280, height=1000, downloads=None) -> Iterator:
+  """Yields a Selenium driver; skips the test where there is no browser."""
+  webdriver = pytest.importorskip('selenium.webdriver')
+  browser, driver = shutil.which('chromium'), shutil.which('chromedriver')
+  if not (browser and driver):
+    pytest.skip('no browser: apt-get install chromium chromium-driver')
+  options = webdriver.ChromeOptions()
+  options.binary_location = browser
+  for argument in (
+    '--headless=new',
+    '--no-sandbox',
+    '--disable-dev-shm-usage',
+    '--enable-unsafe-swiftshader',  # WebGL without a GPU.
+    f'--window-size={width},{height}',
+  ):
+    options.add_argument(argument)
+  options.set_capability(
+    'goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'}
+  )
+  if downloads:
+    options.add_experimental_option(
+      'prefs', {'download.default_directory': str(downloads)}
+    )
+  service = webdriver.ChromeService(driver)
+  with webdriver.Chrome(options=options, service=service) as opened:
+    yield opened
+
+
+def errors(opened) -> list[str]:
+  """What the page complained about since the last look."""
+  return [
+    entry['message']
+    for entry in opened.get_log('browser')
+    if entry['level'] == 'SEVERE'
+  ]
+
+
+def hosts(opened) -> set[str]:
+  """HOST:PORT of all that the page has asked since the last look."""
+  out = set()
+  for entry in opened.get_log('performance'):
+    message = json.loads(entry['message'])['message']
+    if message['method'] == 'Network.requestWillBeSent':
+      scheme, _, rest = message['params']['request']['url'].partition('://')
+      if scheme in ('http', 'https', 'ws', 'wss'):
+        out.add(rest.split('/')[0])
+  return out

@@ -1,0 +1,102 @@
+r"""A page in the browser: motions moved to other scenes, and data sets.
+
+  python -m xfactor.demo --workdir=runs/tiny
+  python -m xfactor.demo --data_dir=data
+  python -m xfactor.demo --workdir=runs/sm --data_dir=/data --port=7861
+
+With --workdir the page has a tab where the motion of a video moves a scene, by
+a trained XFactor; with data sets, one to browse them. Nobody but this machine
+can open it unless --host says so, and it asks nothing of any other.
+
+Needs `pip install -e '.[demo]'`. Exit codes as those of xfactor.main.
+"""
+
+import contextlib
+import os
+import tempfile
+
+from absl import app, flags
+
+from xfactor import api, cli
+from xfactor.data import convert, records
+from xfactor.data.sources import synthetic
+from xfactor.errors import UserError
+from xfactor.inference import posed
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of a run, or one checkpoint in it.'
+)
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if unset.')
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, "Folder of converted data sets; the recipe's if unset."
+)
+_PORT = flags.DEFINE_integer(
+  'port', 7860, 'Where the page is.', lower_bound=1, upper_bound=65535
+)
+_HOST = flags.DEFINE_string(
+  'host', '127.0.0.1', 'Who may open it: 0.0.0.0 lets all that reach you.'
+)
+_SECONDS = flags.DEFINE_float(
+  'max_seconds', 120.0, 'Of a video that is uploaded.', lower_bound=0.0
+)
+_MEGABYTES = flags.DEFINE_integer(
+  'max_megabytes', 200, 'Of a file that is uploaded.', lower_bound=1
+)
+
+
+def main(_) -> int:
+  with cli.reporting_user_errors():
+    if not _WORKDIR.value and not _DATA_DIR.value:
+      raise UserError(
+        'give --workdir=RUN to move scenes with its model, --data_dir=FOLDER '
+        'to look at data sets, or both'
+      )
+    with tempfile.TemporaryDirectory(prefix='xfactor-demo-') as folder:
+      # Of uploads and results; read when Gradio is imported.
+      os.environ['GRADIO_TEMP_DIR'] = folder
+      os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+      try:
+        import gradio  # noqa: F401
+      except ImportError as e:
+        raise UserError(
+          f"{e}; install what the page needs: pip install -e '.[demo]'"
+        ) from e
+      _serve()
+  return 0
+
+
+def _serve() -> None:
+  from xfactor.demo import page, uploads
+
+  model, data_dir = None, _DATA_DIR.value
+  if _WORKDIR.value:
+    cli.avoid_idle_libtpu()
+    model = api.load(_WORKDIR.value, _STEP.value, progress=True)
+    if isinstance(model, posed.PosedModel):
+      raise UserError(
+        f'{_WORKDIR.value} is a posed model, which takes no motion from '
+        'videos; fly through scenes with python -m xfactor.render'
+      )
+    data_dir = data_dir or model.config.data.dir
+  with tempfile.TemporaryDirectory() as made:
+    if model and not records.available(data_dir):
+      print(f'{data_dir} has no data sets; making some rooms to try')
+      rooms = synthetic.Source(scenes=8, frames=24, size=model.image_size)
+      convert.convert(rooms, made, workers=0, quiet=True)
+      data_dir = made
+    if not model and not records.available(data_dir):
+      raise UserError(
+        f'{data_dir} has no data sets; give the --data_dir of a conversion'
+      )
+    limits = uploads.Limits(_MEGABYTES.value, _SECONDS.value)
+    built = page.build(model, _WORKDIR.value or '', data_dir, limits)
+    address = page.launch(
+      built, host=_HOST.value, port=_PORT.value, limits=limits
+    )
+    print(f'open {address} in a browser; Ctrl-C ends it', flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+      built.block_thread()
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=cli.parse_flags)

@@ -1,0 +1,162 @@
+"""Which converted data sets there are, as their manifests have it."""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from xfactor.data import records
+from xfactor.errors import UserError
+
+HEADERS = (
+  *('data set', 'version', 'split', 'clips', 'frames', 'MiB', 'depth'),
+  'converted by',
+)
+_ROWS = 200  # Of bad inputs; all of them are in manifest.json.
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """A split of a version of a data set, as the manifests have it.
+
+  Attributes:
+    name: Of the data set.
+    version: Semantic version.
+    split: For instance 'train'.
+    clips: Number of them.
+    frames: Number of them.
+    bytes: Of the records of frames and clips.
+    depth: Whether frames have depth.
+    source: The converter's source and its version.
+  """
+
+  name: str
+  version: str
+  split: str
+  clips: int
+  frames: int
+  bytes: int
+  depth: bool
+  source: str
+
+  @property
+  def label(self) -> str:
+    return f'{self.name} {self.version} {self.split}'
+
+  def row(self) -> tuple[str, ...]:
+    """Returns what the table of all splits has of it."""
+    size, depth = f'{self.bytes / 2**20:,.1f}', 'yes' if self.depth else 'no'
+    counts = f'{self.clips:,}', f'{self.frames:,}'
+    name = self.name, self.version, self.split
+    return *name, *counts, size, depth, self.source
+
+
+def overview(data_dir: str | os.PathLike[str]) -> tuple[list[Split], list[str]]:
+  """Returns all splits of a folder, and a sentence a version without use.
+
+  Raises:
+    UserError: If there is no converted data set.
+  """
+  splits, problems = [], []
+  names = records.available(data_dir)
+  if not names:
+    raise UserError(
+      f'{data_dir} holds no converted data set; give the --data_dir of a '
+      'conversion (python tools/convert_datasets.py)'
+    )
+  for name in names:
+    for version in records.versions(data_dir, name):
+      try:
+        splits += _splits(data_dir, name, version)
+      except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        root = records.data_folder(data_dir) / name
+        problems.append(
+          f'{name} {version} cannot be listed ({e!r}): python '
+          f'tools/convert_datasets.py --verify={root} tells more.'
+        )
+  return splits, problems
+
+
+def _splits(
+  data_dir: str | os.PathLike[str], name: str, version: str
+) -> list[Split]:
+  frames_folder = records.frames_folder(data_dir, name, version)
+  clips_folder = records.clips_folder(data_dir, name, version)
+  features = records.read_json(frames_folder / 'features.json')
+  frames = records.read_json(frames_folder / 'manifest.json')['splits']
+  manifest = records.read_json(clips_folder / 'manifest.json')
+  return [
+    Split(
+      name=name,
+      version=version,
+      split=split,
+      clips=clips['clips'],
+      frames=clips['frames'],
+      bytes=sum(x['bytes'] for x in frames[split]['shards'] + clips['shards']),
+      depth='depth' in features['featuresDict']['features'],
+      source=f'{manifest["source"]} {manifest["source_version"]}',
+    )
+    for split, clips in sorted(manifest['splits'].items())
+  ]
+
+
+def open_split(
+  data_dir: str | os.PathLike[str], split: Split
+) -> records.FrameStore:
+  """Opens a split, or returns it as it was opened before.
+
+  Raises:
+    UserError: As `records.open_split`.
+    OSError: If it has gone.
+  """
+  folder = records.clips_folder(data_dir, split.name, split.version)
+  written = (folder / 'manifest.json').stat().mtime
+  return _opened(data_dir, split, written)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(
+  data_dir: str | os.PathLike[str], split: Split, _: Any
+) -> records.FrameStore:
+  return records.open_split(data_dir, split.name, split.split, split.version)
+
+
+@functools.lru_cache(maxsize=4)
+def _ids(store: records.FrameStore) -> list[str]:
+  return [clip_id.casefold() for clip_id in store.clip_ids()]
+
+
+def search(store: records.FrameStore, text: str) -> Int[np.ndarray, 'n']:
+  """Returns the numbers of the clips with a text in their id, in any case."""
+  if not text:
+    return np.arange(len(store))
+  wanted = text.casefold()
+  found = [i for i, clip_id in enumerate(_ids(store)) if wanted in clip_id]
+  return np.array(found, int)
+
+
+def bad_inputs(
+  store: records.FrameStore,
+) -> tuple[str, list[tuple[str, str]]]:
+  """Returns what the conversion said of bad inputs: a sentence, and a list.
+
+  The list has the first inputs that could not be converted, and why.
+  """
+  manifest = store.manifest()
+  skipped, missing = manifest['skipped'], manifest.get('missing')
+  facts = [
+    f'Inputs of {store.name} {store.version} that could not be converted: '
+    f'{len(skipped):,}',
+    f'unreadable frames of {store.split} that a neighbour stands in for: '
+    f'{manifest["splits"][store.split]["replaced"]:,}',
+  ]
+  if left_out := manifest.get('left_out'):
+    facts.append(f'clips that the split lists left out: {left_out:,}')
+  if missing:
+    facts.append(f'ids of the split lists without a clip: {len(missing):,}')
+  if len(skipped) > _ROWS:
+    facts.append(f'the first {_ROWS} are below, manifest.json has all')
+  return '; '.join(facts) + '.', [(i, why) for i, why in skipped[:_ROWS]]

@@ -1,0 +1,301 @@
+"""What clips of a converted data set look like: strips, cameras, histograms."""
+
+import dataclasses
+import io
+from concurrent import futures
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from plotly import graph_objects, subplots
+
+from xfactor.data import images, preview, records
+from xfactor.geometry import cameras
+
+POINTS = 20_000  # Of a clip, in all frames that are shown.
+SAMPLE = 512  # Clips whose cameras the histograms are of.
+_BINS = 30
+_CAMERAS = 64  # Of a clip, between which the widest baseline is looked for.
+_FAR = 95  # Percentile of depth beyond which points are left out.
+_DEPTHS_PER_UNIT = 1000
+# What reading a damaged record, picture or depth raises.
+UNREADABLE = (RuntimeError, ValueError, OSError, SyntaxError, images.ImageError)
+
+
+def strip(
+  store: records.FrameStore, number: int
+) -> tuple[UInt8[np.ndarray, 'h w 3'], str]:
+  """Returns frames of a clip side by side, and what is wrong with them if any.
+
+  What cannot be read is a grey area.
+  """
+  frames = preview.evenly(int(store.num_frames[number]))
+  try:
+    return preview.strip(store.clip_frames(number, frames)), ''
+  except UNREADABLE as e:
+    grey = np.full((148, 148 * preview.FRAMES, 3), 221, np.uint8)
+    return grey, f'its frames cannot be read: {e}'
+
+
+def caption(store: records.FrameStore, number: int, problem: str) -> str:
+  """Returns what to write below a strip."""
+  said = problem or f'{store.num_frames[number]} frames'
+  return f'{store.clip_id(number)}, {said}'
+
+
+def details(
+  store: records.FrameStore, number: int, depth: bool
+) -> tuple[str, UInt8[np.ndarray, 'h w 3'], graph_objects.Figure | None]:
+  """Returns what there is to see of a clip: facts, its strip, its cameras.
+
+  Args:
+    store: The split.
+    number: Of the clip.
+    depth: Whether the data set has depth.
+
+  Raises:
+    Any of `UNREADABLE`: If the clip's own record is damaged.
+  """
+  clip = store.clip(number)
+  facts = f'{clip.id}: {preview.facts(clip)}'
+  picture, problem = strip(store, number)
+  if problem:
+    facts += f'; {problem}'
+  if not clip.posed:
+    return f'{facts}. No cameras are known.', picture, None
+  points = colours = None
+  if not depth:
+    facts += '. No depth is known, so that only cameras are drawn.'
+  else:
+    try:
+      points, colours = cloud(store, clip)
+    except UNREADABLE as e:
+      facts += f'. Its points cannot be shown: {e}'
+  return facts, picture, scene(clip, points, colours)
+
+
+def cloud(
+  store: records.FrameStore, clip: records.Clip
+) -> tuple[Float[np.ndarray, 'n 3'], UInt8[np.ndarray, 'n 3']]:
+  """Returns what the frames of a clip's strip see: world points and colours.
+
+  They are `POINTS` or fewer, and the farthest are left out.
+
+  Raises:
+    Any of `UNREADABLE`: If a frame is damaged or has no depth.
+  """
+  frames = preview.evenly(clip.num_frames)
+  pixels = len(frames) * clip.height * clip.width
+  step = int(np.ceil(np.sqrt(pixels / POINTS)))
+  points, colours, depths = [], [], []
+  for frame in frames:
+    number = clip.first_frame + frame
+    rgb = images.decode(store.frame(number))
+    png = io.BytesIO(store.depth(number))
+    with Image.open(png, formats=('PNG',)) as file:
+      depth = np.asarray(file) / _DEPTHS_PER_UNIT
+    if depth.shape != rgb.shape[:2]:
+      raise ValueError(f'frame {frame} has depth of another size')
+    # Whole pixels, from the middle of the first step.
+    rows, columns = np.nonzero(depth[step // 2 :: step, step // 2 :: step])
+    rows, columns = step // 2 + step * rows, step // 2 + step * columns
+    z = depth[rows, columns]
+    fx, fy, cx, cy = clip.intrinsics[frame].astype(float)
+    x = ((columns + 0.5) / depth.shape[1] - cx) / fx
+    y = ((rows + 0.5) / depth.shape[0] - cy) / fy
+    pose = cameras.invert_pose(clip.world_to_camera[frame].astype(float))
+    local = z[:, None] * np.stack([x, y, np.ones_like(z)], -1)
+    points.append(local @ pose[:, :3].T + pose[:, 3])
+    colours.append(rgb[rows, columns])
+    depths.append(z)
+  z = np.concatenate(depths)
+  near = z <= np.percentile(z, _FAR) if len(z) else z > 0
+  return np.concatenate(points)[near], np.concatenate(colours)[near]
+
+
+def scene(
+  clip: records.Clip,
+  points: Float[np.ndarray, 'n 3'] | None = None,
+  colours: UInt8[np.ndarray, 'n 3'] | None = None,
+) -> graph_objects.Figure:
+  """Draws the cameras of a clip, and world points where they are known.
+
+  The first camera is the origin and looks ahead; up is what is up for the
+  cameras on average. The pyramids have the colours of the strip's bars.
+  """
+  poses = clip.world_to_camera.astype(float)
+  right, ahead = preview.from_above(poses)
+  turn = np.stack([right, ahead, np.cross(right, ahead)])
+  centres = cameras.camera_centre(poses)
+
+  def place(world: np.ndarray) -> dict[str, np.ndarray]:
+    x, y, z = ((world - centres[0]) @ turn.T).T.astype(np.float32)
+    return {'x': x, 'y': y, 'z': z}
+
+  size = 0.15 * np.ptp(centres, 0).max()
+  drawn = []
+  if points is not None and len(points):
+    # Cameras that hardly move must be seen beside a large scene.
+    size = max(size, 0.04 * np.ptp(points, 0).max())
+    rgb = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in colours.tolist()]
+    drawn.append(
+      graph_objects.Scatter3d(
+        **place(points),
+        mode='markers',
+        marker={'size': 2, 'color': rgb, 'line': {'width': 0}},
+        hoverinfo='skip',
+      )
+    )
+  drawn.append(
+    graph_objects.Scatter3d(
+      **place(centres),
+      mode='lines',
+      line={'color': '#808080', 'width': 3},
+      text=[f'frame {i}' for i in range(len(centres))],
+      hoverinfo='text',
+    )
+  )
+  frames = preview.evenly(clip.num_frames)
+  for frame, colour in zip(frames, preview.colours(len(frames)), strict=True):
+    fx, fy, cx, cy = clip.intrinsics[frame].astype(float)
+    left, right, top, bottom = -cx / fx, (1 - cx) / fx, -cy / fy, (1 - cy) / fy
+    corners = np.array(
+      [[left, top, 1], [right, top, 1], [right, bottom, 1], [left, bottom, 1]]
+    )
+    corners = np.concatenate([np.zeros((1, 3)), (size or 1.0) * corners])
+    # One stroke along all eight edges.
+    corners = corners[[0, 1, 2, 3, 4, 1, 2, 0, 3, 4, 0]]
+    red, green, blue = (255 * colour).round().astype(int)
+    drawn.append(
+      graph_objects.Scatter3d(
+        **place(corners @ poses[frame, :, :3] + centres[frame]),
+        mode='lines',
+        line={'color': f'rgb({red},{green},{blue})', 'width': 4},
+        text=f'frame {frame}',
+        hoverinfo='text',
+      )
+    )
+  axes = ('right', 'ahead', 'up')
+  return graph_objects.Figure(
+    drawn,
+    {
+      'height': 640,
+      'showlegend': False,
+      'margin': {'l': 0, 'r': 0, 't': 0, 'b': 0},
+      'scene': {
+        'aspectmode': 'data',
+        'camera': {'eye': {'x': -0.8, 'y': -1.5, 'z': 0.9}},
+        **{
+          f'{letter}axis': {'title': {'text': text}}
+          for letter, text in zip('xyz', axes, strict=True)
+        },
+      },
+    },
+  )
+
+
+# ==============================================================================
+# Histograms
+# ==============================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+  """Distances between cameras, in units of each scene.
+
+  Attributes:
+    steps: Median over each clip of that of frames in succession.
+    widest: The largest in each clip.
+    sampled: Clips that were looked at; those without cameras have no distance.
+    unreadable: Those of them that are damaged.
+  """
+
+  steps: Float[np.ndarray, 'n']
+  widest: Float[np.ndarray, 'n']
+  sampled: int
+  unreadable: int
+
+
+def baselines(store: records.FrameStore) -> Baselines:
+  """Returns the baselines of at most `SAMPLE` clips, evenly spread."""
+  count = min(SAMPLE, len(store))
+  numbers = np.linspace(0, len(store) - 1, count).round().astype(int).tolist()
+
+  def read(number: int) -> tuple[float, float] | None:
+    try:
+      clip = store.clip(number)
+    except UNREADABLE:
+      return None
+    if not clip.posed or clip.num_frames < 2:
+      return np.nan, np.nan
+    centres = cameras.camera_centre(clip.world_to_camera.astype(float))
+    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    some = np.linspace(0, len(centres) - 1, min(_CAMERAS, len(centres)))
+    some = centres[some.round().astype(int)]
+    between = np.linalg.norm(some[:, None] - some, axis=-1)
+    return float(np.median(steps)), float(between.max())
+
+  with futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(read, numbers))
+  known = np.array([x for x in found if x], float).reshape(-1, 2)
+  known = known[np.isfinite(known).all(1)]
+  return Baselines(known[:, 0], known[:, 1], count, found.count(None))
+
+
+def histograms(
+  lengths: Int[np.ndarray, 'n'], found: Baselines
+) -> graph_objects.Figure:
+  """Draws the lengths of clips and, where cameras are known, the baselines."""
+  # Bins of whole frames, and some room around a single one.
+  width = -(-int(np.ptp(lengths) + 1) // _BINS)
+  edges = np.arange(lengths.min(), lengths.max() + width + 1, width) - 0.5
+  drawn = [('clip length, frames', np.histogram(lengths, edges))]
+  for title, values in (
+    ('baseline of frames in succession, median of a clip', found.steps),
+    ('widest baseline in a clip', found.widest),
+  ):
+    if len(values):
+      bins = np.histogram(values, _BINS, (0, values.max() or 1))
+      drawn.append((f'{title}, scene units', bins))
+  figure = subplots.make_subplots(cols=len(drawn))
+  for column, (title, (counts, edges)) in enumerate(drawn, 1):
+    figure.add_bar(
+      x=(edges[1:] + edges[:-1]) / 2,
+      y=counts,
+      width=np.diff(edges),
+      marker={'color': 'steelblue'},
+      row=1,
+      col=column,
+      hovertemplate='%{x:.3g}: %{y} clips<extra></extra>',
+    )
+    figure.update_xaxes(title={'text': title, 'font': {'size': 12}}, col=column)
+  room = [lengths.min() - width - 1, lengths.max() + width + 1]
+  figure.update_xaxes(range=room, col=1)
+  figure.update_yaxes(title={'text': 'clips'}, col=1)
+  return figure.update_layout(
+    height=280,
+    bargap=0,
+    showlegend=False,
+    margin={'l': 50, 'r': 10, 't': 40, 'b': 50},
+  )
+
+
+def describe(store: records.FrameStore, found: Baselines) -> str:
+  """Returns in words what the histograms are of."""
+  low, high = store.num_frames.min(), store.num_frames.max()
+  middle = np.median(store.num_frames)
+  text = (
+    f'Clips have {low} frames. '
+    if low == high
+    else f'Clips have {low} to {high} frames, median {middle:g}. '
+  )
+  if len(found.steps):
+    text += (
+      f'Baselines of {len(found.steps):,} clips spread evenly over the split, '
+      'in the units of their scenes (metres only where the source has metres).'
+    )
+  else:
+    text += f'None of {found.sampled:,} clips looked at has cameras.'
+  if found.unreadable:
+    text += f' {found.unreadable:,} of them cannot be read.'
+  return text

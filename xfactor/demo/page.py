@@ -1,0 +1,77 @@
+"""The page: its tabs, its looks and what it lets through."""
+
+import gradio as gr
+from etils import epath
+
+from xfactor import api
+from xfactor.data import records
+from xfactor.demo import explorer, motion, uploads
+from xfactor.errors import UserError
+
+_KEPT = 3600  # Seconds for which uploads and results are kept at least.
+_WAITING = 20  # Visitors in the queue, at most.
+
+
+def build(
+  model: api.Model | None,
+  name: str,
+  data_dir: epath.PathLike,
+  limits: uploads.Limits,
+) -> gr.Blocks:
+  """Builds the page.
+
+  Args:
+    model: Gets a tab, if there is one.
+    name: What to call it.
+    data_dir: Folder of converted data sets; they get a tab, if there are any.
+    limits: Of what visitors hand in.
+  """
+  with gr.Blocks(
+    title='xfactor', analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
+  ) as page:
+    if model:
+      with gr.Tab('Move a scene'):
+        gr.Markdown(
+          'The camera moves through the scene as it does in the video. '
+          f'Model: {name}, {model.step:,} updates, {model.image_size} pixels.'
+        )
+        motion.tab(motion.Mover(model, data_dir, limits))
+    if records.available(data_dir):
+      with gr.Tab('Data sets'):
+        explorer.tab(data_dir)
+  return page
+
+
+def launch(
+  page: gr.Blocks, *, host: str, port: int, limits: uploads.Limits
+) -> str:
+  """Serves the page in threads; returns its address.
+
+  Raises:
+    UserError: If the port is taken or the host not this machine's.
+  """
+  page.queue(max_size=_WAITING, default_concurrency_limit=4)
+  try:
+    _, address, _ = page.launch(
+      server_name=host,
+      server_port=port,
+      share=False,
+      max_file_size=limits.megabytes * 2**20,
+      prevent_thread_lock=True,
+      quiet=True,
+      show_error=False,
+      footer_links=[],
+      ssr_mode=False,
+      pwa=False,
+      mcp_server=False,
+      enable_monitoring=False,
+      theme=gr.themes.Default(
+        font=['system-ui', 'sans-serif'],
+        font_mono=['ui-monospace', 'monospace'],
+      ),
+    )
+  except OSError as e:
+    raise UserError(
+      f'cannot listen on {host}:{port} ({e}); choose another --port or --host'
+    ) from e
+  return address
