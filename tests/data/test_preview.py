@@ -81,7 +81,7 @@ def test_only_known_cameras_have_a_path(data):
   assert posed.shape[1] == width + preview._PATH + 2 * preview._MARGIN
   # The strips are the same, the rest of the page holds the paths.
   assert count(posed[:, :width], (255, 0, 0)) == 5 * 144 * 96
-  start = (255 * preview._colours(1)[0]).round()
+  start = (255 * preview.colours(1)[0]).round()
   right = posed[:, width:]
   assert count(right, start) > 3 * 10
   assert count(right, start) < 3 * 300

@@ -162,7 +162,7 @@ def test_a_moved_scene(place, mover, tmp_path):
   with Image.open(moved.files['gif']) as gif:
     assert gif.n_frames == 7
   assert len(moved.path.data[0].x) == 4
-  assert any('64 x 48' in note for note in moved.notes)
+  assert [x for x in moved.notes if 'frame of walk.mp4 of 64 x 48' in x]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_the_end_leaves_nothing(served):
   """Comes last."""
   _, process, folder = served
   assert list(folder.glob('xfactor-demo-*/*'))
-  os.kill(process.pid, signal.SIGINT)
+  os.kill(process.pid, signal.SIGTERM)
   process.join(PATIENCE)
   assert process.exitcode == 0
   assert not list(folder.glob('xfactor-demo-*'))

@@ -193,8 +193,9 @@ class Views:
     low = self.num_views if self.min_window is None else self.min_window
     if not 2 <= self.num_views <= low <= min(self.window):
       raise UserError(
-        'Views need 2 <= num_views <= min_window <= window, but num_views is '
-        f'{self.num_views}, min_window {low}, window {self.window}.'
+        f'wrong number of views: {self.num_views} of windows of {low} to '
+        f'{min(self.window)} frames; lower config.data.contexts (at least 1; '
+        'the target is one more), or raise begin and end of config.data.mix.'
       )
     if self.ramp_steps < 0 or self.delay < 0:
       raise UserError(

@@ -13,6 +13,7 @@ Needs `pip install -e '.[demo]'`. Exit codes as those of xfactor.main.
 
 import contextlib
 import os
+import signal
 import tempfile
 
 from absl import app, flags
@@ -51,6 +52,8 @@ def main(_) -> int:
         'give --workdir=RUN to move scenes with its model, --data_dir=FOLDER '
         'to look at data sets, or both'
       )
+    # Else nothing is cleaned up where it is told to stop.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix='xfactor-demo-') as folder:
       # Of uploads and results; read when Gradio is imported.
       os.environ['GRADIO_TEMP_DIR'] = folder

@@ -158,7 +158,7 @@ class Mover:
       paths.figure(
         poses, shown.reference, self._cameras(motion, shown.motion.numbers)
       ),
-      notes,
+      [_plain(_plain(note, motion), scene) for note in notes],
     )
 
   def _check_scene(self, scene: str) -> None:
@@ -244,17 +244,20 @@ def tab(mover: Mover) -> None:
       path = gr.Plot(show_label=False, elem_id='path')
 
   def measure(*chosen: Any) -> tuple[gr.Slider, gr.Slider]:
-    with _explained():
-      end, seen = mover.span(_name(*chosen))
+    name = _name(*chosen)
+    with _explained(name):
+      end, seen = mover.span(name)
     return gr.Slider(maximum=end, value=0), gr.Slider(maximum=end, value=seen)
 
   def show_motion(*values: Any) -> np.ndarray | None:
-    with _explained():
-      return mover.motion_strip(_name(*values[:2]), *map(int, values[2:]))
+    name = _name(*values[:2])
+    with _explained(name):
+      return mover.motion_strip(name, *map(int, values[2:]))
 
   def show_scene(*chosen: Any) -> np.ndarray | None:
-    with _explained():
-      return mover.scene_strip(_name(*chosen))
+    name = _name(*chosen)
+    with _explained(name):
+      return mover.scene_strip(name)
 
   def move(
     *values: Any,
@@ -262,7 +265,7 @@ def tab(mover: Mover) -> None:
   ) -> Iterator[list[Any]]:
     names = _name(*values[:2]), _name(*values[2:4])
     options = dict(zip(_OPTIONS, map(int, values[4:]), strict=True))
-    with _explained(), tempfile.TemporaryDirectory() as folder:
+    with _explained(*names), tempfile.TemporaryDirectory() as folder:
       if None in names:
         raise UserError('there is no motion or no scene yet; choose both')
       progress(0, desc='reading')
@@ -291,6 +294,7 @@ def tab(mover: Mover) -> None:
   gr.on([x.change for x in scenes], show_scene, scenes, scene_shown, **hidden)
   for file, clip in (motions, scenes):
     clip.input(lambda: None, outputs=file, **hidden)
+    file.upload(lambda: None, outputs=clip, **hidden)
   run.click(
     move,
     [*motions, *scenes, *span, frames, interpolate, chain],
@@ -321,14 +325,23 @@ def _name(file: str | list[str] | None, clip: str | None) -> str | None:
   files = [file] if isinstance(file, str) else file or []
   for path in map(epath.Path, files):
     if ',' in path.name:
-      raise UserError(f'{path.name} has a comma in its name; rename it')
+      text = f'{path.name} has a comma in its name; rename it'
+      raise gr.Error(text, duration=None, print_exception=False)
   return ','.join(files) or clip
 
 
+def _plain(text: str, name: str | None) -> str:
+  """The text, with uploads called as their owner calls them."""
+  for path in map(epath.Path, (name or '').split(',')):
+    text = text.replace(str(path), path.name)
+  return text
+
+
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-  """Shows a UserError as the sentence that it is."""
+def _explained(*names: str | None) -> Iterator[None]:
+  """Shows a UserError about what is named as the sentence that it is."""
   try:
     yield
   except UserError as e:
-    raise gr.Error(str(e), duration=None, print_exception=False) from e
+    text = functools.reduce(_plain, names, str(e))
+    raise gr.Error(text, duration=None, print_exception=False) from e

@@ -91,7 +91,7 @@ def figure(
   made.update_layout(
     showlegend=False,
     height=320 * len(drawn),
-    margin={'l': 0, 'r': 0, 'b': 0, 't': 30},
+    margin={'l': 0, 'r': 0, 'b': 0, 't': 50},
   )
   made.update_annotations(font_size=13)
   return made
