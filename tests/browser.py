@@ -46,13 +46,20 @@ def errors(opened) -> list[str]:
   ]
 
 
+def requests(opened) -> list[str]:
+  """Addresses that the page has asked for since the last look."""
+  messages = [
+    json.loads(entry['message'])['message']
+    for entry in opened.get_log('performance')
+  ]
+  return [
+    message['params']['request']['url']
+    for message in messages
+    if message['method'] == 'Network.requestWillBeSent'
+  ]
+
+
 def hosts(opened) -> set[str]:
   """HOST:PORT of all that the page has asked since the last look."""
-  out = set()
-  for entry in opened.get_log('performance'):
-    message = json.loads(entry['message'])['message']
-    if message['method'] == 'Network.requestWillBeSent':
-      scheme, _, rest = message['params']['request']['url'].partition('://')
-      if scheme in ('http', 'https', 'ws', 'wss'):
-        out.add(rest.split('/')[0])
-  return out
+  found = (url.partition('://') for url in requests(opened))
+  return {rest.split('/')[0] for _, slashes, rest in found if slashes}

@@ -41,7 +41,12 @@ def fork(*args, **environment):
   )
 
 
-BINARIES = ('xfactor.main', 'xfactor.eval', 'xfactor.render')
+BINARIES = (
+  'xfactor.main',
+  'xfactor.eval',
+  'xfactor.render',
+  'xfactor.demo.__main__',
+)
 
 
 @pytest.mark.parametrize('binary', BINARIES)

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 import urllib.error
 import urllib.request
 
@@ -13,6 +12,8 @@ import pytest
 from PIL import Image
 
 from tests import browser, commands, test_api
+from tests.demo import serving
+from tests.demo.serving import PATIENCE, wait
 from tests.inference import test_posed
 from tests.training import small
 from xfactor import api
@@ -20,7 +21,6 @@ from xfactor.demo import motion, paths, uploads
 from xfactor.errors import UserError
 from xfactor.inference import movie
 
-PATIENCE = 60  # Seconds: far more than anything takes.
 LIMITS = uploads.Limits(seconds=5.0, frames=12, pictures=3)
 FLAGS = '--max_seconds=5', '--max_megabytes=1'
 
@@ -52,40 +52,13 @@ def mover(place):
   return motion.Mover(api.load(place / 'run'), place / 'data', LIMITS)
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
-
-
 @pytest.fixture(scope='module')
 def served(place, tmp_path_factory):
   """Address of the page, its process and its folder for files."""
   folder = tmp_path_factory.mktemp('served')
-  out, err = folder / 'out', folder / 'err'
-  process = commands.start(
-    *('-m', 'xfactor.demo', f'--workdir={place}/run', *FLAGS),
-    *(f'--data_dir={place}/data', f'--port={free_port()}'),
-    stdout=str(out),
-    stderr=str(err),
-    TMPDIR=str(folder),
-  )
-  deadline = time.monotonic() + PATIENCE
-  while 'open http' not in (out.read_text() if out.exists() else ''):
-    assert process.is_alive(), err.read_text()
-    assert time.monotonic() < deadline
-    time.sleep(0.2)
-  address = next(x for x in out.read_text().split() if x.startswith('http'))
-  yield address, process, folder
-  process.kill()
-
-
-def wait(check):
-  deadline = time.monotonic() + PATIENCE
-  while not (found := check()):
-    assert time.monotonic() < deadline
-    time.sleep(0.1)
-  return found
+  flags = f'--workdir={place}/run', f'--data_dir={place}/data', *FLAGS
+  with serving.serve(folder, *flags) as page:
+    yield *page, folder
 
 
 # ==============================================================================
@@ -339,6 +312,15 @@ def test_what_cannot_be_shown_is_a_sentence(place, served, flags, says):
   assert result.returncode == 2
   (line,) = [x for x in result.stderr.splitlines() if x.startswith('error: ')]
   assert says in line
+
+
+def test_rooms_are_made_where_there_are_no_data(place, tmp_path):
+  flags = f'--workdir={place}/run', f'--data_dir={tmp_path}/none'
+  with (
+    serving.serve(tmp_path, *flags) as (address, _),
+    urllib.request.urlopen(f'{address}config', timeout=PATIENCE) as answer,
+  ):
+    assert b'"synthetic/train/' in answer.read()
 
 
 def test_the_end_leaves_nothing(served):

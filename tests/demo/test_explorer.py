@@ -5,15 +5,15 @@ import functools
 import io
 import os
 import shutil
-import socket
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import browser, commands
+from tests import browser
 from tests.data.test_convert import Fake, run
+from tests.demo import serving
 from xfactor.data import images, preview, records
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
@@ -24,7 +24,6 @@ pytest.importorskip('plotly')
 
 from xfactor.demo import catalogue, clips, explorer  # noqa: E402
 
-PATIENCE = 60  # Seconds: far more than anything takes.
 FULL = 'full 1.0.0 train'
 FORGED = (
   '../data/full 1.0.0 train',  # It would be there, were it a path.
@@ -399,23 +398,8 @@ def test_trouble_is_a_sentence(data):
 def address(converted, tmp_path_factory):
   """Of the page with this tab alone."""
   folder = tmp_path_factory.mktemp('served')
-  out, err = folder / 'out', folder / 'err'
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  process = commands.start(
-    *('-m', 'xfactor.demo', f'--data_dir={converted}', f'--port={port}'),
-    stdout=str(out),
-    stderr=str(err),
-    TMPDIR=str(folder),
-  )
-  deadline = time.monotonic() + PATIENCE
-  while 'open http' not in (out.read_text() if out.exists() else ''):
-    assert process.is_alive(), err.read_text()
-    assert time.monotonic() < deadline
-    time.sleep(0.2)
-  yield next(x for x in out.read_text().split() if x.startswith('http'))
-  process.kill()
+  with serving.serve(folder, f'--data_dir={converted}') as (address, _):
+    yield address
 
 
 def test_the_server_checks_choices(address):
@@ -433,7 +417,7 @@ def test_in_a_browser(address):
   with browser.chromium(height=1400) as opened:
 
     def wait(script):
-      deadline = time.monotonic() + PATIENCE
+      deadline = time.monotonic() + serving.PATIENCE
       while not (found := opened.execute_script(f'return {script}')):
         assert time.monotonic() < deadline, script
         time.sleep(0.1)

@@ -5,13 +5,13 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 from html import parser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import browser
 from tests.evaluation import test_tps
 from xfactor import config as configs
 from xfactor.evaluation import poses, probe, reconstruction, report, tps
@@ -320,44 +320,19 @@ def test_alignment_of_cameras_that_only_turn(still):
 
 
 @pytest.fixture(scope='module')
-def browser():
-  webdriver = pytest.importorskip('selenium.webdriver')
-  chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
-  if not (chromium and driver):
-    pytest.skip('no browser: apt-get install chromium chromium-driver')
-  options = webdriver.ChromeOptions()
-  options.binary_location = chromium
-  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu'):
-    options.add_argument(argument)
-  options.set_capability(
-    'goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'}
-  )
-  service = webdriver.ChromeService(driver)
-  with webdriver.Chrome(options=options, service=service) as opened:
+def chromium():
+  with browser.chromium() as opened:
     opened.set_script_timeout(30)
     yield opened
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
+def opened(chromium, tmp_path):
   rng = np.random.default_rng(0)
   path = write(tmp_path, heldout_result(rng), transfer_result(rng))
-  browser.get_log('performance')
-  browser.get(path.as_uri())
-  return browser
-
-
-def requests(browser):
-  """Addresses that the page asked for since the last look."""
-  events = [
-    json.loads(line['message'])['message']
-    for line in browser.get_log('performance')
-  ]
-  return [
-    event['params']['request']['url']
-    for event in events
-    if event['method'] == 'Network.requestWillBeSent'
-  ]
+  chromium.get_log('performance')
+  chromium.get(path.as_uri())
+  return chromium
 
 
 def test_a_browser_shows_all_and_fetches_nothing(opened):
@@ -379,7 +354,7 @@ def test_a_browser_shows_all_and_fetches_nothing(opened):
   assert np.array(videos) == pytest.approx(
     np.array([[2, 516, 256]] * 3), abs=0.3
   )
-  addresses = requests(opened)
+  addresses = browser.requests(opened)
   assert addresses[0].endswith('/index.html')
   assert len(addresses) > 10
   assert all(x.startswith('data:') for x in addresses[1:])

@@ -333,7 +333,8 @@ def _name(file: str | list[str] | None, clip: str | None) -> str | None:
 def _plain(text: str, name: str | None) -> str:
   """The text, with uploads called as their owner calls them."""
   for path in map(epath.Path, (name or '').split(',')):
-    text = text.replace(str(path), path.name)
+    if path.is_absolute():
+      text = text.replace(str(path), path.name)
   return text
 
 
