@@ -393,9 +393,7 @@ def test_a_browser_shows_all_and_fetches_nothing(opened, parsed):
   """)
   assert pictures == [60] * 5
   assert opened.get_log('browser') == []
-  assert all(
-    x.startswith(('data:', 'file:')) for x in browser.requests(opened)
-  )
+  assert all(x.startswith(('data:', 'file:')) for x in browser.requests(opened))
 
 
 def drawn(opened, title):
