@@ -63,7 +63,10 @@ def compile_one(folder, *args):
   ('recipe', 'topology', 'slices', 'changes', 'mesh'),
   [
     ('sm', 'v5e:4x4', 1, (*NARROW, SPLIT), 'data=2 x fsdp=8 x tensor=1'),
-    ('mv', 'v5p:4x4x4', 1, (SPLIT,), 'data=8 x fsdp=8 x tensor=1'),
+    pytest.param(
+      *('mv', 'v5p:4x4x4', 1, (SPLIT,), 'data=8 x fsdp=8 x tensor=1'),
+      marks=pytest.mark.slow,
+    ),
     ('mv', 'v6e:16x16', 1, (*NARROW, WHOLE), 'data=32 x fsdp=8 x tensor=1'),
     ('sm', 'v5e:4x4', 2, (*NARROW, SPLIT), 'data=4 x fsdp=8 x tensor=1'),
   ],
@@ -94,7 +97,10 @@ def test_recipes_compile(tmp_path, recipe, topology, slices, changes, mesh):
 
 @pytest.mark.parametrize(
   ('recipe', 'kernels'),
-  [('srt_nmr', 8), ('vsrt_clevr3d', 12)],
+  [
+    ('srt_nmr', 8),
+    pytest.param('vsrt_clevr3d', 12, marks=pytest.mark.slow),
+  ],
 )
 def test_posed_recipes_compile(tmp_path, recipe, kernels):
   text, report = compile_one(
