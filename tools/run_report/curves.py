@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from run_report import reading
 from run_report.reading import Run
 from xfactor.evaluation import page
 
@@ -32,10 +33,8 @@ _LOG_FROM = 8  # Greatest over least value.
 
 def training(runs: Sequence[Run]) -> list[ElementTree.Element]:
   """Curves of what the training logs, but for its speed."""
-  keys = {key for run in runs for line in run.lines for key in line}
-  keys = sorted(
-    key for key in keys - {'step', *_SPEED} if not key.startswith('eval/')
-  )
+  logged = reading.keys(runs) - {'step', *_SPEED}
+  keys = sorted(key for key in logged if not key.startswith('eval/'))
   values = {
     key: [y for run in runs for _, y in run.points(key)] for key in keys
   }
@@ -81,9 +80,8 @@ def speed(runs: Sequence[Run]) -> list[ElementTree.Element]:
 
 def held_out(runs: Sequence[Run]) -> list[ElementTree.Element]:
   """Curves of the held-out scores, beside their baselines."""
-  keys = {key for run in runs for line in run.lines for key in line}
   found = {}
-  for key in sorted(keys):
+  for key in sorted(reading.keys(runs)):
     if not key.startswith('eval/'):
       continue
     name, metric = key.removeprefix('eval/').rsplit('/', 1)

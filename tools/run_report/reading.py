@@ -73,6 +73,11 @@ class Run:
     return [y for _, y in self.points(key) if np.isfinite(y)]
 
 
+def keys(runs: Sequence[Run]) -> set[str]:
+  """All that runs have logged."""
+  return {key for run in runs for line in run.lines for key in line}
+
+
 def read(workdirs: Sequence[str]) -> list[Run]:
   """Reads runs, each once.
 

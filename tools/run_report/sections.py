@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 from PIL import Image
 
-from run_report import parts
+from run_report import parts, reading
 from run_report.reading import Run
 from xfactor.evaluation import page
+from xfactor.inference import footage
 from xfactor.training import goodput
 
 _FACTS = {'step': 'an update', 'state': 'begun with'}  # In other words.
@@ -48,8 +48,8 @@ def runs_bar(runs: Sequence[Run]) -> ElementTree.Element:
 def overview(runs: Sequence[Run]) -> list[ElementTree.Element]:
   """How far the runs are and what came out, one row each."""
   head = ['updates', 'loss']
-  keys = {key for run in runs for line in run.lines for key in line}
-  names = sorted({key.split('/')[1] for key in keys if key.startswith('eval/')})
+  scores = (key for key in reading.keys(runs) if key.startswith('eval/'))
+  names = sorted({key.split('/')[1] for key in scores})
   head += [f'{name} PSNR' for name in names]
   head += ['frames/s', 'data wait %', 'MFU %', 'goodput %', 'wall time']
   rows = []
@@ -206,9 +206,8 @@ def panels(runs: Sequence[Run]) -> list[ElementTree.Element]:
 def _encoded(pictures: Mapping[int, Any], most: int) -> list[tuple[int, bytes]]:
   """Some pictures, evenly, with the first and the last, as WebP."""
   steps = sorted(pictures)
-  chosen = np.linspace(0, len(steps) - 1, min(most, len(steps))).round()
   out = []
-  for step in (steps[int(k)] for k in chosen):
+  for step in (steps[k] for k in footage.spread(len(steps), most)):
     buffer = io.BytesIO()
     try:
       with Image.open(io.BytesIO(pictures[step].read_bytes())) as image:

@@ -83,12 +83,9 @@ def write(
 
 
 def _first_split(data_dir: epath.Path, name: str) -> str:
-  versions = records.versions(data_dir, name)
-  if not versions:
-    return 'train'  # Whose absence is told when it is opened.
-  folder = records.clips_folder(data_dir, name, versions[-1])
-  splits = records.read_json(folder / 'manifest.json')['splits']
-  return 'train' if 'train' in splits else min(splits)
+  splits = records.splits(data_dir, name)
+  # The absence of all is told when it is opened.
+  return 'train' if 'train' in splits or not splits else splits[0]
 
 
 def sheet(

@@ -538,14 +538,10 @@ def available(data_dir: str | os.PathLike[str]) -> list[str]:
 
 
 def splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
-  """Returns the splits of a data set's newest version, sorted.
-
-  Raises:
-    UserError: If there is no such data set.
-  """
+  """Returns the splits of a data set's newest version, sorted; [] of none."""
   found = versions(data_dir, name)
   if not found:
-    raise _missing(data_dir, name, '')
+    return []
   folder = clips_folder(data_dir, name, found[-1])
   return sorted(read_json(folder / 'manifest.json')['splits'])
 

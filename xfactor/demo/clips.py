@@ -11,6 +11,7 @@ from plotly import graph_objects, subplots
 
 from xfactor.data import images, preview, records
 from xfactor.geometry import cameras
+from xfactor.inference import footage
 
 POINTS = 20_000  # Of a clip, in all frames that are shown.
 SAMPLE = 512  # Clips whose cameras the histograms are of.
@@ -218,8 +219,7 @@ class Baselines:
 
 def baselines(store: records.FrameStore) -> Baselines:
   """Returns the baselines of at most `SAMPLE` clips, evenly spread."""
-  count = min(SAMPLE, len(store))
-  numbers = np.linspace(0, len(store) - 1, count).round().astype(int).tolist()
+  numbers = footage.spread(len(store), SAMPLE).tolist()
 
   def read(number: int) -> tuple[float, float] | None:
     try:
@@ -230,8 +230,7 @@ def baselines(store: records.FrameStore) -> Baselines:
       return np.nan, np.nan
     centres = cameras.camera_centre(clip.world_to_camera.astype(float))
     steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    some = np.linspace(0, len(centres) - 1, min(_CAMERAS, len(centres)))
-    some = centres[some.round().astype(int)]
+    some = centres[footage.spread(len(centres), _CAMERAS)]
     between = np.linalg.norm(some[:, None] - some, axis=-1)
     return float(np.median(steps)), float(between.max())
 
@@ -239,7 +238,7 @@ def baselines(store: records.FrameStore) -> Baselines:
     found = list(pool.map(read, numbers))
   known = np.array([x for x in found if x], float).reshape(-1, 2)
   known = known[np.isfinite(known).all(1)]
-  return Baselines(known[:, 0], known[:, 1], count, found.count(None))
+  return Baselines(known[:, 0], known[:, 1], len(found), found.count(None))
 
 
 def histograms(

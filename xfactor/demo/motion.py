@@ -97,7 +97,7 @@ class Mover:
       UserError: If it is an upload that is not to be taken.
     """
     if motion in self.clips:
-      store, clip = self._clip(motion)
+      store, clip = footage.find(motion, self.data_dir)
       return int(store.num_frames[clip])
     return uploads.video_frames(motion, self.limits)
 
@@ -158,7 +158,7 @@ class Mover:
       paths.figure(
         poses, shown.reference, self._cameras(motion, shown.motion.numbers)
       ),
-      [_plain(_plain(note, motion), scene) for note in notes],
+      [_plain(note, motion, scene) for note in notes],
     )
 
   def _check_scene(self, scene: str) -> None:
@@ -176,17 +176,12 @@ class Mover:
   def _fit(self, picture: np.ndarray) -> np.ndarray:
     return self.model.telling(lambda _: None).fit([picture])[0]
 
-  def _clip(self, name: str) -> tuple[records.FrameStore, int]:
-    data_set, split, clip = name.split('/', 2)
-    store = records.open_split(self.data_dir, data_set, split)
-    return store, store.clip_ids().index(clip)
-
   def _cameras(
     self, motion: str, numbers: np.ndarray
   ) -> Float[np.ndarray, 'n 3 4'] | None:
     if motion not in self.clips:
       return None
-    store, clip = self._clip(motion)
+    store, clip = footage.find(motion, self.data_dir)
     known = store.clip(clip).world_to_camera
     if known is None or not np.isfinite(known[numbers]).all():
       return None
@@ -330,11 +325,12 @@ def _name(file: str | list[str] | None, clip: str | None) -> str | None:
   return ','.join(files) or clip
 
 
-def _plain(text: str, name: str | None) -> str:
+def _plain(text: str, *names: str | None) -> str:
   """The text, with uploads called as their owner calls them."""
-  for path in map(epath.Path, (name or '').split(',')):
-    if path.is_absolute():
-      text = text.replace(str(path), path.name)
+  for name in filter(None, names):
+    for path in map(epath.Path, name.split(',')):
+      if path.is_absolute():
+        text = text.replace(str(path), path.name)
   return text
 
 
@@ -344,5 +340,5 @@ def _explained(*names: str | None) -> Iterator[None]:
   try:
     yield
   except UserError as e:
-    text = functools.reduce(_plain, names, str(e))
+    text = _plain(str(e), *names)
     raise gr.Error(text, duration=None, print_exception=False) from e

@@ -4,7 +4,6 @@ import gradio as gr
 from etils import epath
 
 from xfactor import api
-from xfactor.data import records
 from xfactor.demo import explorer, motion, uploads
 from xfactor.errors import UserError
 
@@ -23,7 +22,7 @@ def build(
   Args:
     model: Gets a tab, if there is one.
     name: What to call it.
-    data_dir: Folder of converted data sets; they get a tab, if there are any.
+    data_dir: Folder of converted data sets; they get a tab.
     limits: Of what visitors hand in.
   """
   with gr.Blocks(
@@ -36,9 +35,8 @@ def build(
           f'Model: {name}, {model.step:,} updates, {model.image_size} pixels.'
         )
         motion.tab(motion.Mover(model, data_dir, limits))
-    if records.available(data_dir):
-      with gr.Tab('Data sets'):
-        explorer.tab(data_dir)
+    with gr.Tab('Data sets'):
+      explorer.tab(data_dir)
   return page
 
 

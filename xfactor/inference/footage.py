@@ -141,9 +141,14 @@ def _pictures(
     yield from _read_clip(name, data_dir)
 
 
-def _read_clip(
+def find(
   name: str, data_dir: str | os.PathLike[str]
-) -> Iterator[tuple[float | None, np.ndarray]]:
+) -> tuple[records.FrameStore, int]:
+  """The split with a clip, NAME/SPLIT/ID, and the clip's number there.
+
+  Raises:
+    UserError: If there is none of that name.
+  """
   parts = name.split('/', 2)
   if len(parts) < 3 or parts[0] not in records.available(data_dir):
     raise UserError(
@@ -159,7 +164,13 @@ def _read_clip(
       f'{parts[0]}/{parts[1]} has no clip {parts[2]!r}; near are '
       f'{", ".join(near)}'
     )
-  number = ids.index(parts[2])
+  return store, ids.index(parts[2])
+
+
+def _read_clip(
+  name: str, data_dir: str | os.PathLike[str]
+) -> Iterator[tuple[float | None, np.ndarray]]:
+  store, number = find(name, data_dir)
   clip = store.clip(number)
   for i in range(clip.num_frames):
     (data,) = store.clip_frames(number, [i])
