@@ -1,5 +1,6 @@
 """Schedule, decay mask and updates against the official code's numbers."""
 
+import functools
 import json
 import os
 import re
@@ -123,6 +124,18 @@ def test_trajectories_are_golden(golden, accumulate):
           err_msg=key,
         )
   assert checked == 9 * (3 if accumulate == 1 else 2)
+
+
+@pytest.mark.parametrize('size', [0.1, 30.0, np.inf, np.nan])
+def test_clipping_is_that_of_optax(size):
+  rng = np.random.default_rng(0)
+  grads = {k: rng.standard_normal(7, np.float32) for k in 'abc'}
+  grads['b'][2] = size
+  wanted, _ = optax.clip_by_global_norm(5.0).update(grads, optax.EmptyState())
+  got, _ = optimizer.clip_by_global_norm(5.0).update(grads, optax.EmptyState())
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=3e-7), got, wanted
+  )
 
 
 def _ours(name):

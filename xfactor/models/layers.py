@@ -94,10 +94,10 @@ def rope_table(
 
 
 def apply_rope(
-  x: Float[Array, 'b v t n d'], table: Float[Array, '#b t d 2']
-) -> Float[Array, 'b v t n d']:
+  x: Float[Array, 'b t n d'], table: Float[Array, '#b t d 2']
+) -> Float[Array, 'b t n d']:
   """Turns neighbouring channel pairs of every head by the table's angles."""
-  cos, sin = (table[:, None, :, None, :, i] for i in range(2))
+  cos, sin = (table[:, :, None, :, i] for i in range(2))
   pairs = x.reshape(*x.shape[:-1], -1, 2)
   turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x.shape)
   return x * cos + turned * sin
@@ -121,8 +121,10 @@ def _product_forward(x, kernel):
 
 def _product_backward(saved, out):
   x, kernel = saved
-  batch = tuple(range(x.ndim - 1))
-  in_kernel = jax.lax.dot_general(x, out, ((batch, batch), ((), ())))
+  # Over one axis: over several, XLA transposes x for a CPU, and computes it
+  # where it writes the transpose.
+  rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
+  in_kernel = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
   return out @ kernel.T, in_kernel
 
 
@@ -266,36 +268,43 @@ class MultiViewBlock(nnx.Module):
 
   def __call__(
     self,
-    x_BVTC: Float[Array, 'b v t c'],
-    rope: Float[Array, '#b t d 2'],
-  ) -> Float[Array, 'b v t c']:
-    x_BVTC = x_BVTC + self._attention(x_BVTC, rope)
-    hidden = gelu(self.norm_mlp(x_BVTC))
-    return x_BVTC + self.mlp(hidden, self.scale_mlp)
+    x_RTC: Float[Array, 'r t c'],
+    rope: Float[Array, '#r t d 2'],
+    views: int,
+  ) -> Float[Array, 'r t c']:
+    """The layer's output for the views of all examples, one after the other.
 
-  def _attention(self, x_BVTC: Array, rope: Array) -> Array:
-    views = x_BVTC.shape[1]
+    Folded so, heads make the fourth axis: XLA takes several times as long to
+    compile for a CPU what has five.
+    """
+    x_RTC = x_RTC + self._attention(x_RTC, rope, views)
+    hidden = gelu(self.norm_mlp(x_RTC))
+    return x_RTC + self.mlp(hidden, self.scale_mlp)
+
+  def _attention(self, x_RTC: Array, rope: Array, views: int) -> Array:
     # Split before folding: its gradient is one concatenation, while that of
     # an axis taken apart is six padded arrays added up.
     q, k, v, self_q, self_k, self_v = (
-      einops.rearrange(x, 'b v t (n d) -> b v t n d', n=self.heads)
-      for x in jnp.split(self.qkv(self.norm_attention(x_BVTC)), 6, axis=-1)
+      einops.rearrange(x, 'r t (n d) -> r t n d', n=self.heads)
+      for x in jnp.split(self.qkv(self.norm_attention(x_RTC)), 6, axis=-1)
     )
 
     def turn(norm, x):
       return apply_rope(norm(x), rope).astype(self.dtype)
 
-    q, k = turn(self.norm_q, q), turn(self.norm_k, k)
-    self_q = turn(self.norm_self_q, self_q)
-    self_k = turn(self.norm_self_k, self_k)
+    def attend(*qkv):
+      out = attention.attend(*qkv, kernel=self.kernel)
+      return out.reshape(x_RTC.shape)
 
-    def attend_folded(pattern, *qkv):
-      folded = (einops.rearrange(x, f'b v t n d -> {pattern}') for x in qkv)
-      out = attention.attend(*folded, kernel=self.kernel)
-      return einops.rearrange(out, f'{pattern} -> b v t (n d)', v=views)
-
-    across = attend_folded('b (v t) n d', q, k, v)
-    within = attend_folded('(b v) t n d', self_q, self_k, self_v)
+    across = attend(
+      *(
+        einops.rearrange(x, '(b v) t n d -> b (v t) n d', v=views)
+        for x in (turn(self.norm_q, q), turn(self.norm_k, k), v)
+      )
+    )
+    within = attend(
+      turn(self.norm_self_q, self_q), turn(self.norm_self_k, self_k), self_v
+    )
     both = jnp.concatenate([across, within], axis=-1)
     return self.scale_attention(self.out, both)
 
@@ -319,7 +328,7 @@ class Stack(nnx.Module):
     self.remat = remat
     self.layers = nnx.split_rngs(splits=depth)(nnx.vmap(make_layer))(rngs)
 
-  def __call__(self, x: Array, *args: Array) -> Array:
+  def __call__(self, x: Array, *args: Array | int) -> Array:
     graphdef, stacked = nnx.split(self.layers)
 
     def body(x, layer):

@@ -10,6 +10,7 @@ import dataclasses
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -111,9 +112,9 @@ class _Trunk(nnx.Module):
     self,
     x_BVTC: Float[Array, 'b v t c'],
     positions: Int[Array, '#b p 2'],
-    read: slice | int,
+    read: tuple[slice | int, ...],
   ) -> Array:
-    """Runs the layers; returns the normed tokens that `read` picks of T.
+    """Runs the layers; returns the normed tokens that `read` picks of BVT.
 
     Tokens beyond those that `positions` names are not turned by RoPE.
     """
@@ -122,8 +123,14 @@ class _Trunk(nnx.Module):
     still = jnp.stack([jnp.ones(self.head_dim), jnp.zeros(self.head_dim)], -1)
     still = jnp.broadcast_to(still, (rope.shape[0], extra, *still.shape))
     rope = jnp.concatenate([rope, still], axis=1)
-    x_BVTC = self.stack(x_BVTC.astype(jnp.float32), rope)
-    return layers.gelu(self.norm(x_BVTC[:, :, read]))
+    views = x_BVTC.shape[1]
+    x_RTC = self.stack(
+      einops.rearrange(x_BVTC.astype(jnp.float32), 'b v t c -> (b v) t c'),
+      jnp.repeat(rope, views, axis=0) if len(rope) > 1 else rope,
+      views,
+    )
+    x_BVTC = einops.rearrange(x_RTC, '(b v) t c -> b v t c', v=views)
+    return layers.gelu(self.norm(x_BVTC[read]))
 
 
 class PoseEncoder(nnx.Module):
@@ -165,7 +172,7 @@ class PoseEncoder(nnx.Module):
       self.registers[...], (*tokens.shape[:2], *self.registers.shape)
     )
     x_BVTC = jnp.concatenate([tokens, registers], axis=2)
-    return self.trunk(x_BVTC, positions, read=patches.shape[2])
+    return self.trunk(x_BVTC, positions, np.s_[:, :, patches.shape[2]])
 
 
 class Renderer(nnx.Module):
@@ -217,7 +224,7 @@ class Renderer(nnx.Module):
       jnp.concatenate([context, context_poses], axis=-1)
     )
     x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
-    y = self.head(self.trunk(x_BVTC, positions, read=slice(None))[:, -1])
+    y = self.head(self.trunk(x_BVTC, positions, np.s_[:, -1]))
     return layers.to_picture(y)
 
 
