@@ -1,7 +1,8 @@
 """Measures training, data handling and pose oracles.
 
   python tools/benchmark.py [step] [pipeline] [start] [convert]
-    [--config=configs/tiny.py]
+    [--config=configs/tiny.py] [--nobaseline]
+  python tools/benchmark.py compile [--config=configs/tiny.py] [--nobaseline]
   python tools/benchmark.py rays [--config=configs/srt_tiny.py] [--batch=8]
     [--size=64] [--rays=1024]
   python tools/benchmark.py [checkpoint] [eval] [--config=configs/tiny.py]
@@ -13,7 +14,7 @@
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
 `step`: the recipe's train step with the token split against the public
-formulation.
+formulation. `compile`: compiling it alone.
 `pipeline`: the training pipeline on records against the same frames read with
 PIL from loose files.
 `start`: from the start of a process to its first batch, with a million clips.
@@ -84,6 +85,12 @@ _BATCH = flags.DEFINE_integer(
   "Examples of an update; the recipe's by default, 8 for `rays`.",
   lower_bound=1,
 )
+_BASELINE = flags.DEFINE_bool(
+  'baseline',
+  True,
+  'Measure the public formulation beside ours in `step` and `compile`; without '
+  'it, batches that it has no memory for can be measured.',
+)
 _SIZES = flags.DEFINE_list(
   'sizes', ['256', '64'], 'Pixels of the frames that `pipeline` reads.'
 )
@@ -145,10 +152,19 @@ _JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 NAMES = ('step', 'pipeline', 'start', 'convert')
 # Run only where they are asked for.
-ASKED = ('oracle', 'rays', 'checkpoint', 'eval', 'growth', *parts.BENCHMARKS)
+ASKED = (
+  'compile',
+  'oracle',
+  'rays',
+  'checkpoint',
+  'eval',
+  'growth',
+  *parts.BENCHMARKS,
+)
 # What they can measure, of those that cannot take any recipe.
 FAMILIES = {
   'step': 'xfactor',
+  'compile': 'xfactor',
   'rays': 'srt',
   'eval': 'xfactor',
   'growth': 'xfactor',
@@ -215,8 +231,16 @@ def _run(names: list[str]) -> dict[str, Any]:
   numbers = {'machine': measuring.machine()}
   print(', '.join(f'{k}: {v}' for k, v in numbers['machine'].items()))
   common = {'repeats': _REPEATS.value, 'isolate': _ISOLATE.value}
+  steps = functools.partial(
+    step.run,
+    config,
+    compiles=_COMPILES.value,
+    isolate=_ISOLATE.value,
+    baseline=_BASELINE.value,
+  )
   benchmarks = {
-    'step': lambda: step.run(config, compiles=_COMPILES.value, **common),
+    'step': lambda: steps(repeats=_REPEATS.value),
+    'compile': lambda: steps(repeats=0),
     'pipeline': lambda: pipeline.run(config, sizes=sizes, **common),
     'start': lambda: start.run(
       config, clips=max(_CLIPS.value or 1_000_000, 1000), **common

@@ -92,6 +92,14 @@ def test_step_compares_equal_programs(tmp_path):
   assert step['median'] * rate['median'] == pytest.approx(4)  # Frames.
 
 
+def test_compilation_alone_without_the_public_formulation(tmp_path):
+  text, table = measure(tmp_path, 'compile', '--nobaseline', '--noisolate')
+  assert {x for row in table['rows'].values() for x in row} == {'split'}
+  assert {'compile, CPU s', 'XLA temporaries, MiB'} < set(table['rows'])
+  assert not any(name.startswith('step') for name in table['rows'])
+  assert_agree(text, table)
+
+
 @pytest.mark.slow
 def test_pipeline_reads_the_same_pictures(tmp_path):
   text, table = measure(tmp_path, 'pipeline')

@@ -221,31 +221,44 @@ def check_steps_equal(
 
 
 def _trainers(
-  config: ConfigDict, stack: contextlib.ExitStack, where: type
+  config: ConfigDict, stack: contextlib.ExitStack, where: type, baseline: bool
 ) -> dict[str, Any]:
-  """The recipe's step; the same with the reference's memory policy; dense."""
+  """The recipe's step; then with the reference's memory policy; dense."""
   full = config.copy_and_resolve_references()
   full.model.remat = 'full'
   plain = full.copy_and_resolve_references()
   plain.model.dtype = 'float32'
   variants = {'split': (config, False)}
-  if config.model.remat != 'full':
-    variants['split, full remat'] = (full, False)
-  variants['dense reference'] = (plain, True)
+  if baseline:
+    if config.model.remat != 'full':
+      variants['split, full remat'] = (full, False)
+    variants['dense reference'] = (plain, True)
   return {k: where(stack, Trainer, *v) for k, v in variants.items()}
 
 
 def run(
-  recipe: ConfigDict, *, repeats: int, compiles: int, isolate: bool
+  recipe: ConfigDict,
+  *,
+  repeats: int,
+  compiles: int,
+  isolate: bool,
+  baseline: bool,
 ) -> list[Table]:
   """Compares compiling and running the train step.
+
+  Args:
+    recipe: Of the step.
+    repeats: Pairs of steps; with 0 they are compiled only.
+    compiles: Pairs of compilations.
+    isolate: Whether each has a process of its own.
+    baseline: Whether the public formulation is measured, too.
 
   Raises:
     Unequal: If the two do not compute the same.
   """
   build = builds.build(recipe, jax.devices()[:1])
   with contextlib.ExitStack() as stack:
-    trainers = _trainers(recipe, stack, place(isolate))
+    trainers = _trainers(recipe, stack, place(isolate), baseline)
     table = Table(
       f'train step: {build.batch} examples of {build.views} views at '
       f'{build.image_size} pixels, one device, {build.model.dtype}, '
@@ -254,13 +267,15 @@ def run(
       list(trainers),
     )
     _measure_compiles(table, trainers, compiles)
-    # The first step is also the warm-up.
-    first = {name: call('step')[1] for name, call in trainers.items()}
-    rounding = 1 if is_exact(build.model.dtype) else 500
-    print(check_steps_equal(first, rounding), flush=True)
-    _measure_steps(table, trainers, repeats, build)
-    for name, call in trainers.items():
-      table.add('peak RSS at the end, MiB', name, call('peak'))
+    if repeats:
+      # The first step is also the warm-up.
+      first = {name: call('step')[1] for name, call in trainers.items()}
+      if baseline:
+        rounding = 1 if is_exact(build.model.dtype) else 500
+        print(check_steps_equal(first, rounding), flush=True)
+      _measure_steps(table, trainers, repeats, build)
+      for name, call in trainers.items():
+        table.add('peak RSS at the end, MiB', name, call('peak'))
   return [table]
 
 

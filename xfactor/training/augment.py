@@ -95,35 +95,41 @@ def jitter_colours(
 ) -> Float[Array, 'b *v h w 3']:
   """The four colour operations in each example's own order, without clipping.
 
-  Every round computes one of each and keeps that which is due; saturation and
-  hue share a way to HSV and back.
+  Brightness and contrast commute: the one shifts the mean that the other scales
+  about. So it only matters which of them are due before, between and after
+  saturation and hue, each of which takes a way to HSV and back.
   """
+  brightness, contrast, saturation, hue = draws.order.T
+  first, second = jnp.minimum(saturation, hue), jnp.maximum(saturation, hue)
 
-  def one_round(x, place):
-    brightness, contrast, saturation, hue = (
-      _per_example(draws.order[:, op] == place, x) for op in range(4)
+  def brightness_and_contrast(x, after, before):
+    shift = jnp.where(
+      (after < brightness) & (brightness < before), draws.brightness, 0.0
     )
-    shift, gain, factor, turn = (
+    gain = jnp.where(
+      (after < contrast) & (contrast < before), draws.contrast, 1
+    )
+    return adjust_contrast(x, _per_example(gain, x)) + _per_example(shift, x)
+
+  def one_round(x, due):
+    after, before, is_saturation = due
+    x = brightness_and_contrast(x, after, before)
+    is_saturation, factor, turn = (
       _per_example(value, x)
-      for value in (
-        draws.brightness,
-        draws.contrast,
-        draws.saturation,
-        draws.hue,
-      )
+      for value in (is_saturation, draws.saturation, draws.hue)
     )
     h, s, v = _rgb_to_hsv(x)
-    s = jnp.where(saturation[..., 0], _scale_saturation(s, factor), s)
-    h = jnp.where(hue[..., 0], _turn_hue(h, turn), h)
-    in_hsv = _hsv_to_rgb(h, s, v)
-    x = jnp.where(
-      brightness,
-      x + shift,
-      jnp.where(contrast, adjust_contrast(x, gain), in_hsv),
-    )
-    return x, None
+    s = jnp.where(is_saturation[..., 0], _scale_saturation(s, factor), s)
+    h = jnp.where(is_saturation[..., 0], h, _turn_hue(h, turn))
+    return _hsv_to_rgb(h, s, v), None
 
-  return jax.lax.scan(one_round, images, jnp.arange(4))[0]
+  rounds = (
+    jnp.stack([jnp.full_like(first, -1), first]),
+    jnp.stack([first, second]),
+    jnp.stack([saturation < hue, saturation > hue]),
+  )
+  x = jax.lax.scan(one_round, images, rounds)[0]
+  return brightness_and_contrast(x, second, jnp.full_like(second, 4))
 
 
 def adjust_contrast(
