@@ -9,14 +9,15 @@ Hardware: four times srt_msn's tokens; on few devices set
 config.train.accumulate. Not yet run here: the data cannot be had on the
 machines that this was written on.
 
-On 16 TPU v5e chips, 16 scenes each (GiB: compiled at JAX_OPTIMIZATION_LEVEL=O0
-by `tools/compile_tpu.py --topology=v5e:4x4`, a rough bound):
+On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+--config=configs/isrt_msn.py --topology=v5e:4x4`):
 
-  model.remat  GiB a chip, of 15.75  ms of computing at least
-  full                         12.6                       482
-  dots                 not compiled                       392
+  model.remat  GiB a chip  ms of computing  of HBM
+  full               12.6              482      33
+  dots               18.6              392      49
 
-Full, the recipe's own, fits.
+Full is the recipe's own; dots does not fit.
 
 Expected (published by stelzner/srt after 2.8 M updates of 48 scenes and 4,096
 rays): 24.84 dB.

@@ -14,19 +14,19 @@ Hardware: the paper's is not known; an update is four times the stereo model's
 work. On few devices set config.train.accumulate. Not yet run here: the data
 cannot be had on the machines that this was written on.
 
-On TPUs computing bounds a step of split examples (`JAX_OPTIMIZATION_LEVEL=O1
-python tools/compile_tpu.py --config=configs/mv.py --topology=v5e:8x8
---config.objective.unmasked_prob=0.0`):
+On TPUs computing bounds a step of split examples, so many a chip
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/mv.py
+--topology=v5e:8x8 --config.objective.unmasked_prob=0.0`):
 
-  chips    examples a chip  model.remat  GiB a chip  of     least ms  MFU below
-  v5e:8x8  4                full                4.0  15.75       113       70 %
-  v5e:8x8  4                dots                7.7  15.75        94       85 %
-  v6e:4x4  16               full               13.5  31.25        97       70 %
-  v6e:4x4  16               dots               28.4  31.25        80       85 %
+  chips      examples  model.remat  GiB a chip  of     least ms  MFU below
+  v5e:8x8    4        full                4.0  15.75       113       70 %
+  v5e:8x8    4        dots                7.7  15.75        94       84 %
+  v6e:4x4    16       full               13.5  31.25        97       70 %
+  v6e:4x4    16       dots               29.7  31.25        81       84 %
+  v5p:2x2x4  16       dots               27.4  95.74       161       84 %
 
-Take dots there, on v6e if the whole examples fit as well (not compiled); an
-example takes 1.7 GiB, with full 0.8. The recipe's own is full, to fit anywhere
-(4.1 of 95.74 GiB on v5p:4x4x4, four examples a chip).
+Take dots there; whole examples take less (27.2 GiB on v6e). The recipe's own is
+full, to fit anywhere (4.1 of 95.74 GiB on v5p:4x4x4, four examples a chip).
 
 Expected (published, not measured here; table 1 of the paper): AUC@20 of 55.2 on
 RE10K, 57.2 on DL3DV, 53.4 on MVImgNet, 31.2 on CO3Dv2.

@@ -10,14 +10,15 @@ Hardware: the public code needs 350 GB of GPU memory; on few devices set
 config.train.accumulate. Not yet run here: the data cannot be had on the
 machines that this was written on.
 
-On 16 TPU v5e chips, 16 scenes each (GiB: compiled at JAX_OPTIMIZATION_LEVEL=O0
-by `tools/compile_tpu.py --topology=v5e:4x4`, a rough bound):
+On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+--config=configs/srt_msn.py --topology=v5e:4x4`):
 
-  model.remat  GiB a chip, of 15.75  ms of computing at least
-  full                         10.4                       194
-  dots                 not compiled                       172
+  model.remat  GiB a chip  ms of computing  of HBM
+  full               10.5              194      27
+  dots               15.6              172      41
 
-Full, the recipe's own, fits.
+Full is the recipe's own; dots just fits.
 
 Expected (published by stelzner/srt after 4 M updates, most of them of 192
 scenes): 23.39 dB. Its input views were other ones in each evaluation; ours are

@@ -9,14 +9,15 @@ Hardware: the public code needs 130 GB of GPU memory; on few devices set
 config.train.accumulate. Not yet run here: the data cannot be had on the
 machines that this was written on.
 
-On 16 TPU v5e chips, 16 scenes each (GiB: compiled at JAX_OPTIMIZATION_LEVEL=O0
-by `tools/compile_tpu.py --topology=v5e:4x4`, a rough bound):
+On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+--config=configs/srt_nmr.py --topology=v5e:4x4`):
 
-  model.remat  GiB a chip, of 15.75  ms of computing at least
-  full                          3.1                       9.9
-  dots                 not compiled                       8.3
+  model.remat  GiB a chip  ms of computing  of HBM
+  full                3.5              9.9     9.1
+  dots                6.1              8.3    16.0
 
-Full, the recipe's own, fits.
+Full, the recipe's own, is the lower bound.
 
 Expected (published by stelzner/srt after 3 M updates): 27.28 dB on the test
 split; 27.87 in the paper. The log's evaluation is of 8,192 pixels a scene of

@@ -9,14 +9,15 @@ the network cannot be built; here it can (README, code versus paper).
 Hardware: not known; the work of an update is a third of srt_nmr's. Not yet run
 here: the data cannot be had on the machines that this was written on.
 
-On 16 TPU v5e chips, 2 scenes each (GiB: compiled at JAX_OPTIMIZATION_LEVEL=O0
-by `tools/compile_tpu.py --topology=v5e:4x4`, a rough bound):
+On 16 TPU v5e chips of 15.75 GiB, 2 scenes each, a step takes at least
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+--config=configs/vsrt_nmr.py --topology=v5e:4x4`):
 
-  model.remat  GiB a chip, of 15.75  ms of computing at least
-  full                          1.6                       3.5
-  dots                 not compiled                       2.9
+  model.remat  GiB a chip  ms of computing  of HBM
+  full                1.6              3.5     4.1
+  dots                2.9              2.9     7.5
 
-Full, the recipe's own, fits.
+Full, the recipe's own, is the lower bound.
 """
 
 from ml_collections import ConfigDict

@@ -427,6 +427,7 @@ def test_flags_in_the_text_are_a_binarys(parsed):
   known = {name for _, names in parsed.values() for name in names}
   for dataset in sources.NAMES:
     known |= set(options.names(dataset))
+  known |= {f'no{name}' for name in known}
   named = {
     flag
     for span in SPANS
