@@ -1,5 +1,7 @@
 """The dense reference against the golden numbers; our split against it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,8 +130,7 @@ def functional():
   return Functional(lambda rngs: xfactor.XFactor(SMALL, rngs=rngs))
 
 
-@pytest.fixture(scope='module')
-def params(functional):
+def away_from_initial(functional):
   """Weights away from what initialisers make special, such as zero biases."""
   rng = np.random.default_rng(0)
   out = {}
@@ -142,6 +143,11 @@ def params(functional):
     else:
       out[name] = 0.3 * noise
   return out
+
+
+@pytest.fixture(scope='module')
+def params(functional):
+  return away_from_initial(functional)
 
 
 @pytest.fixture(scope='module')
@@ -185,6 +191,41 @@ def test_the_split_equals_the_masked_reference(dense, split, deal):
   order = jnp.array(DEALS[deal])
   want_loss, want = dense(reference.mask_of(order, GRID))
   loss, got = split(order)
+  np.testing.assert_allclose(loss, want_loss, rtol=0, atol=1e-5)
+  assert_gradients_equal(got, want)
+
+
+def test_the_split_equals_the_reference_at_awkward_sizes():
+  """One example, one register token, five views, two rows of six patches."""
+  config = dataclasses.replace(
+    SMALL, encoder_layers=1, renderer_layers=1, registers=1, remat='full'
+  )
+  functional = Functional(lambda rngs: xfactor.XFactor(config, rngs=rngs))
+  params = away_from_initial(functional)
+  rng = np.random.default_rng(4)
+  images, pairs = (
+    rng.uniform(-1, 1, (*shape, 16, 48, 3)).astype(np.float32)
+    for shape in ((1, 5), (1, 4, 2))
+  )
+  order = jnp.array([[3, 0, 1, 2]])
+
+  @jax.jit
+  def both(params, images, pairs):
+    def loss(params):
+      drawn = objectives.reconstruct(
+        functional.bind(params), images, pairs, order
+      )
+      return jnp.abs(drawn.image - images[:, -1]).mean()
+
+    mask = reference.mask_of(order, (2, 6))
+    return (
+      jax.value_and_grad(loss)(params),
+      jax.value_and_grad(reference.masked_l1)(
+        params, config, images, pairs, mask
+      ),
+    )
+
+  (loss, got), (want_loss, want) = both(params, images, pairs)
   np.testing.assert_allclose(loss, want_loss, rtol=0, atol=1e-5)
   assert_gradients_equal(got, want)
 

@@ -171,7 +171,7 @@ def test_oracle_is_measured_on_known_cameras(tmp_path):
 @pytest.mark.parametrize(
   ('args', 'words'),
   [
-    (('stpe',), "'stpe'; choose from step, pipeline, start, convert, oracle"),
+    (('stpe',), "'stpe'; choose from step, pipeline, start, convert, compile"),
     (('oracle',), 'needs --oracle'),
     (('oracle', '--oracle=file'), 'known_scene|learned|colmap|vggt'),
     (

@@ -107,7 +107,7 @@ def jitter_colours(
       (after < brightness) & (brightness < before), draws.brightness, 0.0
     )
     gain = jnp.where(
-      (after < contrast) & (contrast < before), draws.contrast, 1
+      (after < contrast) & (contrast < before), draws.contrast, 1.0
     )
     return adjust_contrast(x, _per_example(gain, x)) + _per_example(shift, x)
 
@@ -174,12 +174,11 @@ def _rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
   value = jnp.max(rgb, axis=-1)
   spread = value - jnp.min(rgb, axis=-1)
   safe = jnp.where(spread == 0, 1.0, spread)
+  # Not `value == red`: XLA may compute the two apart, with other roundings.
   sector = jnp.where(
-    value == red,
+    (red >= green) & (red >= blue),
     (green - blue) / safe,
-    jnp.where(
-      value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe
-    ),
+    jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
   )
   hue = jnp.where(spread == 0, 0.0, _fraction(sector / 6))
   saturation = jnp.where(
