@@ -10,7 +10,6 @@ import dataclasses
 import einops
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -172,7 +171,7 @@ class PoseEncoder(nnx.Module):
       self.registers[...], (*tokens.shape[:2], *self.registers.shape)
     )
     x_BVTC = jnp.concatenate([tokens, registers], axis=2)
-    return self.trunk(x_BVTC, positions, np.s_[:, :, patches.shape[2]])
+    return self.trunk(x_BVTC, positions, jnp.s_[:, :, patches.shape[2]])
 
 
 class Renderer(nnx.Module):
@@ -224,7 +223,7 @@ class Renderer(nnx.Module):
       jnp.concatenate([context, context_poses], axis=-1)
     )
     x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
-    y = self.head(self.trunk(x_BVTC, positions, np.s_[:, -1]))
+    y = self.head(self.trunk(x_BVTC, positions, jnp.s_[:, -1]))
     return layers.to_picture(y)
 
 

@@ -103,12 +103,11 @@ def jitter_colours(
   first, second = jnp.minimum(saturation, hue), jnp.maximum(saturation, hue)
 
   def brightness_and_contrast(x, after, before):
-    shift = jnp.where(
-      (after < brightness) & (brightness < before), draws.brightness, 0.0
-    )
-    gain = jnp.where(
-      (after < contrast) & (contrast < before), draws.contrast, 1.0
-    )
+    def is_due(place):
+      return (after < place) & (place < before)
+
+    shift = jnp.where(is_due(brightness), draws.brightness, 0.0)
+    gain = jnp.where(is_due(contrast), draws.contrast, 1.0)
     return adjust_contrast(x, _per_example(gain, x)) + _per_example(shift, x)
 
   def one_round(x, due):
