@@ -40,7 +40,7 @@ def test_learning_rates_of_srt_are_golden(golden):
 
 def test_no_clipping_without_a_norm():
   config = optimizer.Config(clip_norm=0.0, warmup_steps=0, weight_decay=0.0)
-  tx = optimizer.make_optimizer(config, 10)
+  tx = optimizer.make_optimizer(config, 10, {})
   params = {'a/kernel': jnp.ones(3)}
   state = tx.init(params)
   grads = {'a/kernel': jnp.array([300.0, -400.0, 0.0])}
@@ -83,7 +83,7 @@ def test_trajectories_are_golden(golden, accumulate):
   )
   # Our rules read our names; layers are not stacked here.
   renamed = {name: _ours(name) for name in start}
-  tx = optimizer.make_optimizer(config, 8)
+  tx = optimizer.make_optimizer(config, 8, {})
   params = {renamed[name]: jnp.asarray(x) for name, x in start.items()}
   state = tx.init(params)
 

@@ -20,6 +20,13 @@ from xfactor.models import attention
 _XAVIER = nnx.initializers.xavier_uniform()
 _BIAS = nnx.initializers.normal(1e-6)
 
+
+def _tied_qk(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+  """Initial projections (q, k, v across views, then within) with k = q."""
+  q, _, v, self_q, _, self_v = jnp.split(_XAVIER(key, shape, dtype), 6, -1)
+  return jnp.concatenate([q, q, v, self_q, self_q, self_v], -1)
+
+
 REMAT_POLICIES = {
   'none': None,
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -91,6 +98,26 @@ def rope_table(
   angles = angles * along_last(frequencies, angles)
   angles = einops.repeat(angles, '... rc m -> ... (rc m two)', two=2)
   return jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def sine_positions(
+  positions: Int[Array, '*b t 2'], grid: int, features: int
+) -> Float[Array, '*b t c']:
+  """Fixed embeddings of places: sines and cosines of row and column.
+
+  Four periods: twice the side of the grid, so that no two places look alike,
+  and halves of it.
+
+  Args:
+    positions: Row and column of each patch.
+    grid: Patches along the side of the largest grid that is told apart.
+    features: Channels, a multiple of 4.
+  """
+  octave = 2.0 ** (jnp.arange(features // 4) % 4)
+  angles = positions[..., None].astype(jnp.float32)
+  angles = angles * along_last(jnp.pi / grid * octave, angles)
+  waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+  return einops.rearrange(waves, '... rc m -> ... (rc m)')
 
 
 def apply_rope(
@@ -214,14 +241,14 @@ class HeadNorm(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-  """A learned gain for each channel of a residual branch, 0.01 at first.
+  """A learned gain for each channel of a residual branch, small at first.
 
   It goes into the branch's last weights: of a product the gradient needs the
   factors only, of a gain what it is for, which would be computed once more.
   """
 
-  def __init__(self, features: int):
-    self.scale = nnx.Param(jnp.full((features,), 0.01, jnp.float32))
+  def __init__(self, features: int, start: float = 0.01):
+    self.scale = nnx.Param(jnp.full((features,), start, jnp.float32))
 
   def __call__(
     self, layer: nnx.Linear, x: Float[Array, '*b i']
@@ -247,13 +274,20 @@ class MultiViewBlock(nnx.Module):
     rngs: nnx.Rngs,
     dtype: DTypeLike,
     kernel: str,
+    layer_scale: float = 0.01,
+    tie_qk: bool = False,
   ):
     self.heads = heads
     self.dtype = dtype
     self.kernel = kernel
     self.norm_attention = layer_norm(features, rngs=rngs, use_bias=False)
     self.qkv = linear(
-      features, 6 * features, rngs=rngs, dtype=dtype, use_bias=False
+      features,
+      6 * features,
+      rngs=rngs,
+      dtype=dtype,
+      use_bias=False,
+      kernel_init=_tied_qk if tie_qk else _XAVIER,
     )
     head_dim = features // heads
     self.norm_q = HeadNorm(heads, head_dim)
@@ -261,10 +295,10 @@ class MultiViewBlock(nnx.Module):
     self.norm_self_q = HeadNorm(heads, head_dim)
     self.norm_self_k = HeadNorm(heads, head_dim)
     self.out = linear(2 * features, features, rngs=rngs, dtype=dtype)
-    self.scale_attention = LayerScale(features)
+    self.scale_attention = LayerScale(features, layer_scale)
     self.norm_mlp = layer_norm(features, rngs=rngs)
     self.mlp = MLP((features, 4 * features, features), rngs=rngs, dtype=dtype)
-    self.scale_mlp = LayerScale(features)
+    self.scale_mlp = LayerScale(features, layer_scale)
 
   def __call__(
     self,

@@ -34,6 +34,15 @@ class Config:
       reference and one view at a time.
     registers: Extra learned tokens in each view of the pose encoder, of which
       the first is read (32 in official checkpoints).
+    position_grid: Adds fixed sines of each patch's row and column to the tokens
+      of both networks, made for grids of up to this many patches a side; 0 adds
+      none (published), and RoPE alone tells places.
+    layer_scale: What LayerScale starts at; 0.01 is published and made for the
+      full depth.
+    tie_qk: Starts the keys' projections equal to the queries', so that tokens
+      attend to similar ones at first; published are independent ones.
+    pose_gain: Factor on the last kernel of the pose head at initialisation; 1
+      is published.
     dtype: 'float32' or 'bfloat16', of matrix products and attention.
     attention: 'auto' or a kernel's name, see models/attention.py.
     remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
@@ -48,6 +57,10 @@ class Config:
   pose_dim: int = 256
   joint_encoder: bool = False
   registers: int = 16
+  position_grid: int = 0
+  layer_scale: float = 0.01
+  tie_qk: bool = False
+  pose_gain: float = 1.0
   dtype: str = 'bfloat16'
   attention: str = 'auto'
   remat: str = 'full'
@@ -71,6 +84,11 @@ class Config:
       raise UserError(
         f'config.model.pose_dim={self.pose_dim} must be {se3.DIM} with '
         'config.model.pose="se3"'
+      )
+    if self.position_grid and self.features % 4:
+      raise UserError(
+        f'config.model.features={self.features} must be a multiple of 4 with '
+        f'config.model.position_grid={self.position_grid}'
       )
 
   @property
@@ -102,8 +120,11 @@ class _Trunk(nnx.Module):
         rngs=rngs,
         dtype=jnp.dtype(config.dtype),
         kernel=kernel,
+        layer_scale=config.layer_scale,
+        tie_qk=config.tie_qk,
       )
 
+    self.position_grid = config.position_grid
     self.stack = layers.Stack(depth, make_layer, rngs=rngs, remat=config.remat)
     self.norm = layers.layer_norm(config.features, rngs=rngs)
 
@@ -119,6 +140,12 @@ class _Trunk(nnx.Module):
     """
     rope = layers.rope_table(positions, self.head_dim)
     extra = x_BVTC.shape[2] - positions.shape[1]
+    if self.position_grid:
+      places = layers.sine_positions(
+        positions, self.position_grid, x_BVTC.shape[-1]
+      )
+      places = jnp.pad(places, ((0, 0), (0, extra), (0, 0)))
+      x_BVTC = x_BVTC + jnp.broadcast_to(places[:, None], x_BVTC.shape)
     still = jnp.stack([jnp.ones(self.head_dim), jnp.zeros(self.head_dim)], -1)
     still = jnp.broadcast_to(still, (rope.shape[0], extra, *still.shape))
     rope = jnp.concatenate([rope, still], axis=1)
@@ -151,6 +178,7 @@ class PoseEncoder(nnx.Module):
       rngs=rngs,
       dtype=jnp.float32,
     )
+    self.head.layers[-1].kernel[...] *= config.pose_gain
 
   def __call__(
     self,
@@ -271,10 +299,22 @@ class XFactor(nnx.Module):
     return layers.patchify(images, self.config.patch_size)
 
   def positions(self, images: Float[Array, '*b h w 3']) -> Int[Array, '1 t 2']:
-    return layers.grid_positions(*self.grid(images))[None]
+    grid = self.grid(images)
+    check_grid(self.config, grid)
+    return layers.grid_positions(*grid)[None]
 
   def grid(self, images: Float[Array, '*b h w 3']) -> tuple[int, int]:
     return layers.grid(images, self.config.patch_size)
+
+
+def check_grid(config: Config, grid: tuple[int, int]) -> None:
+  """Raises UserError if the positions are not made for so large a grid."""
+  if config.position_grid and max(grid) > config.position_grid:
+    raise UserError(
+      f'pictures of {grid[0]} x {grid[1]} patches need '
+      f'config.model.position_grid of at least {max(grid)}, not '
+      f'{config.position_grid}; raise it, or 0 adds no positions'
+    )
 
 
 def encoder_sets(

@@ -168,7 +168,9 @@ def build(
   platform = mesh.devices.flat[0].platform
   functional = Functional(lambda rngs: family.network(model, rngs, platform))
   optimizer_config = optimizer.Config(**config.optimizer)
-  tx = optimizer.make_optimizer(optimizer_config, train.steps)
+  tx = optimizer.make_optimizer(
+    optimizer_config, train.steps, functional.shapes
+  )
   return Build(
     mesh=mesh,
     family=family,

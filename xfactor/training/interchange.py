@@ -43,6 +43,12 @@ Arrays = dict[str, np.ndarray]
 
 FORMATS = ('ours', 'official', 'safetensors')
 
+# Settings of XFactor that its arrays do not tell.
+_NOT_IN_ARRAYS = (
+  *('dtype', 'attention', 'remat', 'position_grid'),
+  *('layer_scale', 'tie_qk', 'pose_gain'),
+)
+
 # Beside our checkpoints: what of an official one has no place in them.
 REST = 'official_rest.msgpack'
 
@@ -99,8 +105,8 @@ class Snapshot:
     step: Updates done, which set the learning rate.
     updates: That Adam counts.
     params: Our names to float32 arrays.
-    mu: Adam's first moments, named alike.
-    nu: Adam's second moments, named alike.
+    mu: Adam's first moments, by the same names; None of a run with Muon.
+    nu: Adam's second moments, likewise.
     rest: The official checkpoint's slash-joined paths to what is kept aside,
       in its order, with None for the arrays above; None if there never was one.
   """
@@ -111,8 +117,8 @@ class Snapshot:
   step: int
   updates: int
   params: Arrays
-  mu: Arrays
-  nu: Arrays
+  mu: Arrays | None
+  nu: Arrays | None
   rest: dict[str, Any] | None
 
 
@@ -286,10 +292,10 @@ def _recipe(family: str, config: ConfigDict | None) -> ConfigDict:
 
 
 def _read_xfactor(params: Arrays, recipe: ConfigDict) -> xfactor.Config:
-  """Sizes read off the arrays, with the recipe's numerics."""
+  """Sizes read off the arrays, with the recipe's other settings."""
   return dataclasses.replace(
     official.read_config(params),
-    **{key: recipe.model[key] for key in ('dtype', 'attention', 'remat')},
+    **{key: recipe.model[key] for key in _NOT_IN_ARRAYS},
   )
 
 
@@ -306,6 +312,12 @@ def _read_msgpack(path: epath.Path) -> dict[str, Any]:
 
 def _read_official(path: epath.Path, config: ConfigDict | None) -> Snapshot:
   recipe = _recipe('xfactor', config)
+  if recipe.model.position_grid:
+    raise UserError(
+      f'{path} is of the public code, whose tokens have no positions added: '
+      'give a --config with config.model.position_grid=0, not '
+      f'{recipe.model.position_grid}'
+    )
   rest = _read_msgpack(path)
   taken = {key: {} for key in _PREFIXES}
   for name in rest:
@@ -465,6 +477,8 @@ def _read_safetensors(path: epath.Path, config: ConfigDict | None) -> Snapshot:
     params = srt_public.to_ours(named)
   else:
     recipe = _recipe('xfactor', config)
+    written = _written_model(data)
+    _put_model(recipe, {k: written[k] for k in _NOT_IN_ARRAYS if k in written})
     named = {name.replace('.', '/'): array for name, array in dotted.items()}
     with _naming(path):
       model = _read_xfactor(named, recipe)
@@ -515,6 +529,13 @@ def _read_run(workdir: epath.Path) -> Snapshot:
       if family == 'srt'
       else _read_xfactor(theirs, recipe)
     )
+  moments = {'mu': None, 'nu': None}
+  recipe.optimizer.name = meta['config']['optimizer'].get('name', 'adamw')
+  if recipe.optimizer.name == 'adamw':
+    moments = {
+      key: optax.tree_utils.tree_get(state['opt_state'], key)
+      for key in moments
+    }
   rest = workdir / REST
   facts = {
     'read': f'{folder / str(step)} (ours)',
@@ -528,8 +549,7 @@ def _read_run(workdir: epath.Path) -> Snapshot:
     step,
     step,
     params,
-    mu=optax.tree_utils.tree_get(state['opt_state'], 'mu'),
-    nu=optax.tree_utils.tree_get(state['opt_state'], 'nu'),
+    **moments,
     rest=_read_msgpack(rest) if rest.exists() else None,
   )
 
@@ -540,6 +560,12 @@ def _read_run(workdir: epath.Path) -> Snapshot:
 def _write_run(snapshot: Snapshot, workdir: epath.Path) -> dict[str, str]:
   """Writes a run that can be gone on with, evaluated or started from."""
   config = snapshot.recipe
+  if config.optimizer.name != 'adamw':
+    raise UserError(
+      'an imported run goes on with the moments of AdamW: give a --config with '
+      'config.optimizer.name="adamw", and start a run with '
+      f'{config.optimizer.name!r} from it by config.init_from'
+    )
   config.model.update(dataclasses.asdict(snapshot.model))
   abstract = builds.build(config, jax.devices()[:1]).abstract_state()
   opt_state = optax.tree_utils.tree_set(
@@ -583,6 +609,18 @@ def _write_official(snapshot: Snapshot, target: epath.Path) -> dict[str, str]:
   Without a rest from an import it is made up. The arrays of a checkpoint that
   was imported and not trained on come back bit for bit.
   """
+  if snapshot.model.position_grid:
+    raise UserError(
+      f'a model with config.model.position_grid={snapshot.model.position_grid} '
+      'cannot be written for the public code, which adds no positions to '
+      'tokens: give --to=safetensors'
+    )
+  if snapshot.mu is None:
+    raise UserError(
+      f'the run was trained with config.optimizer.name='
+      f'{snapshot.recipe.optimizer.name!r}, whose moments the public code does '
+      'not have: give --to=safetensors'
+    )
   theirs = {
     f'{prefix}{name}': array
     for key, prefix in _PREFIXES.items()

@@ -1,4 +1,4 @@
-"""AdamW with clipping, warm-up, decay and a mask of weight decay by path.
+"""AdamW or Muon with clipping, warm-up, decay and masks by path.
 
 Schedules count optimizer updates, whatever the accumulation (the public code
 counts micro-steps in its loop and updates in its schedule).
@@ -12,15 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from xfactor.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The paper's optimizer.
+  """The optimizer; defaults are the paper's.
 
   Attributes:
+    name: 'adamw', or 'muon': Muon (Jordan 2024, scaled as by Liu et al.,
+      arXiv 2502.16982) for the kernels of stacked layers, AdamW with Nesterov
+      momentum for the rest, both at the same learning rate.
     decay: 'cosine', constant after the last update, or 'exponential', which
       reaches the final rate `warmup_steps` after it (stelzner/srt).
     learning_rate: At the end of warm-up.
@@ -34,6 +38,7 @@ class Config:
     clip_norm: Largest global norm of a gradient; 0: any.
   """
 
+  name: str = 'adamw'
   decay: str = 'cosine'
   learning_rate: float = 4e-4
   initial_learning_rate: float = 1e-12
@@ -52,6 +57,13 @@ DECAY_RULES = (
   (r'.*/bias', False),
   (r'.*/(registers|pixel_embedding|\w+_camera)|scene|camera', False),
   (r'.*/kernel', True),
+)
+
+# What Muon updates: the matrices inside of transformers. Embeddings and heads
+# are AdamW's.
+MUON_RULES = (
+  (r'.*/stack/layers/.*/kernel', True),
+  (r'.*', False),
 )
 
 
@@ -121,18 +133,68 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-  """The whole gradient transformation for a run of `steps` updates."""
-  return optax.chain(
-    clip_by_global_norm(config.clip_norm)
-    if config.clip_norm
-    else optax.identity(),
-    optax.adamw(
-      make_schedule(config, steps),
+def make_optimizer(
+  config: Config, steps: int, shapes: Mapping[str, Any]
+) -> optax.GradientTransformation:
+  """The whole gradient transformation for a run of `steps` updates.
+
+  Args:
+    config: The optimizer.
+    steps: Updates of the run.
+    shapes: Path to shape of each parameter.
+
+  Raises:
+    UserError: If there is no such optimizer, or nothing for Muon to update.
+  """
+  schedule = make_schedule(config, steps)
+  if config.name == 'adamw':
+    update = optax.adamw(
+      schedule,
       b1=config.b1,
       b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
       mask=decay_mask,
-    ),
+    )
+  elif config.name == 'muon':
+    update = optax.chain(
+      _muon(config, shapes),
+      optax.add_decayed_weights(config.weight_decay, decay_mask),
+      optax.scale_by_learning_rate(schedule),
+    )
+  else:
+    raise UserError(
+      f'config.optimizer.name={config.name!r}: choose "adamw" or "muon"'
+    )
+  clip = config.clip_norm
+  return optax.chain(
+    clip_by_global_norm(clip) if clip else optax.identity(), update
+  )
+
+
+def _muon(
+  config: Config, shapes: Mapping[str, Any]
+) -> optax.GradientTransformation:
+  """Directions of Muon and of Adam, not yet scaled by the learning rate."""
+  # The last two axes are the matrix, those before count layers.
+  matrices = {
+    path: contrib.MuonDimensionNumbers(len(x.shape) - 2, len(x.shape) - 1)
+    if match_rule(path, MUON_RULES)
+    else None
+    for path, x in shapes.items()
+  }
+  if not any(matrices.values()):
+    raise UserError(
+      'config.optimizer.name="muon" finds no matrix of a stacked layer to '
+      'update in this model; choose "adamw"'
+    )
+  # optax negates the rate to descend; here the chain's last part does.
+  return contrib.muon(
+    -1.0,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    eps=config.eps,
+    # Steps as large as those of AdamW, whatever the matrix's shape.
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=matrices,
   )

@@ -149,13 +149,14 @@ def optimizer_shardings(
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   params: Mapping[str, NamedSharding],
 ):
-  """Shardings of the optimizer's state: moments lie with their parameters."""
-  return optax.tree_map_params(
-    tx,
-    lambda _, sharding: sharding,
+  """Shardings of the optimizer's state: moments lie with their parameters.
+
+  A moment is told by its key, the path of its parameter.
+  """
+  everywhere = NamedSharding(mesh, P())
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: params.get(getattr(path[-1], 'key', None), everywhere),
     jax.eval_shape(tx.init, dict(shapes)),
-    dict(params),
-    transform_non_params=lambda _: NamedSharding(mesh, P()),
   )
 
 
