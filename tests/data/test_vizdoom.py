@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from xfactor import errors
-from xfactor.data import images
+from xfactor.data import images, sources
 from xfactor.data.sources import vizdoom
+from xfactor.geometry import wander
 
 pytest.importorskip('vizdoom')
 
@@ -173,6 +174,71 @@ def test_views_show_something(clips):
       assert rgb.std() > 8
 
 
+@pytest.mark.parametrize(
+  'paths', ['tilt+roll', 'pan+tilt+roll+slide+rise+push']
+)
+def test_wandering_views_agree_on_depth_and_colour(paths):
+  """Steep ones too, for which the engine looks up or down."""
+  source = vizdoom.Source(
+    walks=8, frames=FRAMES, size=SIZE, paths=paths, turn=8, move=0.1
+  )
+  (clip,) = source.clips(source.items()[0])
+  rotation = clip.world_to_camera[:, :, :3].astype(np.float64)
+  yaw, pitch, _ = wander.angles(rotation)
+  looks = [vizdoom.look_of(*view) for view in zip(yaw, rotation, strict=True)]
+  assert np.degrees(np.abs(pitch)).max() > 15
+  assert np.any(looks)
+  for a in range(0, FRAMES - 2, 2):
+    z, there, colour, moved, still = reproject(clip, a, a + 2)
+    same = np.abs(z - there) < 0.05 * z
+    assert same.mean() > 0.8
+    error = np.abs(colour - moved)[same].mean()
+    assert error < 0.75 * np.abs(colour - still)[same].mean()
+
+
+def test_each_walk_wanders_in_one_of_the_kinds():
+  lumps = vizdoom.read_level(
+    os.path.join(vizdoom._folder(), 'freedoom2.wad'), 'MAP02'
+  )
+  level = vizdoom.parse_level(lumps)
+  source = vizdoom.Source(frames=24, paths='pan,slide+rise', move=0.1)
+  seen = set()
+  for seed in range(8):
+    path = source._plan(level, np.random.default_rng(seed))
+    turns, moves = np.ptp(path.yaw) > 0, np.ptp(path.position, 0).max() > 0
+    assert turns != moves
+    seen.add(turns)
+    assert not np.ptp(path.pitch)
+    assert vizdoom.clearance(level, path.position).min() >= vizdoom._CLEARANCE
+    assert vizdoom._has_room(level, path.position)
+    again = source._plan(level, np.random.default_rng(seed))
+    np.testing.assert_array_equal(path.position, again.position)
+  assert len(seen) == 2
+
+
+def test_paths_keep_the_items():
+  assert (
+    vizdoom.Source(walks=16, paths='pan', turn=1).items()
+    == vizdoom.Source(walks=16).items()
+  )
+
+
+def test_the_engine_looks_no_further_than_it_must():
+  def look(pitch, roll=0.0, yaw=1.0):
+    angles = (*np.radians([pitch, roll]),)
+    return vizdoom.look_of(yaw, vizdoom.rotation_of(yaw, *angles))
+
+  # As far as the walks without `paths` tilt.
+  assert look(8, 4) == look(-8, -4) == 0
+  assert look(20, 10) < 0 < look(-20, 10)
+  assert look(-20) < look(-20, 10)
+  assert look(35, 0) is None
+  assert look(-70, 0) is None
+  assert look(0, 90) == 0
+  turned = vizdoom.rotation_of(2.5, 0, 0)
+  assert vizdoom.look_of(1.0, turned) is None
+
+
 def test_same_walk_in_another_process(source, clips, tmp_path, monkeypatch):
   # Also shows that a walk does not depend on those before it, that it works in
   # a worker, and that nothing is left where that worker was started.
@@ -267,6 +333,21 @@ def test_sectors_and_clearance():
   # High enough, the step is no obstacle; below its tread it is.
   at = np.array([[90.0, 50.0, 60.0], [90.0, 50.0, 25.0], [190.0, 40.0, 60.0]])
   np.testing.assert_allclose(vizdoom.clearance(level, at), [50, 10, 10])
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'paths': 'pan,til'}, r"no paths of kind 'til'; .* pan, tilt, roll"),
+    ({'paths': 'pan,'}, "no paths of kind ''"),
+    ({'turn': 11}, 'turn between 0 and 10, not 11'),
+    ({'move': -0.1}, 'move between 0 and 0.5, not -0.1'),
+    ({'move': float('nan')}, 'move between 0 and 0.5, not nan'),
+  ],
+)
+def test_unusable_paths(options, message):
+  with pytest.raises(errors.UserError, match=message):
+    sources.make('vizdoom', **options)
 
 
 def test_options_and_missing_package(monkeypatch):

@@ -7,13 +7,14 @@ depth. What makes it fit for novel view synthesis:
 *   The level is frozen. A patch file removes every thing (monsters, items and
     decorations are billboards that turn with the camera), every special (doors,
     lifts, flickering lights, scrolling walls), animated textures and grates.
-*   The camera is free. A four-instruction script in the same patch puts the
-    player anywhere, so paths are smooth curves with sideways, backward and
+*   The camera is free. Two scripts of a few instructions in the same patch put
+    the player anywhere, so paths are smooth curves with sideways, backward and
     vertical motion, not the engine's physics.
 *   The camera is a pinhole. The engine looks up and down by shearing the
     picture and its pixels are 1.2 times as tall as wide; it therefore renders a
     wide level view, from which the picture is resampled by a homography: true
-    pitch and roll, square pixels, centred principal point, antialiased.
+    pitch and roll, square pixels, centred principal point, antialiased. Where
+    the level view does not reach far enough up or down, it is sheared.
 *   The depth is computed from the level's own walls, floors and ceilings; the
     engine's depth buffer has 8 bits and mixes kinds of distance. The sky has
     depth 0, unknown.
@@ -40,6 +41,7 @@ from PIL import Image
 
 from xfactor.data import images, sources
 from xfactor.errors import UserError
+from xfactor.geometry import wander
 
 TEST_LEVELS = (
   ('freedoom1', 'E1M5'),
@@ -67,6 +69,8 @@ _VIEW_HEIGHT = 41.0  # Of the camera over the player's feet, and
 _HEAD_ROOM = 15.0  # from there to the top, neither of which may leave a room.
 _MAX_TILT = (8.0, 4.0)  # Degrees of pitch and roll.
 _CLEARANCE = 24.0  # Map units between the camera and any wall.
+_MAX_LOOK = (-32.0, 55.0)  # Degrees that the engine looks up and down.
+_SLACK = 0.01  # Of the slopes of rays, at the rim of the engine's picture.
 _SUBSAMPLES = 4
 # What players set, too: Freedoom's pictures have a mean level of 47 of 255.
 _GAMMA = np.rint(255 * (np.arange(256) / 255) ** (1 / 1.4)).astype(np.uint8)
@@ -84,6 +88,11 @@ class Source(sources.Source):
     seed: Decides all the paths.
     quality: Of the JPEGs.
     with_depth: Whether clips carry depth.
+    paths: Kinds of camera paths with commas between them, of which each walk
+      draws one: degrees of freedom of `wander.FREEDOMS` that wander, joined by
+      '+', as in 'pan+tilt,slide+push'. If empty, smooth walks and flights.
+    turn: Speed at which `paths` turn, degrees a frame, 0 to 10.
+    move: Speed at which they move, scene units a frame, 0 to 0.5.
   """
 
   name: ClassVar[str] = 'vizdoom'
@@ -98,6 +107,26 @@ class Source(sources.Source):
   seed: int = 0
   quality: int = 95
   with_depth: bool = True
+  paths: str = ''
+  turn: float = 2.0
+  move: float = 0.05
+
+  def __post_init__(self):
+    for kind in self._kinds():
+      if wander.parse(kind) is None:
+        raise UserError(
+          f'the vizdoom source has no paths of kind {kind!r}; join with + some '
+          f'of {", ".join(wander.FREEDOMS)}'
+        )
+    for option, high in (('turn', 10), ('move', 0.5)):
+      value = getattr(self, option)
+      if not 0 <= value <= high:
+        raise UserError(
+          f'the vizdoom source needs {option} between 0 and {high}, not {value}'
+        )
+
+  def _kinds(self) -> list[str]:
+    return self.paths.split(',') if self.paths else []
 
   def items(self) -> list[sources.Item]:
     """Lists one item a walk; see the base class."""
@@ -135,7 +164,7 @@ class Source(sources.Source):
     rng = np.random.default_rng(
       [self.seed, zlib.crc32(f'{wad}/{name}'.encode()), number]
     )
-    path = plan_path(level, rng, self.frames)
+    path = self._plan(level, rng)
     frames, poses, depths = [], [], []
     with _engine(wad, name, lumps, self.size) as engine:
       for position, rgb, rotation in engine.views(path):
@@ -158,6 +187,19 @@ class Source(sources.Source):
       ),
       world_to_camera=np.stack(poses).astype(np.float32),
       depth=depths if self.with_depth else None,
+    )
+
+  def _plan(self, level: 'Level', rng: np.random.Generator) -> 'Path':
+    kinds = self._kinds()
+    if not kinds:
+      return plan_path(level, rng, self.frames)
+    return plan_wander(
+      level,
+      rng,
+      self.frames,
+      wander.parse(kinds[rng.integers(len(kinds))]),
+      turn=math.radians(self.turn),
+      move=self.move * UNITS,
     )
 
 
@@ -298,17 +340,22 @@ def freeze_level(lumps: dict[str, bytes]) -> dict[str, bytes]:
   }
 
 
-def camera_script() -> bytes:
-  """Returns script 1 (x, y, z, angle), which puts the player there.
+def camera_scripts() -> bytes:
+  """Returns scripts 1 (x, y, z, angle) and 2 (pitch), which put the player so.
 
-  Compiled by hand: `SetActorPosition(0, x, y, z, 0); SetActorAngle(0, angle)`.
+  Compiled by hand: `SetActorPosition(0, x, y, z, 0); SetActorAngle(0, angle)`
+  and `SetActorPitch(0, pitch)`.
   """
-  terminate, push, argument, set_position, set_angle = 1, 3, 28, 283, 276
+  terminate, push, argument = 1, 3, 28
+  set_position, set_angle, set_pitch = 283, 276, 332
   position = [push, 0, argument, 0, argument, 1, argument, 2, push, 0]
   angle = [push, 0, argument, 3, set_angle]
-  code = [*position, set_position, *angle, terminate]
+  first = [*position, set_position, *angle, terminate]
+  code = [*first, push, 0, argument, 0, set_pitch, terminate]
   body = struct.pack(f'<{len(code)}i', *code)
-  directory = struct.pack('<5i', 1, 1, 8, 4, 0)
+  # Number, begin and number of arguments of each; then no strings.
+  scripts = [1, 8, 4, 2, 8 + 4 * len(first), 1]
+  directory = struct.pack('<8i', 2, *scripts, 0)
   return b'ACS\0' + struct.pack('<i', 8 + len(body)) + body + directory
 
 
@@ -318,7 +365,7 @@ def write_patch(path: str, lumps: dict[str, bytes]) -> None:
     'ANIMATED': b'\xff',
     'LOADACS': b'XFCAMERA',
     'A_START': b'',
-    'XFCAMERA': camera_script(),
+    'XFCAMERA': camera_scripts(),
     'A_END': b'',
   }
   body, directory = b'', b''
@@ -497,21 +544,92 @@ class Path:
   roll: np.ndarray
 
 
+_ATTEMPTS = 4000
+_NO_PATH = (
+  'no camera path fits into this level; use another seed, or remove the level '
+  "from vizdoom's lists"
+)
+
+
 def plan_path(level: Level, rng: np.random.Generator, frames: int) -> Path:
   """Draws a smooth path that stays clear of walls and shows something.
 
   Raises:
     UserError: If the level has no room for one.
   """
-  for attempt in range(4000):
+  for attempt in range(_ATTEMPTS):
     # Cramped levels get shorter paths rather than none.
     path = _draw_path(level, rng, frames, 0.999**attempt)
     if path is not None and _shows_something(level, path):
       return path
-  raise UserError(
-    'no camera path fits into this level; use another seed, or remove the '
-    "level from vizdoom's lists"
+  raise UserError(_NO_PATH)
+
+
+def plan_wander(
+  level: Level,
+  rng: np.random.Generator,
+  frames: int,
+  freedoms: tuple[str, ...],
+  *,
+  turn: float,
+  move: float,
+) -> Path:
+  """Draws a path that wanders, stays clear of walls and shows something.
+
+  Args:
+    level: The level.
+    rng: Source of the draw.
+    frames: Frames of the path.
+    freedoms: What wanders, of `wander.FREEDOMS`.
+    turn: Radians a frame, as `wander.wander` wants them.
+    move: Map units a frame; less where the level has no room for it.
+
+  Raises:
+    UserError: If the level has no room for one.
+  """
+  for attempt in range(_ATTEMPTS):
+    path = _draw_wander(
+      level, rng, frames, freedoms, turn, move * 0.999**attempt
+    )
+    if path is not None and _shows_something(level, path, max(frames // 4, 5)):
+      return path
+  raise UserError(_NO_PATH)
+
+
+def _draw_wander(
+  level: Level,
+  rng: np.random.Generator,
+  frames: int,
+  freedoms: tuple[str, ...],
+  turn: float,
+  move: float,
+) -> Path | None:
+  """Draws one path; None where it would leave the level or graze a wall."""
+  start = rng.uniform(level.start.min(0), level.start.max(0))
+  sector = sector_of(level, start[None])[0]
+  if sector < 0:
+    return None
+  floor = level.floor[sector]
+  bottom = floor + _VIEW_HEIGHT
+  top = min(level.ceiling[sector] - _HEAD_ROOM, floor + 200)
+  if top < bottom:
+    return None
+  eye = np.append(start, rng.uniform(bottom, top))
+  if clearance(level, eye[None])[0] < _CLEARANCE:
+    return None
+  yaw = _open_bearing(level, rng, start)
+  drawn = wander.wander(
+    rng, frames, freedoms, eye=eye, yaw=yaw, turn=turn, move=move
   )
+  steps = np.linalg.norm(np.diff(drawn.eyes, axis=0), axis=1)
+  # A longer step may cross a wall that neither of its ends is near.
+  if (steps >= 2 * _CLEARANCE).any():
+    return None
+  if clearance(level, drawn.eyes).min() < _CLEARANCE:
+    return None
+  if not _has_room(level, drawn.eyes):
+    return None
+  return Path(drawn.eyes, drawn.yaw, drawn.pitch, drawn.roll)
 
 
 def _wave(
@@ -606,10 +724,10 @@ def _open_bearing(
   return float(rng.choice(bearings, p=room**2 / (room**2).sum()))
 
 
-def _shows_something(level: Level, path: Path) -> bool:
+def _shows_something(level: Level, path: Path, views: int = 5) -> bool:
   """Whether views along the path are neither of a wall nor of the sky."""
   rays = _pixel_rays(12).reshape(-1, 3)
-  for i in np.linspace(0, len(path.yaw) - 1, 5).astype(int):
+  for i in np.linspace(0, len(path.yaw) - 1, views).astype(int):
     rotation = rotation_of(path.yaw[i], path.pitch[i], path.roll[i])
     depth = cast(level, path.position[i], rays @ rotation, 24)
     seen = depth[depth > 0]
@@ -667,61 +785,106 @@ class _Engine:
 
   def __init__(self, game: Any, size: int):
     self._game = game
-    self._size = size
     self._rays = _pixel_rays(size, _SUBSAMPLES).astype(np.float32)
+    self._look = 0  # Of the player, in the engine's units; positive is down.
 
   def views(
     self, path: Path
   ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields position [3], RGB [size, size, 3] and rotation [3, 3]."""
+    """Yields position [3], RGB [size, size, 3] and rotation [3, 3].
+
+    Raises:
+      ValueError: If a view reaches further up or down than the engine does.
+    """
     for position, yaw, pitch, roll in zip(
       path.position, path.yaw, path.pitch, path.roll, strict=True
     ):
-      seen, screen, engine_yaw = self._look(position, yaw)
       rotation = rotation_of(yaw, pitch, roll)
+      look = look_of(yaw, rotation)
+      if look is None:
+        raise ValueError(f'pitch {pitch} and roll {roll} are beyond the engine')
+      seen, screen, engine_yaw = self._see(position, yaw, look)
       level = rotation_of(engine_yaw, 0.0, 0.0)
       turn = (rotation @ level.T).astype(np.float32)
-      rgb = _resample(screen, self._rays @ turn)
+      rgb = _resample(screen, self._rays @ turn, look)
       yield seen, rgb, rotation
 
-  def _look(
-    self, position: np.ndarray, yaw: float
+  def _see(
+    self, position: np.ndarray, yaw: float, look: int
   ) -> tuple[np.ndarray, np.ndarray, float]:
     """Returns the camera's position, the screen and the engine's yaw."""
-    # The renderer knows 8192 angles; what is left is for the homography.
-    turn = round(yaw / (2 * math.pi) * 8192) % 8192
+    turn = _engine_turn(yaw)
     x, y, z = (round(v * 65536) for v in position - [0, 0, _VIEW_HEIGHT])
     self._game.send_game_command(f'puke 1 {x} {y} {z} {turn * 8}')
-    expected = [*position, turn * 360 / 8192]
+    if look != self._look:
+      self._game.send_game_command(f'puke 2 {look * 8}')
+      self._look = look
+    wanted = np.array([*position, turn * 360 / 8192, look * 360 / 8192])
     # The script runs in the tic after the command, and the engine smooths a
     # change of height over a few more.
     for _ in range(12):
       self._game.advance_action()
       state = self._game.get_state()
       *seen, fov = state.game_variables
-      error = np.abs(np.subtract(seen, expected))
+      error = np.abs(seen - wanted)
       error[3] = min(error[3], 360 - error[3])
       if error.max() < 0.01 and abs(fov - _ENGINE_FIELD_OF_VIEW) < 0.01:
         return np.array(seen[:3]), state.screen_buffer, math.radians(seen[3])
-    raise RuntimeError(
-      f'ViZDoom put the camera at {seen} instead of {expected}'
-    )
+    raise RuntimeError(f'ViZDoom put the camera at {seen} instead of {wanted}')
 
 
-def _resample(screen: np.ndarray, rays: np.ndarray) -> np.ndarray:
+def _engine_turn(yaw: float) -> int:
+  """The nearest yaw of the 8192 that the renderer knows."""
+  # What is left is for the homography.
+  return round(yaw / (2 * math.pi) * 8192) % 8192
+
+
+def look_of(yaw: float, rotation: np.ndarray) -> int | None:
+  """How far the engine must look down so that its picture holds a view.
+
+  Args:
+    yaw: That the engine looks at, radians.
+    rotation: World to camera [3, 3].
+
+  Returns:
+    8192nds of a turn, the least that do; 0 for most. None if there are none.
+  """
+  level = rotation_of(_engine_turn(yaw) / 8192 * 2 * math.pi, 0.0, 0.0)
+  # To the corners of the picture, which is convex.
+  edge = math.tan(math.radians(FIELD_OF_VIEW) / 2)
+  corners = np.array(
+    [[x, y, 1.0] for x in (-edge, edge) for y in (-edge, edge)]
+  )
+  x, y, z = (corners @ rotation @ level.T).T
+  right = math.tan(math.radians(_ENGINE_FIELD_OF_VIEW) / 2) - _SLACK
+  if (z < 0.1).any() or (np.abs(x) > right * z).any():
+    return None
+  down = right * 3 / 4 / _PIXEL_ASPECT - _SLACK
+  # A sheared picture reaches from `shift - down` to `shift + down`.
+  low, high = (y / z).max() - down, (y / z).min() + down
+  if low > high:
+    return None
+  look = round(math.atan(min(max(0.0, low), high)) / (2 * math.pi) * 8192)
+  return look if _MAX_LOOK[0] < look * 360 / 8192 < _MAX_LOOK[1] else None
+
+
+def _resample(screen: np.ndarray, rays: np.ndarray, look: int) -> np.ndarray:
   """Samples the engine's picture along rays of its level camera.
 
   Args:
     screen: uint8 [H, W, 3].
     rays: [S * k, S * k, 3] of which blocks of k x k make a pixel.
+    look: How far the engine looks down, in 8192nds of a turn.
 
   Returns:
     uint8 [S, S, 3].
   """
   height, width, _ = screen.shape
   focal = width / 2 / math.tan(math.radians(_ENGINE_FIELD_OF_VIEW) / 2)
+  horizon = height / 2
+  horizon -= focal * _PIXEL_ASPECT * math.tan(look / 8192 * 2 * math.pi)
   u = width / 2 + focal * rays[..., 0] / rays[..., 2]
-  v = height / 2 + focal * _PIXEL_ASPECT * rays[..., 1] / rays[..., 2]
+  v = horizon + focal * _PIXEL_ASPECT * rays[..., 1] / rays[..., 2]
   index = v.astype(np.intp) * width + u.astype(np.intp)
   samples = screen.reshape(-1, 3)[index]
   count = len(rays) // _SUBSAMPLES
@@ -770,7 +933,7 @@ def _engine(
         getattr(vizdoom.GameVariable, f'CAMERA_{variable}')
         for variable in ('POSITION_X', 'POSITION_Y', 'POSITION_Z', 'ANGLE')
       ]
-      + [vizdoom.GameVariable.CAMERA_FOV]
+      + [vizdoom.GameVariable.CAMERA_PITCH, vizdoom.GameVariable.CAMERA_FOV]
     )
     for argument in ('+sv_cheats 1', '+cl_capfps 1', '+movebob 0'):
       game.add_game_args(argument)
