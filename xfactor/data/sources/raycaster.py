@@ -4,8 +4,9 @@ Two passes, so that a frame costs milliseconds. `bake` lights a static scene
 once: every face of every primitive gets a small light map (soft shadows,
 ambient occlusion, one bounce). `render` then finds the nearest primitive of
 each ray inside the primitive's screen rectangle only, and looks up a mip-mapped
-texture and the light map. Surfaces are Lambertian, so a point looks the same
-from everywhere, as novel-view synthesis assumes in its simplest form.
+texture and the light map; it takes small frames together. Surfaces are
+Lambertian, so a point looks the same from everywhere, as novel-view synthesis
+assumes in its simplest form.
 
 Units are metres with z up; colours are linear; float32 throughout.
 """
@@ -506,178 +507,327 @@ def _bake(scene: Scene, samples: int) -> Baked:
   )
 
 
+# Pairs of a box's corners, as of `_corners`, that an edge joins.
+_EDGES = np.array(
+  [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit]
+).T
+
+# A tile of frames has about so many samples: its arrays stay in the cache, and
+# the calls that it takes are few for each of them.
+_TILE_SAMPLES = 160_000
+_SHADED_SAMPLES = 40_000
+
+
 def _rectangles(corners, world_to_camera, intrinsics, size: int):
-  """Pixels [P, 4] (x0, x1, y0, y1) outside which no primitive can be seen."""
-  local = corners @ world_to_camera[:, :3].T + world_to_camera[:, 3]
-  z = local[..., 2]
-  near = 0.05
-  xy = local[..., :2] / np.maximum(z, near)[..., None]
-  xy = (xy * intrinsics[:2] + intrinsics[2:]) * size
-  low, high = np.floor(xy.min(1)) - 1, np.ceil(xy.max(1)) + 1
-  # Corners behind the camera project to anywhere: look at the whole image.
-  crosses = (z < near).any(1)
-  low[crosses], high[crosses] = 0, size
-  high[(z < near).all(1)] = 0
-  box = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], -1)
-  return np.clip(box, 0, size).astype(int)
+  """Pixels outside which no primitive can be seen.
+
+  Args:
+    corners: [P, 8, 3].
+    world_to_camera: [F, 3, 4].
+    intrinsics: [F, 4].
+    size: Of the frames.
+
+  Returns:
+    Four integer arrays [F, P]: x0, x1, y0, y1.
+  """
+  pose = world_to_camera.transpose(1, 2, 0)[:, :, None, :, None]
+  world = corners.transpose(2, 1, 0)[:, :, None]
+  x, y, z = (_dot3(row, world) + row[3] for row in pose)
+  near, nearest = 0.05, _f32(1e-3)
+  behind = z < near
+  crosses = behind.any(0)
+  hidden = behind.all(0)
+  crosses &= ~hidden
+  # What lies on both sides of the eye is cut there: its corners in front, and
+  # where its edges pass.
+  cut = [c[:, crosses] for c in (x, y, z)]
+  a, b = ([c[end] for c in cut] for end in _EDGES)
+  share = (nearest - a[2]) / (b[2] - a[2])
+  passes = (a[2] < nearest) != (b[2] < nearest)
+  bounds = []
+  for axis, c in enumerate((x, y)):
+    focal = intrinsics[:, axis, None] * size
+    centre = intrinsics[:, axis + 2, None] * size
+    c = c / z * focal + centre
+    low, high = c.min(0), c.max(0)
+    if crosses.any():
+      f, m = (
+        np.broadcast_to(k, crosses.shape)[crosses] for k in (focal, centre)
+      )
+      ends = np.concatenate(
+        [
+          cut[axis] / cut[2],
+          (a[axis] + share * (b[axis] - a[axis])) / nearest,
+        ]
+      )
+      ends = ends * f + m
+      seen = np.concatenate([cut[2] >= nearest, passes])
+      low[crosses] = np.where(seen, ends, np.inf).min(0)
+      high[crosses] = np.where(seen, ends, -np.inf).max(0)
+    # A pixel's samples keep an eighth of a pixel from its edges.
+    low, high = np.ceil(low) - 1, np.floor(high) + 1
+    high[hidden] = 0
+    bounds += [np.clip(v, 0, size).astype(np.intp) for v in (low, high)]
+  return bounds
+
+
+def _windows(x0, x1, y0, y1, size: int):
+  """Groups the frames that see a primitive by how large it is there.
+
+  Args:
+    x0, x1, y0, y1: [F], see `_rectangles`.
+    size: Of the frames.
+
+  Yields:
+    Frames [G], corners x [G] and y [G], and the width and height of windows
+    inside the frames that cover the rectangles.
+  """
+  width, height = x1 - x0, y1 - y0
+  left = np.flatnonzero((width > 0) & (height > 0))
+  while len(left):
+    w, h = width[left], height[left]
+    # Those of less than half the largest's pixels come next.
+    large = 2 * w * h >= (w * h).max()
+    some = left[large]
+    w, h = int(w[large].max()), int(h[large].max())
+    x, y = np.minimum(x0[some], size - w), np.minimum(y0[some], size - h)
+    yield some, x, y, w, h
+    left = left[~large]
 
 
 def _visible(scene, corners, intrinsics, world_to_camera, size: int):
   """Nearest primitive and z-depth of every sample.
 
   Returns:
-    Depth [S, H, W], primitive [S, H, W], the samples' x [S, 1, W] and
-    y [S, H, 1] on the plane at depth 1, and the eye [3].
+    Depth [F, S, H, W], primitive [F, S, H, W], the samples' x [F, S, 1, W] and
+    y [F, S, H, 1] on the plane at depth 1, and the eyes [F, 3].
   """
-  fx, fy, cx, cy = intrinsics
+  fx, fy, cx, cy = intrinsics.T[:, :, None, None]
   grid = np.arange(size, dtype=_f32) + _f32(0.5) + _SAMPLES.T[:, :, None]
-  xs = ((grid[0] / size - cx) / fx)[:, None, :]
-  ys = ((grid[1] / size - cy) / fy)[:, :, None]
-  camera_axes = world_to_camera[:, :3]
-  eye = -camera_axes.T @ world_to_camera[:, 3]
+  xs = (grid[0] / size - cx) / fx
+  ys = (grid[1] / size - cy) / fy
+  camera_axes = world_to_camera[:, :, :3]
+  eye = np.stack([-m[:, :3].T @ m[:, 3] for m in world_to_camera])
   # Rays in a primitive's axes are linear in x and y: two sums an axis.
-  axes = scene.rotation @ camera_axes.T
-  origins = np.einsum('pij,pj->pi', scene.rotation, eye - scene.centre)
+  axes = scene.rotation[:, None] @ camera_axes.swapaxes(1, 2)
+  origins = np.stack(
+    [np.einsum('pij,pj->pi', scene.rotation, e - scene.centre) for e in eye], -1
+  )
   boxes = _rectangles(corners, world_to_camera, intrinsics, size)
 
-  def rays(p, xs, ys):
-    a = axes[p]
-    return [xs * a[i, 0] + (ys * a[i, 1] + a[i, 2]) for i in range(3)]
+  def rays(a, xs, ys):
+    a = a.transpose(1, 2, 0)[..., None, None, None]
+    return [xs * m[0] + (ys * m[1] + m[2]) for m in a]
 
-  depth = _leave_room(origins[0], rays(0, xs, ys), scene.half[0])
+  def origin(o):
+    return list(o[..., None, None, None])
+
+  depth = _leave_room(
+    origin(origins[0]),
+    rays(axes[0], xs[:, :, None], ys[..., None]),
+    scene.half[0],
+  )
   primitive = np.zeros(depth.shape, np.int32)
-  for p in range(1, len(boxes)):
-    x0, x1, y0, y1 = boxes[p]
-    if x0 >= x1 or y0 >= y1:
-      continue
-    t = _hit(
-      int(scene.kind[p]),
-      origins[p],
-      rays(p, xs[:, :, x0:x1], ys[:, y0:y1]),
-      scene.half[p],
-    )
-    window = depth[:, y0:y1, x0:x1]
-    closer = t < window
-    np.copyto(window, t, where=closer)
-    np.copyto(primitive[:, y0:y1, x0:x1], np.int32(p), where=closer)
+  flat_depth, flat_primitive = depth.reshape(-1), primitive.reshape(-1)
+  samples = len(_SAMPLES)
+  planes = np.arange(len(depth) * samples).reshape(-1, samples, 1)
+  span = np.arange(size)
+  for p in range(1, len(scene.kind)):
+    corner = (box[:, p] for box in boxes)
+    for frames, x0, y0, w, h in _windows(*corner, size):
+      plane = planes[frames]
+      columns = plane * size + (x0[:, None, None] + span[:w])
+      rows = plane * size + (y0[:, None, None] + span[:h])
+      t = _hit(
+        int(scene.kind[p]),
+        origin(origins[p][:, frames]),
+        rays(
+          axes[p][frames],
+          xs.take(columns)[:, :, None],
+          ys.take(rows)[..., None],
+        ),
+        scene.half[p],
+      ).reshape(-1)
+      place = rows[..., None] * size + (columns - plane * size)[:, :, None]
+      place = place.reshape(-1)
+      closer = np.flatnonzero(t < flat_depth.take(place))
+      place = place.take(closer)
+      flat_depth[place] = t.take(closer)
+      flat_primitive[place] = p
   return depth, primitive, xs, ys, eye
 
 
-def _surface(scene, primitive, offset):
+class _Tables:
+  """What is known of a lit scene, by number, one array for each component.
+
+  Attributes:
+    rotation: Nine arrays [P].
+    half: Three arrays [P].
+    curved: bool [P].
+    normal: Three arrays [P * 6]; zeros for curved primitives.
+    detail: [P * 6].
+    repeats: Two arrays [P * 6].
+    first: [P * 6] first texel of the light map.
+    columns: [P * 6]
+    rows: [P * 6]
+    start: [P * 6] first texel of the texture.
+    light: Three arrays [M].
+  """
+
+  def __init__(self, baked: Baked):
+    scene = baked.scene
+
+    def planes(table):
+      return list(np.ascontiguousarray(table.T))
+
+    self.rotation = planes(scene.rotation.reshape(-1, 9))
+    self.half = planes(scene.half)
+    self.curved = scene.kind >= TUBE
+    normals = np.einsum('fi,pij->pfj', _NORMAL, scene.rotation).reshape(-1, 3)
+    normals[np.repeat(self.curved, 6)] = 0
+    self.normal = planes(normals)
+    self.detail = baked.detail
+    self.repeats = planes(baked.repeats)
+    self.first, columns, rows, self.start = planes(baked.chart.astype(np.intp))
+    self.columns, self.rows = columns, rows
+    self.light = planes(baked.light)
+
+
+def _surface(scene, tables, primitive, offset):
   """Where on its primitive each point lies.
 
   Args:
     scene: The primitives.
+    tables: Of the scene.
     primitive: [M].
     offset: Three [M], points less their primitives' centres.
 
   Returns:
     Face [M], and place across and along it in 0..1 [M].
   """
-  rotation = scene.rotation.reshape(-1, 9).take(primitive, 0)
   local = [
-    rotation[:, i] * offset[0]
-    + rotation[:, i + 1] * offset[1]
-    + rotation[:, i + 2] * offset[2]
+    _dot3([r.take(primitive) for r in tables.rotation[i : i + 3]], offset)
     for i in (0, 3, 6)
   ]
-  half = scene.half.take(primitive, 0)
+  half = [h.take(primitive) for h in tables.half]
   # The face is the one the point sticks out of the most.
-  out = [np.abs(local[i]) - half[:, i] for i in range(3)]
-  flat = [local[i] / half[:, i] * _f32(0.5) + _f32(0.5) for i in range(3)]
+  out = [np.abs(local[i]) - half[i] for i in range(3)]
+  flat = [local[i] / half[i] * _f32(0.5) + _f32(0.5) for i in range(3)]
   on_z = (out[2] > out[0]) & (out[2] > out[1])
   on_x = (out[0] > out[1]) & ~on_z
-  axis = np.where(on_z, 2, np.where(on_x, 0, 1))
   across = np.where(on_x, flat[1], flat[0])
   along = np.where(on_z, flat[1], flat[2])
   side = np.where(on_z, local[2], np.where(on_x, local[0], local[1]))
-  face = 2 * axis + (side < 0)
+  face = np.where(on_z, np.intp(4), np.where(on_x, np.intp(0), np.intp(2)))
+  face += side < 0
 
-  curved = np.flatnonzero(scene.kind.take(primitive) >= TUBE)
+  curved = np.flatnonzero(tables.curved.take(primitive))
   if len(curved):
-    x, y = 2 * flat[0][curved] - 1, 2 * flat[1][curved] - 1
-    tube = scene.kind.take(primitive[curved]) == TUBE
-    radial = (np.sqrt(x * x + y * y) - 1) * half[curved, 0]
-    side = ~tube | (radial > out[2][curved])
+    x, y = (2 * flat[i].take(curved) - 1 for i in range(2))
+    tube = scene.kind.take(primitive.take(curved)) == TUBE
+    radial = (np.sqrt(x * x + y * y) - 1) * half[0].take(curved)
+    side = ~tube | (radial > out[2].take(curved))
     some = curved[side]
     angle = np.arctan2(y[side], x[side]) * _f32(0.5 / np.pi)
     across[some] = angle - np.floor(angle)
-    along[some] = flat[2][some]
+    along[some] = flat[2].take(some)
     face[some] = _SIDE
     caps = curved[~side]
-    across[caps], along[caps] = flat[0][caps], flat[1][caps]
-    face[caps] = 4 + (local[2][caps] < 0)
+    across[caps], along[caps] = flat[0].take(caps), flat[1].take(caps)
+    face[caps] = 4 + (local[2].take(caps) < 0)
   return face, across, along
 
 
-def _lookup_light(baked: Baked, chart, across, along):
-  """Bilinear light [M, 3]; `chart` [M, 4]."""
-  first, columns, rows = chart[:, 0], chart[:, 1], chart[:, 2]
+def _lookup_light(tables: _Tables, index, across, along):
+  """Bilinear light, three [M]; `index` [M] numbers the charts."""
+  columns, rows = tables.columns.take(index), tables.rows.take(index)
   x = np.clip(across * columns - _f32(0.5), 0, columns - 1).astype(_f32)
   y = np.clip(along * rows - _f32(0.5), 0, rows - 1).astype(_f32)
   x0, y0 = x.astype(np.int32), y.astype(np.int32)
-  fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-  right = (x0 + 1 < columns).astype(np.int32)
-  index = first + y0 * columns + x0
-  up = index + columns * (y0 + 1 < rows)
-  lower = baked.light.take(index, 0)
-  lower += (baked.light.take(index + right, 0) - lower) * fx
-  upper = baked.light.take(up, 0)
-  upper += (baked.light.take(up + right, 0) - upper) * fx
-  upper -= lower
-  upper *= fy
-  lower += upper
-  return lower
+  fx, fy = x - x0, (y - y0).astype(_f32)
+  place = tables.first.take(index) + y0 * columns + x0
+  right = place + (x0 + 1 < columns)
+  up = columns * (y0 + 1 < rows)
+  above, above_right = place + up, right + up
+  light = []
+  for plane in tables.light:
+    # The first step is done in float64.
+    lower, upper = plane.take(place), plane.take(above)
+    lower += (plane.take(right) - lower) * fx
+    upper += (plane.take(above_right) - upper) * fx
+    upper -= lower
+    upper *= fy
+    lower += upper
+    light.append(lower)
+  return light
 
 
-def _lookup_texture(baked: Baked, index, start, across, along, level):
+def _lookup_texture(baked: Baked, tables, index, across, along, level):
   """Texels [M, 3] of the level (rounded) that a sample's footprint asks for."""
   top = len(baked.level) - 1
-  level = np.clip(level, 0, top).astype(np.int32)
-  resolution = np.int32(1) << (top - level)
-  repeats = baked.repeats.take(index, 0)
-  u = (across * repeats[:, 0] * resolution).astype(np.int32)
-  v = (along * repeats[:, 1] * resolution).astype(np.int32)
-  u &= resolution - 1
-  v &= resolution - 1
-  place = start + baked.level.take(level) + v * resolution + u
+  level = np.clip(level, 0, top).astype(np.intp)
+  resolution = np.int32(1) << (top - np.arange(top + 1, dtype=np.int32))
+  sizes = resolution.astype(_f32).take(level)
+  mask = (resolution - 1).take(level)
+  u = (across * tables.repeats[0].take(index) * sizes).astype(np.int32)
+  v = (along * tables.repeats[1].take(index) * sizes).astype(np.int32)
+  u &= mask
+  v &= mask
+  place = tables.start.take(index) + baked.level.take(level)
+  place += v * resolution.take(level) + u
   return baked.texels.take(place, 0)
 
 
-def _shade(baked: Baked, depth, primitive, xs, ys, world_to_camera, eye, pixel):
-  """Exposed colours [S, H, W, 3], 0..1 and linear."""
+def _shade(
+  baked: Baked, tables, depth, primitive, xs, ys, world_to_camera, eye, pixel
+):
+  """Exposed colours, three [F, S, H, W], 0..1 and linear.
+
+  Args:
+    baked: The lit scene.
+    tables: Of it.
+    depth: [F, S, H, W].
+    primitive: [F, S, H, W].
+    xs: [F, S, 1, W], see `_visible`.
+    ys: [F, S, H, 1].
+    world_to_camera: [F, 3, 4].
+    eye: [F, 3].
+    pixel: [F] size of a pixel at depth 1.
+  """
   scene = baked.scene
   shape = depth.shape
-  m = world_to_camera[:, :3]
+  m = world_to_camera.transpose(1, 2, 0)[..., None, None, None]
   ray = [xs * m[0, i] + (ys * m[1, i] + m[2, i]) for i in range(3)]
   length = np.sqrt(xs * xs + (ys * ys + 1))
-  primitive = primitive.reshape(-1)
-  relative = (eye - scene.centre).take(primitive, 0)
-  offset = [(depth * ray[i]).reshape(-1) + relative[:, i] for i in range(3)]
-  face, across, along = _surface(scene, primitive, offset)
+  count = np.arange(len(eye))[:, None, None, None] * len(scene.kind)
+  place = (primitive + count).reshape(-1)
+  relative = (eye[:, None] - scene.centre).reshape(-1, 3).T
+  offset = [
+    (depth * ray[i]).reshape(-1) + relative[i].take(place) for i in range(3)
+  ]
+  primitive = primitive.reshape(-1).astype(np.intp)
+  face, across, along = _surface(scene, tables, primitive, offset)
   index = primitive * 6 + face
   # Grazing surfaces need a coarser level; the root is a compromise between
   # blur across and shimmer along.
-  normals = np.einsum('fi,pij->pfj', _NORMAL, scene.rotation).reshape(-1, 3)
-  normals[np.repeat(scene.kind >= TUBE, 6)] = 0
-  normal = normals.take(index, 0)
-  cosine = sum(normal[:, i] * ray[i].reshape(-1) for i in range(3))
-  length = length.reshape(-1)
-  cosine = np.maximum(np.abs(cosine) / length, _f32(0.06))
-  footprint = depth.reshape(-1) * length * pixel
+  normal = [n.take(index) for n in tables.normal]
+  cosine = _dot3(normal, [r.reshape(-1) for r in ray])
+  cosine = np.maximum(np.abs(cosine) / length.reshape(-1), _f32(0.06))
+  footprint = (depth * length * pixel[:, None, None, None]).reshape(-1)
   level = np.log2(footprint * footprint / cosine) * _f32(0.5)
-  level += baked.detail.take(index)
+  level += tables.detail.take(index)
   # Each sample of a pixel rounds the level differently and is shifted by a
   # part of a texel, which blends levels and texels for the price of one.
-  count, rest = shape[0], shape[1] * shape[2]
-  level += np.repeat((np.arange(count, dtype=_f32) * 2 % 5 + 0.5) / 5, rest)
-  chart = baked.chart.take(index, 0)
-  colour = _lookup_texture(baked, index, chart[:, 3], across, along, level)
-  colour *= _lookup_light(baked, chart, across, along)
-  np.negative(colour, out=colour)
-  np.expm1(colour, out=colour)
-  np.negative(colour, out=colour)
-  return colour.reshape(*shape, 3)
+  shift = (np.arange(shape[1], dtype=_f32) * 2 % 5 + 0.5) / 5
+  level = (level.reshape(shape) + shift[:, None, None]).reshape(-1)
+  colour = _lookup_texture(baked, tables, index, across, along, level)
+  light = _lookup_light(tables, index, across, along)
+  for i, plane in enumerate(light):
+    plane *= colour[:, i]
+    np.negative(plane, out=plane)
+    np.expm1(plane, out=plane)
+    np.negative(plane, out=plane)
+  return [plane.reshape(shape) for plane in light]
 
 
 def render(
@@ -686,7 +836,7 @@ def render(
   world_to_camera: np.ndarray,
   size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Renders frames one by one.
+  """Renders frames, several at once where they are small.
 
   Args:
     baked: The lit scene.
@@ -698,18 +848,55 @@ def render(
     sRGB uint8 [size, size, 3], anti-aliased, and float32 [size, size] z-depth
     through the pixels' centres.
   """
+  if len(intrinsics) != len(world_to_camera):
+    raise ValueError(
+      f'{len(intrinsics)} intrinsics, {len(world_to_camera)} poses'
+    )
   corners = _corners(baked.scene)
-  with np.errstate(all='ignore'):
-    for camera, pose in zip(intrinsics, world_to_camera, strict=True):
-      depth, primitive, xs, ys, eye = _visible(
-        baked.scene, corners, camera, pose, size
+  tables = _Tables(baked)
+  samples = len(_SAMPLES) * size * size
+  step = max(1, _TILE_SAMPLES // samples)
+  for start in range(0, len(intrinsics), step):
+    some = slice(start, start + step)
+    with np.errstate(all='ignore'):
+      frames = _render(
+        baked, tables, corners, intrinsics[some], world_to_camera[some], size
       )
-      pixel = _f32(0.6 / (camera[0] * size))
-      linear = _shade(baked, depth, primitive, xs, ys, pose, eye, pixel)
-      # The centre counts half, so that the weights resemble a small tent.
-      pixels = (linear[0] / 2 + linear[1:].sum(0)) / _f32(4.5)
-      rgb = np.clip(pixels, 0, 1) ** _f32(1 / 2.2)
-      yield (rgb * 255 + _f32(0.5)).astype(np.uint8), depth[0]
+    yield from zip(*frames, strict=True)
+
+
+def _render(baked, tables, corners, intrinsics, world_to_camera, size: int):
+  """Frames [F, size, size, 3] and depth [F, size, size], see `render`."""
+  depth, primitive, xs, ys, eye = _visible(
+    baked.scene, corners, intrinsics, world_to_camera, size
+  )
+  xs, ys = xs[:, :, None], ys[..., None]
+  pixel = (0.6 / (intrinsics[:, 0] * size)).astype(_f32)
+  rgb = np.empty((len(eye), size, size, 3), np.uint8)
+  row = len(_SAMPLES) * size
+  rows = min(size, max(1, _SHADED_SAMPLES // row))
+  step = max(1, _SHADED_SAMPLES // (row * size))
+  for start in range(0, len(eye), step):
+    f = slice(start, start + step)
+    for top in range(0, size, rows):
+      y = slice(top, top + rows)
+      linear = _shade(
+        baked,
+        tables,
+        depth[f, :, y],
+        primitive[f, :, y],
+        xs[f],
+        ys[f, :, y],
+        world_to_camera[f],
+        eye[f],
+        pixel[f],
+      )
+      for channel, c in enumerate(linear):
+        # The centre counts half, so that the weights resemble a small tent.
+        pixels = (c[:, 0] / 2 + c[:, 1:].sum(1)) / _f32(4.5)
+        value = np.clip(pixels, 0, 1) ** _f32(1 / 2.2)
+        rgb[f, y, :, channel] = value * 255 + _f32(0.5)
+  return rgb, depth[:, 0].copy()
 
 
 def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
