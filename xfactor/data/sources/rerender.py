@@ -1,16 +1,19 @@
-"""True pictures of a converted synthetic scene from cameras of one's choice.
+"""True pictures of a converted scene from cameras of one's choice.
 
 What the transfer test has no truth for elsewhere: B's scene after A's motion.
+How they are drawn is a matter of the sources; rooms and Freedoom can be.
 """
 
+import dataclasses
 import functools
+from typing import Protocol
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, UInt8
 
 from xfactor.data import images, records
-from xfactor.data.sources import raycaster, synthetic
+from xfactor.data.sources import raycaster, synthetic, vizdoom
 
 # Metres between the eye and the nearest surface, less than which shows little.
 MIN_CLEARANCE = 0.1
@@ -27,26 +30,23 @@ def rerender(
   From the clip's own cameras come its frames, but for the loss of JPEG.
 
   Args:
-    store: Split of a converted synthetic data set.
+    store: Split of a converted data set for which it `is_possible`.
     clip: Row of it.
-    world_to_camera: In the clip's world, in metres.
+    world_to_camera: In the clip's world, in its units.
     size: Of the pictures, which are drawn at the size of the frames.
 
   Returns:
-    Pictures, and which of the eyes are in free space. Where one is not, inside
-    a wall, say, its picture is black.
+    Pictures, and which of the cameras are free. Where one is not, inside a
+    wall, say, its picture is black.
 
   Raises:
     ValueError: If it is not possible.
   """
-  source, baked = _lit(store, clip)
-  free = is_free(store, clip, world_to_camera)
-  # One camera for all frames of a clip.
-  intrinsics = np.repeat(store.clip(clip).intrinsics[:1], free.sum(), 0)
-  poses = world_to_camera[free, :3].astype(np.float32)
+  drawer, about = _drawer(store), store.clip(clip)
+  free = drawer.is_free(about, world_to_camera[:, :3])
   pictures = np.zeros((len(free), size, size, 3), np.uint8)
-  drawn = raycaster.render(baked, intrinsics, poses, source.size)
-  for i, (picture, _) in zip(np.flatnonzero(free), drawn, strict=True):
+  drawn = drawer.redraw(about, world_to_camera[free, :3])
+  for i, picture in zip(np.flatnonzero(free), drawn, strict=True):
     pictures[i] = images.centre_crop_resize(picture, size)
   return pictures, free
 
@@ -56,40 +56,90 @@ def is_free(
   clip: int,
   world_to_camera: Float[np.ndarray, 'n 4 4'],
 ) -> Bool[np.ndarray, ' n']:
-  """Which eyes are in free space; arguments and errors as of `rerender`."""
-  _, baked = _lit(store, clip)
-  eyes = np.linalg.inv(world_to_camera)[:, :3, 3]
-  return raycaster.clearance(baked.scene, eyes) >= MIN_CLEARANCE
+  """Which cameras are in free space, and such that the source can draw them.
+
+  Arguments and errors are those of `rerender`.
+  """
+  return _drawer(store).is_free(store.clip(clip), world_to_camera[:, :3])
 
 
 def is_possible(store: records.FrameStore) -> bool:
-  """Whether this version of the synthetic source made the data."""
+  """Whether a source made the data that can draw anew, in this version."""
   return _source(store) is not None
 
 
+class _Drawer(Protocol):
+  """Who draws the scenes of a data set anew."""
+
+  def is_free(
+    self, clip: records.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
+  ) -> Bool[np.ndarray, ' n']:
+    """Which cameras see something that can be drawn."""
+
+  def redraw(
+    self, clip: records.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
+  ) -> UInt8[np.ndarray, 'n s s 3']:
+    """Draws the clip's scene from free cameras, at the size of its frames."""
+
+
+def _drawer(store: records.FrameStore) -> _Drawer:
+  drawer = _source(store)
+  if drawer is None:
+    raise ValueError(f'{store.name} cannot be drawn anew')
+  return drawer
+
+
 @functools.lru_cache(maxsize=8)
-def _source(store: records.FrameStore) -> synthetic.Source | None:
-  """Returns the source that made a data set, None if it is another."""
+def _source(store: records.FrameStore) -> _Drawer | None:
+  """Returns who draws a data set anew, None if nobody does."""
   made = store.manifest()
-  if made.get('source') != synthetic.Source.name:
+  classes = {x.name: x for x in (synthetic.Source, vizdoom.Source)}
+  source = classes.get(made.get('source'))
+  if source is None:
     return None
-  if made['source_version'] != synthetic.Source.version:
+  if made['source_version'] != source.version:
     logging.warning(
-      '%s was made by version %s of the synthetic source, not by this one, %s: '
+      '%s was made by version %s of the %s source, not by this one, %s: '
       'its scenes cannot be drawn anew',
-      *(store.name, made['source_version'], synthetic.Source.version),
+      *(store.name, made['source_version'], source.name, source.version),
     )
     return None
-  return synthetic.Source(**made['options'])
+  if source is vizdoom.Source and not vizdoom.is_installed():
+    logging.warning(
+      'the scenes of %s cannot be drawn anew without the ViZDoom package; '
+      "install it with `pip install -e '.[vizdoom]'`",
+      store.name,
+    )
+    return None
+  made = source(**made['options'])
+  return _Rooms(made) if isinstance(made, synthetic.Source) else made
 
 
-def _lit(
-  store: records.FrameStore, clip: int
-) -> tuple[synthetic.Source, raycaster.Baked]:
-  source = _source(store)
-  if source is None:
-    raise ValueError(f'{store.name} cannot be drawn anew')
-  return source, _baked(source, int(store.clip_id(clip)))
+@dataclasses.dataclass(frozen=True)
+class _Rooms:
+  """Draws the rooms of the synthetic source; see `_Drawer`."""
+
+  source: synthetic.Source
+
+  def is_free(self, clip, world_to_camera):
+    rotation, translation = world_to_camera[..., :3], world_to_camera[..., 3]
+    eyes = -np.linalg.solve(rotation, translation[..., None])[..., 0]
+    return raycaster.clearance(self._lit(clip).scene, eyes) >= MIN_CLEARANCE
+
+  def redraw(self, clip, world_to_camera):
+    # One camera for all frames of a clip.
+    intrinsics = np.repeat(clip.intrinsics[:1], len(world_to_camera), 0)
+    poses = world_to_camera.astype(np.float32)
+    size = self.source.size
+    drawn = raycaster.render(self._lit(clip), intrinsics, poses, size)
+    pictures = np.zeros((len(poses), size, size, 3), np.uint8)
+    for i, (picture, _) in enumerate(drawn):
+      pictures[i] = picture
+    return pictures
+
+  def _lit(self, clip: records.Clip) -> raycaster.Baked:
+    # The walks of a room are called 000003, 000003-1 and so on.
+    return _baked(self.source, int(clip.id.partition('-')[0]))
 
 
 # A scene takes a second, a frame of 128 pixels a thirtieth.
