@@ -58,10 +58,10 @@ def test_frames_drawn_together_are_those_drawn_one_by_one(baked, views, alone):
   _assert_same(raycaster.render(baked, *views, SIZE), alone)
 
 
-@pytest.mark.parametrize('shaded', [5 * SIZE * 3, 5 * SIZE**2 * 2])
-def test_tiles_do_not_show(baked, views, alone, shaded, monkeypatch):
+@pytest.mark.parametrize('block', [5 * SIZE * 3, 5 * SIZE**2 * 2])
+def test_tiles_do_not_show(baked, views, alone, block, monkeypatch):
   monkeypatch.setattr(raycaster, '_TILE_SAMPLES', 5 * SIZE**2 * 7)
-  monkeypatch.setattr(raycaster, '_SHADED_SAMPLES', shaded)
+  monkeypatch.setattr(raycaster, '_BLOCK_SAMPLES', block)
   _assert_same(raycaster.render(baked, *views, SIZE), alone)
 
 

@@ -113,15 +113,32 @@ class Baked:
   level: np.ndarray
 
 
-def _slab(o, d, h):
-  """Ray parameters where a ray enters and leaves the slab |x| < h."""
+def _inverse(d):
+  """1 / d of rays' directions `d`, finite where they are 0."""
   inverse = 1 / d
-  # Rays along the slab would give infinity less infinity.
-  np.minimum(inverse, _f32(1e9), out=inverse)
+  # Rays along a slab would give infinity less infinity.
+  return np.minimum(inverse, _f32(1e9), out=inverse)
+
+
+def _like(half, rays):
+  """`half` with trailing axes of 1 to as many axes as `rays`."""
+  return half.reshape(half.shape + (1,) * (rays.ndim - half.ndim))
+
+
+def _slabs(o, inverse, half):
+  """Ray parameters where rays enter and leave slabs |x| < half.
+
+  Args:
+    o: [K, ...] origins, for K slabs.
+    inverse: [K, ...] of the directions.
+    half: [K] or [K, ...].
+  """
   middle = inverse * -o
-  np.abs(inverse, out=inverse)
-  inverse *= h
-  return middle - inverse, middle + inverse
+  reach = np.abs(inverse)
+  reach *= _like(half, reach)
+  near = middle - reach
+  middle += reach
+  return near, middle
 
 
 def _quadric(a, b, c):
@@ -136,47 +153,42 @@ def _quadric(a, b, c):
   return near, far
 
 
-def _hit(kind: int, o, d, half) -> np.ndarray:
-  """Nearest parameter at which rays meet a convex primitive, or infinity.
-
-  A ray that starts inside meets it at 0.
+def _hit(kind: int, o, d, half):
+  """Where rays meet a convex primitive.
 
   Args:
     kind: BOX, TUBE or ELLIPSOID.
-    o: Three arrays or numbers, origins along the primitive's axes.
-    d: Three arrays, directions.
-    half: Half extents.
+    o: [3, ...] origins along the primitive's axes.
+    d: [3, ...] directions.
+    half: [3] or [3, ...] half extents.
+
+  Returns:
+    The nearest parameter, 0 for a ray that starts inside, and whether the ray
+    meets the primitive at all.
   """
   if kind == BOX:
-    near, far = _slab(o[0], d[0], half[0])
-    for axis in (1, 2):
-      enter, leave = _slab(o[axis], d[axis], half[axis])
-      np.maximum(near, enter, out=near)
-      np.minimum(far, leave, out=far)
+    near, far = _slabs(o, _inverse(d), half)
+    near = np.maximum(np.maximum(near[0], near[1]), near[2])
+    far = np.minimum(np.minimum(far[0], far[1]), far[2])
   else:
-    round_axes = (0, 1) if kind == TUBE else (0, 1, 2)
-    a = b = c = _f32(0)
-    for axis in round_axes:
-      e, f = o[axis] / half[axis], d[axis] / half[axis]
-      a, b, c = a + f * f, b + e * f, c + e * e
-    near, far = _quadric(a, b, c - _f32(1))
+    axes = 2 if kind == TUBE else 3
+    half = _like(half, d)
+    e, f = o[:axes] / half[:axes], d[:axes] / half[:axes]
+    near, far = _quadric(
+      (f * f).sum(0), (e * f).sum(0), (e * e).sum(0) - _f32(1)
+    )
     if kind == TUBE:
-      enter, leave = _slab(o[2], d[2], half[2])
-      np.maximum(near, enter, out=near)
-      np.minimum(far, leave, out=far)
-  missed = near >= far
-  missed |= far <= 0
+      enter, leave = _slabs(o[2:], _inverse(d[2:]), half[2:])
+      np.maximum(near, enter[0], out=near)
+      np.minimum(far, leave[0], out=far)
   np.maximum(near, 0, out=near)
-  np.copyto(near, _FAR, where=missed)
-  return near
+  return near, near < far
 
 
 def _leave_room(o, d, half) -> np.ndarray:
   """Parameter at which rays from inside a box meet its walls."""
-  far = _slab(o[0], d[0], half[0])[1]
-  for axis in (1, 2):
-    np.minimum(far, _slab(o[axis], d[axis], half[axis])[1], out=far)
-  return far
+  _, far = _slabs(o, _inverse(d), half)
+  return np.minimum(np.minimum(far[0], far[1]), far[2])
 
 
 def _corners(scene: Scene) -> np.ndarray:
@@ -189,6 +201,11 @@ def _corners(scene: Scene) -> np.ndarray:
 def _dot3(m, x):
   """Row `m` [3] times planes `x` [3, M], without a matrix library."""
   return m[0] * x[0] + m[1] * x[1] + m[2] * x[2]
+
+
+def _turned(m, x):
+  """Matrix `m` [3, 3] times `x` [3, M], without a matrix library."""
+  return np.stack([_dot3(row, x) for row in m])
 
 
 class _Tracer:
@@ -220,20 +237,19 @@ class _Tracer:
     """Parameters [M], at most 1, of planes of rays [3, M]."""
     best = np.ones(origins.shape[1], _f32)
     for turn, middle, size, parts in self._groups:
-      o = [_dot3(row, origins) for row in turn]
-      d = [_dot3(row, directions) for row in turn]
-      t = _hit(BOX, [o[i] - middle[i] for i in range(3)], d, size)
-      some = np.flatnonzero(t < best)
+      o, d = _turned(turn, origins), _turned(turn, directions)
+      t, met = _hit(BOX, o - middle[:, None], d, size)
+      some = np.flatnonzero(met & (t < best))
       if not len(some):
         continue
-      o, d = [x[some] for x in o], [x[some] for x in d]
-      found = best[some]
+      o, d = o.take(some, 1), d.take(some, 1)
+      found = best.take(some)
       for kind, centre, half, rest in parts:
-        e, f = [o[i] - centre[i] for i in range(3)], d
+        e, f = o - centre[:, None], d
         if rest is not None:
-          e = [_dot3(row, e) for row in rest]
-          f = [_dot3(row, d) for row in rest]
-        np.minimum(found, _hit(kind, e, f, half), out=found)
+          e, f = _turned(rest, e), _turned(rest, d)
+        t, met = _hit(kind, e, f, half)
+        np.minimum(found, t, out=found, where=met)
       best[some] = found
     return best
 
@@ -512,10 +528,11 @@ _EDGES = np.array(
   [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit]
 ).T
 
-# A tile of frames has about so many samples: its arrays stay in the cache, and
-# the calls that it takes are few for each of them.
-_TILE_SAMPLES = 160_000
-_SHADED_SAMPLES = 40_000
+# Frames that are drawn together have about so many samples, so that the calls
+# of a primitive are few for each frame; and so many are worked on at once, so
+# that arrays stay in the cache.
+_TILE_SAMPLES = 320_000
+_BLOCK_SAMPLES = 20_000
 
 
 def _rectangles(corners, world_to_camera, intrinsics, size: int):
@@ -571,6 +588,23 @@ def _rectangles(corners, world_to_camera, intrinsics, size: int):
   return bounds
 
 
+def _blocks(count: int, size: int):
+  """Cuts frames to blocks of at most `_BLOCK_SAMPLES` samples, if possible.
+
+  Args:
+    count: Of the frames.
+    size: Of the frames.
+
+  Yields:
+    Slices of frames and of rows.
+  """
+  rows = max(1, _BLOCK_SAMPLES // (len(_SAMPLES) * size))
+  frames = max(1, rows // size)
+  for first in range(0, count, frames):
+    for top in range(0, size, rows):
+      yield slice(first, first + frames), slice(top, min(size, top + rows))
+
+
 def _windows(x0, x1, y0, y1, size: int):
   """Groups the frames that see a primitive by how large it is there.
 
@@ -580,7 +614,7 @@ def _windows(x0, x1, y0, y1, size: int):
 
   Yields:
     Frames [G], corners x [G] and y [G], and the width and height of windows
-    inside the frames that cover the rectangles.
+    inside the frames; all that are yielded together cover the rectangles.
   """
   width, height = x1 - x0, y1 - y0
   left = np.flatnonzero((width > 0) & (height > 0))
@@ -591,7 +625,12 @@ def _windows(x0, x1, y0, y1, size: int):
     some = left[large]
     w, h = int(w[large].max()), int(h[large].max())
     x, y = np.minimum(x0[some], size - w), np.minimum(y0[some], size - h)
-    yield some, x, y, w, h
+    rows = max(1, _BLOCK_SAMPLES // (len(_SAMPLES) * w))
+    step = max(1, rows // h)
+    for first in range(0, len(some), step):
+      f = slice(first, first + step)
+      for top in range(0, h, rows):
+        yield some[f], x[f], y[f] + top, w, min(rows, h - top)
     left = left[~large]
 
 
@@ -616,41 +655,40 @@ def _visible(scene, corners, intrinsics, world_to_camera, size: int):
   boxes = _rectangles(corners, world_to_camera, intrinsics, size)
 
   def rays(a, xs, ys):
-    a = a.transpose(1, 2, 0)[..., None, None, None]
-    return [xs * m[0] + (ys * m[1] + m[2]) for m in a]
+    a = a.transpose(2, 1, 0)[..., None, None, None]
+    return xs * a[0] + (ys * a[1] + a[2])
 
-  def origin(o):
-    return list(o[..., None, None, None])
-
-  depth = _leave_room(
-    origin(origins[0]),
-    rays(axes[0], xs[:, :, None], ys[..., None]),
-    scene.half[0],
-  )
+  depth = np.empty((len(eye), len(_SAMPLES), size, size), _f32)
+  for f, y in _blocks(len(eye), size):
+    depth[f, :, y] = _leave_room(
+      origins[0][:, f, None, None, None],
+      rays(axes[0][f], xs[f, :, None], ys[f, :, y, None]),
+      scene.half[0],
+    )
   primitive = np.zeros(depth.shape, np.int32)
   flat_depth, flat_primitive = depth.reshape(-1), primitive.reshape(-1)
-  samples = len(_SAMPLES)
-  planes = np.arange(len(depth) * samples).reshape(-1, samples, 1)
+  samples = np.arange(len(_SAMPLES))[:, None]
   span = np.arange(size)
   for p in range(1, len(scene.kind)):
     corner = (box[:, p] for box in boxes)
     for frames, x0, y0, w, h in _windows(*corner, size):
-      plane = planes[frames]
-      columns = plane * size + (x0[:, None, None] + span[:w])
-      rows = plane * size + (y0[:, None, None] + span[:h])
-      t = _hit(
+      line = (frames * (len(samples) * size))[:, None, None]
+      inside = samples * size + span
+      t, met = _hit(
         int(scene.kind[p]),
-        origin(origins[p][:, frames]),
+        origins[p][:, frames][..., None, None, None],
         rays(
           axes[p][frames],
-          xs.take(columns)[:, :, None],
-          ys.take(rows)[..., None],
+          xs.take(line + x0[:, None, None] + inside[:, :w])[:, :, None],
+          ys.take(line + y0[:, None, None] + inside[:, :h])[..., None],
         ),
         scene.half[p],
-      ).reshape(-1)
-      place = rows[..., None] * size + (columns - plane * size)[:, :, None]
-      place = place.reshape(-1)
-      closer = np.flatnonzero(t < flat_depth.take(place))
+      )
+      first = frames * (len(samples) * size**2) + y0 * size + x0
+      inside = (samples * size + span[:h])[..., None] * size + span[:w]
+      place = (first[:, None] + inside.reshape(-1)).reshape(-1)
+      met &= t < flat_depth.take(place).reshape(t.shape)
+      closer = np.flatnonzero(met)
       place = place.take(closer)
       flat_depth[place] = t.take(closer)
       flat_primitive[place] = p
@@ -873,29 +911,23 @@ def _render(baked, tables, corners, intrinsics, world_to_camera, size: int):
   xs, ys = xs[:, :, None], ys[..., None]
   pixel = (0.6 / (intrinsics[:, 0] * size)).astype(_f32)
   rgb = np.empty((len(eye), size, size, 3), np.uint8)
-  row = len(_SAMPLES) * size
-  rows = min(size, max(1, _SHADED_SAMPLES // row))
-  step = max(1, _SHADED_SAMPLES // (row * size))
-  for start in range(0, len(eye), step):
-    f = slice(start, start + step)
-    for top in range(0, size, rows):
-      y = slice(top, top + rows)
-      linear = _shade(
-        baked,
-        tables,
-        depth[f, :, y],
-        primitive[f, :, y],
-        xs[f],
-        ys[f, :, y],
-        world_to_camera[f],
-        eye[f],
-        pixel[f],
-      )
-      for channel, c in enumerate(linear):
-        # The centre counts half, so that the weights resemble a small tent.
-        pixels = (c[:, 0] / 2 + c[:, 1:].sum(1)) / _f32(4.5)
-        value = np.clip(pixels, 0, 1) ** _f32(1 / 2.2)
-        rgb[f, y, :, channel] = value * 255 + _f32(0.5)
+  for f, y in _blocks(len(eye), size):
+    linear = _shade(
+      baked,
+      tables,
+      depth[f, :, y],
+      primitive[f, :, y],
+      xs[f],
+      ys[f, :, y],
+      world_to_camera[f],
+      eye[f],
+      pixel[f],
+    )
+    for channel, c in enumerate(linear):
+      # The centre counts half, so that the weights resemble a small tent.
+      pixels = (c[:, 0] / 2 + c[:, 1:].sum(1)) / _f32(4.5)
+      value = np.clip(pixels, 0, 1) ** _f32(1 / 2.2)
+      rgb[f, y, :, channel] = value * 255 + _f32(0.5)
   return rgb, depth[:, 0].copy()
 
 
@@ -932,8 +964,8 @@ def first_seen(scene: Scene, origins: np.ndarray, directions: np.ndarray):
   d = np.einsum('pij,nj->ipn', scene.rotation, directions)
   half = scene.half.T[..., None]
   with np.errstate(all='ignore'):
-    t = _hit(BOX, o[:, 1:], d[:, 1:], half[:, 1:])
+    t, met = _hit(BOX, o[:, 1:], d[:, 1:], half[:, 1:])
     room = _leave_room(o[:, :1], d[:, :1], half[:, :1])
-  t = np.concatenate([room, t])
+  t = np.concatenate([room, np.where(met, t, _FAR)])
   nearest = t.argmin(0)
   return t.min(0), scene.group[nearest]
