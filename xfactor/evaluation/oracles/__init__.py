@@ -27,7 +27,15 @@ from jaxtyping import Float, UInt8
 from xfactor.data import records
 from xfactor.errors import UserError
 
-NAMES = ('none', 'file', 'known_scene', 'learned', 'colmap', 'vggt')
+NAMES = (
+  'none',
+  'file',
+  'known_scene',
+  'rerender',
+  'learned',
+  'colmap',
+  'vggt',
+)
 Images = UInt8[np.ndarray, 'v h w 3']
 # Largest entry of R R^T - 1 that rounded files and float32 leave behind.
 _ORTHOGONAL = 1e-3
