@@ -1,5 +1,7 @@
 """The ray caster: frames drawn together are those drawn one by one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,31 @@ def test_nothing_is_seen_outside_its_rectangle(
 
   monkeypatch.setattr(raycaster, '_rectangles', everywhere)
   _assert_same(raycaster.render(baked, *views, SIZE), alone)
+
+
+def test_rays_miss_no_object_that_is_far_from_their_neighbours(baked):
+  scene = baked.scene
+  rng = np.random.default_rng(1)
+  # Runs of neighbours, as the texels of light maps are.
+  origins = scene.centre[0] + rng.uniform(-1, 1, (400, 3)) * scene.half[0]
+  origins = np.repeat(origins, 16, 0) + rng.normal(size=(6400, 3)) * 0.1
+  directions = np.repeat(rng.normal(size=(400, 3)), 16, 0)
+  directions += rng.normal(size=(6400, 3)) * 0.1
+  rays = [x.T.astype(np.float32) for x in (origins, directions)]
+  tracer = raycaster._Tracer(scene)
+  t = tracer.nearest(*rays)
+  assert 0.04 < (t < 1).mean() < 0.5
+  everywhere = np.full((3, 1), np.inf)
+  tracer._groups = [
+    dataclasses.replace(group, low=-everywhere, high=everywhere)
+    for group in tracer._groups
+  ]
+  np.testing.assert_array_equal(tracer.nearest(*rays), t)
+  # A number of rays that is no multiple of a run, and none at all.
+  np.testing.assert_array_equal(
+    tracer.nearest(*(x[:, :5] for x in rays)), t[:5]
+  )
+  assert tracer.nearest(*(x[:, :0] for x in rays)).shape == (0,)
 
 
 def test_as_many_intrinsics_as_poses(baked, views):

@@ -205,7 +205,32 @@ def _dot3(m, x):
 
 def _turned(m, x):
   """Matrix `m` [3, 3] times `x` [3, M], without a matrix library."""
-  return np.stack([_dot3(row, x) for row in m])
+  return m[:, :1] * x[0] + m[:, 1:2] * x[1] + m[:, 2:] * x[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+  """Primitives of one object.
+
+  Attributes:
+    low: [3, 1] of its bounding box along the world's axes.
+    high: [3, 1]
+    turn: [3, 3] from world to its own axes.
+    middle: [3, 1] of its bounding box along its own axes.
+    half: [3] of this box.
+    parts: Kind, centre [3, 1] along its axes, half extents [3] of a primitive
+      and its rotation against the object's, None if there is none.
+  """
+
+  low: np.ndarray
+  high: np.ndarray
+  turn: np.ndarray
+  middle: np.ndarray
+  half: np.ndarray
+  parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]
+
+
+_RUN = 16  # Rays that are boxed in together.
 
 
 class _Tracer:
@@ -223,29 +248,57 @@ class _Tracer:
     for group in np.unique(scene.group[solid]):
       members = np.flatnonzero((scene.group == group) & solid)
       turn = scene.rotation[members[0]]
-      box = corners[members].reshape(-1, 3) @ turn.T
-      low, high = box.min(0), box.max(0)
-      parts = []
-      for p in members:
-        rest = scene.rotation[p] @ turn.T
-        rest = None if np.allclose(rest, np.eye(3), atol=1e-4) else rest
-        centre = turn @ scene.centre[p]
-        parts.append((int(scene.kind[p]), centre, scene.half[p], rest))
-      self._groups.append((turn, (low + high) / 2, (high - low) / 2, parts))
+      world = corners[members].reshape(-1, 3)
+      own = world @ turn.T
+      low, high = own.min(0), own.max(0)
+      rests = scene.rotation[members] @ turn.T
+      aligned = np.isclose(rests, np.eye(3), atol=1e-4).all((1, 2))
+      parts = [
+        (
+          int(scene.kind[p]),
+          (turn @ scene.centre[p])[:, None],
+          scene.half[p],
+          None if same else rest,
+        )
+        for p, rest, same in zip(members, rests, aligned, strict=True)
+      ]
+      self._groups.append(
+        _Group(
+          # A millimetre more: these boxes need not be exact.
+          low=world.min(0)[:, None] - _f32(1e-3),
+          high=world.max(0)[:, None] + _f32(1e-3),
+          turn=turn,
+          middle=((low + high) / 2)[:, None],
+          half=(high - low) / 2,
+          parts=parts,
+        )
+      )
 
   def nearest(self, origins: np.ndarray, directions: np.ndarray):
     """Parameters [M], at most 1, of planes of rays [3, M]."""
-    best = np.ones(origins.shape[1], _f32)
-    for turn, middle, size, parts in self._groups:
-      o, d = _turned(turn, origins), _turned(turn, directions)
-      t, met = _hit(BOX, o - middle[:, None], d, size)
-      some = np.flatnonzero(met & (t < best))
-      if not len(some):
-        continue
-      o, d = o.take(some, 1), d.take(some, 1)
+    count = origins.shape[1]
+    best = np.ones(count, _f32)
+    # Most rays end before they come near an object. Neighbours are boxed in
+    # together.
+    runs = np.arange(0, count, _RUN)
+    ends = origins + directions
+    low = np.minimum.reduceat(np.minimum(origins, ends), runs, 1)
+    high = np.maximum.reduceat(np.maximum(origins, ends), runs, 1)
+    for group in self._groups:
+      near = ((low < group.high) & (high > group.low)).all(0)
+      some = (runs[near][:, None] + np.arange(_RUN)).reshape(-1)
+      some = some[some < count]
+      o = _turned(group.turn, origins.take(some, 1))
+      d = _turned(group.turn, directions.take(some, 1))
       found = best.take(some)
-      for kind, centre, half, rest in parts:
-        e, f = o - centre[:, None], d
+      t, met = _hit(BOX, o - group.middle, d, group.half)
+      inside = np.flatnonzero(met & (t < found))
+      if not len(inside):
+        continue
+      some, found = some.take(inside), found.take(inside)
+      o, d = o.take(inside, 1), d.take(inside, 1)
+      for kind, centre, half, rest in group.parts:
+        e, f = o - centre, d
         if rest is not None:
           e, f = _turned(rest, e), _turned(rest, d)
         t, met = _hit(kind, e, f, half)
@@ -368,28 +421,50 @@ def _blur(values: np.ndarray, layout: np.ndarray, texels: _LightTexels):
   return values
 
 
-def _direct(tracer, texels, light: Light, samples: int) -> np.ndarray:
-  """Share of a light's colour [M] that reaches each light texel."""
-  total = np.zeros(len(texels.chart), _f32)
+def _direct(tracer, texels, lights, samples: int) -> np.ndarray:
+  """Light [M, 3] that reaches each light texel straight from a lamp or the sun.
+
+  All rays are traced together: few calls, each of many rays.
+  """
+  direct = np.zeros((len(texels.chart), 3), _f32)
   lifted = texels.position + _f32(0.015) * texels.normal
-  for sample in range(samples):
-    a, b = _pattern(texels, sample, samples)
-    if light.sun is None:
-      to_light = light.centre[:, None] - lifted
-      to_light += light.u[:, None] * a + light.v[:, None] * b
-      square = (to_light * to_light).sum(0)
-      cosine = (to_light * texels.normal).sum(0)
-      # The 0.3 keeps what stands close to a lamp from burning out.
-      share = np.maximum(cosine, 0) / np.sqrt(square) / (square + _f32(0.3))
-      if light.normal.any():
-        emitted = -_dot3(light.normal, to_light) / np.sqrt(square)
-        share = share * np.maximum(emitted, 0)
-    else:
-      to_light, share = _sunshine(light, lifted, texels.normal, a, b)
-    lit = np.flatnonzero(share > 0.003)
-    free = tracer.nearest(lifted[:, lit], to_light[:, lit]) >= 1
-    total[lit] += share[lit] * free
-  return total / _f32(samples)
+  draws = [_pattern(texels, sample, samples) for sample in range(samples)]
+  rays = []
+  for light in lights:
+    shine = _lamplight if light.sun is None else _sunshine
+    for a, b in draws:
+      to_light, share = shine(light, lifted, texels.normal, a, b)
+      lit = np.flatnonzero(share > 0.003)
+      rays.append((lit, share.take(lit), to_light.take(lit, 1)))
+  if not rays:
+    return direct
+  t = tracer.nearest(
+    np.concatenate([lifted.take(lit, 1) for lit, *_ in rays], 1),
+    np.concatenate([to_light for *_, to_light in rays], 1),
+  )
+  ends = np.cumsum([len(lit) for lit, *_ in rays])
+  free = np.split(t >= 1, ends[:-1])
+  for i, light in enumerate(lights):
+    total = np.zeros(len(texels.chart), _f32)
+    for j in range(i * samples, (i + 1) * samples):
+      lit, share, _ = rays[j]
+      total[lit] += share * free[j]
+    direct += (total / _f32(samples))[:, None] * light.colour
+  return direct
+
+
+def _lamplight(light: Light, position, normal, a, b):
+  """Rays to a lamp and the share of its colour that arrives unless shadowed."""
+  to_light = light.centre[:, None] - position
+  to_light += light.u[:, None] * a + light.v[:, None] * b
+  square = (to_light * to_light).sum(0)
+  cosine = (to_light * normal).sum(0)
+  # The 0.3 keeps what stands close to a lamp from burning out.
+  share = np.maximum(cosine, 0) / np.sqrt(square) / (square + _f32(0.3))
+  if light.normal.any():
+    emitted = -_dot3(light.normal, to_light) / np.sqrt(square)
+    share = share * np.maximum(emitted, 0)
+  return to_light, share
 
 
 def _sunshine(light: Light, position, normal, a, b):
@@ -417,18 +492,22 @@ def _ambient_share(scene, tracer, texels, samples: int) -> np.ndarray:
   side /= np.linalg.norm(side, axis=0)
   other = np.cross(normal, side, axis=0)
   lifted = texels.position + _f32(0.015) * normal
-  total = np.zeros(len(texels.chart), _f32)
-  room = scene.centre[0][:, None]
+  directions = []
   for sample in range(samples):
     a, b = _pattern(texels, sample, samples)
     angle = _f32(np.pi) * a
     sine = np.sqrt((b + 1) / 2)
     cosine = np.sqrt(np.maximum(1 - sine * sine, 0.01))
     rays = normal * cosine + side * (sine * np.cos(angle))
-    rays = (rays + other * (sine * np.sin(angle))) * reach
-    t = tracer.nearest(lifted, rays)
-    np.minimum(t, _leave_room(lifted - room, rays, scene.half[0]), out=t)
-    total += np.clip(t, 0, 1)
+    directions.append((rays + other * (sine * np.sin(angle))) * reach)
+  t = tracer.nearest(
+    np.tile(lifted, samples), np.concatenate(directions, 1)
+  ).reshape(samples, -1)
+  total = np.zeros(len(texels.chart), _f32)
+  inside = lifted - scene.centre[0][:, None]
+  for found, rays in zip(t, directions, strict=True):
+    np.minimum(found, _leave_room(inside, rays, scene.half[0]), out=found)
+    total += np.clip(found, 0, 1)
   return total / _f32(samples)
 
 
@@ -486,10 +565,7 @@ def _bake(scene: Scene, samples: int) -> Baked:
   layout, texels = _light_texels(scene, lengths)
   tracer = _Tracer(scene)
   mean = scene.albedo.mean((1, 2))[scene.texture]
-  direct = np.zeros((len(texels.chart), 3), _f32)
-  for light in scene.lights:
-    share = _direct(tracer, texels, light, samples)
-    direct += share[:, None] * light.colour
+  direct = _direct(tracer, texels, scene.lights, samples)
   openness = _ambient_share(scene, tracer, texels, 2 * samples)[:, None]
   direct = _blur(direct, layout, texels)
   openness = _blur(openness, layout, texels)
