@@ -1015,20 +1015,27 @@ def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
   local = np.einsum(
     'pij,npj->npi', scene.rotation, points[:, None] - scene.centre
   )
-  out = np.abs(local) - scene.half
-  wall = -out[:, 0].max(-1)
-  radius = np.linalg.norm(local[..., :2], axis=-1) - scene.half[:, 0]
-  round_ = np.stack([radius, out[..., 2]], -1)
-  round_ = np.linalg.norm(np.maximum(round_, 0), axis=-1) + np.minimum(
-    round_.max(-1), 0
-  )
-  box = np.linalg.norm(np.maximum(out, 0), axis=-1) + np.minimum(out.max(-1), 0)
-  ball = np.linalg.norm(local / scene.half, axis=-1) - 1
-  ball = ball * scene.half.min(-1)
+  # Planes [N, P]: sums and maxima over three neighbours would be slow.
+  local = np.ascontiguousarray(local.transpose(2, 0, 1))
+  half = scene.half.T[:, None]
+  out = np.abs(local) - half
+  most = np.maximum(np.maximum(out[0], out[1]), out[2])
+  wall = -most[:, 0]
+  side = np.sqrt(local[0] * local[0] + local[1] * local[1]) - half[0]
+  beyond, above = np.maximum(side, 0), np.maximum(out[2], 0)
+  tube = np.sqrt(beyond * beyond + above * above)
+  tube += np.minimum(np.maximum(side, out[2]), 0)
+  box = _length(np.maximum(out, 0)) + np.minimum(most, 0)
+  ball = (_length(local / half) - 1) * scene.half.min(-1)
   distance = np.where(
-    scene.kind == TUBE, round_, np.where(scene.kind == BOX, box, ball)
+    scene.kind == TUBE, tube, np.where(scene.kind == BOX, box, ball)
   )
   return np.minimum(wall, distance[:, 1:].min(-1))
+
+
+def _length(x):
+  """Lengths of vectors given as three arrays."""
+  return np.sqrt(x[0] * x[0] + x[1] * x[1] + x[2] * x[2])
 
 
 def first_seen(scene: Scene, origins: np.ndarray, directions: np.ndarray):
