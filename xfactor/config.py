@@ -37,11 +37,14 @@ def base(family: str = 'xfactor') -> ConfigDict:
       # Go on where recipe or data are not those of the checkpoint.
       'allow_change': False,
       'expected_devices': 0,  # Of all processes; fewer are refused; 0: any.
+      'cpu_devices': 1,  # That a CPU is split into; does not change results.
       'compile_cache': True,  # Keep programs in WORKDIR/compile_cache.
       'data': {
         'dir': 'data',  # Where convert_datasets.py wrote.
         'mix': {},  # Data set's name to `part(...)`.
-        'make': {},  # Source's name to its options: made where missing.
+        # Data sets made where missing: name to the source's options, with the
+        # source's name as `source` where it is another.
+        'make': {},
         'batch': 256,  # Examples of an update, over all devices.
         'image_size': 256,  # Pixels along a side.
         'image_width': config_dict.placeholder(int),  # Where not square.
@@ -88,6 +91,7 @@ def base(family: str = 'xfactor') -> ConfigDict:
 _LEAST = {
   'seed': 0,
   'expected_devices': 0,
+  'cpu_devices': 1,
   'model.features': 4,
   'model.heads': 1,
   'model.decoder_heads': 1,
@@ -102,6 +106,9 @@ _LEAST = {
   'model.fine_samples': 0,
   'model.pose_dim': 1,
   'model.registers': 1,
+  'model.position_grid': 0,
+  'model.layer_scale': 0,
+  'model.pose_gain': 0,
   'objective.rays': 1,
   'objective.input_stride': 1,
   'optimizer.warmup_steps': 0,
@@ -131,7 +138,7 @@ _LEAST = {
   'eval.examples': 1,
   'eval.window': 2,
   'eval.panel': 1,
-  'eval.pairs': 1,
+  'eval.pairs': 0,
   'eval.targets': 2,
   'eval.transfer_window': 0,
   'eval.rays': 0,
@@ -153,34 +160,22 @@ def check(config: ConfigDict) -> None:
 
 
 def small(family: str = 'xfactor') -> ConfigDict:
-  """A model for two CPU cores and views of 64 x 64 pixels, without data.
+  """A model for two CPU cores, without data.
 
-  float32, and no LPIPS: on a CPU it would cost more than all the rest.
+  float32, and no LPIPS: on a CPU it would cost more than all the rest. XFactor
+  has the settings by which small models learn motion; see docs/learning.md.
 
   Args:
-    family: 'xfactor', a stereo model of 2.2 M parameters; 'srt', an improved
-      SRT of 1.2 M; 'rust' or 'rayzer', as deep and wide as XFactor.
+    family: 'xfactor', a stereo model of 0.4 M parameters for views of 32 x 32
+      pixels; 'rust' or 'rayzer', as deep and wide; 'srt', an improved SRT of
+      1.2 M for 64 x 64.
   """
   config = base(family)
-  config.model.update(
-    features=128,
-    heads=4,
-    encoder_layers=3,
-    dtype='float32',
-    remat='full',  # On a CPU also the fastest: less memory to move.
-  )
-  if family != 'srt':
-    config.model.patch_size = 8
-    config.objective.lpips_weight = 0.0
-    config.eval.pairs = 16
-  if family == 'xfactor':
-    config.model.update(renderer_layers=3, pose_dim=16, registers=4)
-  elif family in ('rust', 'rayzer'):
-    config.model.update(scene_layers=3, decoder_layers=3)
-    if family == 'rayzer':
-      config.model.scene_tokens = 64
-  else:
+  config.model.update(dtype='float32', heads=4)
+  if family == 'srt':
     config.model.update(
+      features=128,
+      encoder_layers=3,
       encoder='isrt',
       decoder='isrt',
       decoder_heads=4,
@@ -189,11 +184,40 @@ def small(family: str = 'xfactor') -> ConfigDict:
       conv_features=32,
     )
     config.objective.rays = 512
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.final_learning_rate = 1.6e-4
-  config.optimizer.learning_rate = 1e-3
+    config.data.update(batch=16, image_size=64)
+  else:
+    config.model.update(features=64, encoder_layers=2, patch_size=4)
+    config.objective.lpips_weight = 0.0
+    config.data.update(batch=32, image_size=32)
+    # Two cores with four examples at a time each, and layers recomputed: what
+    # they work on fits their caches (2.5 times faster than all at once).
+    config.cpu_devices = 2
+    config.train.accumulate = 4
+    config.eval.pairs = 64
+  if family == 'xfactor':
+    config.model.update(
+      renderer_layers=2,
+      pose_dim=16,
+      registers=4,
+      position_grid=8,
+      layer_scale=0.3,
+      tie_qk=True,
+      pose_gain=10.0,
+    )
+    # Blur as much of a picture as in the paper.
+    config.objective.augmentation.blur_sigma = (0.1, 0.25)
+    config.objective.unmasked_prob = 0.0  # One program to compile.
+    config.optimizer.update(
+      name='muon', learning_rate=3e-3, final_learning_rate=3e-4
+    )
+  elif family != 'srt':
+    config.model.update(scene_layers=2, decoder_layers=2)
+    config.optimizer.learning_rate = 1e-3
+    if family == 'rayzer':
+      config.model.scene_tokens = 64
   config.optimizer.warmup_steps = 50
-  config.data.batch = 16
-  config.data.image_size = 64
   config.eval.batch = 16
   return config
 

@@ -24,6 +24,7 @@ from xfactor.errors import UserError
 from xfactor.evaluation import (
   frechet,
   heldout,
+  motion,
   oracles,
   probe,
   reconstruction,
@@ -111,6 +112,9 @@ class Evaluation:
     self._heldout = heldout.Heldout(
       config, self._build, _load_lpips(config, self._build, lpips)
     )
+    self._moves = None
+    if not self._build.family.posed:
+      self._moves = motion.Motion(config, self._build)
     self._model = None
     self._stores = {
       name: records.open_split(config.data.dir, name, config.eval.split)
@@ -148,11 +152,18 @@ class Evaluation:
     first = jax.process_index() == 0
     if first:
       print(f'step {step} of {self._workdir}')
-    results = self._heldout(params)
+    results, moved, explained = self._heldout(params), {}, {}
+    if self._moves:
+      moved = self._moves.transfer(params, step)
+      explained = self._moves.explained(params, step)
     if first:
-      heldout.write(self._workdir, step, results)
+      heldout.write(self._workdir, step, results, moved, explained)
       for name, result in results.items():
         print(reconstruction.table(name, result), flush=True)
+        if name in explained:
+          print(motion.explained_line(name, explained[name]))
+        if name in moved:
+          print(motion.table(name, moved[name]), flush=True)
     transfer, probes = {}, {}
     # Only latent poses are tested, and posed families have none.
     tested = self._oracle is not None or self._probe

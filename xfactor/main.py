@@ -23,6 +23,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main(_) -> int:
   with cli.reporting_user_errors():
+    cli.split_cpu(_CONFIG.value.cpu_devices)
     cli.initialize_distributed()
     loop.train(_CONFIG.value, _WORKDIR.value)
   return 0

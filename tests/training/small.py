@@ -112,6 +112,7 @@ def recipe(data_dir, **changes):
   config.model.update(
     features=16,
     heads=2,
+    patch_size=8,
     encoder_layers=1,
     renderer_layers=1,
     pose_dim=4,
@@ -141,7 +142,9 @@ def baseline_recipe(family, data_dir, **changes):
 
 def _short(config, changes):
   """A few steps, and a small evaluation."""
-  config.train.update(steps=6, log_every=2, eval_every=0, save_every=3, keep=2)
+  config.train.update(
+    steps=6, log_every=2, eval_every=0, save_every=3, keep=2, accumulate=1
+  )
   # LPIPS would take longer than all the rest.
   config.eval.update(window=4, batch=8, panel=3, lpips=False)
   for name, value in changes.items():

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from tests.conftest import GOLDEN
+from tests.golden_tolerance import ROUNDING, assert_close
 from xfactor import config as configs
 from xfactor.errors import UserError
 from xfactor.models import official
@@ -23,7 +24,8 @@ def test_learning_rates_are_golden(golden, key, steps):
   arrays = golden('xf_optim')
   schedule = optimizer.make_schedule(optimizer.Config(), steps)
   rates = [schedule(count) for count in arrays[f'lr/{key}_steps']]
-  np.testing.assert_allclose(rates, arrays[f'lr/{key}'], rtol=1e-5)
+  # Each relative to itself, as are the next ones.
+  np.testing.assert_allclose(rates, arrays[f'lr/{key}'], rtol=2 * ROUNDING)
 
 
 def test_learning_rates_of_srt_are_golden(golden):
@@ -34,7 +36,7 @@ def test_learning_rates_of_srt_are_golden(golden):
     optimizer.Config(**config.optimizer), config.train.steps
   )
   rates = [schedule(count) for count in arrays['lr/it']]
-  np.testing.assert_allclose(rates, arrays['lr/value'], rtol=1e-4, atol=0)
+  np.testing.assert_allclose(rates, arrays['lr/value'], rtol=2 * ROUNDING)
   assert rates[0] == 0
 
 
@@ -116,12 +118,8 @@ def test_trajectories_are_golden(golden, accumulate):
     for key in arrays:
       if key.startswith(prefix):
         checked += 1
-        np.testing.assert_allclose(
-          params[renamed[key.removeprefix(prefix)]],
-          arrays[key],
-          rtol=1e-5,
-          atol=1e-7,
-          err_msg=key,
+        assert_close(
+          params[renamed[key.removeprefix(prefix)]], arrays[key], err_msg=key
         )
   assert checked == 9 * (3 if accumulate == 1 else 2)
 
@@ -152,3 +150,66 @@ def test_rules_cover_what_they_know_and_nothing_else():
 def test_warmup_longer_than_the_run_is_refused():
   with pytest.raises(UserError, match='config.optimizer.warmup_steps'):
     optimizer.make_schedule(optimizer.Config(warmup_steps=10), 10)
+
+
+MATRIX = 'trunk/stack/layers/out/kernel'
+
+
+def muon(shapes, **changes):
+  config = optimizer.Config(
+    name='muon', learning_rate=0.1, warmup_steps=0, clip_norm=0.0, **changes
+  )
+  return optimizer.make_optimizer(config, 10, shapes)
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adam():
+  """All directions of a stacked matrix move alike, layer by layer."""
+  rng = np.random.default_rng(0)
+  params = {
+    MATRIX: jnp.zeros((2, 8, 16)),
+    'embed/kernel': jnp.zeros((8, 16)),
+    'trunk/stack/layers/out/bias': jnp.zeros((2, 16)),
+  }
+  grads = {
+    key: jnp.asarray(rng.normal(size=x.shape) * 1e-2, jnp.float32)
+    for key, x in params.items()
+  }
+  # One direction is fifty times as strong as the weakest.
+  grads[MATRIX] += 0.05 * jnp.ones((2, 8, 16))
+  tx = muon(params, weight_decay=0.0)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  for layer in updates[MATRIX]:
+    singular = np.linalg.svd(layer, compute_uv=False)
+    assert singular.max() < 2.5 * singular.min()
+    # 0.2 sqrt(16) times the rate, however large the gradient.
+    assert singular.mean() == pytest.approx(0.1 * 0.2 * 4, rel=0.3)
+  assert (jnp.vdot(updates[MATRIX], grads[MATRIX])) < 0
+  for key in ('embed/kernel', 'trunk/stack/layers/out/bias'):
+    # Adam's first step with Nesterov momentum: of one size whatever the
+    # gradient's.
+    size = 0.1 * (0.9 / (1 - 0.9**2) * 0.1 + 0.1 / 0.1 * 1.0)
+    np.testing.assert_allclose(
+      updates[key], -size * np.sign(grads[key]), rtol=1e-2
+    )
+
+
+def test_muon_decays_by_the_same_mask():
+  params = {
+    MATRIX: jnp.ones((2, 8, 16)),
+    'embed/kernel': jnp.ones((8, 16)),
+    'trunk/stack/layers/out/bias': jnp.ones((2, 16)),
+    'registers': jnp.ones((2, 16)),
+  }
+  params['pose_encoder/registers'] = params.pop('registers')
+  still = {key: jnp.zeros(x.shape) for key, x in params.items()}
+  tx = muon(params, weight_decay=0.5)
+  updates, _ = tx.update(still, tx.init(params), params)
+  for key, decays in optimizer.decay_mask(params).items():
+    np.testing.assert_allclose(updates[key], -0.05 * decays, atol=1e-6)
+
+
+def test_muon_without_a_matrix_and_unknown_optimizers_are_refused():
+  with pytest.raises(UserError, match='finds no matrix'):
+    muon({'embed/kernel': jnp.zeros((8, 16))})
+  with pytest.raises(UserError, match='choose "adamw" or "muon"'):
+    optimizer.make_optimizer(optimizer.Config(name='sgd'), 10_000, {})

@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline, records
-from xfactor.evaluation import novel_views, reconstruction
+from xfactor.evaluation import motion, novel_views, reconstruction, tps
 from xfactor.models.functional import Params
 from xfactor.training import sharding, writers
 from xfactor.training.build import Build
@@ -104,29 +104,37 @@ def write(
   workdir: epath.PathLike,
   step: int,
   results: dict[str, reconstruction.Result],
+  transfer: Mapping[str, tps.Result],
+  explained: Mapping[str, dict[str, float]],
 ) -> None:
-  """Writes eval/STEP.json and, beside it, a folder STEP with the pictures."""
+  """Writes eval/STEP.json and, beside it, a folder STEP with the pictures.
+
+  Args:
+    workdir: Of the run.
+    step: Of the checkpoint.
+    results: By data set, of `Heldout`.
+    transfer: By data set, of `motion.Motion.transfer`.
+    explained: By data set, of `motion.Motion.explained`.
+  """
   for name, result in results.items():
     for kind, picture in panels(name, result).items():
       writers.write_png(folder(workdir, step) / f'{kind}.png', picture)
-  # Last, so that whoever sees the numbers finds the pictures.
-  records.write_json(
-    file(workdir, step),
-    {
-      'step': step,
-      'data': {
-        name: {
-          'examples': result.num_examples,
-          'mean': result.means(),
-          'each': {
-            who: {k: v.tolist() for k, v in scores.items()}
-            for who, scores in result.scores.items()
-          },
-        }
-        for name, result in results.items()
+  data = {}
+  for name, result in results.items():
+    data[name] = {
+      'examples': result.num_examples,
+      'mean': result.means(),
+      'each': {
+        who: {k: v.tolist() for k, v in scores.items()}
+        for who, scores in result.scores.items()
       },
-    },
-  )
+    }
+    if name in transfer:
+      data[name]['transfer'] = motion.as_json(transfer[name])
+    if name in explained:
+      data[name]['explained'] = explained[name]
+  # Last, so that whoever sees the numbers finds the pictures.
+  records.write_json(file(workdir, step), {'step': step, 'data': data})
 
 
 def panels(name: str, result: reconstruction.Result) -> dict[str, np.ndarray]:

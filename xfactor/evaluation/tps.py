@@ -368,6 +368,54 @@ def evaluate(
   )
 
 
+def films(
+  model: api.Model,
+  store: records.FrameStore,
+  pairs: Sequence[tuple[Excerpt, Excerpt]],
+  count: int,
+) -> list[dict[str, Any]]:
+  """Every frame of some motions, and scenes moved by them.
+
+  Args:
+    model: That draws.
+    store: The split with the clips.
+    pairs: (motion, scene), from `fixed_pairs`.
+    count: Pairs to show, the first whose cameras stay in free space.
+
+  Returns:
+    A dict a pair: `motion`, `drawn`, `scene` (as given, at each frame) and,
+    where scenes can be drawn anew, `truth`, uint8 [t, h, w, 3], and
+    `reference`, the frame of the motion at which the scene is as given.
+  """
+  drawing, anew = _Drawing(model, store), None
+  if rerender.is_possible(store):
+    anew = _Anew(store, model.image_size, [])
+  out = []
+  for motion, scene in pairs:
+    frames = np.arange(motion.targets[0], motion.targets[-1] + 1)
+    whole = dataclasses.replace(motion, targets=frames)
+    film = {}
+    if anew is not None:
+      film['truth'] = anew.draw(whole, scene)
+      if film['truth'] is None:
+        continue
+    reference = drawing.see(scene).contexts[[scene.reference]]
+    out.append(
+      film
+      | {
+        'motion': drawing.see(whole).targets,
+        'drawn': drawing.draw(whole, scene),
+        'scene': np.repeat(reference, len(frames), axis=0),
+        'reference': int(
+          np.flatnonzero(frames == motion.contexts[motion.reference])[0]
+        ),
+      }
+    )
+    if len(out) == count:
+      break
+  return out
+
+
 @dataclasses.dataclass(frozen=True)
 class _Seen:
   """What the model sees of an excerpt, and the latent poses that it tells."""
@@ -384,15 +432,15 @@ class _Drawing:
   def __init__(self, model: api.Model, store: records.FrameStore):
     self._model, self._store = model, store
     self.see = functools.lru_cache(2 * _CHUNK)(self._see)
-    self._draw = functools.lru_cache(2 * _CHUNK)(self._draw_anew)
+    self.draw = functools.lru_cache(2 * _CHUNK)(self._draw_anew)
 
   def rows(
     self, motions: Sequence[Excerpt], scenes: Sequence[Excerpt]
   ) -> dict[str, list[UInt8[np.ndarray, 't h w 3'] | None]]:
     """What there is to see, by row, of each pair."""
     return {
-      'model': list(map(self._draw, motions, scenes)),
-      'autoencoded': list(map(self._draw, scenes, scenes)),
+      'model': list(map(self.draw, motions, scenes)),
+      'autoencoded': list(map(self.draw, scenes, scenes)),
       'frozen': list(map(self._freeze, scenes)),
       _REAL: [self.see(scene).targets for scene in scenes],
     }
@@ -444,7 +492,7 @@ class _Anew:
     # Scene by scene: to light one takes longer than to draw it.
     for i in sorted(range(len(scenes)), key=lambda i: scenes[i].clip):
       a, b = motions[i], scenes[i]
-      truth[i], own = self._draw(a, b), self._draw(b, b)
+      truth[i], own = self.draw(a, b), self.draw(b, b)
       others = [_smooth(x) for x in self._others(a, b)]
       candidates[i] = 1 + len(others)
       for row, clips in (pictures | {_TRUTH: truth}).items():
@@ -453,7 +501,7 @@ class _Anew:
       numbers[i][_TRUTH]['psnr'] = np.nan  # Infinite, of itself.
     return truth, numbers, candidates
 
-  def _draw(self, motion: Excerpt, scene: Excerpt) -> np.ndarray | None:
+  def draw(self, motion: Excerpt, scene: Excerpt) -> np.ndarray | None:
     """The scene as the motion's cameras see it; None if one is in a wall."""
     path = path_after(self._store, motion, scene, motion.targets)
     if not rerender.is_free(self._store, scene.clip, path).all():
@@ -465,7 +513,7 @@ class _Anew:
     k = self._motions.index(motion)
     after = self._motions[k + 1 :] + self._motions[:k]
     clips = {motion.clip, scene.clip}
-    drawn = (self._draw(x, scene) for x in after if x.clip not in clips)
+    drawn = (self.draw(x, scene) for x in after if x.clip not in clips)
     free = (x for x in drawn if x is not None)
     return list(itertools.islice(free, _CANDIDATES - 1))
 

@@ -56,8 +56,9 @@ def make(config: ConfigDict) -> None:
   try:
     if jax.process_index() == 0:
       for name, options in config.data.make.items():
-        source = sources.make(name, **options)
-        summary = convert.convert(source, config.data.dir)
+        options = dict(options)
+        source = sources.make(options.pop('source', name), **options)
+        summary = convert.convert(source, config.data.dir, name=name)
         if not summary.already:
           print(convert.report(summary), flush=True)
   finally:

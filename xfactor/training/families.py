@@ -147,7 +147,7 @@ class _Clips(Family):
         'flip_prob': 0.5,  # Share of examples played backwards.
       },
       'eval': {
-        'pairs': 64,  # Of clips in the transfer test, at most.
+        'pairs': 64,  # Of clips in the transfer test, at most; 0: no test.
         'targets': 5,  # Views of a clip that it draws.
         # Frames that they are from, about the reference; 0: `window`.
         'transfer_window': 0,
@@ -227,6 +227,15 @@ class XFactor(_Clips):
 
   def check(self, config: ConfigDict) -> None:
     super().check(config)
+    model = self.model(**config.model)
+    data = config.data
+    xfactor.check_grid(
+      model,
+      tuple(
+        size // model.patch_size
+        for size in (data.image_size, data.image_width or data.image_size)
+      ),
+    )
     name, unmasked = config.objective.contrast, config.objective.unmasked_prob
     if name and name not in contrast.OBJECTIVES:
       raise UserError(

@@ -533,8 +533,7 @@ def _read_run(workdir: epath.Path) -> Snapshot:
   recipe.optimizer.name = meta['config']['optimizer'].get('name', 'adamw')
   if recipe.optimizer.name == 'adamw':
     moments = {
-      key: optax.tree_utils.tree_get(state['opt_state'], key)
-      for key in moments
+      key: optax.tree_utils.tree_get(state['opt_state'], key) for key in moments
     }
   rest = workdir / REST
   facts = {

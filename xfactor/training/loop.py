@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import tqdm
+from etils import epath
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout, reconstruction
+from xfactor.evaluation import heldout, motion, reconstruction
+from xfactor.inference import movie
 from xfactor.training import build as builds
 from xfactor.training import (
   checkpoint,
@@ -84,6 +86,7 @@ def _train(
   fingerprint = stream.fingerprint()
   lpips = {'lpips': weights} if weights and config.eval.lpips else {}
   held_out = heldout.Heldout(config, build, lpips)
+  moves = None if build.family.posed else motion.Motion(config, build)
 
   # ------------------------------------ state: go on where it stopped, or begin
   meta = {
@@ -217,7 +220,12 @@ def _train(
         checkpoints.wait()
         requests.saved()
         with interrupted.at_once(), goodput.measure('evaluation'):
-          report(held_out(state.params), writer, done)
+          results = held_out(state.params)
+          explained = moves.explained(state.params, done) if moves else {}
+          report(results, motion.scalars({}, explained), writer, done)
+        if main_process:
+          for name, values in explained.items():
+            bar.write(f'step {done}: {motion.explained_line(name, values)}')
         watchdog.progress()
         log.restart()
     bar.close()
@@ -225,15 +233,31 @@ def _train(
 
   # ------------------------------------------------------------------ held out
   done = int(state.step)
+  transfer, explained, film = {}, {}, None
   with goodput.measure('evaluation'):
     results = held_out(state.params)
+    if moves:
+      explained = moves.explained(state.params, done)
+      transfer = moves.transfer(state.params, done)
+      film = moves.films(state.params, done)
   if main_process:
-    heldout.write(workdir, done, results)
-  report(results, writer, done)
+    heldout.write(workdir, done, results, transfer, explained)
+    if film:
+      movie.write(epath.Path(workdir) / 'transfer.mp4', *film)
+  report(results, motion.scalars(transfer, explained), writer, done)
   if main_process:
     for name, result in results.items():
       print(reconstruction.table(name, result))
+      if name in explained:
+        print(motion.explained_line(name, explained[name]))
+      if name in transfer:
+        print(motion.table(name, transfer[name]))
     print(f'checkpoints, curves and pictures are in {workdir}')
+    if film:
+      print(
+        f'{workdir}/transfer.png, .mp4 and .gif: the motion of one clip moves '
+        'the scene of another'
+      )
 
 
 def check_devices(expected: int) -> None:
@@ -257,11 +281,12 @@ def keep_programs(workdir: str) -> None:
 
 def report(
   results: dict[str, reconstruction.Result],
+  scalars: dict[str, float],
   writer: writers.Writer,
   step: int,
 ) -> None:
   """Writes held-out scores, pictures and curves into the run's log."""
-  writer.scalars(step, heldout.scalars(results))
+  writer.scalars(step, heldout.scalars(results) | scalars)
   for name, result in results.items():
     for kind, picture in heldout.panels(name, result).items():
       writer.image(step, kind, picture)

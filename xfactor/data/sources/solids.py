@@ -189,4 +189,5 @@ class Source(synthetic.Drawn):
       np.random.default_rng([self.seed, index, 1]), self.frames, self.arc
     )
     intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
-    yield self.render(item, self.scene(index)[0], intrinsics, poses)
+    baked = raycaster.bake(self.scene(index)[0])
+    yield self.render(item.id, baked, intrinsics, poses)

@@ -20,7 +20,7 @@ from xfactor.data import sources
 from xfactor.data.sources import raycaster
 from xfactor.data.sources.raycaster import BOX, ELLIPSOID, ROOM, TUBE
 from xfactor.errors import UserError
-from xfactor.geometry import cameras, trajectories
+from xfactor.geometry import cameras, trajectories, wander
 
 # The eye stays this far from every surface (metres).
 MARGIN = 0.35
@@ -1517,6 +1517,74 @@ def choose_path(
   return _safe_path(scene, safest, focuses[0] if focuses else centre)
 
 
+def wander_in_room(
+  scene: raycaster.Scene,
+  rng: Rng,
+  frames: int,
+  freedoms: Sequence[str],
+  *,
+  turn: float,
+  move: float,
+) -> wander.Path:
+  """Draws a path that wanders and keeps `MARGIN` from everything.
+
+  Where the room leaves no space, the camera moves less far.
+
+  Args:
+    scene: Where the path goes.
+    rng: Source of the draw.
+    frames: Frames of the path.
+    freedoms: Degrees of freedom that wander.
+    turn: As of `wander.wander`.
+    move: As of `wander.wander`.
+  """
+  low = scene.centre[0] - scene.half[0] + MARGIN
+  high = scene.centre[0] + scene.half[0] - MARGIN
+  starts = rng.uniform(low, high, (512, 3))
+  starts[:, 2] = rng.uniform(0.9, min(1.8, high[2]), 512)
+  free = raycaster.clearance(scene, starts)
+  starts = starts[np.argsort(-free)]
+  roomy = max(int((free > MARGIN + 0.15).sum()), 1)
+  best, best_score = None, -np.inf
+  tried = 0
+  for attempt in range(64):
+    path = wander.wander(
+      rng,
+      frames,
+      freedoms,
+      eye=starts[rng.integers(roomy)],
+      yaw=rng.uniform(0, 2 * np.pi),
+      turn=turn,
+      move=move * 0.95**attempt,
+    )
+    eyes = np.unique(path.eyes, axis=0)
+    if raycaster.clearance(scene, eyes).min() < MARGIN:
+      continue
+    score = -_too_near(scene, path)
+    if score > best_score:
+      best, best_score = path, score
+    tried += 1
+    if tried == 4:
+      break
+  if best is None:
+    best = wander.wander(
+      rng, frames, freedoms, eye=starts[0], yaw=0.0, turn=turn, move=0.0
+    )
+  return best
+
+
+def _too_near(scene: raycaster.Scene, path: wander.Path) -> float:
+  """The share of rays, at eight moments, that end within a metre."""
+  moments = np.linspace(0, len(path.yaw) - 1, 8).astype(int)
+  pose = path.world_to_camera()[moments]
+  intrinsics = np.tile([0.8, 0.8, 0.5, 0.5], (8, 1))
+  origins, rays = cameras.pixel_rays(intrinsics, pose, 4, 4)
+  t, _ = raycaster.first_seen(
+    scene, origins.reshape(-1, 3), rays.reshape(-1, 3)
+  )
+  return float(np.mean(t < 1.0))
+
+
 def _safe_path(scene, start, focus) -> trajectories.Path:
   """A short straight move about the place with the most room."""
   away = (focus - start) * [1, 1, 0]
@@ -1630,15 +1698,14 @@ class Drawn(sources.Source):
 
   def render(
     self,
-    item: sources.Item,
-    scene: raycaster.Scene,
+    clip_id: str,
+    baked: raycaster.Baked,
     intrinsics: np.ndarray,
     poses: np.ndarray,
     timestamps: np.ndarray | None = None,
   ) -> sources.Clip:
     """Returns the clip of a scene as cameras see it; arrays as a `Clip`'s."""
     images, depths = [], []
-    baked = raycaster.bake(scene)
     for image, depth in raycaster.render(baked, intrinsics, poses, self.size):
       images.append(
         simplejpeg.encode_jpeg(
@@ -1648,7 +1715,7 @@ class Drawn(sources.Source):
       if self.with_depth:
         depths.append(encode_depth(depth))
     return sources.Clip(
-      id=item.id,
+      id=clip_id,
       frames=images,
       height=self.size,
       width=self.size,
@@ -1664,9 +1731,22 @@ class Source(Drawn):
   """Procedural rooms; see the module.
 
   Attributes:
-    paths: Kinds of camera paths, keys of `trajectories.KINDS` with commas
-      between them; all if empty.
+    paths: Kinds of camera paths with commas between them, of which each clip
+      gets one at random: keys of `trajectories.KINDS`, or degrees of freedom of
+      `wander.FREEDOMS` joined by `+`, as in 'pan+tilt'. All the former if
+      empty.
+    walks: Clips a room, each with a path of its own.
+    field_of_view: Degrees across a picture; 0 draws 50 to 75 for each room.
+    turn: Speed of wandering pan and tilt, degrees a frame (root mean square).
+    move: Speed of wandering slide and push, metres a frame.
   """
+
+  limits: ClassVar[dict[str, tuple[float, float]]] = Drawn.limits | {
+    'walks': (1, 1000),
+    'field_of_view': (0, 120),
+    'turn': (0, 30),
+    'move': (0, 1),
+  }
 
   name: ClassVar[str] = 'synthetic'
   version: ClassVar[str] = '1.0.0'
@@ -1675,18 +1755,29 @@ class Source(Drawn):
   )
 
   paths: str = ''
+  walks: int = 1
+  field_of_view: float = 0.0
+  turn: float = 2.0
+  move: float = 0.05
 
   def __post_init__(self):
     super().__post_init__()
     for kind in self._kinds():
-      if kind not in trajectories.KINDS:
+      if kind not in trajectories.KINDS and wander.parse(kind) is None:
         raise UserError(
           f'the {self.name} source has no paths of kind {kind!r}; choose from '
-          f'{", ".join(trajectories.KINDS)}'
+          f'{", ".join(trajectories.KINDS)}, or join some of '
+          f'{", ".join(wander.FREEDOMS)} by +'
         )
 
   def _kinds(self) -> list[str]:
     return self.paths.split(',') if self.paths else list(trajectories.KINDS)
+
+  def items(self) -> list[sources.Item]:
+    items = super().items()
+    return [
+      dataclasses.replace(item, size=item.size * self.walks) for item in items
+    ]
 
   def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
     """Returns scene `index`, see `build_scene`, as detailed as frames show."""
@@ -1697,16 +1788,42 @@ class Source(Drawn):
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     index = item.payload
     scene, focuses = self.scene(index)
-    # Its own stream: the path does not change with the number of draws above.
-    rng = np.random.default_rng([self.seed, index, 1])
-    half_view = np.tan(np.radians(rng.uniform(50, 75) / 2))
-    path = choose_path(scene, focuses, rng, half_view, self._kinds())
+    baked = raycaster.bake(scene)
+    for walk in range(self.walks):
+      # Its own stream: the path does not change with the number of draws above.
+      rng = np.random.default_rng([self.seed, index, 1] + [walk] * (walk > 0))
+      angle = rng.uniform(50, 75)
+      half_view = np.tan(np.radians(self.field_of_view or angle) / 2)
+      poses = self._path(scene, focuses, rng, half_view).astype(np.float32)
+      focal = 0.5 / half_view
+      intrinsics = np.tile(
+        np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
+      )
+      timestamps = np.arange(self.frames) / 10
+      clip_id = f'{item.id}-{walk}' if walk else item.id
+      yield self.render(clip_id, baked, intrinsics, poses, timestamps)
+
+  def _path(
+    self,
+    scene: raycaster.Scene,
+    focuses: list[np.ndarray],
+    rng: Rng,
+    half_view: float,
+  ) -> np.ndarray:
+    """World-to-camera poses [frames, 3, 4] of a kind drawn at random."""
+    wandering = [kind for kind in self._kinds() if wander.parse(kind)]
+    others = [kind for kind in self._kinds() if kind not in wandering]
+    # A path of `trajectories` chooses among its kinds by what fits the room.
+    if wandering and rng.uniform() * len(self._kinds()) < len(wandering):
+      return wander_in_room(
+        scene,
+        rng,
+        self.frames,
+        wander.parse(str(rng.choice(wandering))),
+        turn=np.radians(self.turn),
+        move=self.move,
+      ).world_to_camera()
+    path = choose_path(scene, focuses, rng, half_view, others)
     roll = np.array([rng.normal() * 0.02, rng.normal() * 0.02, 1.0])
     eyes, targets = path(np.linspace(0, 1, self.frames))
-    poses = cameras.look_at(eyes, targets, roll).astype(np.float32)
-    focal = 0.5 / half_view
-    intrinsics = np.tile(
-      np.array([focal, focal, 0.5, 0.5], np.float32), (self.frames, 1)
-    )
-    timestamps = np.arange(self.frames) / 10
-    yield self.render(item, scene, intrinsics, poses, timestamps)
+    return cameras.look_at(eyes, targets, roll)

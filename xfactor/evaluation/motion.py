@@ -1,0 +1,313 @@
+"""Does motion transfer? What the main job measures of latent poses itself.
+
+*   `Motion.transfer`: the transfer test without an oracle (`tps.py`), in worlds
+    whose scenes can be drawn anew.
+*   `Motion.explained`: how much of each degree of freedom of the true camera a
+    linear map reads off the latent pose, in worlds with cameras. It shows what
+    has been learned long before PSNR does: the first half decibel that a pose
+    gains is colour, not motion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from xfactor import api
+from xfactor.data import images, records
+from xfactor.data.sources import rerender
+from xfactor.evaluation import oracles, tps
+from xfactor.geometry import wander
+from xfactor.inference import movie, restore
+from xfactor.models.functional import Params
+from xfactor.training.build import Build
+
+_FITTED = 512  # Pairs of frames that the linear map is fitted to, at most.
+_RIDGE = 1.0
+# Turns and moves that are less than this share of the largest of their kind
+# are not asked for: a panning camera that looks up rolls a little, too.
+_LEAST = 0.2
+_ROWS = 4  # Pairs in the video.
+_FPS = 8.0
+_COLUMNS = (
+  'motion: from',
+  'motion: to',
+  'another scene',
+  'moved by model',
+  'truth',
+)
+
+
+class Motion:
+  """The tests of a recipe's data sets; opens them, compiles once.
+
+  Args:
+    config: The recipe, of a family with latent poses.
+    build: What it built.
+  """
+
+  def __init__(self, config: ConfigDict, build: Build):
+    self._config, self._build = config, build
+    self._stores = {
+      name: records.open_split(config.data.dir, name, config.eval.split)
+      for name in config.data.mix
+    }
+    self._model = None
+
+  def transfer(self, params: Params, step: int) -> dict[str, tps.Result]:
+    """The transfer test of each world whose scenes can be drawn anew."""
+    if not self._config.eval.pairs:
+      return {}
+    model = self._at(params, step)
+    return {
+      name: tps.evaluate(
+        model,
+        store,
+        tps.pairs_of(self._config, store),
+        oracles.make('none'),
+        num_pictures=self._config.eval.panel,
+      )
+      for name, store in self._stores.items()
+      if rerender.is_possible(store)
+    }
+
+  def explained(self, params: Params, step: int) -> dict[str, dict[str, float]]:
+    """R2 by data set and degree of freedom, of held-out pairs of frames.
+
+    1 is all of the variance; 0 or less is nothing.
+    """
+    if not self._build.family.relative:
+      return {}
+    model, out = self._at(params, step), {}
+    for name, store in self._stores.items():
+      part = self._config.data.mix[name]
+      learned = records.open_split(self._config.data.dir, name, part.split)
+      pairs = self._pairs(model, learned), self._pairs(model, store)
+      if None not in pairs:
+        out[name] = explained_variance(*pairs[0], *pairs[1])
+    return out
+
+  def films(
+    self, params: Params, step: int
+  ) -> tuple[np.ndarray, float, np.ndarray] | None:
+    """Scenes that held-out motions moved, for `movie.write`.
+
+    Returns:
+      A video, uint8 [n, h, w, 3], its frames a second, and a picture
+      [h, w, 3]; None where no clips can be paired.
+    """
+    if not self._config.eval.pairs:
+      return None
+    model, rows = self._at(params, step), []
+    for store in self._stores.values():
+      pairs = tps.pairs_of(self._config, store)
+      # Every other one: the scene of a pair is the motion of the next.
+      rows += tps.films(model, store, pairs[::2], _ROWS)
+    return (_video(rows), _FPS, _picture(rows)) if rows else None
+
+  def _at(self, params: Params, step: int) -> api.Model:
+    if self._model is None:
+      restored = restore.Restored(self._config, step, self._build, params)
+      self._model = api.Model(restored, batch=32, progress=False)
+    return self._model.at(step, params)
+
+  def _pairs(
+    self, model: api.Model, store: records.FrameStore
+  ) -> tuple[np.ndarray, np.ndarray] | None:
+    """Latent poses [n, z] and motions [n, 6] of fixed pairs of frames.
+
+    None where a clip that is looked at has no cameras.
+    """
+    window, rng = self._config.eval.window, np.random.default_rng(0)
+    rows = rng.permutation(np.flatnonzero(store.num_frames >= window))
+    shown, motions = [], []
+    for row in np.resize(rows, _FITTED).tolist():
+      clip = store.clip(row)
+      if not clip.posed:
+        return None
+      last = int(rng.integers(1, window))
+      first = int(rng.integers(int(store.num_frames[row]) - last))
+      frames = np.array([first, first + last])
+      data = store.clip_frames(row, frames)
+      shown.append(model.fit([images.decode(x) for x in data]))
+      motions.append(freedoms(*clip.world_to_camera[frames]))
+    shown = np.stack(shown)
+    return model.encode_pairs(shown[:, 0], shown[:, 1]), np.stack(motions)
+
+
+def freedoms(
+  reference: Float[np.ndarray, '3 4'], target: Float[np.ndarray, '3 4']
+) -> Float[np.ndarray, '6']:
+  """What moved from a camera to another, by degree of freedom.
+
+  Args:
+    reference: World to camera.
+    target: World to camera.
+
+  Returns:
+    In the order of `wander.FREEDOMS`: pan, tilt and roll in radians, then
+    slide, rise and push in the world's unit, about the reference's axes.
+  """
+  turn = target[:, :3] @ reference[:, :3].T
+  # Of a camera that looks along x of a world with z up.
+  axes = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
+  yaw, pitch, roll = (x.item() for x in wander.angles((turn @ axes)[None]))
+  eye = reference[:, :3] @ (-target[:, :3].T @ target[:, 3]) + reference[:, 3]
+  return np.array([-yaw, pitch, roll, eye[0], -eye[1], eye[2]])
+
+
+def explained_variance(
+  fitted: Float[np.ndarray, 'n z'],
+  fitted_motions: Float[np.ndarray, 'n d'],
+  tested: Float[np.ndarray, 'm z'],
+  motions: Float[np.ndarray, 'm d'],
+) -> dict[str, float]:
+  """R2 of a ridge regression from latent poses to motions, on unseen ones.
+
+  Args:
+    fitted: Latent poses to fit to.
+    fitted_motions: Their motions, columns as `wander.FREEDOMS`.
+    tested: Latent poses to test on.
+    motions: Their motions.
+
+  Returns:
+    By degree of freedom; those that move little beside others of their kind
+    are left out.
+  """
+  mean, spread = fitted.mean(0), fitted.std(0) + 1e-8
+
+  def design(z):
+    return np.append((z - mean) / spread, np.ones((len(z), 1)), 1)
+
+  a = design(np.float64(fitted))
+  weights = np.linalg.solve(
+    a.T @ a + _RIDGE * np.eye(a.shape[1]), a.T @ fitted_motions
+  )
+  error = np.square(design(np.float64(tested)) @ weights - motions).mean(0)
+  spread = motions.std(0)
+  least = np.repeat(_LEAST * spread.reshape(2, 3).max(1), 3)
+  return {
+    name: float(1 - error[i] / spread[i] ** 2)
+    for i, name in enumerate(wander.FREEDOMS)
+    if spread[i] > max(least[i], 1e-4)
+  }
+
+
+def summary(result: tps.Result) -> dict[str, float]:
+  """The transfer test in a few numbers; NaN where nothing could be judged.
+
+  Returns:
+    `rank`, `identified` and `chance` in percent, `psnr`, `own_psnr` and
+    `frozen_psnr` in dB to the true re-render; see `tps.Result.truth`.
+  """
+  return {
+    'pairs': len(result.candidates),
+    'rank': 100 * result.true_mean('model', 'rank'),
+    'identified': 100 * result.true_mean('model', 'identified'),
+    'chance': 100 * result.chance,
+    'psnr': result.true_mean('model', 'psnr'),
+    'own_psnr': result.true_mean('autoencoded', 'psnr'),
+    'frozen_psnr': result.true_mean('frozen', 'psnr'),
+  }
+
+
+def table(name: str, result: tps.Result) -> str:
+  """The transfer test as lines of text for people."""
+  found = summary(result)
+  motions = result.candidates.mean()
+  return '\n'.join(
+    [
+      f'{name}: does motion transfer? ({found["pairs"]} pairs of held-out '
+      'clips: the motion of one moves the scene of the other)',
+      f'  rank        {found["rank"]:6.1f} %   of other motions that the true '
+      'scene is further away after (chance 50)',
+      f'  identified  {found["identified"]:6.1f} %   of pairs whose motion is '
+      f'told from {motions:.3g} (chance {found["chance"]:.1f})',
+      f'  PSNR        {found["psnr"]:6.2f} dB  to the true scene after the '
+      f'motion; the scene left as it is: {found["frozen_psnr"]:.2f} dB',
+    ]
+  )
+
+
+def explained_line(name: str, explained: dict[str, float]) -> str:
+  """R2 of the degrees of freedom as a line of text."""
+  parts = ', '.join(f'{key} {value:.2f}' for key, value in explained.items())
+  return f'{name}: motion that a linear map reads off the pose (R2): {parts}'
+
+
+def scalars(
+  transfer: dict[str, tps.Result], explained: dict[str, dict[str, float]]
+) -> dict[str, float]:
+  """Flat names for the log."""
+  return {
+    f'eval/{name}/transfer_{key}': value
+    for name, result in transfer.items()
+    for key, value in summary(result).items()
+    if key not in ('pairs', 'chance')
+  } | {
+    f'eval/{name}/r2_{key}': value
+    for name, values in explained.items()
+    for key, value in values.items()
+  }
+
+
+def as_json(result: tps.Result) -> dict[str, Any]:
+  """What eval/STEP.json says of a transfer test; None where nothing is."""
+  return {
+    key: value if np.isfinite(value) else None
+    for key, value in summary(result).items()
+  }
+
+
+def _video(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+  """There and back again: motion, the scene moved, truth, a row a pair."""
+  frames = []
+  for at in _there_and_back(len(rows[0]['motion'])):
+    shown = [
+      _row([x[k][at] for k in ('motion', 'drawn', 'truth') if k in x])
+      for x in rows
+    ]
+    frames.append(_below(shown))
+  frames = np.stack(frames)
+  titles = ('motion', 'moved scene', 'truth')[: 2 + ('truth' in rows[0])]
+  return np.stack([_titled(frame, titles) for frame in frames])
+
+
+def _picture(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+  """A row a pair: the motion's ends, the scene, and it moved; the truth."""
+  shown = [
+    _row(
+      [x['motion'][x['reference']], x['motion'][-1]]
+      + [x[k][-1] for k in ('scene', 'drawn', 'truth') if k in x]
+    )
+    for x in rows
+  ]
+  return _titled(_below(shown), _COLUMNS[: 4 + ('truth' in rows[0])])
+
+
+def _there_and_back(count: int) -> list[int]:
+  return [*range(count), *range(count - 2, 0, -1)]
+
+
+def _row(pictures: Sequence[UInt8[np.ndarray, 'h w 3']]) -> np.ndarray:
+  return movie.row([movie.enlarge(x, 128) for x in pictures])
+
+
+def _below(rows: Sequence[np.ndarray]) -> np.ndarray:
+  width = max(x.shape[1] for x in rows)
+  return movie.column(
+    [
+      np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255)
+      for x in rows
+    ]
+  )
+
+
+def _titled(picture: np.ndarray, titles: Sequence[str]) -> np.ndarray:
+  """The picture under the titles of its columns."""
+  blank = np.full((1, 128, 3), 255, np.uint8)
+  heads = [movie.caption(blank, title) for title in titles]
+  head = movie.row(heads)
+  return np.concatenate([head, picture[:, : head.shape[1]]])
