@@ -16,6 +16,7 @@ import pytest
 
 from tests import conftest
 from tests.data import pictures, srt
+from tests.golden_tolerance import assert_close
 from xfactor import errors
 from xfactor.data import convert, images, records, tfrecord
 from xfactor.data.sources import msn
@@ -77,12 +78,8 @@ def test_rays_and_pixels_are_those_of_sunds(tmp_path):
       origins, rays = cameras.pixel_rays(
         clip.intrinsics, clip.world_to_camera, height, width
       )
-      np.testing.assert_allclose(
-        origins[:, 0, 0], expected[f'{clip_id}/origins'], atol=1e-5
-      )
-      np.testing.assert_allclose(
-        rays[7], expected[f'{clip_id}/directions'], atol=1e-5
-      )
+      assert_close(origins[:, 0, 0], expected[f'{clip_id}/origins'])
+      assert_close(rays[7], expected[f'{clip_id}/directions'])
       found.append(clip_id)
   assert found == ['train/scene_17', 'train/scene_3', 'test/scene_4']
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures, srt
+from tests.golden_tolerance import assert_close
 from xfactor import errors
 from xfactor.data import convert, images, records
 from xfactor.data.sources import nmr
@@ -88,9 +89,9 @@ def test_the_test_cameras_are_the_golden_ones(golden):
   for scene in ('sceneA', 'sceneB'):
     for i in (0, 5):
       key = f'nmr_cam/{scene}/world_mat_{i}'
-      np.testing.assert_allclose(world_mat(i), arrays[key], atol=1e-7)
+      assert_close(world_mat(i), arrays[key])
       key = f'nmr_cam/{scene}/camera_mat_{i}'
-      np.testing.assert_allclose(CAMERA_MAT, arrays[key], atol=1e-7)
+      assert_close(CAMERA_MAT, arrays[key])
 
 
 def test_rays_and_pixels_are_those_of_srt(root, tmp_path, golden):

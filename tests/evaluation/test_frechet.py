@@ -9,6 +9,7 @@ import scipy.linalg
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.golden_tolerance import assert_close
 from tests.models import test_inception
 from xfactor.errors import UserError
 from xfactor.evaluation import frechet
@@ -190,7 +191,7 @@ def test_fid_is_by_inception(tmp_path, golden):
   assert features.name == 'fid'
   got = features(test_inception.picture(0, 64, 64)[None])
   want = golden('inception')['features_0']
-  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+  assert_close(got, want)
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from tests.golden_tolerance import assert_close
 from tests.inference import test_posed
 from tests.training import small
 from xfactor.data import images, records
@@ -153,8 +154,8 @@ def test_flights_are_the_public_ones(golden, motion):
   lenses, poses = path(views, motion, 4, 6, faded=True)
   origins, rays = cameras.pixel_rays(lenses, poses, 4, 6)
   name = f'motion/{motion}_fade'
-  np.testing.assert_allclose(origins[:, 0, 0], arrays[f'{name}_pos'], atol=1e-5)
-  np.testing.assert_allclose(rays, arrays[f'{name}_rays'], atol=1e-5)
+  assert_close(origins[:, 0, 0], arrays[f'{name}_pos'])
+  assert_close(rays, arrays[f'{name}_rays'])
 
 
 def test_the_views_own_lens():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.golden_tolerance import assert_close
 from tests.models.test_perceptual import write_torch_zip
 from xfactor.errors import UserError
 from xfactor.models import inception
@@ -60,7 +61,7 @@ def test_equals_pytorch_fid(number, size, params, golden):
   want = golden('inception')[f'features_{number}']
   image = np.float32(picture(number, *size))[None] / 255
   got = jax.jit(inception.features)(params, jax.numpy.asarray(image))
-  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+  assert_close(got, want)
 
 
 def test_reads_the_same_from_other_files(params, tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.golden_tolerance import assert_all_close, assert_close
+from tests.models.test_xfactor import GRADIENTS, POSES
 from xfactor.models import official, xfactor
 from xfactor.models.functional import Functional
 from xfactor.training import augment, objectives
@@ -44,18 +46,7 @@ DEALS = {
 
 
 def assert_gradients_equal(got, want):
-  """Within 2e-4 of each array's largest entry; zeros within 1e-7 of all's."""
-  largest = {name: np.abs(array).max() for name, array in want.items()}
-  floor = 1e-7 * max(largest.values())
-  assert got.keys() == want.keys()
-  for name, array in want.items():
-    np.testing.assert_allclose(
-      got[name],
-      array,
-      rtol=0,
-      atol=2e-4 * largest[name] + floor,
-      err_msg=name,
-    )
+  assert_all_close(got, want, GRADIENTS)
 
 
 # --------------------------------------------------------- the golden numbers
@@ -95,14 +86,8 @@ def test_masked_poses_and_renders_are_golden(golden, golden_params):
   poses, render = run(
     golden_params, images, forward['in/pmask2'], forward['in/P4']
   )
-  # The pose head subtracts two nearly equal numbers, hence the factor.
-  want = forward['f32exact/pose2_mask']
-  np.testing.assert_allclose(
-    poses, want, rtol=0, atol=2e-5 * np.abs(want).max()
-  )
-  np.testing.assert_allclose(
-    render, forward['f32exact/render2_P4_mask'], rtol=0, atol=1e-5
-  )
+  assert_close(poses, forward['f32exact/pose2_mask'], POSES)
+  assert_close(render, forward['f32exact/render2_P4_mask'])
 
 
 def test_the_step_has_an_unmasked_example_and_a_self_target(golden):
@@ -113,7 +98,7 @@ def test_the_step_has_an_unmasked_example_and_a_self_target(golden):
 
 def test_the_stereo_loss_is_golden(golden, golden_step):
   want = golden('xf_loss_2v')['f32exact/loss']
-  np.testing.assert_allclose(golden_step[0], want, rtol=0, atol=1e-5)
+  assert_close(golden_step[0], want)
 
 
 def test_the_gradients_are_golden(golden, golden_step):
@@ -191,7 +176,7 @@ def test_the_split_equals_the_masked_reference(dense, split, deal):
   order = jnp.array(DEALS[deal])
   want_loss, want = dense(reference.mask_of(order, GRID))
   loss, got = split(order)
-  np.testing.assert_allclose(loss, want_loss, rtol=0, atol=1e-5)
+  assert_close(loss, want_loss)
   assert_gradients_equal(got, want)
 
 
@@ -226,7 +211,7 @@ def test_the_split_equals_the_reference_at_awkward_sizes():
     )
 
   (loss, got), (want_loss, want) = both(params, images, pairs)
-  np.testing.assert_allclose(loss, want_loss, rtol=0, atol=1e-5)
+  assert_close(loss, want_loss)
   assert_gradients_equal(got, want)
 
 
@@ -265,5 +250,5 @@ def test_augmentation_by_switches_equals_ours():
     )
 
   got, want = both(images, draws)
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+  assert_close(got, want)
   assert np.abs(np.asarray(got) - images).max() > 0.1

@@ -17,6 +17,8 @@ from flax import serialization, traverse_util
 from ml_collections import ConfigDict
 
 from tests.conftest import GOLDEN
+from tests.golden_tolerance import assert_close
+from tests.models import test_xfactor
 from tests.training import small
 from xfactor import config as configs
 from xfactor.errors import UserError
@@ -97,8 +99,8 @@ def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
     return poses, model.render(images[:, :1], poses)
 
   poses, image = draw(params, want['io/images'])
-  np.testing.assert_allclose(poses, want['io/pose'], rtol=0, atol=1e-5)
-  np.testing.assert_allclose(image, want['io/render'], rtol=0, atol=1e-5)
+  assert_close(poses, want['io/pose'], test_xfactor.POSES)
+  assert_close(image, want['io/render'], test_xfactor.PICTURES)
 
 
 def test_the_recipe_has_the_sizes_of_the_arrays(run):

@@ -28,6 +28,8 @@ import yaml
 from ml_collections import ConfigDict
 
 from tests.conftest import GOLDEN
+from tests.golden_tolerance import assert_close
+from tests.models import test_srt
 from tests.training import small
 from xfactor import config as configs
 from xfactor.data import torch_file
@@ -372,8 +374,9 @@ def test_golden_weights_draw_golden_pictures(tmp_path, golden, name):
     want['in/target_camera_pos'],
     want['in/target_rays'],
   )
-  np.testing.assert_allclose(tokens, want['out/z'], rtol=0, atol=1e-4)
-  np.testing.assert_allclose(color, want['out/pred'], rtol=0, atol=1e-4)
+  assert_close(tokens, want['out/z'])
+  rounding = test_srt.rounding(name, test_srt.COLOR)
+  assert_close(color, want['out/pred'], rounding)
 
 
 def test_safetensors_there_and_back(imported, restored, tmp_path):

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.test_xfactor import FUNCTIONAL, order_of, to_float
+from tests.golden_tolerance import assert_all_close, assert_close
+from tests.models.test_xfactor import (
+  FUNCTIONAL,
+  GRADIENTS,
+  PICTURES,
+  POSES,
+  order_of,
+  to_float,
+)
 from tests.training import small
 from xfactor.errors import UserError
 from xfactor.models import official, xfactor
@@ -64,28 +72,21 @@ def official_step(params, step):
 
 
 def test_loss_is_golden(official_step, step):
-  np.testing.assert_allclose(official_step[0], step['f32exact/loss'], rtol=1e-5)
+  assert_close(official_step[0], step['f32exact/loss'])
 
 
 def test_pictures_and_poses_are_golden(official_step, step):
   _, _, whole, split = official_step
   image = np.concatenate([whole.image, split.image])
-  np.testing.assert_allclose(image, step['f32exact/render'], atol=1e-5)
+  assert_close(image, step['f32exact/render'], PICTURES)
   want = step['f32exact/poses'].swapaxes(1, 2)
-  scale = np.abs(want).max()
-  np.testing.assert_allclose(split.poses, want[1:], atol=2e-5 * scale)
-  np.testing.assert_allclose(whole.poses[:, 0], want[:1, 0], atol=2e-5 * scale)
+  assert_close(split.poses, want[1:], POSES)
+  assert_close(whole.poses[:, 0], want[:1, 0], POSES)
 
 
 def test_gradients_are_golden(official_step, golden):
   want = official.to_ours(golden('xf_grads_2v'))
-  for name, gradient in official_step[1].items():
-    np.testing.assert_allclose(
-      gradient,
-      want[name],
-      atol=2e-4 * max(np.abs(want[name]).max(), 1e-9),
-      err_msg=name,
-    )
+  assert_all_close(official_step[1], want, GRADIENTS)
 
 
 @pytest.mark.parametrize('name', ['step', 'views_step'])
@@ -104,8 +105,8 @@ def test_evaluation_and_transfer_are_golden(params, request, name):
     )
 
   drawn, moved = run(params)
-  np.testing.assert_allclose(drawn, want['f32exact/eval_render'], atol=1e-5)
-  np.testing.assert_allclose(moved, want['f32exact/eval_transfer'], atol=1e-5)
+  assert_close(drawn, want['f32exact/eval_render'], PICTURES)
+  assert_close(moved, want['f32exact/eval_transfer'], PICTURES)
 
 
 # ----------------------------------------------------------------- multi-view
@@ -142,27 +143,19 @@ def official_views_step(params, views_step):
 
 
 def test_views_loss_is_golden(official_views_step, views_step):
-  np.testing.assert_allclose(
-    official_views_step[0], views_step['f32exact/loss'], rtol=1e-5
-  )
+  assert_close(official_views_step[0], views_step['f32exact/loss'])
 
 
 def test_views_pictures_and_poses_are_golden(official_views_step, views_step):
   _, _, image, poses = official_views_step
-  np.testing.assert_allclose(image, views_step['f32exact/render'], atol=1e-5)
+  assert_close(image, views_step['f32exact/render'], PICTURES)
   want = views_step['f32exact/poses'].swapaxes(1, 2)[:2]
-  np.testing.assert_allclose(poses, want, atol=2e-5 * np.abs(want).max())
+  assert_close(poses, want, POSES)
 
 
 def test_views_gradients_are_golden(official_views_step, golden):
   want = official.to_ours(golden('xf_grads_mv'))
-  for name, gradient in official_views_step[1].items():
-    np.testing.assert_allclose(
-      gradient,
-      want[name],
-      atol=2e-4 * max(np.abs(want[name]).max(), 1e-9),
-      err_msg=name,
-    )
+  assert_all_close(official_views_step[1], want, GRADIENTS)
 
 
 def test_the_reference_is_the_official_one(golden):

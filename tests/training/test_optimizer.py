@@ -24,7 +24,6 @@ def test_learning_rates_are_golden(golden, key, steps):
   arrays = golden('xf_optim')
   schedule = optimizer.make_schedule(optimizer.Config(), steps)
   rates = [schedule(count) for count in arrays[f'lr/{key}_steps']]
-  # Each relative to itself, as are the next ones.
   np.testing.assert_allclose(rates, arrays[f'lr/{key}'], rtol=2 * ROUNDING)
 
 
@@ -36,7 +35,9 @@ def test_learning_rates_of_srt_are_golden(golden):
     optimizer.Config(**config.optimizer), config.train.steps
   )
   rates = [schedule(count) for count in arrays['lr/it']]
-  np.testing.assert_allclose(rates, arrays['lr/value'], rtol=2 * ROUNDING)
+  # Each relative to itself. Warm-up subtracts what is left from 1: float32 and
+  # float64 differ by 8.1e-5 of the first rate, see golden_tolerance.
+  np.testing.assert_allclose(rates, arrays['lr/value'], rtol=2 * 8.1e-5)
   assert rates[0] == 0
 
 
