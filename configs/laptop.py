@@ -12,8 +12,19 @@ Hardware: two CPU cores, one hour; README.md shows what comes out.
 from ml_collections import ConfigDict
 
 from xfactor import config as configs
+from xfactor.geometry import wander
 
-_ALL = 'pan+tilt+roll+slide+rise+push'
+# A unit of a level is about two metres.
+_WORLDS = {
+  'rooms': {
+    'source': 'synthetic',
+    'scenes': 300,
+    'walks': 2,
+    'field_of_view': 65.0,
+    'move': 0.04,
+  },
+  'levels': {'source': 'vizdoom', 'walks': 600, 'move': 0.08},
+}
 
 
 def get_config() -> ConfigDict:
@@ -23,33 +34,34 @@ def get_config() -> ConfigDict:
     features=96, encoder_layers=2, renderer_layers=3, patch_size=8
   )
   config.data.image_size = 64
+  config.train.accumulate = 8
   config.data.mix = {
-    'rooms_6dof': configs.part(begin=3, end=8),
-    'levels_6dof': configs.part(begin=3, end=8),
+    f'{name}_6dof': configs.part(begin=3, end=8) for name in _WORLDS
+  } | {
+    # Clips in which one thing moves at a time: of all six at once, those that
+    # change the picture most hide the others for thousands of updates.
+    f'{name}_single': configs.part(begin=3, end=8)
+    for name in _WORLDS
   }
-  shared = {'frames': 64, 'size': 64, 'paths': _ALL, 'with_depth': False}
   config.data.make = {
-    'rooms_6dof': {
-      'source': 'synthetic',
-      'scenes': 300,
-      'walks': 2,
-      'field_of_view': 65.0,
+    f'{name}_{suffix}': {
+      **options,
+      'frames': 64,
+      'size': 64,
       'turn': 1.5,
-      'move': 0.04,
-      **shared,
-    },
-    'levels_6dof': {
-      'source': 'vizdoom',
-      'walks': 600,
-      'turn': 1.5,
-      'move': 0.08,
-      **shared,
-    },
+      'with_depth': False,
+      'paths': paths,
+    }
+    for name, options in _WORLDS.items()
+    for suffix, paths in (
+      ('6dof', '+'.join(wander.FREEDOMS)),
+      ('single', ','.join(wander.FREEDOMS)),
+    )
   }
-  config.data.ramp_steps = 2_000
-  config.train.steps = 8_000
+  config.data.ramp_steps = 1_500
+  config.train.steps = 6_000
   config.train.log_every = 50
-  config.train.eval_every = 1_000
+  config.train.eval_every = 500
   config.train.save_every = 250
   config.eval.window = 7
   config.eval.transfer_window = 13

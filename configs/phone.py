@@ -1,11 +1,12 @@
-r"""A tiny stereo model on your own videos: an hour on a laptop's CPU.
+r"""A small stereo model on your own videos: an hour on a laptop's CPU.
 
   python tools/convert_datasets.py --dataset=video --source=FOLDER \
       --data_dir=data --size=64 --stride=2
   python -m xfactor.main --config=configs/phone.py --workdir=runs/phone
 
-docs/tutorial.md goes through it, from filming to a moved scene. 64 x 64 pixels,
-2.2 M parameters, L1 loss only. Hardware: two CPU cores.
+docs/tutorial.md goes through it, from filming to a moved scene. 32 x 32 pixels
+(`configs/phone.py:video,64`: 64 x 64). `configs/phone.py:NAME` takes
+another data set than `video`. Hardware: two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -13,15 +14,21 @@ from ml_collections import ConfigDict
 from xfactor import config as configs
 
 
-def get_config() -> ConfigDict:
-  """The tiny model on videos of one place, a few dozen of some seconds."""
+def get_config(which: str = 'video') -> ConfigDict:
+  """The small model on videos; `which` is NAME or NAME,64 for 64 pixels."""
+  name, _, size = which.partition(',')
   config = configs.small()
-  config.data.mix = {'video': configs.part(begin=3, end=10)}
+  if size == '64':
+    config.model.update(features=96, renderer_layers=3, patch_size=8)
+    config.data.image_size = 64
+    config.train.accumulate = 8
+  config.data.mix = {name: configs.part(begin=2, end=4)}
+  config.data.mirror_prob = 0.5
   config.data.ramp_steps = 1_000
-  config.optimizer.warmup_steps = 200
   config.train.steps = 4_000
   config.train.log_every = 50
   config.train.eval_every = 500
   config.train.save_every = 250
-  config.eval.window = 8
+  config.eval.window = 4
+  config.eval.transfer_window = 7
   return config

@@ -23,13 +23,13 @@ def get_config() -> ConfigDict:
       'walks': 3,
       'frames': 64,
       'size': 32,
-      'paths': 'pan+tilt',
+      'paths': 'pan,pan+tilt',
       'field_of_view': 65.0,
       'with_depth': False,
     }
   }
   config.data.ramp_steps = 600
-  config.train.steps = 2_600
+  config.train.steps = 2_700
   config.train.log_every = 20
   config.train.eval_every = 0
   config.train.save_every = 200

@@ -91,6 +91,31 @@ def test_other_sizes_are_resized(data):
   assert batch['images'].shape == (8, 3, 8, 8, 3)
 
 
+@pytest.mark.parametrize(
+  ('prob', 'low', 'high'), [(1.0, 1, 1), (0.5, 0.3, 0.7)]
+)
+def test_examples_are_mirrored_whole_and_are_the_same_otherwise(
+  data, prob, low, high
+):
+  plain = take(Pipeline(config(data)), 12)
+  mirrored = take(Pipeline(config(data, mirror_prob=prob)), 12)
+  for key in ('frames', 'clip', 'part', 'index'):
+    np.testing.assert_array_equal(joined(plain, key), joined(mirrored, key))
+  a, b = joined(plain, 'images'), joined(mirrored, 'images')
+  same = (a == b).all((1, 2, 3, 4))
+  turned = (a[:, :, :, ::-1] == b).all((1, 2, 3, 4))
+  assert (same | turned).all()
+  assert low <= turned.mean() <= high
+
+
+def test_mirroring_is_part_of_the_fingerprint(data):
+  plain, half = (
+    Pipeline(config(data, mirror_prob=p)).fingerprint() for p in (0.0, 0.5)
+  )
+  assert 'mirror_prob' not in plain
+  assert pipeline.differences(plain, half) == ['mirror_prob: none -> 0.5']
+
+
 def test_every_clip_comes_once_an_epoch_in_changing_order(data):
   parts = (Part('one', VIEWS),)
   clips = joined(take(Pipeline(config(data, parts=parts)), 5), 'clip')

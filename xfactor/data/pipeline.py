@@ -71,6 +71,8 @@ class DataConfig:
     image_width: In pixels; None makes squares.
     cameras: Whether batches have the frames' cameras; clips without are left
       out.
+    mirror_prob: Share of the examples whose views are all mirrored, left and
+      right; not with cameras.
     seed: At least 0.
     min_length: Clips with fewer frames are left out.
     max_bad_fraction: Unreadable examples are replaced by others of the same
@@ -88,6 +90,7 @@ class DataConfig:
   image_size: int
   image_width: int | None = None
   cameras: bool = False
+  mirror_prob: float = 0.0
   seed: int = 0
   min_length: int = 10
   max_bad_fraction: float = 0.01
@@ -354,6 +357,9 @@ class _Load:
       except _UNREADABLE as e:
         self._log(opened, clip, frames, e)
         continue
+      # Drawn last: what is drawn before does not depend on it.
+      if rng.random() < self._config.mirror_prob:
+        out[:] = out[:, :, ::-1].copy()
       return cameras | {
         'frames': np.asarray(frames, np.int32),
         'clip': np.int64(clip),
@@ -570,6 +576,8 @@ class Pipeline:
       content['image_width'] = config.image_width
     if config.cameras:
       content['cameras'] = True
+    if config.mirror_prob:
+      content['mirror_prob'] = float(config.mirror_prob)
     return content | {'sha256': records.digest(content)}
 
 

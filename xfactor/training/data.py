@@ -33,6 +33,7 @@ def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
       image_size=data.image_size,
       image_width=data.image_width,
       cameras=family.posed,
+      mirror_prob=data.get('mirror_prob', 0.0),
       seed=config.seed,
       min_length=data.min_length,
       max_bad_fraction=data.max_bad_fraction,

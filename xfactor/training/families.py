@@ -145,6 +145,7 @@ class _Clips(Family):
         'bump': False,  # Favour windows of 70 % of the longest.
         'gap_sigma': config_dict.placeholder(float),  # Central references.
         'flip_prob': 0.5,  # Share of examples played backwards.
+        'mirror_prob': 0.0,  # Share of examples mirrored, left and right.
       },
       'eval': {
         'pairs': 64,  # Of clips in the transfer test, at most; 0: no test.
@@ -156,6 +157,10 @@ class _Clips(Family):
 
   def check(self, config: ConfigDict) -> None:
     data, patch = config.data, config.model.patch_size
+    if not 0 <= data.mirror_prob <= 1:
+      raise UserError(
+        f'config.data.mirror_prob={data.mirror_prob} must be a share, 0 to 1'
+      )
     for name in ('image_size', 'image_width'):
       size = data[name]
       if size is not None and (size % patch or size // patch % 2):
