@@ -1,5 +1,8 @@
 """How the binaries join a cluster, and how they end."""
 
+import os
+import subprocess
+import sys
 import time
 
 import jax
@@ -28,6 +31,31 @@ def joined(monkeypatch):
   yield calls
   if not parsed:
     flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize(
+  ('flags_before', 'devices'),
+  [
+    ('--xla_cpu_enable_fast_math=false', 3),
+    ('--xla_force_host_platform_device_count=2', 2),
+  ],
+)
+def test_a_cpu_is_split_without_xla_flags(flags_before, devices):
+  """And not at all where they say how often."""
+  code = (
+    'import os, jax\n'
+    'from xfactor import cli\n'
+    'cli.split_cpu(3)\n'
+    'print(os.environ["XLA_FLAGS"], jax.device_count())'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env={**os.environ, 'XLA_FLAGS': flags_before, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout.split() == [flags_before, str(devices)], done.stderr
 
 
 def test_alone_nothing_is_joined(joined):

@@ -10,7 +10,7 @@ from PIL import Image
 from xfactor.data import convert, images, records, sources
 from xfactor.data.sources import raycaster, rerender, synthetic
 from xfactor.errors import UserError
-from xfactor.geometry import cameras, trajectories
+from xfactor.geometry import cameras, trajectories, wander
 
 SIZE = 64
 SCENES = range(5)
@@ -223,6 +223,71 @@ def test_unknown_kinds_of_paths(paths):
     sources.make('synthetic', paths=paths)
 
 
+@pytest.mark.parametrize('paths', ['pan+fly', 'dolly+pan', 'pan+', 'pan,+'])
+def test_unknown_degrees_of_freedom(paths):
+  with pytest.raises(
+    UserError, match='no paths of kind .*join some of pan, tilt, .*push by +'
+  ):
+    sources.make('synthetic', paths=paths)
+
+
+def _wandering(paths, scenes=3, **options):
+  """Yaw, pitch, roll [scenes, frames] and eyes of walks of a kind."""
+  options = {'frames': 12, 'size': 8, 'with_depth': False, **options}
+  clips = [_clip(i, paths=paths, **options) for i in range(scenes)]
+  poses = np.stack([clip.world_to_camera for clip in clips])
+  turns = [np.unwrap(x) for x in wander.angles(poses[..., :3])]
+  return *turns, cameras.camera_centre(poses)
+
+
+def _moved(x):
+  """How far a number goes, by scene."""
+  return np.ptp(x, axis=1)
+
+
+def test_a_pan_moves_the_yaw_alone():
+  yaw, pitch, roll, eyes = _wandering('pan', turn=3)
+  assert (_moved(yaw) > 0.05).all()
+  assert _moved(pitch).max() < 1e-5
+  np.testing.assert_allclose(roll, 0, atol=1e-5)
+  assert _moved(eyes).max() < 1e-5
+
+
+def test_a_slide_moves_the_eye_alone():
+  yaw, pitch, roll, eyes = _wandering('slide', move=0.05)
+  for turn in (yaw, pitch, roll):
+    assert _moved(turn).max() < 1e-5
+  away = eyes - eyes[:, :1]
+  assert (np.abs(away).max((1, 2)) > 0.05).all()
+  # To the camera's left and right, and on a level.
+  ahead = np.stack([np.cos(yaw), np.sin(yaw), np.zeros_like(yaw)], -1)
+  np.testing.assert_allclose((away * ahead).sum(-1), 0, atol=1e-5)
+  np.testing.assert_allclose(away[..., 2], 0, atol=1e-5)
+
+
+def test_speeds_are_as_told():
+  """As far as a smooth draw of a dozen frames tells."""
+  slow, *_ = _wandering('pan', turn=1)
+  fast, *_ = _wandering('pan', turn=2)
+  speed = np.diff(slow, axis=1)
+  np.testing.assert_allclose(np.diff(fast, axis=1), 2 * speed, atol=1e-5)
+  assert 0.4 < np.degrees(np.sqrt(np.square(speed).mean())) < 2
+
+
+def test_the_field_of_view_is_kept():
+  """Where it is given; else every walk has its own."""
+  options = {'scenes': 2, 'walks': 2, 'frames': 2, 'size': 8}
+  found = {}
+  for given in (65.0, 0.0):
+    source = sources.make('synthetic', field_of_view=given, **options)
+    clips = [clip for item in source.items() for clip in source.clips(item)]
+    focal = np.stack([clip.intrinsics[:, :2] for clip in clips])
+    assert focal.shape == (4, 2, 2)
+    found[given] = 2 * np.degrees(np.arctan(0.5 / focal))
+  np.testing.assert_allclose(found[65.0], 65, rtol=1e-5)
+  assert len(np.unique(found[0.0])) == 4
+
+
 def test_solids_know_no_paths():
   with pytest.raises(UserError, match="no option 'paths'"):
     sources.make('solids', paths='dolly')
@@ -379,6 +444,54 @@ def test_eyes_in_walls_see_nothing(store):
   pictures, free = rerender.rerender(store, 2, poses[1:2], 48)
   assert not free.any()
   assert pictures.shape == (1, 48, 48, 3)
+
+
+WALKS = {'paths': 'pan+slide', 'field_of_view': 65.0}
+
+
+@pytest.fixture(scope='module')
+def walks(tmp_path_factory):
+  """Two walks in each of two rooms."""
+  folder = tmp_path_factory.mktemp('walks')
+  source = synthetic.Source(
+    scenes=2, walks=2, frames=4, size=48, test_fraction=0.0, **WALKS
+  )
+  convert.convert(source, folder, workers=0, quiet=True)
+  return records.open_split(folder, 'synthetic', 'train')
+
+
+def test_the_walks_of_a_room_have_paths_of_their_own(walks):
+  assert [walks.clip_id(i) for i in range(4)] == [
+    *('000000', '000000-1', '000001', '000001-1')
+  ]
+  poses = np.stack([_cameras(walks, i) for i in range(4)])
+  for a in range(4):
+    for b in range(a):
+      assert np.abs(poses[a] - poses[b]).max() > 0.1
+  # The first is that of a room with one walk.
+  alone = _clip(0, frames=4, size=48, **WALKS)
+  np.testing.assert_array_equal(poses[0, :, :3], alone.world_to_camera)
+  assert list(walks.clip_frames(0, range(4))) == alone.frames
+
+
+@pytest.mark.parametrize('clip', [1, 3])
+def test_a_second_walk_is_drawn_anew(walks, clip):
+  pictures, free = rerender.rerender(walks, clip, _cameras(walks, clip), 48)
+  assert free.all()
+  frames = walks.clip_frames(clip, range(4))
+  for picture, frame in zip(pictures, frames, strict=True):
+    again = simplejpeg.encode_jpeg(picture, 95, colorsubsampling='444')
+    assert again == frame
+
+
+def test_walks_share_their_room(walks):
+  """What cameras of the first walk see is in the scene of the second."""
+  poses = _cameras(walks, 0)
+  here, there, elsewhere = (
+    rerender.rerender(walks, clip, poses, 48)[0] for clip in range(3)
+  )
+  np.testing.assert_array_equal(here, there)
+  assert np.abs(here - elsewhere.astype(float)).mean() > 10
 
 
 @pytest.mark.parametrize(
