@@ -46,6 +46,9 @@ class Motion:
   Args:
     config: The recipe, of a family with latent poses.
     build: What it built.
+
+  Raises:
+    UserError: If a data set is missing, or a window cannot hold the views.
   """
 
   def __init__(self, config: ConfigDict, build: Build):
@@ -54,23 +57,24 @@ class Motion:
       name: records.open_split(config.data.dir, name, config.eval.split)
       for name in config.data.mix
     }
+    # Before training: who waited for hours wants to hear of no bad window.
+    self._tested = {
+      name: self._paired(store) for name, store in self._stores.items()
+    }
     self._model = None
 
   def transfer(self, params: Params, step: int) -> dict[str, tps.Result]:
     """The transfer test of each world whose scenes can be drawn anew."""
-    if not self._config.eval.pairs:
-      return {}
-    model = self._at(params, step)
     return {
       name: tps.evaluate(
-        model,
+        self._at(params, step),
         store,
-        tps.pairs_of(self._config, store),
+        self._tested[name],
         oracles.make('none'),
         num_pictures=self._config.eval.panel,
       )
       for name, store in self._stores.items()
-      if rerender.is_possible(store)
+      if self._tested[name] and rerender.is_possible(store)
     }
 
   def explained(self, params: Params, step: int) -> dict[str, dict[str, float]]:
@@ -82,11 +86,14 @@ class Motion:
       return {}
     model, out = self._at(params, step), {}
     for name, store in self._stores.items():
+      tested = self._pairs(model, store)
+      if tested is None:
+        continue
       part = self._config.data.mix[name]
       learned = records.open_split(self._config.data.dir, name, part.split)
-      pairs = self._pairs(model, learned), self._pairs(model, store)
-      if None not in pairs:
-        out[name] = explained_variance(*pairs[0], *pairs[1])
+      fitted = self._pairs(model, learned)
+      if fitted is not None:
+        out[name] = explained_variance(*fitted, *tested)
     return out
 
   def films(
@@ -98,19 +105,28 @@ class Motion:
       A video, uint8 [n, h, w, 3], its frames a second, and a picture
       [h, w, 3]; None where no clips can be paired.
     """
-    if not self._config.eval.pairs:
-      return None
-    model, rows = self._at(params, step), []
-    for store in self._stores.values():
-      pairs = tps.pairs_of(self._config, store)
-      # Every other one: the scene of a pair is the motion of the next.
-      rows += tps.films(model, store, pairs[::2], _ROWS)
+    rows = []
+    for name, pairs in self._tested.items():
+      if pairs:
+        model, store = self._at(params, step), self._stores[name]
+        # Every other one: the scene of a pair is the motion of the next.
+        rows += tps.films(model, store, pairs[::2], _ROWS)
     return (_video(rows), _FPS, _picture(rows)) if rows else None
+
+  def _paired(
+    self, store: records.FrameStore
+  ) -> list[tuple[tps.Excerpt, tps.Excerpt]]:
+    """Pairs of clips to test on; none where there are no two."""
+    config = self._config.eval
+    window = config.transfer_window or config.window
+    if not config.pairs or np.sum(store.num_frames >= window) < 2:
+      return []
+    return tps.pairs_of(self._config, store)
 
   def _at(self, params: Params, step: int) -> api.Model:
     if self._model is None:
       restored = restore.Restored(self._config, step, self._build, params)
-      self._model = api.Model(restored, batch=32, progress=False)
+      self._model = api.Model(restored, batch=8, progress=False)
     return self._model.at(step, params)
 
   def _pairs(
@@ -118,10 +134,12 @@ class Motion:
   ) -> tuple[np.ndarray, np.ndarray] | None:
     """Latent poses [n, z] and motions [n, 6] of fixed pairs of frames.
 
-    None where a clip that is looked at has no cameras.
+    None where no clip is long enough, or one that is looked at has no cameras.
     """
     window, rng = self._config.eval.window, np.random.default_rng(0)
     rows = rng.permutation(np.flatnonzero(store.num_frames >= window))
+    if not rows.size:
+      return None
     shown, motions = [], []
     for row in np.resize(rows, _FITTED).tolist():
       clip = store.clip(row)
@@ -261,7 +279,7 @@ def as_json(result: tps.Result) -> dict[str, Any]:
   }
 
 
-def _video(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def _video(rows: Sequence[dict[str, Any]]) -> np.ndarray:
   """There and back again: motion, the scene moved, truth, a row a pair."""
   frames = []
   for at in _there_and_back(len(rows[0]['motion'])):
@@ -275,7 +293,7 @@ def _video(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
   return np.stack([_titled(frame, titles) for frame in frames])
 
 
-def _picture(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def _picture(rows: Sequence[dict[str, Any]]) -> np.ndarray:
   """A row a pair: the motion's ends, the scene, and it moved; the truth."""
   shown = [
     _row(
