@@ -1,4 +1,4 @@
-"""README.md and docs/tutorial.md say what is so, and their blocks run.
+"""README.md, tutorial and learning.md say what is so, and their blocks run.
 
 In every run of the tests: each command in them parses by the binary that it
 names, recipe and overrides included; files, links, options, keys and messages
@@ -42,7 +42,7 @@ from xfactor.evaluation import oracles
 from xfactor.training import families, goodput, interruption
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ['README.md', 'docs/tutorial.md']
+PAGES = ['README.md', 'docs/tutorial.md', 'docs/learning.md']
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 
 
@@ -399,7 +399,9 @@ def test_the_tree_of_the_design_is_this_one():
 def keys():
   """All keys of all recipes, sections included."""
   oracle = runpy.run_path(str(ROOT / 'configs/pose_oracle.py'))
-  recipes = [oracle['get_config'](), *map(configs.base, families.FAMILIES)]
+  tiny = runpy.run_path(str(ROOT / 'configs/tiny.py'))
+  recipes = [oracle['get_config'](), tiny['get_config']()]
+  recipes += map(configs.base, families.FAMILIES)
   leaves = {path for recipe in recipes for path in configs.leaf_paths(recipe)}
   return leaves | {x.rpartition('.')[0] for x in leaves}
 
@@ -558,11 +560,15 @@ BLOCKS = {
     {
       VENV: '',
       '--workdir=runs/tiny': f'--workdir=runs/tiny{RENDERER}'
-      ' --config.data.make.synthetic.scenes=24'
-      ' --config.data.make.synthetic.frames=12',
+      ' --config.model.position_grid=4'
+      ' --config.data.make.rooms.scenes=24'
+      ' --config.data.make.rooms.frames=24 --config.data.make.rooms.walks=1',
     },
-    leaves=('runs/tiny/eval/00000002/synthetic_reconstruction.png',),
-    prints=('mean colour', 'pictures are in runs/tiny'),
+    leaves=(
+      'runs/tiny/eval/00000002/rooms_reconstruction.png',
+      *(f'runs/tiny/transfer.{kind}' for kind in ('png', 'mp4', 'gif')),
+    ),
+    prints=('mean colour', 'does motion transfer?', 'runs/tiny/transfer.png'),
   ),
   'README.md: Two commands (2)': Elsewhere('these tests'),
   'README.md: Train on your own videos': Run(
@@ -686,7 +692,7 @@ BLOCKS = {
       '--workdir=runs/tiny': f'--workdir=runs/tiny{RENDERER}',
     },
     after=('README.md: Two commands',),
-    leaves=('runs/tiny/eval/00000002/synthetic_tps-learned.json',),
+    leaves=('runs/tiny/eval/00000002/rooms_tps-learned.json',),
     prints=('gate passed', 'mean motion'),
   ),
   'README.md: True Pose Similarity (2)': Run(
@@ -709,6 +715,12 @@ BLOCKS = {
       '--batch=8': '--batch=2',
     },
     prints=('compile',),
+  ),
+  'docs/learning.md: When it does not learn': Elsewhere(
+    'tests/tools/test_benchmark_learn.py runs it'
+  ),
+  'docs/learning.md: An oracle for blurred pictures': Elsewhere(
+    'trains for an hour first; tests/evaluation/test_rerender_oracle.py runs it'
   ),
   'docs/tutorial.md: 1. Film': Elsewhere('installs what the tests have'),
   'docs/tutorial.md: 1. Film (2)': Run(
