@@ -2,9 +2,9 @@
 
   python -m xfactor.main --config=configs/tiny.py --workdir=runs/tiny
 
-Makes its data where they are missing: 200 rooms, in each of which a camera pans,
-or pans and tilts, on three spots, 32 x 32 pixels. 0.4 M parameters. Hardware: two
-CPU cores, under ten minutes; README.md shows what comes out.
+Makes its data where they are missing: 200 rooms, in each of which a camera
+pans, or pans and tilts, on three spots, 32 x 32 pixels. 0.4 M parameters.
+Hardware: two CPU cores, under ten minutes; README.md shows what comes out.
 """
 
 from ml_collections import ConfigDict
