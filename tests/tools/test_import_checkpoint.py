@@ -234,6 +234,68 @@ def test_safetensors_there_and_back(run, theirs, tmp_path):
   assert not (tmp_path / 'run' / interchange.REST).exists()
 
 
+def untrained(workdir, **changes):
+  """A run of ours that has not learned yet; returns its parameters."""
+  config = small.recipe('none', **changes)
+  state = build.build(config, jax.devices()[:1]).init()
+  with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    meta = json.loads(config.to_json_best_effort())
+    checkpoints.save(state, {'config': meta, 'data': {}})
+    checkpoints.wait()
+  return jax.device_get(state.params)
+
+
+def test_safetensors_keep_what_arrays_do_not_tell(tmp_path):
+  """Also of a run with Muon; what is imported goes on with AdamW."""
+  params = untrained(tmp_path / 'run', **small.LEARNING)
+  path = tmp_path / 'model.safetensors'
+  interchange.convert(tmp_path / 'run', path, to='safetensors')
+  interchange.convert(path, tmp_path / 'again', image_size=32)
+  state, meta = read(tmp_path / 'again')
+  assert_same(state['params'], params)
+  want = {
+    name.removeprefix('model__'): value
+    for name, value in small.LEARNING.items()
+    if name.startswith('model__')
+  }
+  assert {key: meta['config']['model'][key] for key in want} == want
+  assert meta['config']['model']['dtype'] == 'float32'
+  assert meta['config']['optimizer']['name'] == 'adamw'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'model__position_grid': 4}, 'config.model.position_grid=4 cannot be'),
+    ({'optimizer__name': 'muon'}, "config.optimizer.name='muon', whose mom"),
+  ],
+)
+def test_what_the_public_code_has_not_is_not_written_for_it(
+  tmp_path, changes, said
+):
+  untrained(tmp_path / 'run', **changes)
+  out = tmp_path / 'out.flax'
+  with pytest.raises(UserError, match=f'{said}.*--to=safetensors') as caught:
+    interchange.convert(tmp_path / 'run', out, to='official')
+  assert '\n' not in str(caught.value)
+  assert not out.exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'model__position_grid': 4}, 'config.model.position_grid=0, not 4'),
+    ({'optimizer__name': 'muon'}, 'config.optimizer.name="adamw", and start'),
+  ],
+)
+def test_an_import_goes_on_as_the_public_code_can(tmp_path, changes, said):
+  config = small.recipe('none', **changes)
+  with pytest.raises(UserError, match=said) as caught:
+    interchange.convert(FILE, tmp_path / 'run', config=config)
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
 def test_one_foreign_format_becomes_another(theirs, tmp_path):
   out = tmp_path / 'm.safetensors'
   interchange.convert(FILE, out, to='safetensors')

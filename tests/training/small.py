@@ -10,6 +10,22 @@ from xfactor.data import convert, images, sources
 from xfactor.geometry import cameras
 from xfactor.training import build, sharding
 
+# Settings of the model that `configs.small` has otherwise.
+PUBLISHED = {
+  'position_grid': 0,
+  'layer_scale': 0.01,
+  'tie_qk': False,
+  'pose_gain': 1.0,
+}
+# And as it has them, as overrides of `recipe`.
+LEARNING = {
+  'optimizer__name': 'muon',
+  'model__position_grid': 4,
+  'model__layer_scale': 0.3,
+  'model__tie_qk': True,
+  'model__pose_gain': 10.0,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Squares(sources.Source):
@@ -117,9 +133,16 @@ def recipe(data_dir, **changes):
     renderer_layers=1,
     pose_dim=4,
     registers=1,
+    **PUBLISHED,
   )
   config.objective.unmasked_prob = 0.25
-  config.optimizer.warmup_steps = 2
+  config.objective.augmentation = configs.base().objective.augmentation
+  config.optimizer.update(
+    name='adamw',
+    learning_rate=1e-3,
+    final_learning_rate=1e-4,
+    warmup_steps=2,
+  )
   config.data.update(
     dir=str(data_dir),
     batch=8,
@@ -127,6 +150,7 @@ def recipe(data_dir, **changes):
     ramp_steps=4,
     threads=2,
   )
+  config.eval.update(pairs=2, targets=3)
   config.data.mix = {'squares': configs.part(begin=3, end=6)}
   return _short(config, changes)
 

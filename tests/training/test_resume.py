@@ -92,6 +92,7 @@ def test_what_an_older_version_lacked_was_as_by_default():
         eval__batch=64,
         eval__panel=8,
         eval__pairs=64,
+        eval__targets=5,
         eval__lpips=True,
       ),
     )
