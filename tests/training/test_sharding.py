@@ -27,6 +27,28 @@ def test_every_parameter_has_a_rule_and_moments_follow():
   assert adam.count.sharding.spec == P()
 
 
+def test_the_momentum_of_muon_lies_with_its_matrices():
+  config = small.recipe(
+    'data', mesh__fsdp=4, mesh__data=2, optimizer__name='muon'
+  )
+  state = build.build(config).abstract_state()
+  found = dict.fromkeys(state.params, 0)
+  for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]:
+    name = getattr(path[-1], 'key', None)
+    if name in found:
+      found[name] += 1
+      assert leaf.sharding == state.params[name].sharding
+    else:
+      assert leaf.sharding.spec == P()
+  matrices = {name for name in found if '/stack/layers/' in name}
+  matrices = {name for name in matrices if name.endswith('/kernel')}
+  # A momentum of Muon's, two moments of AdamW's.
+  assert found == {name: 2 - (name in matrices) for name in found}
+  qkv = 'renderer/trunk/stack/layers/qkv/kernel'
+  assert qkv in matrices
+  assert state.params[qkv].sharding.spec == P(None, 'fsdp', 'tensor')
+
+
 @pytest.mark.parametrize(
   ('family', 'few'), [('rust', set()), ('rayzer', {'pose', 'focal'})]
 )
