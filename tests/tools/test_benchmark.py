@@ -17,6 +17,7 @@ TINY = (
   '--repeats=1',
   '--compiles=1',
   '--batch=2',
+  '--config.train.accumulate=1',
   '--config.model.features=32',
   '--config.model.encoder_layers=1',
   '--config.model.renderer_layers=1',

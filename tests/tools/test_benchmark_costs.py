@@ -28,6 +28,7 @@ def recipe():
   )
   config.data.update(batch=2, image_size=16)
   config.eval.update(batch=3, lpips=False)
+  config.train.accumulate = 1
   return config
 
 

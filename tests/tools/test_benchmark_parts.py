@@ -34,8 +34,9 @@ ONCE = {'repeats': 1, 'compiles': 1}
 def recipe():
   """Three views that are not square, one register, of a batch of one."""
   config = configs.small()
-  config.model.update(features=16, heads=2, registers=1)
+  config.model.update(features=16, heads=2, registers=1, patch_size=8)
   config.data.update(batch=1, image_size=32, image_width=48, contexts=2)
+  config.train.accumulate = 1
   return config
 
 

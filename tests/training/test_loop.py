@@ -127,6 +127,37 @@ def test_the_newest_checkpoints_are_kept(run):
   assert len(meta['data']['sha256']) == 64
 
 
+@pytest.fixture(scope='module')
+def muon(data_dir, tmp_path_factory):
+  """A finished run with the settings by which small models learn motion."""
+  workdir = tmp_path_factory.mktemp('muon')
+  config = small.recipe(
+    data_dir,
+    **small.LEARNING,
+    objective__unmasked_prob=0.0,
+    eval__pairs=0,
+  )
+  loop.train(config, str(workdir))
+  return config, workdir
+
+
+def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(muon, tmp_path):
+  """Bit for bit, the orthogonalised momentum too."""
+  config, workdir = muon
+  shutil.copytree(workdir / 'checkpoints/3', tmp_path / 'checkpoints/3')
+  loop.train(config, str(tmp_path))
+  straight, resumed = (read_state(config, w)[0] for w in (workdir, tmp_path))
+  found = optax.tree_utils.tree_get_all_with_path(straight.opt_state, 'mu')
+  assert len(found) == 2  # Muon's and AdamW's.
+  assert all(any(x.any() for x in jax.tree.leaves(mu)) for _, mu in found)
+  jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+
+
+def test_without_pairs_nothing_is_transferred(muon):
+  _, workdir = muon
+  assert not list(workdir.glob('transfer.*'))
+
+
 def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   """Bit for bit: parameters, moments, and so the data and all draws."""
   config, workdir, *_ = run
@@ -205,6 +236,31 @@ def test_data_are_made_once_and_other_options_are_refused(
   with config.unlocked():
     config.data.make = {'squares': {'clips_made': 16}}
   with pytest.raises(UserError, match='clips_made'):
+    data.make(config)
+
+
+def test_data_can_have_another_name_than_their_source(tmp_path, capsys):
+  config = small.recipe(tmp_path)
+  rooms = {'source': 'synthetic', 'scenes': 10, 'frames': 2, 'size': 8}
+  with config.unlocked():
+    config.data.make = {'few': rooms, 'solids': {**rooms, 'source': 'solids'}}
+  data.make(config)
+  made = {
+    name: records.open_split(tmp_path, name, 'train').manifest()
+    for name in ('few', 'solids')
+  }
+  assert [x['source'] for x in made.values()] == ['synthetic', 'solids']
+  assert made['few']['options']['scenes'] == 10
+  capsys.readouterr()
+  data.make(config)
+  assert not capsys.readouterr().out
+  with config.unlocked():
+    config.data.make.few.frames = 3
+  with pytest.raises(UserError, match='frames'):
+    data.make(config)
+  with config.unlocked():
+    config.data.make = {'few': {'source': 'fex'}}
+  with pytest.raises(UserError, match='fex'):
     data.make(config)
 
 
