@@ -87,6 +87,7 @@ def _full() -> ConfigDict:
 def _small() -> ConfigDict:
   """0.4 to 0.7 M parameters, views of 32 x 32 pixels."""
   config = configs.small()
+  config.train.accumulate = 1  # Contrastive objectives compare all of a batch.
   config.data.ramp_steps = 600
   config.train.steps = 4_000
   config.train.log_every = 100
