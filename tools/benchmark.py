@@ -10,6 +10,7 @@
     [--config=configs/tiny.py]
   python tools/benchmark.py growth [--config=configs/tiny.py] [--out=growth.png]
     [--factors=0.5,2] [--contexts=1,2,4]
+  python tools/benchmark.py learn [--config=configs/tiny.py] [--updates=400]
   python tools/benchmark.py oracle --oracle=known_scene --data_dir=/data
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
@@ -29,6 +30,9 @@ takes; restoring it.
 `attention`, `lpips`, `augment`: these parts of the train step, each in the ways
 that there are on this machine, against the plain one.
 `growth`: step time and memory as batch, views, image size and width grow.
+`learn`: what of a recipe does not learn motion: held-out scores on the way of
+the renderer told the true motions, of the pose encoder supervised with them,
+and of both together; the data sets must have cameras.
 `oracle`: how far off a pose oracle is, and how much it refuses, on frames with
 known cameras, as they are, blurred and noisy.
 
@@ -53,6 +57,7 @@ from benchmarks import (
   convert,
   evaluating,
   growth,
+  learn,
   measuring,
   oracle,
   parts,
@@ -143,6 +148,9 @@ _FACTORS = flags.DEFINE_list(
 _CONTEXTS = flags.DEFINE_list(
   'contexts', ['1', '2', '4'], 'Numbers of context views, for `growth`.'
 )
+_UPDATES = flags.DEFINE_integer(
+  'updates', 400, 'Of each of the three that `learn` trains.', lower_bound=1
+)
 _OUT = flags.DEFINE_string(
   'out',
   None,
@@ -159,6 +167,7 @@ ASKED = (
   'checkpoint',
   'eval',
   'growth',
+  'learn',
   *parts.BENCHMARKS,
 )
 # What they can measure, of those that cannot take any recipe.
@@ -168,6 +177,7 @@ FAMILIES = {
   'rays': 'srt',
   'eval': 'xfactor',
   'growth': 'xfactor',
+  'learn': 'xfactor',
 } | dict.fromkeys(parts.BENCHMARKS, 'xfactor')
 
 
@@ -175,6 +185,18 @@ def _recipe() -> ConfigDict:
   config = _CONFIG.value.copy_and_resolve_references()
   if _BATCH.value:
     config.data.batch = _BATCH.value
+  return config
+
+
+def _plain(config: ConfigDict) -> ConfigDict:
+  """The recipe as the public formulation has it.
+
+  No positions are added, and a batch is worked on at once.
+  """
+  config = config.copy_and_resolve_references()
+  config.train.accumulate = 1
+  if config.family == 'xfactor':
+    config.model.position_grid = 0
   return config
 
 
@@ -215,7 +237,8 @@ def _oracle() -> list[Any]:
 
 def _run(names: list[str]) -> dict[str, Any]:
   """Runs the benchmarks, printing as it goes; returns the numbers."""
-  config, sizes = _recipe(), _sizes()
+  recipe, sizes = _recipe(), _sizes()
+  config = _plain(recipe)
   factors, contexts = _numbers(_FACTORS, float), _numbers(_CONTEXTS, int)
   for name in names or NAMES:
     if name not in (*NAMES, *ASKED):
@@ -263,6 +286,7 @@ def _run(names: list[str]) -> dict[str, Any]:
       repeats=_REPEATS.value,
       out=_OUT.value,
     ),
+    'learn': lambda: learn.run(recipe, updates=_UPDATES.value),
     'oracle': _oracle,
   } | {
     name: functools.partial(

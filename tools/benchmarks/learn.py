@@ -1,0 +1,327 @@
+"""How fast the parts of an XFactor recipe learn motion, in a posed world.
+
+Trains three times, each from the recipe's initialisation and with its
+optimizer, data and augmentation; examples are split as in training:
+
+*   the renderer alone. It is told true motions in place of latent poses.
+*   the pose encoder alone. The first channels of its poses are to be the true
+    motions (squared error).
+*   both together: the recipe as it is.
+
+A true motion is six numbers, as `motion.freedoms`, each divided by its standard
+deviation; those that hardly move in the data are 0. Held-out tests on the way:
+PSNR drawn with the right pose and with that of another pair, and how much of
+each degree of freedom a linear map reads off the poses (R2). All are on pairs
+of frames as far apart as those of the last update.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.measuring import timed
+from xfactor.data import pipeline, records
+from xfactor.errors import UserError
+from xfactor.evaluation import images, motion
+from xfactor.geometry.wander import FREEDOMS
+from xfactor.models.functional import Params
+from xfactor.models.layers import to_float
+from xfactor.training import build as builds
+from xfactor.training import data, families, objectives, sharding, state
+
+BETTER = 'better, %'  # Pairs that the right pose draws better; chance: 50.
+# What counts as learned: `BETTER` of the renderer, R2 of a degree of freedom.
+MIN_BETTER, MIN_R2 = 75.0, 0.3
+
+_FITTED, _HELD_OUT = 384, 192  # Pairs of frames.
+_ROWS = 5  # Tests of a training, with one before the first update.
+# Else halves have different motions, or none is known, or nothing is drawn.
+_NEEDED = {
+  'data.contexts': 1,
+  'data.offset_prob': 0.0,
+  'data.mirror_prob': 0.0,
+  'objective.contrast': '',
+  'model.pose': 'latent',
+}
+
+Row = dict[str, float]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Rows of each training (updates, CPU seconds, scores), and a sentence."""
+
+  title: str
+  rows: dict[str, list[Row]]
+  conclusion: str
+
+  def summary(self) -> dict[str, Any]:
+    """Returns the numbers, for JSON."""
+    return dataclasses.asdict(self)
+
+  def __str__(self) -> str:
+    return self.conclusion
+
+
+def target_motion(batch: families.Batch, draws: objectives.Draws) -> jax.Array:
+  """True motions [b, 6] from the references to the targets.
+
+  Of two views the first is the reference, since both are as central; the target
+  is the second (1) or, not moved, the first again (0).
+  """
+  return batch['motions'] * draws.target[:, None]
+
+
+class ToldRenderer(families.XFactor):
+  """The renderer alone: told the true motion, and scored as in training."""
+
+  def loss(self, network, batch, draws, objective, *, whole, weights):
+    views, _ = objectives.prepare(to_float(batch['images']), draws, objective)
+    true = target_motion(batch, draws)[:, None, None]
+    channels = network.config.pose_dim - true.shape[-1]
+    # Alike for both halves; before the target's pose the reference's, zero.
+    poses = jnp.pad(true, ((0, 0), (0, 0), (1, 0), (0, channels)))
+    poses = jnp.repeat(poses, 2, axis=1)
+    drawn = objectives.render(network, views[:, :1], poses, draws.order)
+    perceptual = self._perceptual(weights, objective)
+    return objectives.score(drawn, views[:, 1], objective, perceptual)
+
+
+class ToldEncoder(families.XFactor):
+  """The pose encoder alone: its first channels are to be the true motion."""
+
+  def loss(self, network, batch, draws, objective, *, whole, weights):
+    joint = network.config.joint_encoder
+    views = to_float(batch['images'])
+    _, sets = objectives.prepare(views, draws, objective, joint=joint)
+    poses = objectives.encode(network, sets, draws.order)
+    true = target_motion(batch, draws)[:, None]
+    error = jnp.square(poses[:, :, 1, : true.shape[-1]] - true).sum(-1).mean()
+    return error, {'loss': error}
+
+
+TRAININGS = {
+  'renderer': (ToldRenderer(), 'the renderer alone, told true motions'),
+  'encoder': (ToldEncoder(), 'the pose encoder alone, supervised'),
+  'joint': (families.XFactor(), 'both together, as the recipe is'),
+}
+
+
+def train(
+  build: builds.Build,
+  start: state.TrainState,
+  stream: pipeline.Pipeline,
+  known: Callable[[Arrays], Arrays],
+  weights: Params | None,
+  points: list[int],
+) -> Iterator[tuple[int, float, Params]]:
+  """Trains on batches with motions, by `known`; yields at `points` (updates).
+
+  Yields:
+    Updates done, the CPU seconds that they took (all threads; nothing of
+    compiling or of what the caller does) and parameters, valid until the next.
+  """
+  put = functools.partial(sharding.to_mesh, build.mesh)
+  with jax.set_mesh(build.mesh):
+    arguments = build.abstract_state(), put(known(stream.dataset()[0])), weights
+    program = build.step(whole=False).lower(*arguments).compile()
+  now, done, cpu = jax.tree.map(jnp.copy, start), 0, 0.0
+  with contextlib.closing(stream.batches()) as batches:
+    for point in points:
+      with timed() as time:
+        for _ in range(point - done):
+          now, _ = program(now, put(known(next(batches))), weights)
+        jax.block_until_ready(now)
+      done, cpu = point, cpu + time.cpu
+      yield done, cpu, now.params
+
+
+def make_tests(
+  build: builds.Build, fitted: Arrays, held_out: Arrays
+) -> dict[str, Callable[[Params], Row]]:
+  """Scores on held-out pairs, by training; a linear map is fitted to others."""
+  bind, true = build.functional.bind, held_out['motions']
+  told = np.pad(true, ((0, 0), (0, build.model.pose_dim - true.shape[1])))
+
+  @jax.jit
+  def encode(params, pairs):
+    return bind(params).encode_views(to_float(pairs))[:, 1]
+
+  @jax.jit
+  def psnr(params, pairs, poses):
+    pairs, poses = to_float(pairs), jnp.stack([0 * poses, poses], axis=1)
+    drawn = bind(params).render(pairs[:, :1], poses)
+    return images.psnr((drawn + 1) / 2, (pairs[:, 1] + 1) / 2)
+
+  def each(function, params, *arrays):
+    call = functools.partial(function, params)
+    return images.in_batches(call, *arrays, batch=32)
+
+  def drawn(params, poses):
+    right = each(psnr, params, held_out['images'], poses)
+    other = each(psnr, params, held_out['images'], np.roll(poses, 1, axis=0))
+    return {
+      'PSNR, dB': float(right.mean()),
+      "another's": float(other.mean()),
+      BETTER: 100 * float((right > other).mean()),
+    }
+
+  def poses_of(params, some):
+    return each(encode, params, some['images'])
+
+  def read_off(params):
+    known = poses_of(params, fitted), fitted['motions']
+    found = motion.explained_variance(*known, poses_of(params, held_out), true)
+    return {f'R2 {name}': value for name, value in found.items()}
+
+  return {
+    'renderer': lambda params: drawn(params, told),
+    'encoder': read_off,
+    'joint': lambda params: (
+      drawn(params, poses_of(params, held_out)) | read_off(params)
+    ),
+  }
+
+
+def conclude(last: Mapping[str, Row]) -> str:
+  """What the last rows of the three say, in a sentence.
+
+  The renderer has learned if the right motion draws `MIN_BETTER` percent of the
+  pairs better than another; an encoder, all whose R2 is `MIN_R2` or more.
+  """
+  draws = last['renderer'][BETTER] >= MIN_BETTER
+  unseen, lost = (_not_learned(last[name]) for name in ('encoder', 'joint'))
+  if not lost:
+    return 'both together learn all motions: train on for better pictures'
+  facts = (
+    f'the renderer {"learns" if draws else "does not learn"} from true motions;'
+    f' the encoder {f"does not learn {unseen}" if unseen else "learns"} from '
+    f'supervision; both together do not learn {lost}'
+  )
+  if draws and unseen:
+    advice = (
+      "change the encoder's initialisation (config.model.tie_qk, layer_scale, "
+      'pose_gain) or the optimizer (config.optimizer.name)'
+    )
+  elif draws:
+    advice = 'begin with smaller motions (config.data.mix)'
+  elif unseen:
+    advice = 'smaller motions (config.data.mix) or another optimizer may help'
+  else:
+    advice = 'change the renderer (config.model.renderer_layers, patch_size)'
+  return f'{facts}: {advice}, or train longer (--updates)'
+
+
+def _not_learned(row: Row) -> str:
+  """The degrees of freedom that are not, for people; empty if all are."""
+  r2 = {k[3:]: value for k, value in row.items() if k.startswith('R2 ')}
+  return ' and '.join(k for k, value in r2.items() if not value >= MIN_R2)
+
+
+def run(recipe: ConfigDict, *, updates: int) -> list[Report]:
+  """Trains three times, printing rows as they come.
+
+  Args:
+    recipe: Of stereo XFactor, with data sets that have cameras; those that it
+      says how to make are made where missing.
+    updates: Of each of the three.
+
+  Raises:
+    UserError: If the recipe is wrong, or no camera is known or moves.
+  """
+  _check(recipe)
+  build = builds.build(recipe, jax.devices()[:1])
+  weights = None
+  if build.needs_lpips:
+    weights = builds.load_perceptual(recipe, build.mesh, required=True)
+  data.make(recipe)
+  stream, fitted, held_out = _open(recipe, updates)
+  scale = _scale(fitted, held_out)
+  known = functools.partial(_with_motions, scale=scale)
+  tests = make_tests(build, known(fitted), known(held_out))
+  points = np.unique(np.linspace(0, updates, _ROWS).astype(int)).tolist()
+  title = f'how fast motion is learned from {build.family.describe(build)}'
+  print(title)
+  start, rows = build.init(), {name: [] for name in TRAININGS}
+  for name, (family, what) in TRAININGS.items():
+    print(what, flush=True)
+    own = dataclasses.replace(build, family=family)
+    course = train(own, start, stream, known, weights, points)
+    for step, cpu, params in course:
+      row = {'updates': step, 'CPU s': cpu} | tests[name](params)
+      rows[name].append(row)
+      _show(row, head=step == 0)
+  last = {name: found[-1] for name, found in rows.items()}
+  return [Report(title, rows, conclude(last))]
+
+
+def _check(recipe: ConfigDict) -> None:
+  for key, needed in _NEEDED.items():
+    section, name = key.split('.')
+    given = recipe[section].get(name, needed)
+    if given != needed:
+      raise UserError(
+        f'the benchmark learn needs config.{key}={needed!r}, not {given!r}'
+      )
+  if recipe.model.pose_dim < len(FREEDOMS):
+    raise UserError(
+      f'the benchmark learn needs config.model.pose_dim of {len(FREEDOMS)} or '
+      f'more, not {recipe.model.pose_dim}'
+    )
+
+
+def _open(
+  recipe: ConfigDict, updates: int
+) -> tuple[pipeline.Pipeline, Arrays, Arrays]:
+  """The training stream; pairs of it, and held-out ones, as batches."""
+  split = recipe.eval.split
+  for name, part in recipe.data.mix.items():
+    for each in (part.split, split):
+      store = records.open_split(recipe.data.dir, name, each)
+      if not any(store.clip(i).posed for i in range(len(store))):
+        raise UserError(
+          f'the benchmark learn needs true motions, but {name}/{each} has no '
+          'cameras; give a recipe whose data sets have them'
+        )
+  config = data.open_pipeline(recipe).config
+  config = dataclasses.replace(config, cameras=True)
+  parts = tuple(dataclasses.replace(x, split=split) for x in config.parts)
+  fitted = dataclasses.replace(config, batch_size=_FITTED)
+  held_out = dataclasses.replace(config, batch_size=_HELD_OUT, parts=parts)
+  return pipeline.Pipeline(config), *(
+    pipeline.Pipeline(x).dataset()[updates] for x in (fitted, held_out)
+  )
+
+
+def _with_motions(batch: Arrays, scale: Any = 1.0) -> Arrays:
+  """What a step takes, and true motions [b, 6] of second views, scaled."""
+  motions = [motion.freedoms(*x) for x in batch['world_to_camera']]
+  arrays = {name: batch[name] for name in families.XFactor.arrays}
+  return arrays | {'motions': np.float32(motions * np.asarray(scale))}
+
+
+def _scale(fitted: Arrays, held_out: Arrays) -> np.ndarray:
+  """Factors [6] that give motions a deviation of 1; 0 for what hardly moves."""
+  motions = _with_motions(held_out)['motions']
+  moving = motion.explained_variance(motions, motions, motions, motions)
+  if not moving:
+    raise UserError('the benchmark learn needs cameras that move; none does')
+  spread = np.maximum(_with_motions(fitted)['motions'].std(0), 1e-8)
+  return np.array([name in moving for name in FREEDOMS]) / spread
+
+
+def _show(row: Row, head: bool) -> None:
+  """Prints a row, below what its columns are if it is the first."""
+  if head:
+    print(''.join(f'{name:>11}' for name in row))
+  updates, cpu, *scores = row.values()
+  cells = [f'{updates:,}', f'{cpu:.1f}', *(f'{x:.2f}' for x in scores)]
+  print(''.join(f'{cell:>11}' for cell in cells), flush=True)
