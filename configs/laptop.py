@@ -6,7 +6,7 @@
 Makes its data where they are missing: procedural rooms and levels of Freedoom
 through which a camera turns, slides, rises and pushes ahead, 64 x 64 pixels.
 Windows grow from small motions to large ones; no camera is ever told.
-Hardware: two CPU cores, one hour; README.md shows what comes out.
+Hardware: two CPU cores, one hour; not yet run for so long.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 
 Needs `pip install -e .[vizdoom]`. 252 walks through 60 levels to train on, 36
 through 8 other levels to test on, 64 x 64 pixels. Hardware: two CPU cores, half
-an hour; README.md shows the curve and the pictures.
+an hour; not yet run with these settings.
 """
 
 from ml_collections import ConfigDict
