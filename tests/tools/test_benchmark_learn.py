@@ -82,12 +82,22 @@ def test_the_conclusion_follows_from_the_last_rows(better, pan, both, sentence):
 
 
 def test_true_motions_have_a_deviation_of_one(folder):
-  _, fitted, held_out = learn._open(recipe_of(folder), updates=4)
-  scale = learn._scale(fitted, held_out)
+  _, fitted, _ = learn._open(recipe_of(folder), updates=4)
+  scale = learn._scale(fitted)
   motions = learn._with_motions(fitted, scale)['motions']
   spread = motions[:, scale > 0].std(0)
   np.testing.assert_allclose(spread, 1, rtol=1e-4)
   assert not motions[:, scale == 0].any()
+
+
+def test_cameras_that_stand_still_are_refused():
+  still = {
+    'images': np.zeros((3, 2, 8, 8, 3), np.uint8),
+    'frames': np.zeros((3, 2), np.int32),
+    'world_to_camera': np.tile(np.eye(3, 4), (3, 2, 1, 1)),
+  }
+  with pytest.raises(UserError, match='none does'):
+    learn._scale(still)
 
 
 def test_a_data_set_without_cameras_is_refused(tmp_path):

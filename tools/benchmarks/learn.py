@@ -38,9 +38,12 @@ from xfactor.training import data, families, objectives, sharding, state
 
 BETTER = 'better, %'  # Pairs that the right pose draws better; chance: 50.
 # What counts as learned: `BETTER` of the renderer, R2 of a degree of freedom.
-MIN_BETTER, MIN_R2 = 75.0, 0.3
+# Of untrained poses 0.3 can be read off: a tilt changes how bright a view is.
+MIN_BETTER, MIN_R2 = 75.0, 0.5
 
 _FITTED, _HELD_OUT = 384, 192  # Pairs of frames.
+# Of the largest turn or move: a panning camera that looks up rolls a little.
+_LEAST = 0.4
 _ROWS = 5  # Tests of a training, with one before the first update.
 # Else halves have different motions, or none is known, or nothing is drawn.
 _NEEDED = {
@@ -244,7 +247,7 @@ def run(recipe: ConfigDict, *, updates: int) -> list[Report]:
     weights = builds.load_perceptual(recipe, build.mesh, required=True)
   data.make(recipe)
   stream, fitted, held_out = _open(recipe, updates)
-  scale = _scale(fitted, held_out)
+  scale = _scale(fitted)
   known = functools.partial(_with_motions, scale=scale)
   tests = make_tests(build, known(fitted), known(held_out))
   points = np.unique(np.linspace(0, updates, _ROWS).astype(int)).tolist()
@@ -308,14 +311,14 @@ def _with_motions(batch: Arrays, scale: Any = 1.0) -> Arrays:
   return arrays | {'motions': np.float32(motions * np.asarray(scale))}
 
 
-def _scale(fitted: Arrays, held_out: Arrays) -> np.ndarray:
+def _scale(fitted: Arrays) -> np.ndarray:
   """Factors [6] that give motions a deviation of 1; 0 for what hardly moves."""
-  motions = _with_motions(held_out)['motions']
-  moving = motion.explained_variance(motions, motions, motions, motions)
-  if not moving:
+  spread = _with_motions(fitted)['motions'].std(0)
+  least = np.repeat(_LEAST * spread.reshape(2, 3).max(1), 3)
+  moving = spread > np.maximum(least, 1e-4)
+  if not moving.any():
     raise UserError('the benchmark learn needs cameras that move; none does')
-  spread = np.maximum(_with_motions(fitted)['motions'].std(0), 1e-8)
-  return np.array([name in moving for name in FREEDOMS]) / spread
+  return moving / np.maximum(spread, 1e-8)
 
 
 def _show(row: Row, head: bool) -> None:
