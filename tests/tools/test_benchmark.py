@@ -174,7 +174,7 @@ def test_oracle_is_measured_on_known_cameras(tmp_path):
   [
     (('stpe',), "'stpe'; choose from step, pipeline, start, convert, compile"),
     (('oracle',), 'needs --oracle'),
-    (('oracle', '--oracle=file'), 'known_scene|learned|colmap|vggt'),
+    (('oracle', '--oracle=file'), 'known_scene|rerender|learned|colmap|vggt'),
     (
       ('oracle', '--oracle=colmap', '--data_dir=/nowhere', '--name=rooms'),
       '/nowhere',

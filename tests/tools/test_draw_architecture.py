@@ -33,6 +33,7 @@ AGAINST = {
   ('xfactor.training', 'xfactor.evaluation'): {
     # A run evaluates itself, and a pose oracle must pass its gate.
     ('training.loop', 'evaluation.heldout'),
+    ('training.loop', 'evaluation.motion'),
     ('training.loop', 'evaluation.reconstruction'),
     ('training.pose_oracle', 'evaluation.oracles'),
     ('training.pose_oracle', 'evaluation.oracles.learned'),

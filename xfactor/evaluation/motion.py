@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -126,7 +127,9 @@ class Motion:
   def _at(self, params: Params, step: int) -> api.Model:
     if self._model is None:
       restored = restore.Restored(self._config, step, self._build, params)
-      self._model = api.Model(restored, batch=8, progress=False)
+      model = api.Model(restored, batch=8, progress=False)
+      # That frames are resized is what training does, too: no news.
+      self._model = model.telling(lambda text: None)
     return self._model.at(step, params)
 
   def _pairs(
@@ -247,6 +250,14 @@ def table(name: str, result: tps.Result) -> str:
       f'motion; the scene left as it is: {found["frozen_psnr"]:.2f} dB',
     ]
   )
+
+
+def write(
+  workdir: epath.PathLike,
+  film: tuple[UInt8[np.ndarray, 'n h w 3'], float, UInt8[np.ndarray, 'h w 3']],
+) -> None:
+  """Writes transfer.mp4, .gif and .png into a run's folder; see `films`."""
+  movie.write(epath.Path(workdir) / 'transfer.mp4', *film)
 
 
 def explained_line(name: str, explained: dict[str, float]) -> str:

@@ -15,8 +15,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from xfactor.errors import UserError
-
 # Degrees of freedom: turns about the vertical, about the camera's right and
 # about its view direction; moves to its right, up and forwards.
 FREEDOMS = ('pan', 'tilt', 'roll', 'slide', 'rise', 'push')
@@ -86,11 +84,11 @@ def wander(
     move: Of slide and push, units a frame; rise moves at half of it.
 
   Raises:
-    UserError: If there is no such freedom.
+    ValueError: If there is no such freedom.
   """
   for name in freedoms:
     if name not in FREEDOMS:
-      raise UserError(
+      raise ValueError(
         f'{name!r} is no degree of freedom; choose from {", ".join(FREEDOMS)}'
       )
   speeds = _smooth_noise(rng, frames, len(FREEDOMS))

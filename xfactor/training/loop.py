@@ -12,13 +12,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import tqdm
-from etils import epath
 from ml_collections import ConfigDict
 
 from xfactor.data import pipeline
 from xfactor.errors import UserError
 from xfactor.evaluation import heldout, motion, reconstruction
-from xfactor.inference import movie
 from xfactor.training import build as builds
 from xfactor.training import (
   checkpoint,
@@ -243,7 +241,7 @@ def _train(
   if main_process:
     heldout.write(workdir, done, results, transfer, explained)
     if film:
-      movie.write(epath.Path(workdir) / 'transfer.mp4', *film)
+      motion.write(workdir, film)
   report(results, motion.scalars(transfer, explained), writer, done)
   if main_process:
     for name, result in results.items():
