@@ -254,7 +254,7 @@ def table(name: str, result: tps.Result) -> str:
 
 def write(
   workdir: epath.PathLike,
-  film: tuple[UInt8[np.ndarray, 'n h w 3'], float, UInt8[np.ndarray, 'h w 3']],
+  film: tuple[np.ndarray, float, np.ndarray],
 ) -> None:
   """Writes transfer.mp4, .gif and .png into a run's folder; see `films`."""
   movie.write(epath.Path(workdir) / 'transfer.mp4', *film)
