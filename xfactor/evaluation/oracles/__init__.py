@@ -117,6 +117,20 @@ class PoseOracle(abc.ABC):
     return [self(images, scene) for images, scene in clips]
 
 
+class SceneOracle(PoseOracle):
+  """An oracle that prepares each scene, which takes long: one after another."""
+
+  def batch(
+    self, clips: Sequence[tuple[Images, Scene | None]]
+  ) -> list[PoseResult]:
+    def row(i: int) -> int:
+      scene = clips[i][1]
+      return -1 if scene is None else int(scene.clip)
+
+    out = {i: self(*clips[i]) for i in sorted(range(len(clips)), key=row)}
+    return [out[i] for i in range(len(clips))]
+
+
 def make(name: str, **options: Any) -> PoseOracle:
   """Returns the oracle called `name` with the given options.
 

@@ -51,7 +51,7 @@ _SLACK = 0.01  # By which the correlation may fall.
 _DEPTH_EDGE = 0.05  # Relative difference between neighbours.
 
 
-class Oracle(oracles.PoseOracle):
+class Oracle(oracles.SceneOracle):
   """Localises pictures in a data set with cameras and depth; its scale.
 
   A frame is ok if at least `min_inliers` different points of the picture match
@@ -93,15 +93,6 @@ class Oracle(oracles.PoseOracle):
       'refine': self._refine,
       'opencv': cv2.__version__,
     }
-
-  def batch(
-    self, clips: Sequence[tuple[oracles.Images, oracles.Scene | None]]
-  ) -> list[oracles.PoseResult]:
-    # Scene by scene: what is known of one takes long to prepare.
-    out = {}
-    for i in sorted(range(len(clips)), key=lambda i: _row(clips[i][1])):
-      out[i] = self(*clips[i])
-    return [out[i] for i in range(len(clips))]
 
   def __call__(
     self, images: oracles.Images, scene: oracles.Scene | None = None
@@ -183,10 +174,6 @@ class Oracle(oracles.PoseOracle):
     count = len(np.unique(here[inlier], axis=0))
     median = float(np.median(error[inlier])) if count else None
     return _Found(pose, count, median, correlation)
-
-
-def _row(scene: oracles.Scene | None) -> int:
-  return -1 if scene is None else int(scene.clip)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ _SQUARES = np.repeat(
 )
 
 
-class Oracle(oracles.PoseOracle):
+class Oracle(oracles.SceneOracle):
   """Localises pictures by rendering their scene; its scale.
 
   A frame is ok if its rendering is clearly nearer than any from elsewhere (by
@@ -94,15 +94,6 @@ class Oracle(oracles.PoseOracle):
       'max_error': self._max_error,
       'max_degrees': self._max_degrees,
     }
-
-  def batch(
-    self, clips: Sequence[tuple[oracles.Images, oracles.Scene | None]]
-  ) -> list[oracles.PoseResult]:
-    # Scene by scene: the first cameras of one take long to draw.
-    out = {}
-    for i in sorted(range(len(clips)), key=lambda i: _row(clips[i][1])):
-      out[i] = self(*clips[i])
-    return [out[i] for i in range(len(clips))]
 
   def __call__(
     self, images: oracles.Images, scene: oracles.Scene | None = None
@@ -157,10 +148,6 @@ class Oracle(oracles.PoseOracle):
         f'{found.rival:.3g}: no clear best'
       )
     return None
-
-
-def _row(scene: oracles.Scene | None) -> int:
-  return -1 if scene is None else int(scene.clip)
 
 
 @dataclasses.dataclass(frozen=True)
