@@ -35,7 +35,7 @@ import struct
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -620,10 +620,6 @@ class Path:
 
 
 _ATTEMPTS = 4000
-_NO_PATH = (
-  'no camera path fits into this level; use another seed, or remove the level '
-  "from vizdoom's lists"
-)
 
 
 def plan_path(level: Level, rng: np.random.Generator, frames: int) -> Path:
@@ -632,12 +628,7 @@ def plan_path(level: Level, rng: np.random.Generator, frames: int) -> Path:
   Raises:
     UserError: If the level has no room for one.
   """
-  for attempt in range(_ATTEMPTS):
-    # Cramped levels get shorter paths rather than none.
-    path = _draw_path(level, rng, frames, 0.999**attempt)
-    if path is not None and _shows_something(level, path):
-      return path
-  raise UserError(_NO_PATH)
+  return _first_path(level, lambda scale: _draw_path(level, rng, frames, scale))
 
 
 def plan_wander(
@@ -662,13 +653,28 @@ def plan_wander(
   Raises:
     UserError: If the level has no room for one.
   """
+  return _first_path(
+    level,
+    lambda scale: _draw_wander(
+      level, rng, frames, freedoms, turn, move * scale
+    ),
+    max(frames // 4, 5),
+  )
+
+
+def _first_path(
+  level: Level, draw: Callable[[float], Path | None], *moments: int
+) -> Path:
+  """The first path drawn that shows something; later ones are smaller."""
   for attempt in range(_ATTEMPTS):
-    path = _draw_wander(
-      level, rng, frames, freedoms, turn, move * 0.999**attempt
-    )
-    if path is not None and _shows_something(level, path, max(frames // 4, 5)):
+    # Cramped levels get shorter paths rather than none.
+    path = draw(0.999**attempt)
+    if path is not None and _shows_something(level, path, *moments):
       return path
-  raise UserError(_NO_PATH)
+  raise UserError(
+    'no camera path fits into this level; use another seed, or remove the '
+    "level from vizdoom's lists"
+  )
 
 
 def _draw_wander(
