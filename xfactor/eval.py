@@ -27,7 +27,6 @@ from xfactor.evaluation import (
   motion,
   oracles,
   probe,
-  reconstruction,
   report,
   tps,
 )
@@ -158,12 +157,7 @@ class Evaluation:
       explained = self._moves.explained(params, step)
     if first:
       heldout.write(self._workdir, step, results, moved, explained)
-      for name, result in results.items():
-        print(reconstruction.table(name, result), flush=True)
-        if name in explained:
-          print(motion.explained_line(name, explained[name]))
-        if name in moved:
-          print(motion.table(name, moved[name]), flush=True)
+      print(heldout.tables(results, moved, explained), flush=True)
     transfer, probes = {}, {}
     # Only latent poses are tested, and posed families have none.
     tested = self._oracle is not None or self._probe

@@ -137,6 +137,22 @@ def write(
   records.write_json(file(workdir, step), {'step': step, 'data': data})
 
 
+def tables(
+  results: Mapping[str, reconstruction.Result],
+  transfer: Mapping[str, tps.Result],
+  explained: Mapping[str, dict[str, float]],
+) -> str:
+  """What `write` writes as lines of text for people; arguments as there."""
+  lines = []
+  for name, result in results.items():
+    lines.append(reconstruction.table(name, result))
+    if name in explained:
+      lines.append(motion.explained_line(name, explained[name]))
+    if name in transfer:
+      lines.append(motion.table(name, transfer[name]))
+  return '\n'.join(lines)
+
+
 def panels(name: str, result: reconstruction.Result) -> dict[str, np.ndarray]:
   """The pictures of one data set, uint8, small ones enlarged."""
   scale = max(1, 128 // result.images['truth'].shape[1])

@@ -244,12 +244,7 @@ def _train(
       motion.write(workdir, film)
   report(results, motion.scalars(transfer, explained), writer, done)
   if main_process:
-    for name, result in results.items():
-      print(reconstruction.table(name, result))
-      if name in explained:
-        print(motion.explained_line(name, explained[name]))
-      if name in transfer:
-        print(motion.table(name, transfer[name]))
+    print(heldout.tables(results, transfer, explained))
     print(f'checkpoints, curves and pictures are in {workdir}')
     if film:
       print(
