@@ -21,10 +21,13 @@ _WORLDS = {
     'scenes': 300,
     'walks': 2,
     'field_of_view': 65.0,
-    'move': 0.04,
+    'move': 0.05,
   },
-  'levels': {'source': 'vizdoom', 'walks': 600, 'move': 0.08},
+  'levels': {'source': 'vizdoom', 'walks': 600, 'move': 0.1},
 }
+# Of all six freedoms at once, those that change the picture most hide the others
+# for thousands of updates. So half of the clips show few.
+_PARTS = ('pan', 'pan+tilt', 'slide', 'slide+rise', 'roll', 'push')
 
 
 def get_config() -> ConfigDict:
@@ -36,26 +39,23 @@ def get_config() -> ConfigDict:
   config.data.image_size = 64
   config.train.accumulate = 8
   config.data.mix = {
-    f'{name}_6dof': configs.part(begin=3, end=8) for name in _WORLDS
-  } | {
-    # Clips in which one thing moves at a time: of all six at once, those that
-    # change the picture most hide the others for thousands of updates.
-    f'{name}_single': configs.part(begin=3, end=8)
-    for name in _WORLDS
+    f'{name}_{suffix}': configs.part(begin=3, end=8, weight=weight)
+    for name, weight in (('rooms', 2), ('levels', 1))
+    for suffix in ('6dof', 'parts')
   }
   config.data.make = {
     f'{name}_{suffix}': {
       **options,
       'frames': 64,
       'size': 64,
-      'turn': 1.5,
+      'turn': 1.2,
       'with_depth': False,
       'paths': paths,
     }
     for name, options in _WORLDS.items()
     for suffix, paths in (
       ('6dof', '+'.join(wander.FREEDOMS)),
-      ('single', ','.join(wander.FREEDOMS)),
+      ('parts', ','.join(_PARTS)),
     )
   }
   config.data.ramp_steps = 1_500

@@ -20,7 +20,7 @@ from scipy import ndimage
 FREEDOMS = ('pan', 'tilt', 'roll', 'slide', 'rise', 'push')
 
 _MEMORY = 3.0  # Frames over which speeds are smoothed.
-_MAX_TILT, _MAX_ROLL = math.radians(20), math.radians(10)
+_MAX_TILT, _MAX_ROLL = math.radians(20), math.radians(15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def wander(
 ) -> Path:
   """Draws a path.
 
-  Tilt and roll swing within 20 and 10 degrees of level; pan and the position
+  Tilt and roll swing within 20 and 15 degrees of level; pan and the position
   are not bounded.
 
   Args:
@@ -79,9 +79,8 @@ def wander(
     freedoms: Degrees of freedom that wander, of `FREEDOMS`; the others rest.
     eye: Where the path starts.
     yaw: Where it looks at first.
-    turn: Root mean square of the speed of pan and tilt, radians a frame; roll
-      turns at half of it.
-    move: Of slide and push, units a frame; rise moves at half of it.
+    turn: Root mean square speed of pan, tilt and roll, radians a frame.
+    move: Root mean square speed of slide, rise and push, units a frame.
 
   Raises:
     ValueError: If there is no such freedom.
@@ -99,13 +98,13 @@ def wander(
   yaw = yaw + turn * np.cumsum(pan)
   pitch = _swing(turn * np.cumsum(tilt), level[0], _MAX_TILT)
   roll = _swing(
-    turn / 2 * np.cumsum(roll), level[1] * ('roll' in freedoms), _MAX_ROLL
+    turn * np.cumsum(roll), level[1] * ('roll' in freedoms), _MAX_ROLL
   )
   ahead = np.stack([np.cos(yaw), np.sin(yaw), np.zeros(frames)], -1)
   right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(frames)], -1)
   up = np.array([0.0, 0.0, 1.0])
   steps = push[:, None] * ahead + slide[:, None] * right
-  steps = move * (steps + rise[:, None] / 2 * up)
+  steps = move * (steps + rise[:, None] * up)
   return Path(eye + np.cumsum(steps, 0), yaw, pitch, roll)
 
 
