@@ -23,7 +23,7 @@ _WORLDS = {
     'field_of_view': 65.0,
     'move': 0.05,
   },
-  'levels': {'source': 'vizdoom', 'walks': 600, 'move': 0.1},
+  'levels': {'source': 'vizdoom', 'walks': 200, 'move': 0.1},
 }
 # Of all six freedoms at once, those that change the picture most hide the others
 # for thousands of updates. So half of the clips show few.
