@@ -25,7 +25,7 @@ _WORLDS = {
   },
   'levels': {'source': 'vizdoom', 'walks': 200, 'move': 0.1},
 }
-# Of all six freedoms at once, those that change the picture most hide the others
+# Of six freedoms at once, those that change the picture most hide the others
 # for thousands of updates. So half of the clips show few.
 _PARTS = ('pan', 'pan+tilt', 'slide', 'slide+rise', 'roll', 'push')
 
