@@ -44,7 +44,10 @@ setuptools.setup(
   description='Train, evaluate and serve novel-view-synthesis transformers.',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['xfactor', 'xfactor.*']),
-  package_data={'xfactor.evaluation': ['*.html']},
+  package_data={
+    'xfactor.evaluation.reports': ['*.html'],
+    'xfactor.evaluation.reports.runs': ['*.html'],
+  },
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.5.1',

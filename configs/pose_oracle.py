@@ -14,7 +14,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from xfactor.models import pose_net
+from xfactor.evaluation.oracles.learned import network as learned_network
 
 
 def get_config() -> ConfigDict:
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'model': dataclasses.asdict(pose_net.Config()),
+      'model': dataclasses.asdict(learned_network.Config()),
       'data': {
         # Its own: other recipes make fewer rooms of the same name.
         'dir': 'data/pose_oracle',

@@ -35,7 +35,7 @@ _CONTRAST = {
   'objective.unmasked_prob': 0.0,
   'objective.self_target_prob': 0.0,
 }
-# By member, what differs from `xfactor`; rust and rayzer differ in family.
+# By member, what differs from `xfactor`; rust and rayzer differ in method.
 MEMBERS = {
   'xfactor': {},
   'autoencode': {'objective.unmasked_prob': 1.0},

@@ -29,8 +29,8 @@ _SERVER.set_forkserver_preload(
     'xfactor.api',
     'xfactor.cli',
     'xfactor.data.sources.synthetic',
-    'xfactor.evaluation.report',
-    'xfactor.evaluation.tps',
+    'xfactor.evaluation.reports.evaluation',
+    'xfactor.evaluation.transfer_test',
     'xfactor.training.aot',
     'xfactor.training.loop',
   ]

@@ -5,6 +5,8 @@ import gc
 import inspect
 import logging
 import os
+import pathlib
+import sys
 import tempfile
 import types
 import typing
@@ -67,6 +69,8 @@ def check_types_faster():
 
 check_types_faster()
 
+# What the tools keep beside them is tested, too.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'tools'))
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 
 

@@ -16,13 +16,14 @@ from PIL import Image
 import xfactor
 from tests.training import small
 from xfactor import api
-from xfactor.data import records
+from xfactor.data import files
 from xfactor.data.images import centre_crop_resize
 from xfactor.errors import UserError
-from xfactor.inference import movie
-from xfactor.models import xfactor as networks
-from xfactor.models.layers import to_float, to_uint8
-from xfactor.training import build, checkpoint
+from xfactor.inference import latent, movie
+from xfactor.methods.xfactor import network as networks
+from xfactor.nn.layers import to_float, to_uint8
+from xfactor.training import build
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 SIZE = 32
 
@@ -32,7 +33,7 @@ def save(workdir, *, contexts=1, steps=(1, 2), forget=(), extra=None):
   config = small.recipe('none', data__contexts=contexts)
   built = build.build(config)
   state = built.init()
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = checkpoints_lib.Checkpoints(workdir)
   meta = json.loads(config.to_json_best_effort())
   for section, key in forget:
     del meta[section][key]
@@ -90,11 +91,6 @@ def warned(monkeypatch):
     api.logging, 'warning', lambda text, *args: found.append(text % args)
   )
   return found
-
-
-# ==============================================================================
-# Opening
-# ==============================================================================
 
 
 def test_the_example_in_the_docstring_runs(run, tmp_path, monkeypatch):
@@ -175,7 +171,7 @@ def rewrite(run, change):
   meta = json.loads(metadata(run).read_text())
   del meta['sha256']
   change(meta)
-  meta['sha256'] = records.digest(meta)
+  meta['sha256'] = files.digest(meta)
   metadata(run).write_text(json.dumps(meta))
 
 
@@ -197,11 +193,6 @@ def test_a_checkpoint_that_is_not_ours(run, tmp_path, change, said):
     metadata(tmp_path / 'run').write_text('{"config": ')
   with pytest.raises(UserError, match=said):
     xfactor.load(tmp_path / 'run')
-
-
-# ==============================================================================
-# Poses and pictures
-# ==============================================================================
 
 
 @pytest.mark.parametrize('reference', [0, 2])
@@ -324,11 +315,6 @@ def test_wrong_counts_and_shapes_are_said(stereo, multi):
       stereo.transfer(pictures(3), pictures(1), **options)
 
 
-# ==============================================================================
-# Transfer
-# ==============================================================================
-
-
 def test_the_scene_stands_where_the_motion_began(stereo):
   motion, scene = pictures(5), pictures(1, 1)
   poses = stereo.encode_poses(motion, 3)
@@ -375,7 +361,7 @@ def test_segments_cover_a_motion():
   for count in range(2, 12):
     for reference in range(count):
       for chain in (None, *range(1, count + 2)):
-        first, *others = api.segments(count, reference, chain)
+        first, *others = latent.segments(count, reference, chain)
         assert first[0] == reference
         seen = set(range(count)[first[1]])
         for start, frames in others:
@@ -422,12 +408,12 @@ def test_interpolation_meets_the_frames(stereo):
 def test_the_curve_through_poses():
   line = np.outer(np.arange(4), [1.0, -2.0, 0.5]).astype(np.float32)
   np.testing.assert_allclose(
-    api._interpolate(line, 4),
+    latent._interpolate(line, 4),
     np.outer(np.arange(13) / 4, [1.0, -2.0, 0.5]),
     atol=1e-6,
   )
   # Catmull-Rom reproduces parabolas between inner points.
   t = np.arange(6, dtype=np.float32)
-  curve = api._interpolate((t**2)[:, None], 2)[:, 0]
+  curve = latent._interpolate((t**2)[:, None], 2)[:, 0]
   np.testing.assert_allclose(curve[2:9], (np.arange(2, 9) / 2) ** 2, atol=1e-5)
-  np.testing.assert_array_equal(api._interpolate(line, 1), line)
+  np.testing.assert_array_equal(latent._interpolate(line, 1), line)

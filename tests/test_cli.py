@@ -11,7 +11,7 @@ from absl import flags
 
 from xfactor import cli
 from xfactor.errors import UserError
-from xfactor.training import interruption
+from xfactor.training.resilience import shutdown
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_who_waits_for_others_is_told_what_to_do(joined, monkeypatch, capsys):
   [
     (UserError('bad'), 2),
     (FloatingPointError('diverged'), 1),
-    (interruption.Interrupted(), 42),
+    (shutdown.Interrupted(), 42),
     (KeyboardInterrupt(), 130),
   ],
 )

@@ -10,8 +10,9 @@ import pytest
 from tests.training import small
 from xfactor import eval as eval_binary
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout
-from xfactor.training import build, checkpoint
+from xfactor.evaluation import run as evaluation_run
+from xfactor.training import build, held_out
+from xfactor.training.resilience import checkpoints
 
 CONFIG = small.recipe('data')  # Of six updates.
 
@@ -22,7 +23,7 @@ def state():
 
 
 def save(workdir, state, *steps):
-  with contextlib.closing(checkpoint.Checkpoints(workdir, keep=9)) as saved:
+  with contextlib.closing(checkpoints.Checkpoints(workdir, keep=9)) as saved:
     for step in steps:
       new = dataclasses.replace(state, step=jnp.int32(step))
       saved.save(new, {'config': json.loads(CONFIG.to_json_best_effort())})
@@ -37,9 +38,9 @@ def evaluated(workdir, *steps):
 
 def steps(workdir, which, **options):
   def is_done(step):
-    return heldout.file(workdir, step).exists()
+    return held_out.file(workdir, step).exists()
 
-  return eval_binary.steps(CONFIG, str(workdir), which, is_done, **options)
+  return evaluation_run.steps(CONFIG, str(workdir), which, is_done, **options)
 
 
 def test_latest_and_numbers_are_evaluated_again(tmp_path, state):

@@ -13,9 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from xfactor.data import verify
-from xfactor.evaluation import heldout
 from xfactor.inference import restore
-from xfactor.training import build, checkpoint, resume
+from xfactor.training import build, held_out
+from xfactor.training.resilience import checkpoints as checkpoints_lib
+from xfactor.training.resilience import resume
 
 ARCHIVE = pathlib.Path(__file__).parent / 'golden' / 'old_runs.tar.gz'
 
@@ -34,7 +35,7 @@ def test_a_run_opens_with_the_scores_that_it_had(folder, name):
   assert restored.step == 3
   config = ConfigDict(restored.config)
   config.data.dir = str(folder / 'data')
-  scores = heldout.Heldout(config, restored.build, {})(restored.params)
+  scores = held_out.HeldOut(config, restored.build, {})(restored.params)
   expected = json.loads((folder / 'expected.json').read_text())[name]
   assert scores.keys() == expected.keys()
   for data_set, result in scores.items():
@@ -47,7 +48,7 @@ def test_a_run_resumes(folder, name):
   devices = jax.devices()[:1]
   config = restore.restore(folder / name, devices=devices).config
   built = build.build(config, devices)
-  checkpoints = checkpoint.Checkpoints(folder / name, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(folder / name, create=False)
   state, meta = checkpoints.restore(built.abstract_state())
   checkpoints.close()
   assert int(state.step) == 3

@@ -31,24 +31,22 @@ from PIL import Image
 
 from tests import commands
 from tests.conftest import CACHE, GOLDEN, QUICK
-from tests.data import test_re10k, test_video
+from tests.data.sources import test_re10k, test_video
 from tests.tools import test_import_checkpoint_srt
-from xfactor import api
 from xfactor import config as configs
-from xfactor.data import options, sources
+from xfactor.data import sources
+from xfactor.data.convert import options
 from xfactor.data.sources import vizdoom
 from xfactor.errors import UserError
 from xfactor.evaluation import oracles
-from xfactor.training import families, goodput, interruption
+from xfactor.inference import latent
+from xfactor.methods import registry
+from xfactor.training.resilience import shutdown
+from xfactor.training.telemetry import goodput
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ['README.md', 'docs/tutorial.md', 'docs/learning.md']
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
-
-
-# ==============================================================================
-# What the pages hold
-# ==============================================================================
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +176,6 @@ def test_there_is_something_to_test():
   )
 
 
-# ==============================================================================
-# Commands parse
-# ==============================================================================
-
-
 def parse(command):
   """What a binary says against its arguments; '' if nothing, and its flags.
 
@@ -276,7 +269,7 @@ def test_python_names_what_there_is(block):
     if isinstance(node, ast.Import | ast.ImportFrom):
       exec(ast.unparse(node), known)
   assert known
-  known['model'] = api.Model
+  known['model'] = latent.Model
   for node in ast.walk(tree):
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
       owner = known.get(node.value.id)
@@ -329,11 +322,6 @@ def test_tpu_commands_run_dry(block, tmp_path):
   if 'XFACTOR_TYPE=v6e-64' in block.text:
     assert '--accelerator-type=v6e-64' in done.stdout
     assert '--zone=us-east5-b' in done.stdout
-
-
-# ==============================================================================
-# What is named is there
-# ==============================================================================
 
 
 def slug(heading):
@@ -401,7 +389,7 @@ def keys():
   oracle = runpy.run_path(str(ROOT / 'configs/pose_oracle.py'))
   tiny = runpy.run_path(str(ROOT / 'configs/tiny.py'))
   recipes = [oracle['get_config'](), tiny['get_config']()]
-  recipes += map(configs.base, families.FAMILIES)
+  recipes += map(configs.base, registry.NAMES)
   leaves = {path for recipe in recipes for path in configs.leaf_paths(recipe)}
   return leaves | {x.rpartition('.')[0] for x in leaves}
 
@@ -459,7 +447,7 @@ def test_exit_codes_are_the_binaries():
   tree = ast.parse((ROOT / 'xfactor/main.py').read_text())
   said = ast.get_docstring(tree).split('Exit codes:')[1].split('Start it')[0]
   assert listed == {int(x) for x in re.findall(r'\b\d+\b', said)}
-  assert interruption.EXIT_CODE in listed
+  assert shutdown.EXIT_CODE in listed
 
 
 @functools.cache
@@ -500,11 +488,6 @@ def test_messages_of_troubleshooting_are_in_the_code(said):
     all(any(part in message for message in file) for part in parts)
     for file in messages()
   ), parts
-
-
-# ==============================================================================
-# Blocks run
-# ==============================================================================
 
 
 @dataclasses.dataclass(frozen=True)
@@ -720,7 +703,8 @@ BLOCKS = {
     'tests/tools/test_benchmark_learn.py runs it'
   ),
   'docs/learning.md: An oracle for blurred pictures': Elsewhere(
-    'trains for an hour first; tests/evaluation/test_rerender_oracle.py runs it'
+    'trains for an hour first; tests/evaluation/oracles/test_rerender.py has '
+    'the oracle'
   ),
   'docs/tutorial.md: 1. Film': Elsewhere('installs what the tests have'),
   'docs/tutorial.md: 1. Film (2)': Run(

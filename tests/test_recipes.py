@@ -11,8 +11,9 @@ import pytest
 
 from xfactor import config as configs
 from xfactor.data.views import frame_rng
-from xfactor.models import perceptual
-from xfactor.training import build, families
+from xfactor.methods import registry
+from xfactor.metrics import lpips
+from xfactor.training import build
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 # That of the pose oracle is for another tool.
@@ -43,11 +44,11 @@ def check_step(config):
   split = config.cpu_devices > 1
   devices = jax.devices()[: config.cpu_devices] if split else None
   built = build.build(config.lock(), devices)
-  weights = perceptual.param_shapes('vgg16') if built.needs_lpips else None
+  weights = lpips.param_shapes('vgg16') if built.needs_lpips else None
   state = built.abstract_state()
   with jax.set_mesh(built.mesh):
     after, metrics = jax.eval_shape(
-      built.step(whole=built.kinds()[0]), state, built.abstract_batch(), weights
+      built.step(built.step_kinds()[0]), state, built.abstract_batch(), weights
     )
   before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == before
@@ -73,7 +74,7 @@ def test_data_sections_make_sense(name):
   assert config.data.mix
   for part in config.data.mix.values():
     assert set(part) == set(configs.part(begin=2, end=2))
-    chooser = families.get(config.family).chooser(config.data, part)
+    chooser = registry.get(config.method).chooser(config.data, part)
     assert chooser.window == (part.begin, part.end)
 
 
@@ -109,7 +110,7 @@ def test_mv_is_the_papers():
   assert (config.data.contexts, config.train.steps) == (5, 200_000)
   assert config.objective.self_target_prob == 0.02
   for part in config.data.mix.values():
-    views = families.get(config.family).chooser(config.data, part)
+    views = registry.get(config.method).chooser(config.data, part)
     assert views.bump
     assert views.num_views == 6
     # The reference then lies in the window's central quarter.
@@ -127,9 +128,6 @@ def test_own_videos_can_have_any_name():
   assert re.search('video.py:NAME', load('video').__doc__)
 
 
-# Baselines and ablations.
-
-
 TRANSFER = load('transfer')
 
 
@@ -137,10 +135,10 @@ def sections(config, *names):
   return {name: config[name].to_dict() for name in names}
 
 
-@pytest.mark.parametrize('family', ['rust', 'rayzer'])
-def test_baselines_are_of_xfactors_size_and_on_its_data(family):
-  config, stereo = load(family).get_config(), load('sm').get_config()
-  assert config.family == family
+@pytest.mark.parametrize('method', ['rust', 'rayzer'])
+def test_baselines_are_of_xfactors_size_and_on_its_data(method):
+  config, stereo = load(method).get_config(), load('sm').get_config()
+  assert config.method == method
   built = build.build(config)
   sizes = (math.prod(leaf.shape) for leaf in built.functional.shapes.values())
   assert 300e6 < sum(sizes) < 330e6
@@ -153,11 +151,11 @@ def test_baselines_are_of_xfactors_size_and_on_its_data(family):
   for key in ('features', 'heads', 'patch_size', 'encoder_layers', 'dtype'):
     assert config.model[key] == stereo.model[key]
   # The published sizes, not XFactor's.
-  assert built.model.pose_dim == {'rust': 8, 'rayzer': 10}[family]
+  assert built.model.pose_dim == {'rust': 8, 'rayzer': 10}[method]
 
 
 def test_what_is_changed_before_is_kept():
-  """But for the sizes of poses, and what the other family does not have."""
+  """But for the sizes of poses, and what the other method does not have."""
   config = configs.small()
   config.data.mix = {'walks': configs.part(begin=2, end=3)}
   config.update_from_flattened_dict(
@@ -177,7 +175,7 @@ def test_what_is_changed_before_is_kept():
     }
   )
   made = configs.like(config, 'rust')
-  assert (made.family, made.seed, made.init_from) == ('rust', 3, 'elsewhere')
+  assert (made.method, made.seed, made.init_from) == ('rust', 3, 'elsewhere')
   same = 'optimizer', 'train', 'eval', 'mesh'
   assert sections(made, *same) == sections(config, *same)
   data = config.data.to_dict()
@@ -199,7 +197,7 @@ def test_members_differ_in_what_they_are_about_alone(member):
   differs = {key for key, value in data.items() if value != plain['data'][key]}
   assert differs <= {'contexts', 'offset_prob'}
   built = check_step(config)
-  assert (config.family == 'xfactor') == (member not in ('rust', 'rayzer'))
+  assert (config.method == 'xfactor') == (member not in ('rust', 'rayzer'))
   assert built.model.features == plain['model']['features']
   # The same networks on ViZDoom's walks.
   walks = TRANSFER.get_config(f'{member},vizdoom')

@@ -16,7 +16,8 @@ from tests import test_api
 from tests.conftest import QUICK
 from tests.inference import test_posed
 from tests.training import small
-from xfactor.data import records
+from xfactor.data.formats import video as video_lib
+from xfactor.data.records import store as store_lib
 from xfactor.data.sources import video
 from xfactor.errors import UserError
 from xfactor.inference import footage, movie, transfer
@@ -52,7 +53,7 @@ def model(place):
 
 @pytest.fixture(scope='module')
 def clip(place):
-  store = records.open_split(place / 'data', 'squares', 'test')
+  store = store_lib.open_split(place / 'data', 'squares', 'test')
   return f'squares/test/{store.clip_id(0)}'
 
 
@@ -62,11 +63,6 @@ def read(place, name, **options):
 
 def levels(taken):
   return (taken.frames.mean((1, 2, 3)) / 8).round().astype(int).tolist()
-
-
-# ==============================================================================
-# Reading
-# ==============================================================================
 
 
 def test_videos_and_folders(place):
@@ -96,7 +92,7 @@ def test_pictures_between_commas(place):
 
 def test_clips(place, clip):
   taken = read(place, clip, first=1)
-  store = records.open_split(place / 'data', 'squares', 'test')
+  store = store_lib.open_split(place / 'data', 'squares', 'test')
   assert taken.numbers.tolist() == list(range(1, 12))
   first = video.images.decode(store.clip_frames(0, [1])[0])
   np.testing.assert_array_equal(taken.frames[0], first)
@@ -119,11 +115,6 @@ def test_clips(place, clip):
 def test_what_cannot_be_read_is_named(place, name, said):
   with pytest.raises(UserError, match=said):
     read(place, name.format(place))
-
-
-# ==============================================================================
-# Showing
-# ==============================================================================
 
 
 def run_transfer(model, place, motion, scene, **options):
@@ -213,7 +204,7 @@ def test_files(model, place, clip, tmp_path, capsys):
   transfer.write(shown, out, fps=10, size=51)
   expected = shown.video(51)
   assert expected.shape[2] % 2  # An odd width is made even.
-  frames = list(video.read_video(str(out)))
+  frames = list(video_lib.read_video(str(out)))
   assert len(frames) == 9
   assert [round(x.time, 3) for x in frames[:3]] == [0, 0.1, 0.2]
   height, width = expected.shape[1:3]
@@ -267,11 +258,6 @@ def test_captions_fit():
   np.testing.assert_array_equal(shown[line:], picture)
 
 
-# ==============================================================================
-# The command
-# ==============================================================================
-
-
 def command(place, *arguments):
   return subprocess.run(
     [
@@ -301,7 +287,7 @@ def test_the_command(place, clip, tmp_path):
   assert 'pictures:' in done.stderr  # The progress bar.
   assert 'central square' in done.stderr
   assert 'reference changes at frames 2' in done.stderr
-  assert len(list(video.read_video(f'{tmp_path}/x.mp4'))) == 7
+  assert len(list(video_lib.read_video(f'{tmp_path}/x.mp4'))) == 7
   assert {x.name for x in tmp_path.iterdir()} == {'x.mp4', 'x.gif', 'x.png'}
 
 
@@ -312,11 +298,11 @@ def test_the_command_for_posed_models(place, tmp_path):
     *(f'--out={tmp_path}/x.mp4', '--frames=3', '--fade', '--height=16'),
   )
   assert done.returncode == 0, done.stderr
-  store = records.open_split(place / 'data', 'skies', 'test')
+  store = store_lib.open_split(place / 'data', 'skies', 'test')
   for name in (store.clip_id(1), store.clip_id(2)):
     assert f'3 pictures of skies/test/{name} at 30' in done.stdout
     for suffix in ('.mp4', '_depth.mp4'):
-      frames = list(video.read_video(f'{tmp_path}/x_{name}{suffix}'))
+      frames = list(video_lib.read_video(f'{tmp_path}/x_{name}{suffix}'))
       assert [x.rgb.shape for x in frames] == [(256, 512, 3)] * 3
     assert len(list((tmp_path / f'x_{name}_depth').iterdir())) == 4
   assert len(list(tmp_path.iterdir())) == 10

@@ -69,7 +69,8 @@ from benchmarks import (
 from ml_collections import ConfigDict, config_flags
 
 from xfactor import cli
-from xfactor.data import records
+from xfactor.data import files
+from xfactor.data.records import store
 from xfactor.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -171,7 +172,7 @@ ASKED = (
   *parts.BENCHMARKS,
 )
 # What they can measure, of those that cannot take any recipe.
-FAMILIES = {
+METHODS = {
   'step': 'xfactor',
   'compile': 'xfactor',
   'rays': 'srt',
@@ -195,7 +196,7 @@ def _plain(config: ConfigDict) -> ConfigDict:
   """
   config = config.copy_and_resolve_references()
   config.train.accumulate = 1
-  if config.family == 'xfactor':
+  if config.method == 'xfactor':
     config.model.position_grid = 0
   return config
 
@@ -224,7 +225,7 @@ def _oracle() -> list[Any]:
     if flag.value is None:
       raise UserError(f'the benchmark oracle needs --{flag.name}')
   return oracle.run(
-    records.open_split(_DATA_DIR.value, _NAME.value, _SPLIT.value),
+    store.open_split(_DATA_DIR.value, _NAME.value, _SPLIT.value),
     name=_ORACLE.value,
     options=_ORACLE_OPTIONS.value,
     clips=_CLIPS.value,
@@ -246,10 +247,10 @@ def _run(names: list[str]) -> dict[str, Any]:
         f'there is no benchmark {name!r}; choose from '
         f'{", ".join((*NAMES, *ASKED))}'
       )
-    if FAMILIES.get(name, config.family) != config.family:
+    if METHODS.get(name, config.method) != config.method:
       raise UserError(
-        f'the benchmark {name} takes recipes of config.family='
-        f'{FAMILIES[name]!r}, not {config.family!r}; give another --config'
+        f'the benchmark {name} takes recipes of config.method='
+        f'{METHODS[name]!r}, not {config.method!r}; give another --config'
       )
   numbers = {'machine': measuring.machine()}
   print(', '.join(f'{k}: {v}' for k, v in numbers['machine'].items()))
@@ -312,7 +313,7 @@ def main(argv: list[str]) -> int:
       print(f'error: {e}', file=sys.stderr)
       return 1
     if _JSON.value:
-      records.write_json(_JSON.value, numbers)
+      files.write_json(_JSON.value, numbers)
   return 0
 
 

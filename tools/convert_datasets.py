@@ -21,7 +21,10 @@ import sys
 
 from absl import app, flags
 
-from xfactor.data import convert, options, preview, sources, splits, verify
+from xfactor.data import findings, preview, sources, verify
+from xfactor.data.convert import options, plan, splits
+from xfactor.data.convert import run as convert_run
+from xfactor.data.convert import summary as convert_summary
 from xfactor.errors import UserError
 
 _DATASET = flags.DEFINE_enum('dataset', None, sources.NAMES, 'What to convert.')
@@ -54,7 +57,8 @@ _SPLITS = flags.DEFINE_string(
   'splits',
   None,
   'Explicit lists of sequence ids: FILE.json with {"train": [...], ...}, or '
-  'test=FILE.json for the list of one split; see xfactor/data/splits.py.',
+  'test=FILE.json for the list of one split; see '
+  'xfactor/data/convert/splits.py.',
 )
 _SPLIT = flags.DEFINE_list(
   'split', None, 'Convert these splits only, or preview this one (train).'
@@ -96,7 +100,7 @@ def _look(args: list[str]) -> int:
     raise UserError(f'{args[0]} is an option of no --verify or --preview')
   if _VERIFY.value is not None:
     report = verify.verify(_VERIFY.value, _WORKERS.value)
-    print(verify.table(report))
+    print(findings.table(report))
     return 0 if report.ok else 1
   split, *others = _SPLIT.value or [None]
   if others:
@@ -128,9 +132,11 @@ def _run(args: list[str]) -> str:
     'only': _SPLIT.value,
   }
   if _DRY_RUN.value:
-    return convert.describe(convert.make_plan(source, _DATA_DIR.value, **what))
+    return convert_summary.describe(
+      plan.make_plan(source, _DATA_DIR.value, **what)
+    )
   beam = _RUNNER.value == 'beam'
-  summary = convert.convert(
+  summary = convert_run.convert(
     source,
     _DATA_DIR.value,
     workers=_WORKERS.value,
@@ -138,7 +144,7 @@ def _run(args: list[str]) -> str:
     beam_options=shlex.split(_BEAM_OPTIONS.value) if beam else None,
     **what,
   )
-  return convert.report(summary)
+  return convert_summary.report(summary)
 
 
 def main(argv: list[str]) -> int:

@@ -3,8 +3,8 @@
   python tools/goodput.py RUN... [--json]
 
 RUN is the --workdir of a run. The buckets are those of
-xfactor/training/goodput.py. Exit codes: 0 printed, 2 bad input (one line on
-stderr says what).
+xfactor/training/telemetry/goodput.py. Exit codes: 0 printed, 2 bad input (one
+line on stderr says what).
 """
 
 import json
@@ -13,7 +13,7 @@ from absl import app, flags
 
 from xfactor import cli
 from xfactor.errors import UserError
-from xfactor.training import goodput
+from xfactor.training.telemetry import goodput
 
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of tables.')
 

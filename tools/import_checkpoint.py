@@ -29,7 +29,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from xfactor import cli
-from xfactor.training import interchange
+from xfactor.exchange import convert as exchange_convert
+from xfactor.exchange import snapshot
 
 _SOURCE = flags.DEFINE_string(
   'source', None, 'Checkpoint; its format is told by its content.'
@@ -38,7 +39,7 @@ _OUT = flags.DEFINE_string('out', None, 'Folder or file to write.')
 _TO = flags.DEFINE_enum(
   'to',
   'ours',
-  interchange.FORMATS,
+  snapshot.FORMATS,
   'Format to write: a run of ours by default.',
 )
 _CONFIG = config_flags.DEFINE_config_file(
@@ -63,7 +64,7 @@ flags.mark_flags_as_required(['source', 'out'])
 def main(_) -> int:
   with cli.reporting_user_errors():
     jax.config.update('jax_platforms', 'cpu')  # Chips are for training.
-    facts = interchange.convert(
+    facts = exchange_convert.convert(
       _SOURCE.value,
       _OUT.value,
       to=_TO.value,

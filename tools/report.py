@@ -7,14 +7,19 @@ fetches nothing: it can be mailed, and opened anywhere. What a run lacks is said
 there. Exit codes: 0 written, 2 bad input (one line on stderr says what).
 """
 
-import pathlib
+from importlib import resources
 
 from absl import app, flags
-from run_report import curves, evaluations, reading, sections
 
 from xfactor import cli
 from xfactor.errors import UserError
-from xfactor.evaluation import page
+from xfactor.evaluation.reports import html
+from xfactor.evaluation.reports.runs import (
+  curves,
+  evaluations,
+  reading,
+  sections,
+)
 
 _OUT = flags.DEFINE_string('out', 'report.html', 'The page.')
 
@@ -24,31 +29,31 @@ def main(argv: list[str]) -> int:
   with cli.reporting_user_errors():
     runs = reading.read(argv[1:])
     title = 'Runs: ' + ', '.join(run.name for run in runs)
-    body = page.node(
+    body = html.node(
       'main',
-      page.node('h1', f'{len(runs)} runs' if runs[1:] else runs[0].name),
+      html.node('h1', f'{len(runs)} runs' if runs[1:] else runs[0].name),
       sections.runs_bar(runs),
       *sections.overview(runs),
       *sections.differences(runs),
-      page.node('h2', 'Training'),
-      page.node(
+      html.node('h2', 'Training'),
+      html.node(
         'p',
         'As logged: means of each interval, not smoothed. Of long runs, means '
         'of stretches are drawn over a band from the least to the greatest '
         'value. Point at a plot for numbers; untick runs above to hide them.',
       ),
       *curves.training(runs),
-      page.node('h3', 'Held-out pictures'),
+      html.node('h3', 'Held-out pictures'),
       *curves.held_out(runs),
-      page.node('h3', 'Speed'),
+      html.node('h3', 'Speed'),
       *curves.speed(runs),
       *sections.panels(runs),
       *evaluations.tables(runs),
       *sections.time(runs),
     )
-    more = pathlib.Path(__file__).parent / 'run_report' / 'report.html'
+    more = resources.files('xfactor.evaluation.reports.runs') / 'runs.html'
     try:
-      written = page.write(_OUT.value, title, body, more.read_text())
+      written = html.write(_OUT.value, title, body, more.read_text())
     except OSError as e:
       raise UserError(
         f'cannot write --out={_OUT.value} ({e.strerror}); choose another file'

@@ -15,8 +15,10 @@ from ml_collections import ConfigDict, config_flags
 
 from xfactor import cli
 from xfactor.errors import UserError
-from xfactor.evaluation.oracles import learned
-from xfactor.training import data, pose_oracle
+from xfactor.evaluation.oracles.learned import gate as gate_lib
+from xfactor.evaluation.oracles.learned import oracle as learned_oracle
+from xfactor.evaluation.oracles.learned import training as learned_training
+from xfactor.training import data
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The recipe.', lock_config=True
@@ -30,12 +32,12 @@ def _run(config: ConfigDict, workdir: epath.Path) -> bool:
   wanted = {k: v for k, v in config.data.make.items() if k in named}
   data.make(ConfigDict({'data': {'dir': config.data.dir, 'make': wanted}}))
   workdir.mkdir(parents=True, exist_ok=True)
-  scenes = pose_oracle.held_out(config)
-  network = pose_oracle.fit(config, pose_oracle.load_footage(config))
-  network, gate = pose_oracle.examine(network, scenes, config.gate)
-  path = workdir / learned.FILE
-  learned.save(path, network, gate)
-  print(pose_oracle.table(gate['rows']))
+  scenes = gate_lib.held_out(config)
+  network = learned_training.fit(config, learned_training.load_footage(config))
+  network, gate = gate_lib.examine(network, scenes, config.gate)
+  path = workdir / learned_oracle.FILE
+  learned_oracle.save(path, network, gate)
+  print(gate_lib.table(gate['rows']))
   for failure in gate['failures']:
     print(f'gate: {failure}')
   verdict = 'passed' if gate['passed'] else 'NOT passed: the oracle refuses it'

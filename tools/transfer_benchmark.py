@@ -30,10 +30,12 @@ from ml_collections import ConfigDict
 from transfer_suite import members, running, suites, tables
 
 from xfactor import cli
-from xfactor.data import images, records, views
+from xfactor.data import images, views
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, tps
-from xfactor.training import data
+from xfactor.evaluation import oracles, pairs
+from xfactor.evaluation.oracles import base as oracles_base
+from xfactor.training import data as data_lib
 
 SUITES = ('synthetic', 'vizdoom')
 _SERVING = {
@@ -65,16 +67,16 @@ _RECIPES = flags.DEFINE_string(
 )
 
 
-def open_data(config: ConfigDict) -> list[records.FrameStore]:
+def open_data(config: ConfigDict) -> list[store_lib.FrameStore]:
   """The splits to train and to test on; made where the recipe says how.
 
   Raises:
     UserError: If one is missing.
   """
-  data.make(config)
+  data_lib.make(config)
   ((name, part),) = config.data.mix.items()
   return [
-    records.open_split(config.data.dir, name, split)
+    store_lib.open_split(config.data.dir, name, split)
     for split in (part.split, config.eval.split)
   ]
 
@@ -84,7 +86,7 @@ def make_oracles(
   options: dict[str, str],
   suite: str,
   pixels: int,
-) -> dict[str, oracles.PoseOracle]:
+) -> dict[str, oracles_base.PoseOracle]:
   """The oracles by name.
 
   Args:
@@ -118,8 +120,8 @@ def make_oracles(
 
 def check_data(
   chosen: Sequence[members.Member],
-  asked: Iterable[oracles.PoseOracle],
-  store: records.FrameStore,
+  asked: Iterable[oracles_base.PoseOracle],
+  store: store_lib.FrameStore,
 ) -> dict[str, str]:
   """Why members cannot be tested on a split, by name.
 
@@ -130,12 +132,12 @@ def check_data(
   frames = views.eval_frames(length, 2, length)
   clip = [images.decode(data) for data in store.clip_frames(0, frames)]
   for oracle in asked:
-    oracle(np.stack(clip), oracles.Scene(store, 0, frames))
+    oracle(np.stack(clip), oracles_base.Scene(store, 0, frames))
   failures = {}
   for member in chosen:
     try:
       if member.draws:
-        tps.pairs_of(member.config, store)
+        pairs.pairs_of(member.config, store)
     except UserError as e:
       failures[member.name] = str(e)
   return failures

@@ -11,7 +11,7 @@ import jax
 from absl import flags, logging
 
 from xfactor.errors import UserError
-from xfactor.training import interruption
+from xfactor.training.resilience import shutdown
 
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, where no cluster is detected.'
@@ -79,9 +79,9 @@ def reporting_user_errors() -> Iterator[None]:
   except FloatingPointError as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(1)
-  except interruption.Interrupted:
+  except shutdown.Interrupted:
     print('stopped; the same command goes on from here', file=sys.stderr)
-    sys.exit(interruption.EXIT_CODE)
+    sys.exit(shutdown.EXIT_CODE)
   except KeyboardInterrupt:
     print('stopped; the same command goes on from here', file=sys.stderr)
     sys.exit(130)

@@ -7,151 +7,190 @@ that a misspelt `--config.x=y` fails and names the nearest key.
 import dataclasses
 import pathlib
 import runpy
+import typing
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from xfactor import limits
 from xfactor.errors import UserError
-from xfactor.training import families, optimizer, sharding
+from xfactor.methods import registry
+from xfactor.nn import optimizer, sharding
 
 
-def base(family: str = 'xfactor') -> ConfigDict:
-  """The published full-size model of a family, without data.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """The settings outside of sections.
+
+  Attributes:
+    seed: Seed of all random numbers.
+    method: Method; which other settings there are depends on it.
+    perceptual_weights: Folder or file of LPIPS weights; empty takes those of
+      the installed package.
+    init_from: Workdir of another run to start from.
+    init_networks: Networks taken from there: 'both', or 'pose_encoder' as in
+      the public multi-view code.
+    allow_change: Resume although the recipe or the data have changed.
+    expected_devices: Minimum number of devices over all processes; 0 accepts
+      any.
+    cpu_devices: Devices that a CPU is split into; results do not depend on it.
+    compile_cache: Keep compiled programs in WORKDIR/compile_cache.
+  """
+
+  seed: int = limits.at_least(0, 0)
+  method: str = 'xfactor'
+  perceptual_weights: str = ''
+  init_from: str = ''
+  init_networks: str = 'both'
+  allow_change: bool = False
+  expected_devices: int = limits.at_least(0, 0)
+  cpu_devices: int = limits.at_least(1, 1)
+  compile_cache: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Section `data`.
+
+  Attributes:
+    dir: Folder of converted data sets.
+    batch: Examples of an update, over all devices.
+    image_size: Height of images, in pixels.
+    image_width: Width of images, in pixels; None: square images.
+    contexts: Context views; 1 is the stereo model.
+    ramp_steps: Updates until windows reach their end.
+    min_length: Minimum length of clips, in frames; shorter ones are skipped.
+    threads: Threads of each process that read and decode.
+    workers: Processes that do it instead, if above 0.
+    prefetch: Batches made ahead.
+    max_bad_fraction: Share of unreadable examples that stops a run.
+  """
+
+  dir: str = 'data'
+  batch: int = limits.at_least(256, 1)
+  image_size: int = limits.at_least(256, 11)  # The window of SSIM.
+  image_width: int | None = limits.at_least(None, 11)
+  contexts: int = limits.at_least(1, 1)
+  ramp_steps: int = 50_000
+  min_length: int = 10
+  threads: int = limits.at_least(8, 0)
+  workers: int = limits.at_least(0, 0)
+  prefetch: int = limits.at_least(8, 1)
+  max_bad_fraction: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Section `train`.
+
+  Attributes:
+    steps: Optimizer updates.
+    accumulate: Parts of a batch whose gradients are accumulated.
+    log_every: Updates from a line of the log to the next.
+    eval_every: Updates from an evaluation to the next; 0 evaluates only at the
+      end.
+    save_every: Updates from a checkpoint to the next.
+    save_minutes: Also save after this many minutes; 0 disables.
+    keep: Number of checkpoints kept, newest first.
+    max_skipped: Skipped steps in a row that stop a run.
+    spike_factor: Skips gradients longer than this times their running median;
+      0 disables.
+    watchdog_minutes: Minutes without progress that end the process; 0 disables.
+    profile_at: First step that is profiled; None disables.
+    profile_steps: Steps that are profiled.
+  """
+
+  steps: int = limits.at_least(100_000, 1)
+  accumulate: int = limits.at_least(1, 1)
+  log_every: int = limits.at_least(100, 1)
+  eval_every: int = limits.at_least(5_000, 0)
+  save_every: int = limits.at_least(1_000, 1)
+  save_minutes: float = limits.at_least(5.0, 0)
+  keep: int = limits.at_least(3, 1)
+  max_skipped: int = limits.at_least(10, 1)
+  spike_factor: float = limits.at_least(0.0, 0)
+  watchdog_minutes: float = limits.at_least(30.0, 0)
+  profile_at: int | None = None
+  profile_steps: int = limits.at_least(5, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """Section `eval`.
+
+  Attributes:
+    split: Split of the data sets.
+    batch: Examples of a batch, over all devices.
+    examples: Maximum number of held-out examples of each data set.
+    window: Frames from context to target, ends included.
+    panel: Examples shown in pictures.
+    lpips: Whether to score LPIPS where its weights are installed.
+  """
+
+  split: str = 'test'
+  batch: int = limits.at_least(64, 1)
+  examples: int = limits.at_least(256, 1)
+  window: int = limits.at_least(20, 2)
+  panel: int = limits.at_least(8, 1)
+  lpips: bool = True
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+  """Defaults of a section; where None, a placeholder that keeps the type."""
+  types = typing.get_type_hints(cls)
+  return {
+    name: config_dict.placeholder(typing.get_args(types[name])[0])
+    if value is None
+    else value
+    for name, value in dataclasses.asdict(cls()).items()
+  }
+
+
+def base(method: str = 'xfactor') -> ConfigDict:
+  """Returns the published full-size model of a method, without data.
 
   Args:
-    family: 'xfactor', the stereo model, 'srt', 'rust' or 'rayzer'.
+    method: 'xfactor', the stereo model, 'srt', 'rust' or 'rayzer'.
   """
   config = ConfigDict(
-    {
-      'seed': 0,
-      'family': family,  # Which of the sections below depend on.
+    _defaults(Recipe)
+    | {
+      'method': method,
       'model': {},
       'objective': {},
       'optimizer': dataclasses.asdict(optimizer.Config()),
       'mesh': dataclasses.asdict(sharding.Config()),
-      # A folder or file with LPIPS weights; empty: the installed package's.
-      'perceptual_weights': '',
-      # The workdir of another run to start from, and which of its networks:
-      # 'both', or 'pose_encoder' alone as the public multi-view code does.
-      'init_from': '',
-      'init_networks': 'both',
-      # Go on where recipe or data are not those of the checkpoint.
-      'allow_change': False,
-      'expected_devices': 0,  # Of all processes; fewer are refused; 0: any.
-      'cpu_devices': 1,  # That a CPU is split into; does not change results.
-      'compile_cache': True,  # Keep programs in WORKDIR/compile_cache.
-      'data': {
-        'dir': 'data',  # Where convert_datasets.py wrote.
-        'mix': {},  # Data set's name to `part(...)`.
-        # Data sets made where missing: name to the source's options, with the
-        # source's name as `source` where it is another.
-        'make': {},
-        'batch': 256,  # Examples of an update, over all devices.
-        'image_size': 256,  # Pixels along a side.
-        'image_width': config_dict.placeholder(int),  # Where not square.
-        'contexts': 1,  # Views given; 1 is the stereo-monocular model.
-        'ramp_steps': 50_000,  # Updates until windows reach their end.
-        'min_length': 10,  # Frames; shorter clips are left out.
-        'threads': 8,  # Reading and decoding, in each process.
-        'workers': 0,  # Processes instead of threads, if above 0.
-        'prefetch': 8,  # Batches made ahead, at least as many as threads.
-        'max_bad_fraction': 0.01,  # Of unreadable examples, before a stop.
-      },
-      'train': {
-        'steps': 100_000,  # Optimizer updates.
-        'accumulate': 1,  # Parts that a batch is worked through in.
-        'log_every': 100,
-        'eval_every': 5_000,  # 0: only at the end.
-        'save_every': 1_000,
-        'save_minutes': 5.0,  # From a save to one more; 0: none more.
-        'keep': 3,  # Newest checkpoints kept.
-        'max_skipped': 10,  # Steps in a row that were not finite.
-        # Gradients longer than this times their running median are left out;
-        # 0: none.
-        'spike_factor': 0.0,
-        'watchdog_minutes': 30.0,  # Without progress: killed; 0: never.
-        'profile_at': config_dict.placeholder(int),  # First step profiled.
-        'profile_steps': 5,
-      },
-      'eval': {
-        'split': 'test',
-        'batch': 64,
-        'examples': 256,  # Held-out examples of each data set, at most.
-        'window': 20,  # Frames from context to target, ends included.
-        'panel': 8,  # Examples shown in the pictures.
-        'lpips': True,  # In the held-out scores, where weights are installed.
-      },
+      # `mix`: name of a data set to `part(...)`. `make`: data sets made where
+      # they are missing, by name; each has the options of its source, and the
+      # source's name as `source` where it is another.
+      'data': _defaults(Data) | {'mix': {}, 'make': {}},
+      'train': _defaults(Train),
+      'eval': _defaults(Eval),
     }
   )
-  for section, values in families.get(family).settings().items():
+  for section, values in registry.get(method).settings().items():
     config[section].update(values)
   return config.lock()
 
 
-# Smallest values that make sense, where zero or less would only fail later.
-_LEAST = {
-  'seed': 0,
-  'expected_devices': 0,
-  'cpu_devices': 1,
-  'model.features': 4,
-  'model.heads': 1,
-  'model.decoder_heads': 1,
-  'model.patch_size': 1,
-  'model.encoder_layers': 1,
-  'model.renderer_layers': 1,
-  'model.decoder_layers': 1,
-  'model.scene_layers': 1,
-  'model.scene_tokens': 1,
-  'model.conv_blocks': 1,
-  'model.coarse_samples': 1,
-  'model.fine_samples': 0,
-  'model.pose_dim': 1,
-  'model.registers': 1,
-  'model.position_grid': 0,
-  'model.layer_scale': 0,
-  'model.pose_gain': 0,
-  'objective.rays': 1,
-  'objective.input_stride': 1,
-  'optimizer.warmup_steps': 0,
-  'optimizer.clip_norm': 0,
-  'data.batch': 1,
-  'data.contexts': 1,
-  'data.targets': 0,
-  'data.offset': 1,
-  'data.offset_prob': 0,
-  'data.image_size': 11,  # SSIM's window.
-  'data.image_width': 11,
-  'data.threads': 0,
-  'data.workers': 0,
-  'data.prefetch': 1,
-  'train.steps': 1,
-  'train.accumulate': 1,
-  'train.log_every': 1,
-  'train.eval_every': 0,
-  'train.save_every': 1,
-  'train.save_minutes': 0,
-  'train.keep': 1,
-  'train.max_skipped': 1,
-  'train.spike_factor': 0,
-  'train.watchdog_minutes': 0,
-  'train.profile_steps': 1,
-  'eval.batch': 1,
-  'eval.examples': 1,
-  'eval.window': 2,
-  'eval.panel': 1,
-  'eval.pairs': 0,
-  'eval.targets': 2,
-  'eval.transfer_window': 0,
-  'eval.rays': 0,
-}
-
-
 def check(config: ConfigDict) -> None:
   """Raises UserError if a value is too small to make sense."""
-  for name, least in _LEAST.items():
-    section, _, key = name.rpartition('.')
-    value = (config[section] if section else config).get(key)
-    if value is not None and value < least:
-      raise UserError(f'config.{name}={value} must be at least {least}')
+  method = registry.get(config.method)
+  limits.check(config, limits.of(Recipe))
+  for section, cls in (
+    ('model', method.model),
+    ('objective', method.objective),
+    ('optimizer', optimizer.Config),
+    ('data', Data),
+    ('train', Train),
+    ('eval', Eval),
+  ):
+    limits.check(
+      config[section],
+      limits.of(cls) | method.limits().get(section, {}),
+      f'{section}.',
+    )
   if config.init_networks not in ('both', 'pose_encoder'):
     raise UserError(
       f'config.init_networks={config.init_networks!r}: choose "both" or '
@@ -159,20 +198,31 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def small(family: str = 'xfactor') -> ConfigDict:
+def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A recipe that an earlier version saved, with today's names.
+
+  Before version 0.2 `method` was called `family`; before that there was only
+  XFactor.
+  """
+  saved = dict(saved)
+  saved.setdefault('method', saved.pop('family', 'xfactor'))
+  return saved
+
+
+def small(method: str = 'xfactor') -> ConfigDict:
   """A model for two CPU cores, without data.
 
   float32, and no LPIPS: on a CPU it would cost more than all the rest. XFactor
   has the settings by which small models learn motion; see docs/learning.md.
 
   Args:
-    family: 'xfactor', a stereo model of 0.4 M parameters for views of 32 x 32
+    method: 'xfactor', a stereo model of 0.4 M parameters for views of 32 x 32
       pixels; 'rust' or 'rayzer', as deep and wide; 'srt', an improved SRT of
       1.2 M for 64 x 64.
   """
-  config = base(family)
+  config = base(method)
   config.model.update(dtype='float32', heads=4)
-  if family == 'srt':
+  if method == 'srt':
     config.model.update(
       features=128,
       encoder_layers=3,
@@ -196,7 +246,7 @@ def small(family: str = 'xfactor') -> ConfigDict:
     config.cpu_devices = 2
     config.train.accumulate = 4
     config.eval.pairs = 64
-  if family == 'xfactor':
+  if method == 'xfactor':
     config.model.update(
       renderer_layers=2,
       pose_dim=16,
@@ -212,29 +262,29 @@ def small(family: str = 'xfactor') -> ConfigDict:
     config.optimizer.update(
       name='muon', learning_rate=3e-3, final_learning_rate=3e-4
     )
-  elif family != 'srt':
+  elif method != 'srt':
     config.model.update(scene_layers=2, decoder_layers=2)
     config.optimizer.learning_rate = 1e-3
-    if family == 'rayzer':
+    if method == 'rayzer':
       config.model.scene_tokens = 64
   config.optimizer.warmup_steps = 50
   config.eval.batch = 16
   return config
 
 
-def like(config: ConfigDict, family: str) -> ConfigDict:
-  """A recipe's data, optimizer and schedule for another family's model.
+def like(config: ConfigDict, method: str) -> ConfigDict:
+  """A recipe's data, optimizer and schedule for another method's model.
 
-  Of the model and the objective that is kept which both families have.
+  Of the model and the objective that is kept which both methods have.
 
   Args:
     config: The recipe.
-    family: Of the one to make; as unposed as the recipe's.
+    method: Of the one to make; as unposed as the recipe's.
   """
-  made = small(family) if config.model.features < 1024 else base(family)
+  made = small(method) if config.model.features < 1024 else base(method)
   for section in made:
     if not isinstance(made[section], ConfigDict):
-      made[section] = config[section] if section != 'family' else family
+      made[section] = config[section] if section != 'method' else method
       continue
     for key in made[section]:
       if key in config[section] and key != 'pose_dim':

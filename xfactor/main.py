@@ -7,10 +7,11 @@ line on stderr says what), 1 anything else. Start it again after 42 and 137.
 """
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from xfactor import cli
-from xfactor.training import loop
+from xfactor.training import build as builds
+from xfactor.training import held_out, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The recipe, e.g. configs/tiny.py.', lock_config=True
@@ -21,11 +22,20 @@ _WORKDIR = flags.DEFINE_string(
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
+def _make_probe(
+  config: ConfigDict, build: builds.Build
+) -> held_out.Probe | None:
+  # Imported late: not all of evaluation has to load before training starts.
+  from xfactor.evaluation import motion
+
+  return motion.make(config, build)
+
+
 def main(_) -> int:
   with cli.reporting_user_errors():
     cli.split_cpu(_CONFIG.value.cpu_devices)
     cli.initialize_distributed()
-    loop.train(_CONFIG.value, _WORKDIR.value)
+    loop.train(_CONFIG.value, _WORKDIR.value, _make_probe)
   return 0
 
 

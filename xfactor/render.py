@@ -31,7 +31,14 @@ from etils import epath
 from xfactor import api, cli
 from xfactor.errors import UserError
 from xfactor.geometry import motions
-from xfactor.inference import flight, posed, transfer
+from xfactor.inference import (
+  camera_path,
+  flight,
+  latent,
+  posed,
+  scene_views,
+  transfer,
+)
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a run, or one checkpoint in it.'
@@ -128,12 +135,12 @@ def main(_) -> int:
 def _fly(model: posed.PosedModel, data_dir: str, out: epath.Path) -> None:
   """Draws scenes along a camera motion."""
   _refuse(_OF_FOOTAGE, 'camera motions, which this model follows')
-  flight.check_motion(_MOTION.value)
-  store, clips = flight.find(_SCENE.value, data_dir)
+  camera_path.check_motion(_MOTION.value)
+  store, clips = scene_views.find(_SCENE.value, data_dir)
   for clip in clips:
     flown = flight.fly(
       model,
-      flight.read(store, clip, model.config, data_dir),
+      scene_views.read(store, clip, model.config, data_dir),
       _MOTION.value,
       frames=_FRAMES.value,
       faded=_FADE.value,
@@ -147,14 +154,14 @@ def _fly(model: posed.PosedModel, data_dir: str, out: epath.Path) -> None:
     flight.write(flown, one, fps=_FPS.value, size=_SIZE.value)
 
 
-def _transfer(model: api.Model, data_dir: str, out: epath.Path) -> None:
+def _transfer(model: latent.Model, data_dir: str, out: epath.Path) -> None:
   """Moves a scene as another video moves."""
   _refuse(_OF_PATHS, 'motions of footage, which this model follows')
   motion = _MOTION.value
   if motion in motions.MOTIONS and not epath.Path(motion).exists():
     raise UserError(
       f'--motion={motion} is a camera motion for posed models, and this one '
-      'takes its motion from footage; give a video, or a run of another family'
+      'takes its motion from footage; give a video, or a run of another method'
     )
   shown = transfer.transfer(
     model,

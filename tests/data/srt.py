@@ -3,14 +3,14 @@
 import numpy as np
 
 from tests.golden_tolerance import assert_close
-from xfactor.data import records
+from xfactor.data.records import codec
 from xfactor.geometry import cameras
 
 
 def check_rays(
   arrays: dict[str, np.ndarray],
   name: str,
-  clip: records.Clip,
+  clip: codec.Clip,
   first: int,
   select,
 ) -> None:

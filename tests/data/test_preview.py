@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_convert import Fake, run
-from xfactor.data import images, preview, records
+from tests.data.convert.test_run import Fake, run
+from xfactor.data import images, preview
+from xfactor.data.records import codec, store
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
@@ -55,7 +56,7 @@ def data(tmp_path_factory):
 
 
 def sheet(data, name, num_clips=8):
-  return preview.sheet(records.open_split(data, name, 'train'), num_clips)
+  return preview.sheet(store.open_split(data, name, 'train'), num_clips)
 
 
 def count(picture, colour) -> int:
@@ -136,7 +137,7 @@ def test_folder_of_one_data_set_and_the_only_split(data, tmp_path):
 
 
 def test_cameras_that_are_no_numbers_have_no_path(data, monkeypatch):
-  original = records.decode_clip
+  original = codec.decode_clip
 
   def broken(record):
     clip = original(record)
@@ -144,11 +145,8 @@ def test_cameras_that_are_no_numbers_have_no_path(data, monkeypatch):
       clip.world_to_camera = clip.world_to_camera * np.nan
     return clip
 
-  monkeypatch.setattr(records, 'decode_clip', broken)
+  monkeypatch.setattr(codec, 'decode_clip', broken)
   assert sheet(data, 'posed').shape == sheet(data, 'unposed').shape
-
-
-# The map.
 
 
 @pytest.mark.parametrize('spin', [0.0, 1.0, -2.0])
@@ -179,9 +177,6 @@ def test_map_of_cameras_that_look_down():
   # One of them upside down: no direction is up on average.
   poses[1, :2] *= -1
   assert np.isfinite(preview.from_above(poses)).all()
-
-
-# Files.
 
 
 def test_a_file_for_each_data_set(data, tmp_path):

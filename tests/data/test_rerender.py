@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from absl import logging
 
-from xfactor.data import convert, images, records
-from xfactor.data.sources import rerender, vizdoom
+from xfactor.data import files, images, rerender
+from xfactor.data.convert import run as convert_run
+from xfactor.data.records import store as store_lib
+from xfactor.data.sources import vizdoom
+from xfactor.data.worlds.doom import engine as engine_lib
+from xfactor.data.worlds.doom import flight_path
+from xfactor.data.worlds.doom import level as level_lib
 from xfactor.geometry import wander
 
 pytest.importorskip('vizdoom')
@@ -26,13 +31,13 @@ def folder(tmp_path_factory):
     turn=10,
     with_depth=False,
   )
-  convert.convert(source, folder, workers=0, quiet=True)
+  convert_run.convert(source, folder, workers=0, quiet=True)
   return folder
 
 
 @pytest.fixture(scope='module')
 def store(folder):
-  return records.open_split(folder, 'vizdoom', 'train')
+  return store_lib.open_split(folder, 'vizdoom', 'train')
 
 
 def cameras(store, clip):
@@ -122,39 +127,39 @@ def test_nothing_beside_walls_is_free(store):
   assert free[0]
   stop = int(np.argmin(free))
   assert stop > 0
-  _, level = vizdoom._load(*vizdoom._level_of(store.clip(0)))
+  _, level = level_lib.load(*vizdoom._level_of(store.clip(0)))
   _, position = vizdoom._cameras(ahead[:stop, :3])
-  assert vizdoom.clearance(level, position).min() >= vizdoom._MIN_CLEARANCE
+  assert level_lib.clearance(level, position).min() >= flight_path.MIN_CLEARANCE
 
 
 def test_the_engine_stays_open(store):
   rerender.rerender(store, 0, cameras(store, 0)[:1], SIZE)
-  started = vizdoom._engine.cache_info().misses
+  started = engine_lib._engine.cache_info().misses
   rerender.rerender(store, 0, cameras(store, 0)[1:2], SIZE)
-  assert vizdoom._engine.cache_info().misses == started
+  assert engine_lib._engine.cache_info().misses == started
 
 
 def test_an_engine_that_failed_is_closed(store, monkeypatch):
   poses = cameras(store, 0)[:1]
   before, _ = rerender.rerender(store, 0, poses, SIZE)
   closed = []
-  engine = vizdoom._engine(*vizdoom._level_of(store.clip(0)), SIZE)
+  engine = engine_lib._engine(*vizdoom._level_of(store.clip(0)), SIZE)
   with monkeypatch.context() as patch:
     patch.setattr(engine, '_see', lambda *_: closed.append(engine) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
       rerender.rerender(store, 0, poses, SIZE)
   assert closed
-  assert vizdoom._engine.cache_info().currsize == 0
+  assert engine_lib._engine.cache_info().currsize == 0
   after, _ = rerender.rerender(store, 0, poses, SIZE)
   np.testing.assert_array_equal(before, after)
 
 
 def test_other_versions_are_not_drawn_anew(folder, monkeypatch):
-  read = records.read_json
+  read = files.read_json
   monkeypatch.setattr(
-    records, 'read_json', lambda x: {**read(x), 'source_version': '0.9.0'}
+    files, 'read_json', lambda x: {**read(x), 'source_version': '0.9.0'}
   )
-  other = records.open_split(folder, 'vizdoom', 'train')
+  other = store_lib.open_split(folder, 'vizdoom', 'train')
   assert not rerender.is_possible(other)
   with pytest.raises(ValueError, match='vizdoom cannot be drawn anew'):
     rerender.rerender(other, 0, cameras(other, 0), SIZE)
@@ -166,7 +171,7 @@ def test_without_the_package(folder, monkeypatch):
     logging, 'warning', lambda text, *values: said.append(text % values)
   )
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  other = records.open_split(folder, 'vizdoom', 'train')
+  other = store_lib.open_split(folder, 'vizdoom', 'train')
   assert not rerender.is_possible(other)
   assert not rerender.is_possible(other)
   (line,) = said

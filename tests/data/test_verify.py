@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_convert import Fake, run
-from xfactor.data import convert, records, verify
+from tests.data.convert.test_run import Fake, run
+from xfactor.data import files, findings, verify
+from xfactor.data.convert import part as convert_part
+from xfactor.data.records import codec, eval_index, store
+from xfactor.data.records import shards as shards_lib
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
@@ -58,14 +61,14 @@ def data(converted, tmp_path) -> pathlib.Path:
   return tmp_path / 'data'
 
 
-def judge(folder: pathlib.Path, workers: int = 0) -> verify.Report:
+def judge(folder: pathlib.Path, workers: int = 0) -> findings.Report:
   return verify.verify(folder, workers, quiet=True)
 
 
 def counts(folder: pathlib.Path) -> dict[str, int]:
   """Returns how often each problem was found; the table must tell them all."""
   report = judge(folder)
-  text = verify.table(report)
+  text = findings.table(report)
   found = report.problems
   assert report.ok == (not found.counts)
   for kind, count in found.counts.items():
@@ -82,12 +85,9 @@ def shards(folder: pathlib.Path, config: str = 'frames') -> list[pathlib.Path]:
 def edit(folder: pathlib.Path, file: str, change) -> None:
   """Changes a JSON file of the data set in place."""
   path = folder / 'fake' / file
-  value = records.read_json(path)
+  value = files.read_json(path)
   change(value)
-  records.write_json(path, value)
-
-
-# Good ones.
+  files.write_json(path, value)
 
 
 def test_a_clean_data_set(data):
@@ -98,22 +98,22 @@ def test_a_clean_data_set(data):
   assert sum(row.clips for row in rows.values()) == 6
   assert sum(row.frames for row in rows.values()) == sum(range(20, 26))
   assert all(row.posed == row.clips for row in rows.values())
-  head, *lines = verify.table(report).splitlines()
+  head, *lines = findings.table(report).splitlines()
   assert head.split()[:4] == ['data', 'set', 'version', 'split']
   assert [line.split()[0] for line in lines] == ['fake', 'fake', 'all']
   one = judge(data / 'fake')
-  assert verify.table(one) == verify.table(report)
+  assert findings.table(one) == findings.table(report)
 
 
 def test_processes_find_the_same(data):
   flip(shards(data)[1])
-  assert verify.table(judge(data, workers=2)) == verify.table(judge(data))
+  assert findings.table(judge(data, workers=2)) == findings.table(judge(data))
 
 
 def test_a_clean_data_set_without_cameras(tmp_path):
   run(Fake(count=3, cameras=False), tmp_path)
   assert counts(tmp_path) == {}
-  assert ' no ' in verify.table(judge(tmp_path))
+  assert ' no ' in findings.table(judge(tmp_path))
 
 
 def test_all_versions_are_read(data):
@@ -135,7 +135,7 @@ def test_unfinished_conversions_are_noted(data):
   (data / 'fake/.incomplete-1.1.0').mkdir()
   report = judge(data)
   assert report.ok
-  assert '.incomplete-1.1.0 is an unfinished conv' in verify.table(report)
+  assert '.incomplete-1.1.0 is an unfinished conv' in findings.table(report)
 
 
 @pytest.mark.parametrize('made', ['', 'empty', 'empty/fake/.incomplete-1.0.0'])
@@ -148,12 +148,9 @@ def test_nothing_to_read(tmp_path, made):
     judge(tmp_path / 'empty')
 
 
-# Damaged files.
-
-
 def flip(path: pathlib.Path) -> None:
   """Flips a bit of the first picture of a shard."""
-  image = records.decode_frame(next(records.read_shard(path)))
+  image = codec.decode_frame(next(shards_lib.read_shard(path)))
   content = bytearray(path.read_bytes())
   content[content.index(image) + 50] ^= 1
   path.write_bytes(content)
@@ -208,9 +205,6 @@ def test_files_that_are_equal_by_right_are_whole(tmp_path):
   assert counts(tmp_path) == {'repeated frames': 1}
 
 
-# Damaged tables.
-
-
 def test_edited_index(data):
   path = data / 'fake/clips/1.0.0/clips-train.index.npz'
   with np.load(path) as columns:
@@ -220,7 +214,7 @@ def test_edited_index(data):
   assert counts(data) == {'clip index': 2}
   checksum, row = judge(data).problems.examples['clip index']
   assert 'sha256' in checksum
-  ids = records.open_split(data, 'fake', 'test').clip_ids()
+  ids = store.open_split(data, 'fake', 'test').clip_ids()
   ids = [f'clip-{i:03d}' for i in range(6) if f'clip-{i:03d}' not in ids]
   frames = int(ids[1][-3:]) + 20
   assert f"has clip '{ids[1]}' of {frames + 1} frames" in row
@@ -259,7 +253,7 @@ def test_useless_manifest(data, config, text):
   path = data / 'fake' / config / '1.0.0/manifest.json'
   path.write_text(text) if text else path.unlink()
   assert counts(data) == {'manifest': 1}
-  assert str(path) in verify.table(judge(data))
+  assert str(path) in findings.table(judge(data))
 
 
 def test_tfds_metadata(data):
@@ -290,10 +284,10 @@ def test_tfds_metadata(data):
   ],
 )
 def test_evaluation_index(data, entries, what):
-  clip = records.open_split(data, 'fake', 'test').clip_id(0)
+  clip = store.open_split(data, 'fake', 'test').clip_id(0)
   path = data / 'fake/clips/1.0.0/eval_index-test.json'
   assert path.exists()
-  records.write_json(path, entries)
+  files.write_json(path, entries)
   path.write_text(path.read_text().replace('CLIP', clip))
   assert counts(data) == {'evaluation index': 1}
   (example,) = judge(data).problems.examples['evaluation index']
@@ -302,7 +296,7 @@ def test_evaluation_index(data, entries, what):
 
 def test_random_evaluation_index(data):
   for posed in (False, True):
-    index = records.eval_index(
+    index = eval_index.eval_index(
       data, 'fake', 'test', 4, 10, ordered=False, cameras=posed
     )
     assert (np.diff(index.frames) < 0).any()
@@ -310,11 +304,8 @@ def test_random_evaluation_index(data):
 
 
 def test_evaluation_index_of_no_split(data):
-  records.write_json(data / 'fake/clips/1.0.0/eval_index-val.json', {})
+  files.write_json(data / 'fake/clips/1.0.0/eval_index-val.json', {})
   assert counts(data) == {'evaluation index': 1}
-
-
-# Wrong content in whole files.
 
 
 def convert_with(folder, change, **options) -> pathlib.Path:
@@ -370,7 +361,7 @@ def test_mirrored_and_stretched_cameras(tmp_path, scale, determinant):
 
   convert_with(tmp_path, change)
   assert counts(tmp_path) == {'camera': 1}
-  assert f'determinant is {determinant}\n' in verify.table(judge(tmp_path))
+  assert f'determinant is {determinant}\n' in findings.table(judge(tmp_path))
 
 
 def test_picture_cut_short(tmp_path):
@@ -381,14 +372,16 @@ def test_picture_cut_short(tmp_path):
 
   convert_with(tmp_path, change)
   assert counts(tmp_path) == {'frame': 1}
-  assert "record 2, frame 2 of clip 'clip-001'" in verify.table(judge(tmp_path))
+  assert "record 2, frame 2 of clip 'clip-001'" in findings.table(
+    judge(tmp_path)
+  )
 
 
 def test_other_size_than_the_clip_says(tmp_path, monkeypatch):
-  monkeypatch.setattr(convert, '_check_clip', lambda *_: None)
+  monkeypatch.setattr(convert_part, '_check_clip', lambda *_: None)
   convert_with(tmp_path, lambda clip: dataclasses.replace(clip, width=8))
   assert counts(tmp_path) == {'frame size': 11}
-  text = verify.table(judge(tmp_path))
+  text = findings.table(judge(tmp_path))
   assert '16 x 16 instead of 16 x 8 pixels' in text
   assert '... and 8 more' in text
 
@@ -416,9 +409,6 @@ def test_depth(tmp_path, monkeypatch, mode, size, bad):
   assert counts(tmp_path) == ({'depth': 1} if bad else {})
 
 
-# The same thing twice.
-
-
 def glue(folder: pathlib.Path, other: pathlib.Path) -> None:
   """Adds the splits of one data set to those of another."""
   for config in ('frames', 'clips'):
@@ -427,12 +417,12 @@ def glue(folder: pathlib.Path, other: pathlib.Path) -> None:
       if not (a / path.name).exists():
         shutil.copy(path, a)
     for file in ('manifest.json', 'dataset_info.json'):
-      own, added = records.read_json(a / file), records.read_json(b / file)
+      own, added = files.read_json(a / file), files.read_json(b / file)
       if file == 'manifest.json':
         own['splits'] |= added['splits']
       else:
         own['splits'] += added['splits']
-      records.write_json(a / file, own)
+      files.write_json(a / file, own)
 
 
 def test_the_same_clips_in_two_splits(tmp_path):
@@ -441,7 +431,7 @@ def test_the_same_clips_in_two_splits(tmp_path):
   run(Good(count=2, split='test'), b)
   glue(a, b)
   assert counts(a) == {'repeated clip id': 2, 'frames in two splits': 2}
-  text = verify.table(judge(a))
+  text = findings.table(judge(a))
   assert "clip 'clip-001' is in test and in train" in text
   assert "'clip-001' of train and clip 'clip-001' of test show the same" in text
 
@@ -460,4 +450,4 @@ def test_pictures_under_another_id(tmp_path, taken, repeated):
   # Clip 0 has 10 frames.
   assert counts(tmp_path) == ({'repeated frames': 1} if repeated else {})
   both = "clip 'clip-002' of train and clip 'clip-000' of train show the same"
-  assert (both in verify.table(judge(tmp_path))) == repeated
+  assert (both in findings.table(judge(tmp_path))) == repeated

@@ -12,18 +12,17 @@ import pytest
 from PIL import Image
 
 from tests import browser
-from tests.data.test_convert import Fake, run
+from tests.data.convert.test_run import Fake, run
 from tests.demo import serving
-from xfactor.data import images, preview, records
+from xfactor.data import images, preview
+from xfactor.data.records import store as store_lib
+from xfactor.demo import catalogue, clips, explorer
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
 gr = pytest.importorskip('gradio')
 gradio_client = pytest.importorskip('gradio_client')
 pytest.importorskip('plotly')
-
-from xfactor.demo import catalogue, clips, explorer  # noqa: E402
-
 FULL = 'full 1.0.0 train'
 FORGED = (
   '../data/full 1.0.0 train',  # It would be there, were it a path.
@@ -106,7 +105,7 @@ def data(converted, tmp_path):
 
 
 def store_of(folder, name='full'):
-  return records.open_split(folder, name, 'train')
+  return store_lib.open_split(folder, name, 'train')
 
 
 def damage(folder, config, wanted, name='full'):
@@ -118,11 +117,6 @@ def damage(folder, config, wanted, name='full'):
   data = bytearray(contents[path])
   data[data.index(wanted) + len(wanted) // 2] ^= 1
   path.write_bytes(data)
-
-
-# ==============================================================================
-# What there is
-# ==============================================================================
 
 
 def test_overview_counts_what_is_there(converted):
@@ -181,11 +175,6 @@ def test_bad_inputs_are_told(converted):
   assert 'full 1.0.0 that could not be converted: 1;' in said
   # Every other clip of `Fake` has one, here without that of the bad one.
   assert 'frames of train that a neighbour stands in for: 5.' in said
-
-
-# ==============================================================================
-# Clips
-# ==============================================================================
 
 
 def test_strips_show_frames_and_damage(data):
@@ -273,11 +262,6 @@ def test_a_damaged_frame_leaves_the_cameras(data):
   assert {x.mode for x in figure.data} == {'lines'}
 
 
-# ==============================================================================
-# Histograms
-# ==============================================================================
-
-
 def test_baselines_of_a_straight_path(data):
   store = store_of(data)
   found = clips.baselines(store)
@@ -313,11 +297,6 @@ def test_histograms_of_equal_clips():
   assert [sum(x.y) for x in bars] == [2, 2, 2]
 
 
-# ==============================================================================
-# The page
-# ==============================================================================
-
-
 @pytest.fixture
 def page(converted):
   found = explorer.Explorer(converted)
@@ -343,13 +322,13 @@ def test_pages_turn(page):
 
 
 def test_only_listed_splits_are_read(page, monkeypatch):
-  read, open_split = [], records.open_split
+  read, open_split = [], store_lib.open_split
 
   def watched(*args):
     read.append(args)
     return open_split(*args)
 
-  monkeypatch.setattr(records, 'open_split', watched)
+  monkeypatch.setattr(store_lib, 'open_split', watched)
   catalogue._opened.cache_clear()
   for label in FORGED:
     for call in (

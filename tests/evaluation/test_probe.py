@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from xfactor import api
-from xfactor.data import convert, images, records, sources, views
+from xfactor.data import files, images, sources
+from xfactor.data import views as views_lib
+from xfactor.data.convert import run as convert_run
+from xfactor.data.records import folders, store
 from xfactor.errors import UserError
-from xfactor.evaluation import poses, probe
-from xfactor.inference import restore
+from xfactor.evaluation import probe, probe_network
+from xfactor.inference import latent, restore
+from xfactor.metrics import poses
 from xfactor.training import build
 
-QUICK = probe.Config(steps=1000)
+QUICK = probe_network.Config(steps=1000)
 
 
 def rotations(vectors):
@@ -58,8 +61,10 @@ def auc(scores):
 @pytest.mark.parametrize(('scale', 'reference'), [(1.0, 0), (250.0, 2)])
 def test_recovers_poses_that_latents_hold(scale, reference):
   train, motion = clips(0, 1000, scale=scale, reference=reference)
-  rows = probe.training_rows(entangle(motion), train, reference=reference)
-  trained = probe.fit(*rows, QUICK)
+  rows = probe_network.training_rows(
+    entangle(motion), train, reference=reference
+  )
+  trained = probe_network.fit(*rows, QUICK)
   assert trained.unit == pytest.approx(0.4 * 3**0.5 * scale, rel=0.05)
   test, motion = clips(1, 100, scale=scale, reference=reference)
   scores = probe.score(
@@ -80,7 +85,9 @@ def test_latents_that_hold_nothing_score_as_chance_does():
   train, _ = clips(0, 1000)
   test, motion = clips(1, 200)
   noise = rng.normal(size=(1200, 5, 32)).astype(np.float32)
-  trained = probe.fit(*probe.training_rows(noise[:1000], train), QUICK)
+  trained = probe_network.fit(
+    *probe_network.training_rows(noise[:1000], train), QUICK
+  )
   got = probe.score(trained, noise[1000:], test)
   another_clips = poses.score(test, np.roll(test, 1, axis=0))
   assert auc(got) < auc(another_clips) + 0.05
@@ -88,10 +95,12 @@ def test_latents_that_hold_nothing_score_as_chance_does():
 
 
 def test_the_same_seed_gives_the_same_probe():
-  rows = probe.training_rows(entangle(clips(0, 20)[1]), clips(0, 20)[0])
-  config = probe.Config(steps=20, warmup_steps=5)
-  one, same = probe.fit(*rows, config), probe.fit(*rows, config)
-  other = probe.fit(*rows, probe.Config(steps=20, warmup_steps=5, seed=1))
+  rows = probe_network.training_rows(entangle(clips(0, 20)[1]), clips(0, 20)[0])
+  config = probe_network.Config(steps=20, warmup_steps=5)
+  one, same = probe_network.fit(*rows, config), probe_network.fit(*rows, config)
+  other = probe_network.fit(
+    *rows, probe_network.Config(steps=20, warmup_steps=5, seed=1)
+  )
   x = rows[0][:3]
   np.testing.assert_array_equal(one.predict(x), same.predict(x))
   assert np.abs(one.predict(x) - other.predict(x)).max() > 1e-3
@@ -99,9 +108,11 @@ def test_the_same_seed_gives_the_same_probe():
 
 def test_training_longer_helps():
   motion = clips(0, 200)[1]
-  rows = probe.training_rows(entangle(motion), clips(0, 200)[0])
+  rows = probe_network.training_rows(entangle(motion), clips(0, 200)[0])
   few, more = (
-    probe.fit(*rows, probe.Config(steps=steps, warmup_steps=5)).loss
+    probe_network.fit(
+      *rows, probe_network.Config(steps=steps, warmup_steps=5)
+    ).loss
     for steps in (20, 300)
   )
   assert more < few / 3
@@ -109,7 +120,9 @@ def test_training_longer_helps():
 
 def test_sizes_are_those_of_the_public_code():
   rows = np.zeros((4, 256), np.float32), np.tile(np.eye(3, 4), (4, 1, 1))
-  trained = probe.fit(*rows, probe.Config(steps=2, warmup_steps=1))
+  trained = probe_network.fit(
+    *rows, probe_network.Config(steps=2, warmup_steps=1)
+  )
   assert [kernel.shape for kernel, _ in trained.params] == [
     (256, 256),
     (256, 64),
@@ -123,9 +136,9 @@ def test_sizes_are_those_of_the_public_code():
 def test_predictions_are_rigid():
   rng = np.random.default_rng(0)
   train, motion = clips(0, 50)
-  trained = probe.fit(
-    *probe.training_rows(entangle(motion), train),
-    probe.Config(steps=10, warmup_steps=1),
+  trained = probe_network.fit(
+    *probe_network.training_rows(entangle(motion), train),
+    probe_network.Config(steps=10, warmup_steps=1),
   )
   got = trained.predict(rng.normal(0, 9, (2, 3, 32)).astype(np.float32))
   assert got.shape == (2, 3, 4, 4)
@@ -146,7 +159,7 @@ def test_training_rows_leave_out_references_and_bad_frames():
   ok[0, 3] = False  # One frame.
   ok[2, 1] = False  # A reference, hence a clip.
   world_to_camera[~ok] = np.nan
-  got, relative = probe.training_rows(
+  got, relative = probe_network.training_rows(
     latents, world_to_camera, reference=1, ok=ok
   )
   rows = [(0, 0), (0, 2), (1, 0), (1, 2), (1, 3)]
@@ -160,19 +173,17 @@ def test_bad_input_is_named():
   latents = np.zeros((4, 8), np.float32)
   relative = np.tile(np.eye(3, 4), (4, 1, 1))
   with pytest.raises(UserError, match='at least 2 frames with poses'):
-    probe.fit(latents[:1], relative[:1])
+    probe_network.fit(latents[:1], relative[:1])
   with pytest.raises(UserError, match='some latent poses .* are not finite'):
-    probe.fit(latents + np.nan, relative)
+    probe_network.fit(latents + np.nan, relative)
   relative[2, 1, 3] = np.inf
   with pytest.raises(UserError, match='some camera poses .* are not finite'):
-    probe.fit(latents, relative)
+    probe_network.fit(latents, relative)
 
-
-# ============================================================ of trained models
 
 TRAIN, TEST, LENGTH, SIZE = 60, 20, 30, 8
 WINDOW, TARGETS = 8, 5
-BRIEF = probe.Config(steps=600, batch=64, warmup_steps=50)
+BRIEF = probe_network.Config(steps=600, batch=64, warmup_steps=50)
 
 
 def walk(clip, still=False):
@@ -228,7 +239,7 @@ class Walks(sources.Source):
     )
 
 
-class Surveyor(api.Model):
+class Surveyor(latent.Model):
   """A model whose latents hold the poses of `Walks`, or nothing."""
 
   def __init__(self, noise=False):
@@ -255,8 +266,8 @@ class Surveyor(api.Model):
 
 
 def splits(folder, **options):
-  convert.convert(Walks(**options), folder, workers=0, quiet=True)
-  return [records.open_split(folder, 'walks', s) for s in ('train', 'test')]
+  convert_run.convert(Walks(**options), folder, workers=0, quiet=True)
+  return [store.open_split(folder, 'walks', s) for s in ('train', 'test')]
 
 
 @pytest.fixture(scope='module')
@@ -325,10 +336,10 @@ def test_windows_of_a_clip_share_no_frame(walks):
     assert windows[0] == [1, 2, 4, 6, 8]
     assert windows[1:] == [[n + k for n in windows[0]] for k in (10, 20)]
   few = [clip_id for clip_id, _ in probe._choose(walks[0], TARGETS, WINDOW, 7)]
-  assert few == sorted(walks[0].clip_ids(), key=records.unit_hash)[:7]
+  assert few == sorted(walks[0].clip_ids(), key=files.unit_hash)[:7]
   # The middle one, as the transfer test has it.
   (_, frames), *_ = probe._choose(walks[1], TARGETS, WINDOW, None)
-  assert frames == views.eval_frames(LENGTH, TARGETS, WINDOW).tolist()
+  assert frames == views_lib.eval_frames(LENGTH, TARGETS, WINDOW).tolist()
 
 
 def test_clips_without_cameras_are_left_out_and_still_ones_told(tmp_path):
@@ -336,7 +347,7 @@ def test_clips_without_cameras_are_left_out_and_still_ones_told(tmp_path):
   stores = splits(
     tmp_path, unknown=(0, 1, last), lost=(2,), still=(last - 1, last - 2)
   )
-  config = probe.Config(steps=2, warmup_steps=1)
+  config = probe_network.Config(steps=2, warmup_steps=1)
   result = evaluate(Surveyor(), stores, max_windows=TRAIN, config=config)
   assert (result.train.clips, result.train.without_cameras) == (TRAIN - 3, 3)
   assert (result.test.clips, result.test.without_cameras) == (TEST - 1, 1)
@@ -375,7 +386,7 @@ def network():
   config = small.recipe('none')
   built = build.build(config)
   restored = restore.Restored(config, 6, built, built.init().params)
-  return api.Model(restored, batch=8, progress=False)
+  return latent.Model(restored, batch=8, progress=False)
 
 
 def test_each_frame_is_encoded_with_its_own_reference(network):
@@ -412,14 +423,11 @@ def test_data_that_a_probe_cannot_use_is_said(walks, tmp_path):
   with pytest.raises(UserError, match=r'1 clips of walks/train have 8 frames'):
     evaluate(model, stores)
   assert not model.batches
-  path = records.clips_folder(tmp_path / 'b', 'walks', '1.0.0')
+  path = folders.clips_folder(tmp_path / 'b', 'walks', '1.0.0')
   path = path / 'probe_index-train.json'
   path.write_text(path.read_text().replace(f'"{TRAIN - 2}"', '"gone"'))
   with pytest.raises(UserError, match='probe_index-train.json names .* gone'):
     evaluate(model, stores)
-
-
-# ------------------------------------------------------------ nearest rotation
 
 
 def test_nearest_rotation():
@@ -428,9 +436,13 @@ def test_nearest_rotation():
   stretch = rng.normal(size=(64, 3, 3))
   stretch = np.eye(3) + stretch @ np.swapaxes(stretch, -1, -2)
   # The rotation is the one of the polar decomposition.
-  got = probe.nearest_rotation(jnp.asarray(rotation @ stretch, jnp.float32))
+  got = probe_network.nearest_rotation(
+    jnp.asarray(rotation @ stretch, jnp.float32)
+  )
   np.testing.assert_allclose(got, rotation, atol=1e-5)
-  mirrored = probe.nearest_rotation(jnp.diag(jnp.array([3.0, 2.0, -1.0]))[None])
+  mirrored = probe_network.nearest_rotation(
+    jnp.diag(jnp.array([3.0, 2.0, -1.0]))[None]
+  )
   np.testing.assert_allclose(mirrored[0], np.eye(3), atol=1e-6)
 
 
@@ -443,7 +455,9 @@ def test_gradient_of_nearest_rotation_is_that_of_differences():
   direction = rng.normal(size=(6, 3, 3)).astype(np.float32)
 
   def f(x):
-    return jnp.sum(weight * probe.nearest_rotation(jnp.asarray(x)), (-2, -1))
+    return jnp.sum(
+      weight * probe_network.nearest_rotation(jnp.asarray(x)), (-2, -1)
+    )
 
   slope = jax.grad(lambda x: f(x).sum())(jnp.asarray(matrices))
   slope = np.sum(slope * direction, axis=(-2, -1))
@@ -455,7 +469,7 @@ def test_gradient_of_nearest_rotation_is_that_of_differences():
 def test_gradient_is_finite_where_no_rotation_is_nearest():
   matrices = jnp.stack([jnp.zeros((3, 3)), -jnp.eye(3)])
   weight = jnp.arange(9.0).reshape(1, 3, 3)
-  slope = jax.grad(lambda x: jnp.sum(weight * probe.nearest_rotation(x)))(
-    matrices
-  )
+  slope = jax.grad(
+    lambda x: jnp.sum(weight * probe_network.nearest_rotation(x))
+  )(matrices)
   assert jnp.isfinite(slope).all()

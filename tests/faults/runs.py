@@ -18,8 +18,8 @@ import os
 import time
 
 from tests.training import small
-from xfactor.data import pipeline
-from xfactor.evaluation import heldout
+from xfactor.data.pipeline import training as pipeline
+from xfactor.training import held_out
 from xfactor.training import build
 
 build.load_perceptual = lambda *args, **kwargs: None  # As if not installed.
@@ -49,7 +49,7 @@ match os.environ.get('HANG'):
   case 'data':
     pipeline.Batches.__next__ = hang
   case 'evaluation':
-    heldout.Heldout.__call__ = hang
+    held_out.HeldOut.__call__ = hang
 
 
 def get_config():

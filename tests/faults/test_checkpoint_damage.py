@@ -10,7 +10,7 @@ import pytest
 
 from tests.training import tiny
 from xfactor.errors import UserError
-from xfactor.training import checkpoint
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 pytestmark = tiny.MARKS
 
@@ -38,12 +38,16 @@ MORE_FLIPS = flips([i / 24 for i in range(24)])  # Of the arrays.
 def test_nothing_wrong_is_ever_loaded(tmp_path, monkeypatch, capsys):
   """Each damage changes nothing, or is seen and the one before is taken."""
   states = {step: tiny.state(step) for step in (1, 2)}
-  with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'saved')) as saved:
+  with contextlib.closing(
+    checkpoints_lib.Checkpoints(tmp_path / 'saved')
+  ) as saved:
     for state in states.values():
       saved.save(state, tiny.META)
   said = []
   monkeypatch.setattr(
-    checkpoint.logging, 'warning', lambda text, *args: said.append(text % args)
+    checkpoints_lib.logging,
+    'warning',
+    lambda text, *args: said.append(text % args),
   )
   newest = tmp_path / 'saved/checkpoints/2'
   arrays = tiny.data_file(newest)
@@ -61,7 +65,7 @@ def test_nothing_wrong_is_ever_loaded(tmp_path, monkeypatch, capsys):
     shutil.copytree(tmp_path / 'saved', run)
     damage(run / 'checkpoints/2' / file.relative_to(newest))
     said.clear()
-    with contextlib.closing(checkpoint.Checkpoints(run)) as checkpoints:
+    with contextlib.closing(checkpoints_lib.Checkpoints(run)) as checkpoints:
       state, meta = checkpoints.restore(tiny.abstract(states[2]))
     step = int(state.step)
     aside = (run / 'checkpoints/2.damaged').exists()
@@ -100,9 +104,6 @@ def table(counts):
   )
 
 
-# ------------------------------------------------------------------------ disk
-
-
 @pytest.fixture
 def disk(tmp_path):
   """A disk of 2 MiB of its own."""
@@ -132,7 +133,7 @@ def outcome(checkpoints):
 
 def test_a_full_disk_is_said_and_nothing_is_lost(disk, monkeypatch):
   states = {step: tiny.state(step) for step in (1, 2, 3)}
-  checkpoints = checkpoint.Checkpoints(disk, keep=2)
+  checkpoints = checkpoints_lib.Checkpoints(disk, keep=2)
   for step in (1, 2):
     checkpoints.save(states[step], tiny.META)
     assert outcome(checkpoints) == step
@@ -147,12 +148,14 @@ def test_a_full_disk_is_said_and_nothing_is_lost(disk, monkeypatch):
   with pytest.raises(UserError, match='GiB are left, .*free some space'):
     save()
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.shutil, 'disk_usage', lambda _: roomy)
+    patch.setattr(checkpoints_lib.shutil, 'disk_usage', lambda _: roomy)
     for _ in range(2):  # Filled by somebody else after the look.
       with pytest.raises(UserError, match='cannot write .*free some space'):
         save()
       assert checkpoints.steps() == [1, 2]
-  with contextlib.closing(checkpoint.Checkpoints(disk, create=False)) as other:
+  with contextlib.closing(
+    checkpoints_lib.Checkpoints(disk, create=False)
+  ) as other:
     state, _ = other.restore(tiny.abstract(states[2]))
   assert tiny.same(state, states[2])
 
@@ -167,17 +170,17 @@ def test_a_full_disk_is_said_and_nothing_is_lost(disk, monkeypatch):
 
 def test_a_disk_that_cannot_be_written_is_said(disk):
   states = {step: tiny.state(step) for step in (1, 2)}
-  checkpoints = checkpoint.Checkpoints(disk)
+  checkpoints = checkpoints_lib.Checkpoints(disk)
   checkpoints.save(states[1], tiny.META)
   assert checkpoints.wait() == 1
   subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
   with pytest.raises(UserError, match='cannot write .*make it writable'):
     checkpoints.save(states[2], tiny.META)
   checkpoints.close()
-  with contextlib.closing(checkpoint.Checkpoints(disk)) as again:
+  with contextlib.closing(checkpoints_lib.Checkpoints(disk)) as again:
     assert again.resumable()
     with pytest.raises(UserError, match='cannot write .*make it writable'):
       again.check_room(tiny.abstract(states[1]))
     assert tiny.same(again.restore(tiny.abstract(states[1]))[0], states[1])
   with pytest.raises(UserError, match='cannot write .*make it writable'):
-    checkpoint.Checkpoints(disk / 'new')
+    checkpoints_lib.Checkpoints(disk / 'new')

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import runs
 from tests.training import small
-from xfactor.training import checkpoint
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 STEPS = 100
 INTERVAL = 10
@@ -35,7 +35,7 @@ def straight(recipe):
 
 
 def state(workdir):
-  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   try:
     return checkpoints.read()[0]
   finally:

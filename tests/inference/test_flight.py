@@ -10,11 +10,13 @@ from PIL import Image
 from tests.golden_tolerance import assert_close
 from tests.inference import test_posed
 from tests.training import small
-from xfactor.data import images, records
-from xfactor.data.sources import video
+from xfactor.data import images
+from xfactor.data.formats import video
+from xfactor.data.records import eval_index
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
 from xfactor.geometry import cameras, motions
-from xfactor.inference import flight
+from xfactor.inference import camera_path, flight, scene_views
 
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -39,18 +41,13 @@ def volume():
 
 
 def read(data, name, config=None):
-  store, clips = flight.find(name, data)
+  store, clips = scene_views.find(name, data)
   config = config or small.posed_recipe('none')
-  return [flight.read(store, clip, config, data) for clip in clips]
-
-
-# ==============================================================================
-# Reading
-# ==============================================================================
+  return [scene_views.read(store, clip, config, data) for clip in clips]
 
 
 def test_names_of_scenes(data):
-  store = records.open_split(data, 'skies', 'test')
+  store = store_lib.open_split(data, 'skies', 'test')
   ids = store.clip_ids()
   assert len(ids) == 4
   assert '2' not in ids
@@ -61,7 +58,7 @@ def test_names_of_scenes(data):
     ('2:', [2, 3]),
     (':', [0, 1, 2, 3]),
   ):
-    assert flight.find(f'skies/test/{name}', data)[1] == clips
+    assert scene_views.find(f'skies/test/{name}', data)[1] == clips
 
 
 @pytest.mark.parametrize(
@@ -78,18 +75,18 @@ def test_names_of_scenes(data):
 )
 def test_scenes_that_are_not_there(data, name, said):
   with pytest.raises(UserError, match=said):
-    flight.find(name, data)
+    scene_views.find(name, data)
 
 
 def test_inputs_are_those_of_the_evaluation(data):
   config = small.posed_recipe('none')
   (views,) = read(data, 'skies/test/3', config)
-  index = records.eval_index(
+  index = eval_index.eval_index(
     data, 'skies', 'test', 4, 4, ordered=False, cameras=True
   )
   frames = index.frames[index.clips.tolist().index(3)]
   assert views.numbers == frames[:2].tolist()
-  store = records.open_split(data, 'skies', 'test')
+  store = store_lib.open_split(data, 'skies', 'test')
   clip = store.clip(3)
   assert views.name == f'skies/test/{clip.id}'
   for i, frame in enumerate(views.numbers):
@@ -123,18 +120,13 @@ def test_scenes_without_cameras_or_frames(data):
     read(data, 'skies/train/0', config)
 
 
-# ==============================================================================
-# Which way
-# ==============================================================================
-
-
 def made(eyes, targets, up=UP):
   """Views of a clip whose first two cameras are the inputs."""
   eyes, targets = np.asarray(eyes, float), np.asarray(targets, float)
   poses = cameras.look_at(eyes, np.broadcast_to(targets, eyes.shape), up)
   lenses = np.tile([1.0, 4 / 3, 0.5, 0.5], (len(eyes), 1))
   pictures = test_posed.pictures()
-  return flight.Views(
+  return scene_views.Views(
     *('made', [0, 1], pictures, lenses[:2], poses[:2], lenses, poses)
   )
 
@@ -143,7 +135,7 @@ OBJECT = [[3, 1, 2], [-2, 2, 1], [0, -3, 1.5]]
 
 
 def path(views, motion='rotate', height=24, width=32, **options):
-  return flight.path(views, motion, height, width, frames=8, **options)
+  return camera_path.path(views, motion, height, width, frames=8, **options)
 
 
 @pytest.mark.parametrize('motion', motions.MOTIONS)
@@ -171,7 +163,7 @@ def test_rooms_turn_about_what_their_views_see():
   """The middle is where the axes meet; the first one goes through it."""
   target = np.array([4.0, 1, 1])
   views = made([[0, 0, 1], [0, 2, 1.2], [0.5, 4, 0.8]], [target])
-  np.testing.assert_allclose(flight.middle(views, None), target, atol=1e-9)
+  np.testing.assert_allclose(camera_path.middle(views, None), target, atol=1e-9)
   _, poses = path(views)
   np.testing.assert_allclose(poses[0], views.world_to_camera[0], atol=1e-9)
   centres = cameras.camera_centre(poses)
@@ -195,16 +187,16 @@ def test_worlds_that_lie_on_their_side():
 
 def test_what_to_look_at():
   views = made([[0, 0, 1], [0, 2, 1.2]], [[4.0, 1, 1]])
-  assert flight.middle(views, '1,2.5,-3').tolist() == [1, 2.5, -3]
+  assert camera_path.middle(views, '1,2.5,-3').tolist() == [1, 2.5, -3]
   ahead = np.array([4, 1, 0]) / np.sqrt(17)
   np.testing.assert_allclose(
-    flight.middle(views, '2'), [0, 0, 1] + 2 * ahead, atol=1e-12
+    camera_path.middle(views, '2'), [0, 0, 1] + 2 * ahead, atol=1e-12
   )
   _, poses = path(views, 'zoom', look_at='0,3,1')
   np.testing.assert_allclose(poses[-1, 2, :3], [0, 1, 0], atol=1e-12)
   for bad in ('1,2', 'x', '-1', '1,2,nan', ''):
     with pytest.raises(UserError, match=f'--look_at={bad} is no point'):
-      flight.middle(views, bad)
+      camera_path.middle(views, bad)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +208,7 @@ def test_what_to_look_at():
 )
 def test_views_without_a_common_middle(views):
   with pytest.raises(UserError, match='no common middle'):
-    flight.middle(views, None)
+    camera_path.middle(views, None)
 
 
 def test_motions_that_cannot_be():
@@ -227,11 +219,6 @@ def test_motions_that_cannot_be():
     path(views, look_at='3,1,0')
   with pytest.raises(UserError, match='right above'):
     path(views, look_at='3,1,2')
-
-
-# ==============================================================================
-# Files
-# ==============================================================================
 
 
 def test_files_of_a_light_field(light, data, tmp_path, capsys):

@@ -12,7 +12,9 @@ from tests.training import small
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 from xfactor.inference import posed, restore
-from xfactor.training import build, checkpoint, rays
+from xfactor.methods.srt import objective as srt_objective
+from xfactor.training import build
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 VIEWS, HEIGHT, WIDTH = 2, 24, 32
 UP = np.array([0.0, 0.0, 1.0])
@@ -44,7 +46,7 @@ def save(workdir, **changes):
   """Writes a checkpoint of such a model."""
   config = small.posed_recipe('none', **changes)
   built = build.build(config)
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = checkpoints_lib.Checkpoints(workdir)
   state = built.init()
   meta = json.loads(config.to_json_best_effort())
   checkpoints.save(
@@ -152,7 +154,7 @@ def test_parts_do_not_show(volume, monkeypatch):
     (3, [3, 3, 3, 3, 3]),
   ):
     calls.clear()
-    monkeypatch.setattr(rays, 'at_once', lambda *_, n=rays_at_once: n)
+    monkeypatch.setattr(srt_objective, 'at_once', lambda *_, n=rays_at_once: n)
     drawn = draw(volume, count=5)
     assert calls == parts
     assert np.abs(drawn.pictures.astype(int) - whole.pictures).max() <= 1
@@ -205,7 +207,7 @@ def test_memory_is_within_the_budget():
   )
   budget = 2**24
   tokens = 300
-  count = rays.at_once(model._build.model, tokens, budget=budget)
+  count = srt_objective.at_once(model._build.model, tokens, budget=budget)
   shape = jax.ShapeDtypeStruct((1, tokens, 96), 'float32')
   lenses, poses = looking(1, 2)
   program = model._draw.lower(
@@ -217,11 +219,6 @@ def test_memory_is_within_the_budget():
     *(50, count // 10, 5),
   ).compile()
   assert program.memory_analysis().temp_size_in_bytes < budget
-
-
-# ==============================================================================
-# Bad input
-# ==============================================================================
 
 
 def test_views_and_cameras_must_fit(light):

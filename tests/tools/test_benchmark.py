@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests import commands
 from tests.conftest import QUICK
-from xfactor.data import convert
+from xfactor.data.convert import run as convert_run
 from xfactor.data.sources import synthetic
 
 TINY = (
@@ -143,7 +143,7 @@ def test_convert_compares_ways_to_decode(tmp_path):
 
 def test_oracle_is_measured_on_known_cameras(tmp_path):
   rooms = synthetic.Source(scenes=2, frames=8, size=64, test_fraction=0.0)
-  convert.convert(rooms, tmp_path, workers=0, quiet=True)
+  convert_run.convert(rooms, tmp_path, workers=0, quiet=True)
   numbers, picture = tmp_path / 'numbers.json', tmp_path / 'paths.png'
   result = run(
     *('oracle', '--oracle=known_scene', '--oracle_options=references=3'),
@@ -182,10 +182,10 @@ def test_oracle_is_measured_on_known_cameras(tmp_path):
     (('step', '--config=configs/nope.py'), 'configs/nope.py'),
     (('step', '--config.model.feature=3'), 'Did you mean "features"'),
     (('rays', '--rays=8193'), 'objective.rays=8193 must be at most 8192'),
-    (('rays', '--config=configs/tiny.py'), "config.family='srt'"),
+    (('rays', '--config=configs/tiny.py'), "config.method='srt'"),
     (('growth', '--factors=2,0'), '--factors takes numbers above 0'),
     (('growth', '--contexts=1.5'), '--contexts takes numbers above 0'),
-    (('eval', '--config=configs/srt_tiny.py'), "config.family='xfactor'"),
+    (('eval', '--config=configs/srt_tiny.py'), "config.method='xfactor'"),
   ],
 )
 def test_bad_usage_is_one_line_and_code_2(args, words):

@@ -4,20 +4,17 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
+from benchmarks import checkpoint, evaluating, growth, measuring
 from PIL import Image
 
 from xfactor import config as configs
 from xfactor.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from benchmarks import checkpoint, evaluating, growth, measuring  # noqa: E402
 
 
 @pytest.fixture(scope='module')

@@ -2,19 +2,16 @@
 
 import pathlib
 import re
-import sys
 
 import numpy as np
 import pytest
+from benchmarks import learn
 
 from tests.training import small
 from xfactor import config as configs
 from xfactor.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from benchmarks import learn  # noqa: E402
 
 DRAWN = ['PSNR, dB', "another's", 'better, %']
 

@@ -1,6 +1,6 @@
 """The benchmark of a step's parts: their ways compute the same, or are refused.
 
-That the public formulation is the plain one is tests/reference.py's own test.
+tests/methods/xfactor/test_reference.py tests the public formulation itself.
 """
 
 import json
@@ -14,19 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks import (
+  measuring,
+  parts,
+  plain_xfactor,
+)
 
 from tests.conftest import QUICK
 from xfactor import config as configs
 from xfactor.errors import UserError
-from xfactor.models import perceptual
+from xfactor.methods.xfactor import cost as xfactor_cost
+from xfactor.metrics import lpips
 from xfactor.training import build as builds
-from xfactor.training import flops
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from benchmarks import measuring, parts  # noqa: E402
-
 ONCE = {'repeats': 1, 'compiles': 1}
 
 
@@ -105,16 +106,16 @@ def test_attention_flops_are_those_of_the_step(recipe):
   ends = dict.fromkeys(('encoder_layers', 'renderer_layers'), 0)
   sizes = {'batch': 1, 'views': views, 'height': 32, 'width': 48}
   whole, without = (
-    flops.train_step(x, **sizes)
+    xfactor_cost.train_step(x, **sizes)
     for x in (model, type(model)(**(vars(model) | ends)))
   )
   assert whole - without == layers * (encoder + renderer + products)
 
 
 def test_a_wrong_mask_is_refused(recipe, monkeypatch, no_cache):
-  attend = parts.load_plain('reference').segment_attention
+  attend = plain_xfactor.segment_attention
   monkeypatch.setattr(
-    parts.load_plain('reference'),
+    plain_xfactor,
     'segment_attention',
     lambda q, k, v, ids: attend(q, k, v, 0 * ids),
   )
@@ -156,9 +157,9 @@ def test_a_kernel_that_the_machine_lacks_is_refused():
 
 def test_lpips_takes_random_weights(recipe, no_cache, capsys, monkeypatch):
   def missing(*_):
-    raise perceptual.MissingWeights
+    raise lpips.MissingWeights
 
-  monkeypatch.setattr(perceptual, 'load', missing)
+  monkeypatch.setattr(lpips, 'load', missing)
   recipe = recipe.copy_and_resolve_references()
   recipe.data.update(image_size=16, image_width=16)
   (table,) = parts.run_lpips(recipe, **ONCE)

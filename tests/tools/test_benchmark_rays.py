@@ -2,20 +2,20 @@
 
 import math
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks import (
+  measuring,
+  rays,
+)
 
 from xfactor import config as configs
-from xfactor.training import rays as objectives
+from xfactor.methods.srt import objective as objectives
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from benchmarks import measuring, rays  # noqa: E402
 
 
 @pytest.fixture(scope='module')

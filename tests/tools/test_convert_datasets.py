@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from tests import commands
-from tests.data import test_convert
-from xfactor.data import records
+from tests.data.convert import test_run
+from xfactor.data import files
+from xfactor.data.records import folders
+from xfactor.data.records import store as store_lib
 
 
 def run(*args):
@@ -76,7 +78,7 @@ def test_bad_input_is_one_line(tmp_path, case, dataset, options, named):
   assert 'Traceback' not in done.stderr
   assert not done.stdout
   # Nothing half made is left where readers look.
-  assert not records.available(tmp_path / 'data')
+  assert not folders.available(tmp_path / 'data')
 
 
 def test_good_conversion_reports_what_was_bad(tmp_path):
@@ -105,16 +107,14 @@ def test_good_conversion_reports_what_was_bad(tmp_path):
   assert 'skipped items: 1' in done.stdout
   assert 'notes.mp4 is no video that can be read' in done.stdout
   assert '4.jpg' in done.stderr
-  manifest = records.read_json(
-    tmp_path / 'data/mine/frames/1.0.0/manifest.json'
-  )
+  manifest = files.read_json(tmp_path / 'data/mine/frames/1.0.0/manifest.json')
   ((item, reason),) = manifest['skipped']
   assert item == 'notes'
   assert 'notes.mp4 is no video that can be read' in reason
   clips = [
     store.clip(i)
     for split in ('train', 'test')
-    for store in [records.open_split(tmp_path / 'data', 'mine', split)]
+    for store in [store_lib.open_split(tmp_path / 'data', 'mine', split)]
     for i in range(len(store))
   ]
   assert {clip.id: clip.replaced for clip in clips} == {
@@ -131,7 +131,7 @@ def test_good_conversion_reports_what_was_bad(tmp_path):
 def data(tmp_path, monkeypatch):
   """A folder with one converted data set."""
   monkeypatch.setattr(os, 'fsync', lambda _: None)
-  test_convert.run(test_convert.Fake(count=2, cameras=False), tmp_path / 'data')
+  test_run.run(test_run.Fake(count=2, cameras=False), tmp_path / 'data')
   return tmp_path / 'data'
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests import commands
-from xfactor.training import goodput
+from xfactor.training.telemetry import goodput
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 
 from tests.conftest import GOLDEN
 from tests.golden_tolerance import assert_close
-from tests.models import test_xfactor
+from tests.methods.xfactor import test_network
 from tests.training import small
 from xfactor import config as configs
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout
-from xfactor.models import official
-from xfactor.training import build, checkpoint, interchange, loop
+from xfactor.exchange import convert as exchange_convert
+from xfactor.exchange import official_xfactor, xfactor_names
+from xfactor.training import build, held_out, loop
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Written by clu.checkpoint and the public train step, after two updates.
@@ -53,7 +54,7 @@ def write(path, arrays):
 
 
 def read(workdir):
-  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
     return checkpoints.read()
 
@@ -73,11 +74,8 @@ def theirs():
 def run(tmp_path_factory):
   """The golden checkpoint as a run of ours."""
   workdir = tmp_path_factory.mktemp('imported') / 'run'
-  interchange.convert(FOLDER, workdir, contexts=2, image_size=64)
+  exchange_convert.convert(FOLDER, workdir, contexts=2, image_size=64)
   return workdir
-
-
-# ------------------------------------------------------------------------- in
 
 
 def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
@@ -87,7 +85,7 @@ def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
   config.model.update(meta['config']['model'])
   config.model.dtype = 'float32'
   built = build.build(config)
-  checkpoints = checkpoint.Checkpoints(run, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(run, create=False)
   with contextlib.closing(checkpoints):  # As xfactor.eval loads it.
     step, params = checkpoints.restore_params(built.abstract_state().params)
   assert step == want['step'] == 2
@@ -99,8 +97,8 @@ def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
     return poses, model.render(images[:, :1], poses)
 
   poses, image = draw(params, want['io/images'])
-  assert_close(poses, want['io/pose'], test_xfactor.POSES)
-  assert_close(image, want['io/render'], test_xfactor.PICTURES)
+  assert_close(poses, want['io/pose'], test_network.POSES)
+  assert_close(image, want['io/render'], test_network.PICTURES)
 
 
 def test_the_recipe_has_the_sizes_of_the_arrays(run):
@@ -129,9 +127,9 @@ def test_moments_and_counts_come_along(run, theirs):
   assert state['step'] == adam['count'] == schedule['count'] == 2
   want = {key: under(theirs, f'{MOMENTS}/{key}/') for key in ('mu', 'nu')}
   for key, arrays in want.items():
-    assert_same(adam[key], official.to_ours(arrays))
+    assert_same(adam[key], xfactor_names.to_ours(arrays))
     assert any(array.any() for array in arrays.values())
-  assert_same(state['params'], official.to_ours(under(theirs, 'params/')))
+  assert_same(state['params'], xfactor_names.to_ours(under(theirs, 'params/')))
 
 
 def test_training_goes_on_and_can_go_back(run, theirs, tmp_path, monkeypatch):
@@ -149,20 +147,20 @@ def test_training_goes_on_and_can_go_back(run, theirs, tmp_path, monkeypatch):
     loop.train(config, str(workdir))
   config.allow_change = True
   # Scores are not what this is about.
-  monkeypatch.setattr(heldout.Heldout, '__call__', lambda *_: {})
-  monkeypatch.setattr(heldout, 'write', lambda *_: None)
+  monkeypatch.setattr(held_out.HeldOut, '__call__', lambda *_: {})
+  monkeypatch.setattr(held_out, 'write', lambda *_: None)
   loop.train(config, str(workdir))
   state, _ = read(workdir)
   assert state['step'] == state['opt_state'][1][0]['count'] == 4
 
   out = tmp_path / 'out.flax'
-  interchange.convert(workdir, out, to='official')
+  exchange_convert.convert(workdir, out, to='official')
   after = flat(out)
   assert list(after) == list(theirs)
   for name in ('step', 'opt_state/gradient_step', f'{MOMENTS}/count'):
     assert after[name] == 4
     assert after[name].dtype == np.int32
-  assert_same(official.to_ours(under(after, 'params/')), state['params'])
+  assert_same(xfactor_names.to_ours(under(after, 'params/')), state['params'])
   name = 'params/PoseEnc/global_embed'
   assert (after[name] != theirs[name]).any()
   np.testing.assert_array_equal(after['key'], theirs['key'])
@@ -176,23 +174,20 @@ def test_gradients_of_an_unfinished_update_are_told(theirs, tmp_path):
   arrays['multi_steps'] = np.asarray(3, np.int32)
   arrays['step'] = np.asarray(7, np.int32)
   source = write(tmp_path / 'in.flax', arrays)
-  facts = interchange.convert(source, tmp_path / 'run')
+  facts = exchange_convert.convert(source, tmp_path / 'run')
   assert facts['step'].startswith('2 updates, 7 steps')
   assert 'not finished' in facts['left out']
   # They are kept for the way back all the same.
-  interchange.convert(tmp_path / 'run', tmp_path / 'o.flax', to='official')
+  exchange_convert.convert(tmp_path / 'run', tmp_path / 'o.flax', to='official')
   assert (tmp_path / 'o.flax').read_bytes() == source.read_bytes()
 
 
-# ------------------------------------------------------------------------ out
-
-
 def test_an_imported_checkpoint_goes_back_bit_for_bit(run, tmp_path):
-  interchange.convert(run, tmp_path, to='official')
+  exchange_convert.convert(run, tmp_path, to='official')
   folder = tmp_path / 'checkpoints-0'
   assert (folder / 'ckpt-1.flax').read_bytes() == FILE.read_bytes()
   # What was written is found again, by its folder too.
-  again = interchange.convert(folder, tmp_path / 'again')
+  again = exchange_convert.convert(folder, tmp_path / 'again')
   assert again['read'].startswith(str(folder / 'ckpt-1.flax'))
 
 
@@ -201,7 +196,7 @@ def test_a_run_that_was_never_imported_gets_the_rest_made_up(
 ):
   shutil.copytree(run / 'checkpoints', tmp_path / 'run' / 'checkpoints')
   out = tmp_path / 'out.flax'
-  facts = interchange.convert(tmp_path / 'run', out, to='official')
+  facts = exchange_convert.convert(tmp_path / 'run', out, to='official')
   assert 'LPIPS' in facts['made up']
   got = flat(out)
   assert list(got) == list(theirs)
@@ -215,7 +210,7 @@ def test_a_run_that_was_never_imported_gets_the_rest_made_up(
 
 
 def test_safetensors_there_and_back(run, theirs, tmp_path):
-  interchange.convert(run, tmp_path, to='safetensors')
+  exchange_convert.convert(run, tmp_path, to='safetensors')
   path = tmp_path / 'model.safetensors'
   with safetensors.safe_open(path, 'numpy') as file:
     metadata = file.metadata()
@@ -225,20 +220,20 @@ def test_safetensors_there_and_back(run, theirs, tmp_path):
   params = under(theirs, 'params/')
   assert_same(arrays, {k.replace('/', '.'): v for k, v in params.items()})
 
-  interchange.convert(path, tmp_path / 'run')
+  exchange_convert.convert(path, tmp_path / 'run')
   state, _ = read(tmp_path / 'run')
-  assert_same(state['params'], official.to_ours(params))
+  assert_same(state['params'], xfactor_names.to_ours(params))
   adam = state['opt_state'][1][0]
   assert state['step'] == adam['count'] == 0
   assert not any(x.any() for x in (*adam['mu'].values(), *adam['nu'].values()))
-  assert not (tmp_path / 'run' / interchange.REST).exists()
+  assert not (tmp_path / 'run' / official_xfactor.REST).exists()
 
 
 def untrained(workdir, **changes):
   """A run of ours that has not learned yet; returns its parameters."""
   config = small.recipe('none', **changes)
   state = build.build(config, jax.devices()[:1]).init()
-  with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+  with contextlib.closing(checkpoints_lib.Checkpoints(workdir)) as checkpoints:
     meta = json.loads(config.to_json_best_effort())
     checkpoints.save(state, {'config': meta, 'data': {}})
     checkpoints.wait()
@@ -249,8 +244,8 @@ def test_safetensors_keep_what_arrays_do_not_tell(tmp_path):
   """Also of a run with Muon; what is imported goes on with AdamW."""
   params = untrained(tmp_path / 'run', **small.LEARNING)
   path = tmp_path / 'model.safetensors'
-  interchange.convert(tmp_path / 'run', path, to='safetensors')
-  interchange.convert(path, tmp_path / 'again', image_size=32)
+  exchange_convert.convert(tmp_path / 'run', path, to='safetensors')
+  exchange_convert.convert(path, tmp_path / 'again', image_size=32)
   state, meta = read(tmp_path / 'again')
   assert_same(state['params'], params)
   want = {
@@ -276,7 +271,7 @@ def test_what_the_public_code_has_not_is_not_written_for_it(
   untrained(tmp_path / 'run', **changes)
   out = tmp_path / 'out.flax'
   with pytest.raises(UserError, match=f'{said}.*--to=safetensors') as caught:
-    interchange.convert(tmp_path / 'run', out, to='official')
+    exchange_convert.convert(tmp_path / 'run', out, to='official')
   assert '\n' not in str(caught.value)
   assert not out.exists()
 
@@ -291,20 +286,17 @@ def test_what_the_public_code_has_not_is_not_written_for_it(
 def test_an_import_goes_on_as_the_public_code_can(tmp_path, changes, said):
   config = small.recipe('none', **changes)
   with pytest.raises(UserError, match=said) as caught:
-    interchange.convert(FILE, tmp_path / 'run', config=config)
+    exchange_convert.convert(FILE, tmp_path / 'run', config=config)
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_one_foreign_format_becomes_another(theirs, tmp_path):
   out = tmp_path / 'm.safetensors'
-  interchange.convert(FILE, out, to='safetensors')
+  exchange_convert.convert(FILE, out, to='safetensors')
   arrays = safetensors.numpy.load_file(out)
   params = under(theirs, 'params/')
   assert_same(arrays, {k.replace('/', '.'): v for k, v in params.items()})
-
-
-# ------------------------------------------------------------------ bad input
 
 
 def change(tmp_path, theirs, changes):
@@ -331,7 +323,7 @@ def change(tmp_path, theirs, changes):
 def test_other_models_are_told_by_their_arrays(tmp_path, theirs, changes, said):
   source = change(tmp_path, theirs, changes)
   with pytest.raises(UserError, match=rf'changed.flax .*{said}'):
-    interchange.read(source)
+    exchange_convert.read(source)
 
 
 # NumPy cannot make one; the header's padding gives up a space.
@@ -362,59 +354,56 @@ def test_files_of_other_kinds_are_refused(tmp_path, content, said):
   source = tmp_path / 'some file'
   source.write_bytes(content)
   with pytest.raises(UserError, match=f'some file .*{said}'):
-    interchange.read(source)
+    exchange_convert.read(source)
 
 
 def test_folders_without_a_checkpoint_are_refused(tmp_path):
   with pytest.raises(UserError, match='no checkpoint that is known'):
-    interchange.read(tmp_path)
+    exchange_convert.read(tmp_path)
   (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "/x/ckpt-7"\n')
   with pytest.raises(UserError, match='names no .flax file that is there'):
-    interchange.read(tmp_path)
+    exchange_convert.read(tmp_path)
   shutil.copy(FILE, tmp_path / 'ckpt-7.flax')
-  assert interchange.read(tmp_path).step == 2
+  assert exchange_convert.read(tmp_path).step == 2
 
 
 def test_a_rest_of_another_model_is_refused(run, theirs, tmp_path):
   shutil.copytree(run, tmp_path / 'run')
   rest = dict.fromkeys(['params/odd'])
-  write(tmp_path / 'run' / interchange.REST, theirs | rest)
+  write(tmp_path / 'run' / official_xfactor.REST, theirs | rest)
   with pytest.raises(UserError, match='another model'):
-    interchange.convert(tmp_path / 'run', tmp_path / 'out', to='official')
+    exchange_convert.convert(tmp_path / 'run', tmp_path / 'out', to='official')
   assert not (tmp_path / 'out').exists()
 
 
 def test_nothing_is_replaced_unasked(run, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(run, workdir)
-  interchange.convert(run, tmp_path / 'm.safetensors', to='safetensors')
+  exchange_convert.convert(run, tmp_path / 'm.safetensors', to='safetensors')
   with pytest.raises(UserError, match='overwrite'):
-    interchange.convert(tmp_path / 'm.safetensors', workdir)
+    exchange_convert.convert(tmp_path / 'm.safetensors', workdir)
   assert read(workdir)[0]['step'] == 2
-  interchange.convert(tmp_path / 'm.safetensors', workdir, overwrite=True)
+  exchange_convert.convert(tmp_path / 'm.safetensors', workdir, overwrite=True)
   assert read(workdir)[0]['step'] == 0
   # It is not of the checkpoint that is there now.
-  assert not (workdir / interchange.REST).exists()
+  assert not (workdir / official_xfactor.REST).exists()
   for to in ('official', 'safetensors'):
-    interchange.convert(run, tmp_path / 'out', to=to)
+    exchange_convert.convert(run, tmp_path / 'out', to=to)
     with pytest.raises(UserError, match='overwrite'):
-      interchange.convert(run, tmp_path / 'out', to=to)
-    interchange.convert(run, tmp_path / 'out', to=to, overwrite=True)
+      exchange_convert.convert(run, tmp_path / 'out', to=to)
+    exchange_convert.convert(run, tmp_path / 'out', to=to, overwrite=True)
 
 
 def test_a_run_of_ours_needs_another_format(run, tmp_path):
   with pytest.raises(UserError, match='--to=official'):
-    interchange.convert(run, tmp_path / 'out')
+    exchange_convert.convert(run, tmp_path / 'out')
 
 
 def test_the_recipe_must_fit_the_patches(tmp_path):
   (tmp_path / 'checkpoints' / '7').mkdir(parents=True)
   with pytest.raises(UserError, match='image_size=100'):
-    interchange.convert(FILE, tmp_path, image_size=100, overwrite=True)
+    exchange_convert.convert(FILE, tmp_path, image_size=100, overwrite=True)
   assert (tmp_path / 'checkpoints' / '7').exists()
-
-
-# ------------------------------------------------------------------ the binary
 
 
 def command(*args):

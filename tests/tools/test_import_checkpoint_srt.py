@@ -29,15 +29,16 @@ from ml_collections import ConfigDict
 
 from tests.conftest import GOLDEN
 from tests.golden_tolerance import assert_close
-from tests.models import test_srt
+from tests.methods.srt import test_network
 from tests.training import small
 from xfactor import config as configs
-from xfactor.data import torch_file
+from xfactor.data.formats import torch_file
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout
+from xfactor.exchange import convert as exchange_convert
+from xfactor.exchange import srt_names, srt_recipe
 from xfactor.inference import restore
-from xfactor.models import srt_public
-from xfactor.training import checkpoint, interchange, loop, srt_import
+from xfactor.training import held_out, loop
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PUBLIC = {
@@ -91,7 +92,7 @@ def put(folder, name='srt_2', recipe=PUBLIC):
 def open_run(workdir):
   """The recipe, what it builds, and the whole state, as training reads it."""
   restored = restore.restore(workdir, devices=jax.devices()[:1])
-  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
     state, meta = checkpoints.restore(restored.build.abstract_state())
   return ConfigDict(meta['config']), restored.build, jax.device_get(state)
@@ -113,16 +114,13 @@ def imported(tmp_path_factory):
   """What was told, and the run."""
   folder = tmp_path_factory.mktemp('imported')
   source = put(folder / 'public')
-  facts = interchange.convert(source, folder / 'run')
+  facts = exchange_convert.convert(source, folder / 'run')
   return facts, folder / 'run'
 
 
 @pytest.fixture(scope='module')
 def restored(imported):
   return open_run(imported[1])
-
-
-# ------------------------------------------------------------------------- in
 
 
 def test_the_state_is_that_of_the_file(restored):
@@ -133,8 +131,8 @@ def test_the_state_is_that_of_the_file(restored):
     *(f'encoder.{name}' for name in file['encoder']),
     *(f'decoder.{name}' for name in file['decoder']),
   ]
-  weights = srt_public.to_public(state.params)
-  mu, nu = (srt_public.to_public(x) for x in moments(state))
+  weights = srt_names.to_public(state.params)
+  mu, nu = (srt_names.to_public(x) for x in moments(state))
   assert sorted(weights) == sorted(names)
   for i, name in enumerate(names):
     part, _, rest = name.partition('.')
@@ -150,10 +148,10 @@ def test_the_state_is_that_of_the_file(restored):
 
 def test_the_next_update_is_that_of_torch(restored):
   _, built, state = restored
-  gradients = srt_public.to_ours(
+  gradients = srt_names.to_ours(
     {
       name: rule(name, array.shape, 7, 3)
-      for name, array in srt_public.to_public(state.params).items()
+      for name, array in srt_names.to_public(state.params).items()
     }
   )
   assert built.schedule(2) == np.float32(5e-5)
@@ -164,16 +162,16 @@ def test_the_next_update_is_that_of_torch(restored):
     return optax.apply_updates(params, updates), opt_state
 
   params, opt_state = update(gradients, state.opt_state, state.params)
-  want = srt_import.read(torch_file.load(content('srt_3')))
+  want = srt_recipe.read(torch_file.load(content('srt_3')))
   for got, arrays, atol in (
     (params, want.named, 2e-8),
     (optax.tree_utils.tree_get(opt_state, 'mu'), want.mu, 1e-8),
     (optax.tree_utils.tree_get(opt_state, 'nu'), want.nu, 1e-10),
   ):
-    theirs = srt_public.to_ours(arrays)
+    theirs = srt_names.to_ours(arrays)
     for name, array in theirs.items():
       np.testing.assert_allclose(got[name], array, 0, atol, err_msg=name)
-  moved = srt_public.to_ours(want.named)['decoder/head/layers/1/kernel']
+  moved = srt_names.to_ours(want.named)['decoder/head/layers/1/kernel']
   moved = np.abs(moved - state.params['decoder/head/layers/1/kernel']).max()
   assert 2e-5 < moved < 6e-5
 
@@ -239,7 +237,7 @@ def test_published_recipes_are_ours(tmp_path, name):
   }
   theirs = PUBLIC | SHIPPED[name] | {'training': training}
   (tmp_path / 'config.yaml').write_text(yaml.safe_dump(theirs))
-  got = srt_import.read_recipe(tmp_path / 'config.yaml')
+  got = srt_recipe.read_recipe(tmp_path / 'config.yaml')
   want = configs.beside(str(ROOT / 'configs' / 'x.py'), name)
   for section in ('data', 'objective', 'optimizer', 'train', 'mesh'):
     assert got[section].to_dict() == want[section].to_dict()
@@ -259,7 +257,7 @@ def test_what_a_config_file_leaves_out_is_the_public_default(tmp_path):
     'training': {'batch_size': 16, 'num_coarse_samples': 32},
   }
   (tmp_path / 'config.yaml').write_text(yaml.safe_dump(theirs))
-  got = srt_import.read_recipe(tmp_path / 'config.yaml')
+  got = srt_recipe.read_recipe(tmp_path / 'config.yaml')
   assert list(got.data.mix) == ['obsurf_msn']
   assert got.objective.to_dict() == {
     'rays': 2048,
@@ -287,16 +285,16 @@ def test_other_config_files_are_refused(tmp_path, changes, said):
   path = tmp_path / 'config.yaml'
   path.write_text(yaml.safe_dump(change(PUBLIC, changes)))
   with pytest.raises(UserError, match=f'{said}.*--config') as error:
-    srt_import.read_recipe(path)
+    srt_recipe.read_recipe(path)
   assert str(path) in str(error.value)
   path.write_text('data: [')
   with pytest.raises(UserError, match='no recipe'):
-    srt_import.read_recipe(path)
+    srt_recipe.read_recipe(path)
 
 
 def test_a_recipe_that_is_given_comes_first(tmp_path):
   config = small.posed_recipe(tmp_path, model__heads=3, model__dtype='float32')
-  facts = interchange.convert(
+  facts = exchange_convert.convert(
     put(tmp_path / 'public'), tmp_path / 'run', config=config
   )
   assert facts['recipe'].startswith('as given')
@@ -305,15 +303,15 @@ def test_a_recipe_that_is_given_comes_first(tmp_path):
   assert recipe.model.dtype == 'float32'
   assert list(recipe.data.mix) == ['skies']
   assert config.model.features != 24  # It is the caller's.
-  with pytest.raises(UserError, match="of SRT, .* config.family='xfactor'"):
-    interchange.read(tmp_path / 'public', configs.base())
+  with pytest.raises(UserError, match="of SRT, .* config.method='xfactor'"):
+    exchange_convert.read(tmp_path / 'public', configs.base())
 
 
 def test_shared_networks_are_counted_once(tmp_path):
   """And without a recipe, what is assumed is said."""
   file = torch_file.load(content('vsrt'))
   assert any(name.startswith('fine_net.') for name in file['decoder'])
-  facts = interchange.convert(
+  facts = exchange_convert.convert(
     put(tmp_path / 'public', 'vsrt', None), tmp_path / 'run'
   )
   assert 'heads 12 + 12, start_octave -5' in facts['assumed']
@@ -321,12 +319,12 @@ def test_shared_networks_are_counted_once(tmp_path):
   assert (recipe.model.decoder, recipe.model.fine_net) == ('nerf', False)
   assert (recipe.data.image_size, recipe.data.image_width) == (16, 16)
   assert not any('/fine/' in name for name in state.params)
-  mu = srt_public.to_public(moments(state)[0])
+  mu = srt_names.to_public(moments(state)[0])
   name = 'decoder.coarse_net.density_predictor.2.weight'  # All but the last.
   want = 0.1 * rule(name, (1, 128), 7, 1)
   np.testing.assert_allclose(mu[name], want, rtol=1e-6)
 
-  interchange.convert(tmp_path / 'run', tmp_path / 'x', to='safetensors')
+  exchange_convert.convert(tmp_path / 'run', tmp_path / 'x', to='safetensors')
   arrays = safetensors.numpy.load_file(tmp_path / 'x' / 'model.safetensors')
   assert_same(
     arrays,
@@ -357,7 +355,7 @@ def test_golden_weights_draw_golden_pictures(tmp_path, golden, name):
     config.model.update(
       coarse_samples=16, fine_samples=8, min_dist=0.5, max_dist=6.0
     )
-  interchange.convert(source, tmp_path / 'run', config=config)
+  exchange_convert.convert(source, tmp_path / 'run', config=config)
   _, built, state = open_run(tmp_path / 'run')
 
   @jax.jit
@@ -375,15 +373,17 @@ def test_golden_weights_draw_golden_pictures(tmp_path, golden, name):
     want['in/target_rays'],
   )
   assert_close(tokens, want['out/z'])
-  rounding = test_srt.rounding(name, test_srt.COLOR)
+  rounding = test_network.rounding(name, test_network.COLOR)
   assert_close(color, want['out/pred'], rounding)
 
 
 def test_safetensors_there_and_back(imported, restored, tmp_path):
   _, run = imported
   recipe, _, state = restored
-  interchange.convert(run, tmp_path / 'm.safetensors', to='safetensors')
-  facts = interchange.convert(tmp_path / 'm.safetensors', tmp_path / 'again')
+  exchange_convert.convert(run, tmp_path / 'm.safetensors', to='safetensors')
+  facts = exchange_convert.convert(
+    tmp_path / 'm.safetensors', tmp_path / 'again'
+  )
   assert 'the step is 0' in facts['moments']
   again, _, begun = open_run(tmp_path / 'again')
   assert_same(begun.params, state.params)
@@ -391,7 +391,7 @@ def test_safetensors_there_and_back(imported, restored, tmp_path):
   assert begun.step == 0
   assert not any(x.any() for x in moments(begun)[0].values())
   with pytest.raises(UserError, match='of SRT.*--to=safetensors'):
-    interchange.convert(run, tmp_path / 'official', to='official')
+    exchange_convert.convert(run, tmp_path / 'official', to='official')
 
 
 def test_training_goes_on(tmp_path, monkeypatch):
@@ -409,14 +409,14 @@ def test_training_goes_on(tmp_path, monkeypatch):
     train__steps=4,
   )
   workdir = tmp_path / 'run'
-  interchange.convert(put(tmp_path / 'public'), workdir, config=config)
+  exchange_convert.convert(put(tmp_path / 'public'), workdir, config=config)
   *_, before = open_run(workdir)
   with pytest.raises(UserError, match='allow_change'):
     loop.train(config, str(workdir))
   config.allow_change = True
   # Scores are not what this is about.
-  monkeypatch.setattr(heldout.Heldout, '__call__', lambda *_: {})
-  monkeypatch.setattr(heldout, 'write', lambda *_: None)
+  monkeypatch.setattr(held_out.HeldOut, '__call__', lambda *_: {})
+  monkeypatch.setattr(held_out, 'write', lambda *_: None)
   loop.train(config, str(workdir))
   *_, after = open_run(workdir)
   counts = optax.tree_utils.tree_get_all_with_path(after.opt_state, 'count')
@@ -425,22 +425,19 @@ def test_training_goes_on(tmp_path, monkeypatch):
   assert (after.params[name] != before.params[name]).any()
 
 
-# ----------------------------------------------------------- what is not there
-
-
 def test_adam_may_have_begun_anew(tmp_path):
   file = torch_file.load(content('srt_2'))
   for state in file['optimizer']['state'].values():
     state['step'] = 1  # A plain number, as in old versions.
   del file['optimizer']['state'][39]  # It never had a gradient.
-  run = srt_import.read(file | {'it': 7})
+  run = srt_recipe.read(file | {'it': 7})
   assert (run.iterations, run.updates) == (7, 1)
   last = 'decoder.ray_predictor.output_mlp.2.bias'
   assert not run.mu[last].any()
   assert run.mu['encoder.pixel_embedding'].any()
 
   del file['optimizer']
-  run = srt_import.read(file)
+  run = srt_recipe.read(file)
   assert (run.iterations, run.updates) == (2, 0)
   assert not any(x.any() for x in (*run.mu.values(), *run.nu.values()))
 
@@ -449,7 +446,7 @@ def test_the_state_tells_iterations_from_updates(tmp_path, monkeypatch):
   """The first set the learning rate, the others Adam's corrections."""
   file = torch_file.load(content('srt_2')) | {'it': 7}
   monkeypatch.setattr(torch_file, 'load', lambda _: file)
-  interchange.convert(put(tmp_path / 'public'), tmp_path / 'run')
+  exchange_convert.convert(put(tmp_path / 'public'), tmp_path / 'run')
   *_, state = open_run(tmp_path / 'run')
   counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, 'count')
   assert sorted(int(count) for _, count in counts) == [2, 7]
@@ -507,21 +504,21 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch, edit, said):
   with pytest.raises(
     UserError, match=rf'model\.pt is no complete SRT checkpoint: .*{said}'
   ):
-    interchange.read(source)
+    exchange_convert.read(source)
 
 
 def test_files_that_are_not_srt_are_refused(tmp_path):
   state = pathlib.Path(GOLDEN, 'torch', 'state.pt')
   with pytest.raises(UserError, match=r'state\.pt .*: encoder is missing'):
-    interchange.read(state)
+    exchange_convert.read(state)
   chunk = pathlib.Path(GOLDEN, 'torch', 'chunk.torch')
   with pytest.raises(UserError, match=r'chunk\.torch .*no dict'):
-    interchange.read(chunk)
+    exchange_convert.read(chunk)
   half = tmp_path / 'model.pt'
   for name in ('srt_2', 'vsrt'):
     half.write_bytes(content(name)[:100_000])
     with pytest.raises(UserError, match=r'model\.pt is no good file'):
-      interchange.read(half)
+      exchange_convert.read(half)
 
 
 def test_no_program_in_a_file_is_run(tmp_path):
@@ -541,12 +538,9 @@ def test_no_program_in_a_file_is_run(tmp_path):
   source = tmp_path / 'model.pt'
   source.write_bytes(out.getvalue())
   with pytest.raises(UserError, match=r'model\.pt holds an object of posix'):
-    interchange.convert(source, tmp_path / 'run')
+    exchange_convert.convert(source, tmp_path / 'run')
   assert not (tmp_path / 'made').exists()
   assert not (tmp_path / 'run').exists()
-
-
-# ------------------------------------------------------------------ the binary
 
 
 def test_the_command_imports_and_tells_what(tmp_path):

@@ -12,14 +12,16 @@ from tests import commands
 from tests.conftest import QUICK
 from tests.test_recipes import load
 from tests.training import small
-from xfactor.data import convert, records
+from xfactor.data.convert import run as convert_run
+from xfactor.data.records import store as store_lib
 from xfactor.data.sources import synthetic
 from xfactor.errors import UserError
 from xfactor.evaluation import oracles
-from xfactor.evaluation.oracles import learned
+from xfactor.evaluation.oracles.learned import gate as gate_lib
+from xfactor.evaluation.oracles.learned import network as learned_network
+from xfactor.evaluation.oracles.learned import oracle as learned_oracle
+from xfactor.evaluation.oracles.learned import training as learned_training
 from xfactor.geometry import cameras
-from xfactor.models import pose_net
-from xfactor.training import pose_oracle
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FRAMES, SIZE = 9, 16
@@ -32,7 +34,7 @@ def data_dir(tmp_path_factory):
     scenes=8, frames=FRAMES, size=SIZE, test_fraction=0.5
   )
   for source, name in ((rooms, 'rooms'), (small.Squares(), 'squares')):
-    convert.convert(source, folder, name=name, workers=0, quiet=True)
+    convert_run.convert(source, folder, name=name, workers=0, quiet=True)
   return folder
 
 
@@ -75,7 +77,7 @@ def footage(clips=3, seed=0):
   )
   frames = np.zeros((count, SIZE, SIZE, 3), np.uint8)
   frames += np.arange(count, dtype=np.uint8)[:, None, None, None]
-  return pose_oracle.Footage(
+  return learned_training.Footage(
     frames,
     depth=np.zeros((count, (SIZE // 4) ** 2), np.float32),
     intrinsics=np.tile(np.float32([1, 1, 0.5, 0.5]), (count, 1)),
@@ -87,11 +89,11 @@ def footage(clips=3, seed=0):
 
 def test_the_way_back_is_the_inverse(config):
   config.train.update(windows=64, still=0.0)
-  rows, motion = pose_oracle.draw(
+  rows, motion = learned_training.sample(
     np.random.default_rng(0), footage(), config.train
   )
   pairs = list(
-    zip(pose_oracle._A.tolist(), pose_oracle._B.tolist(), strict=True)
+    zip(learned_training._A.tolist(), learned_training._B.tolist(), strict=True)
   )
   assert sorted(pairs) == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
   whole = np.tile(np.eye(4), (*motion.shape[:2], 1, 1))
@@ -111,7 +113,7 @@ def test_the_way_back_is_the_inverse(config):
 def test_examples_are_of_one_clip_in_order_and_no_further_apart(config):
   config.train.update(windows=500, still=0.2)
   source = footage()
-  rows, motion = pose_oracle.draw(
+  rows, motion = learned_training.sample(
     np.random.default_rng(0), source, config.train
   )
   clip = np.searchsorted(source.first, rows, side='right') - 1
@@ -129,8 +131,10 @@ def test_examples_are_of_one_clip_in_order_and_no_further_apart(config):
     atol=1e-6,
   )
   length = np.linalg.norm(motion[still, :, :, 3], axis=-1)
-  np.testing.assert_allclose(length, pose_oracle._STILL, rtol=1e-4)
-  again, _ = pose_oracle.draw(np.random.default_rng(0), source, config.train)
+  np.testing.assert_allclose(length, learned_training._STILL, rtol=1e-4)
+  again, _ = learned_training.sample(
+    np.random.default_rng(0), source, config.train
+  )
   np.testing.assert_array_equal(again, rows)
 
 
@@ -144,7 +148,7 @@ def test_mirrored_pictures_have_the_mirrored_motion():
   intrinsics = jnp.broadcast_to(jnp.array([0.9, 0.8, 0.4, 0.6]), (2, 3, 4))
   both = jnp.asarray(np.tile(motion, (2, 6, 1, 1)), jnp.float32)
   before = pictures, depth, intrinsics, both
-  after = pose_oracle.mirror(*before, jnp.array([False, True]))
+  after = learned_training.mirror(*before, jnp.array([False, True]))
   for old, new in zip(before, after, strict=True):
     np.testing.assert_array_equal(new[0], old[0])
   np.testing.assert_array_equal(after[0][1], pictures[1, :, :, ::-1])
@@ -162,7 +166,7 @@ def test_mirrored_pictures_have_the_mirrored_motion():
 def test_degrading_leaves_the_rest_alone_and_stays_in_range():
   rng = np.random.default_rng(0)
   pictures = jnp.asarray(rng.uniform(-1, 1, (64, 2, 16, 16, 3)), jnp.float32)
-  out = np.asarray(pose_oracle.degrade(pictures, jax.random.key(0), 0.5))
+  out = np.asarray(learned_training.degrade(pictures, jax.random.key(0), 0.5))
   same = (out == np.asarray(pictures)).all((1, 2, 3, 4))
   assert 16 < same.sum() < 48
   assert np.abs(out).max() <= 1
@@ -174,7 +178,7 @@ def test_degrading_leaves_the_rest_alone_and_stays_in_range():
 def test_degrading_moves_nothing_far():
   """A bright spot stays where it was but for a pixel of warp."""
   pictures = jnp.full((32, 1, 17, 17, 3), -1.0).at[:, :, 8, 8].set(1.0)
-  out = np.asarray(pose_oracle.degrade(pictures, jax.random.key(1), 1.0))
+  out = np.asarray(learned_training.degrade(pictures, jax.random.key(1), 1.0))
   light = (out + 1).sum(-1)[:, 0]
   light -= np.median(light, axis=(1, 2), keepdims=True)
   light = np.where(light > 0.5 * light.max((1, 2), keepdims=True), light, 0)
@@ -184,19 +188,19 @@ def test_degrading_moves_nothing_far():
     assert np.median(np.abs(place - 8)) < 1
 
 
-@pytest.mark.parametrize('name', pose_oracle.CORRUPTIONS)
+@pytest.mark.parametrize('name', gate_lib.CORRUPTIONS)
 def test_corruptions_keep_shape_and_repeat_themselves(name):
   rng = np.random.default_rng(0)
   pictures = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
-  out = pose_oracle.corrupted(pictures, name, 0)
+  out = gate_lib.corrupted(pictures, name, 0)
   assert (out.shape, out.dtype) == (pictures.shape, np.uint8)
-  np.testing.assert_array_equal(out, pose_oracle.corrupted(pictures, name, 0))
+  np.testing.assert_array_equal(out, gate_lib.corrupted(pictures, name, 0))
   assert np.array_equal(out, pictures) == (name == 'clean')
 
 
 def test_footage_is_the_training_split(config):
-  source = pose_oracle.load_footage(config)
-  store = records.open_split(config.data.dir, 'rooms', 'train')
+  source = learned_training.load_footage(config)
+  store = store_lib.open_split(config.data.dir, 'rooms', 'train')
   np.testing.assert_array_equal(source.length, store.num_frames)
   assert source.frames.shape == (len(store) * FRAMES, SIZE, SIZE, 3)
   assert source.depth.shape == (len(source.frames), (SIZE // 4) ** 2)
@@ -209,8 +213,8 @@ def test_footage_is_the_training_split(config):
 
 
 def test_held_out_scenes_are_of_the_test_split(config):
-  scenes = pose_oracle.held_out(config)
-  store = records.open_split(config.data.dir, 'rooms', 'test')
+  scenes = gate_lib.held_out(config)
+  store = store_lib.open_split(config.data.dir, 'rooms', 'test')
   assert [len(x) for x in scenes] == [2] * len(store)
   pictures, path = scenes[1][1]
   assert pictures.shape == (4, SIZE, SIZE, 3)
@@ -219,7 +223,7 @@ def test_held_out_scenes_are_of_the_test_split(config):
   )
 
 
-class Knowing(learned.Network):
+class Knowing(learned_oracle.Network):
   """Knows the way of clips whose first pixel is their number."""
 
   def paths(self, clips):
@@ -241,21 +245,21 @@ def known_scenes(count=12):
 
 def test_the_gate_opens_to_who_knows(config, monkeypatch):
   monkeypatch.setattr(
-    pose_oracle,
+    gate_lib,
     'CORRUPTIONS',
-    {x: pose_oracle.CORRUPTIONS[x] for x in ('clean', 'blur 1 px')},
+    {x: gate_lib.CORRUPTIONS[x] for x in ('clean', 'blur 1 px')},
   )
   paths, scenes = known_scenes()
-  network = Knowing(pose_net.Config(), {'paths': paths})
+  network = Knowing(learned_network.Config(), {'paths': paths})
   config.gate.windows = (3,)
-  calibrated, gate = pose_oracle.examine(network, scenes, config.gate)
+  calibrated, gate = gate_lib.examine(network, scenes, config.gate)
   assert gate['passed'], gate['failures']
   assert gate['rows']['clean']['auc@30'] > 0.9
   assert gate['rows']['shuffled']['auc@30'] < 0.6
   # 95 % of the errors 0, 0.02, ... 0.1 of every second scene.
   np.testing.assert_allclose(calibrated.max_error, 0.095)
   assert gate['rows']['clean']['accepted'] == 5 / 6
-  text = pose_oracle.table(gate['rows'])
+  text = gate_lib.table(gate['rows'])
   assert re.search(r'clean +0\.833 ', text)
 
 
@@ -264,8 +268,8 @@ def test_the_gate_is_shut_to_who_fails_by_a_corruption(config):
   config.gate.windows = (3,)
   # `darker` adds to the number, so that other paths come out.
   paths = np.tile(paths, (20, 1, 1, 1))
-  network = Knowing(pose_net.Config(), {'paths': paths})
-  _, gate = pose_oracle.examine(network, scenes, config.gate)
+  network = Knowing(learned_network.Config(), {'paths': paths})
+  _, gate = gate_lib.examine(network, scenes, config.gate)
   assert not gate['passed']
   assert any('by darker, more than' in x for x in gate['failures'])
 
@@ -273,17 +277,12 @@ def test_the_gate_is_shut_to_who_fails_by_a_corruption(config):
 def test_the_gate_is_shut_to_who_says_the_same_of_all(config):
   paths, scenes = known_scenes()
   same = np.tile(paths[:1], (256, 1, 1, 1))
-  network = Knowing(pose_net.Config(), {'paths': same})
+  network = Knowing(learned_network.Config(), {'paths': same})
   config.gate.windows = (3,)
   config.gate.min_auc = 0.0
-  _, gate = pose_oracle.examine(network, scenes, config.gate)
+  _, gate = gate_lib.examine(network, scenes, config.gate)
   assert not gate['passed']
   assert any('above shuffled' in x for x in gate['failures'])
-
-
-# ==============================================================================
-# The command
-# ==============================================================================
 
 
 def run(*args):
@@ -307,7 +306,7 @@ def test_the_command_trains_and_says_who_does_not_pass(data_dir, tmp_path):
     '--config.gate.min_auc=0.99',
   )
   assert done.returncode == 1, done.stderr
-  for row in (*pose_oracle.CORRUPTIONS, 'shuffled', 'constant'):
+  for row in (*gate_lib.CORRUPTIONS, 'shuffled', 'constant'):
     assert re.search(rf'^{row} +\d\.\d+ ', done.stdout, re.MULTILINE)
   assert re.search(r'^3: loss .* CPU$', done.stdout, re.MULTILINE)
   assert 'below 0.99' in done.stdout
@@ -327,28 +326,28 @@ def test_the_command_needs_a_recipe_and_a_folder():
 def test_data_without_cameras_are_refused(config):
   config.data.names = 'squares'
   with pytest.raises(UserError, match='squares/train has no cameras'):
-    pose_oracle.load_footage(config)
+    learned_training.load_footage(config)
 
 
 def test_missing_data_are_named(config):
   config.data.names = 'rooms,nowhere'
   with pytest.raises(UserError, match='nowhere'):
-    pose_oracle.load_footage(config)
+    learned_training.load_footage(config)
 
 
 def test_what_does_not_fit_in_memory_is_refused(config):
   config.data.max_gib = 1e-6
   with pytest.raises(UserError, match='rooms at 16 pixels take .* GiB of mem'):
-    pose_oracle.load_footage(config)
+    learned_training.load_footage(config)
 
 
 def test_windows_longer_than_all_clips_are_refused(config):
   config.gate.windows = (50,)
   with pytest.raises(UserError, match='0 test clips of rooms have 50 frames'):
-    pose_oracle.held_out(config)
+    gate_lib.held_out(config)
 
 
 def test_a_warm_up_longer_than_training_is_refused(config):
   config.train.warmup_steps = 3
   with pytest.raises(UserError, match='warmup_steps=3 must be below'):
-    pose_oracle.fit(config, footage())
+    learned_training.fit(config, footage())

@@ -12,18 +12,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
-
-from tests import commands
-from tests.conftest import CACHE, QUICK
-from tests.training import small
-from xfactor.errors import UserError
-from xfactor.evaluation import heldout
-from xfactor.training import build, interruption
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from transfer_suite import (  # noqa: E402
+from transfer_suite import (
   drawing,
   members,
   running,
@@ -31,6 +20,15 @@ from transfer_suite import (  # noqa: E402
   tables,
 )
 
+from tests import commands
+from tests.conftest import CACHE, QUICK
+from tests.training import small
+from xfactor.errors import UserError
+from xfactor.methods.base import StepKind
+from xfactor.training import build, held_out
+from xfactor.training.resilience import shutdown
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = """
 from tests.training import small
 from xfactor import config as configs
@@ -69,11 +67,6 @@ def recipes(tmp_path):
   return path
 
 
-# ==============================================================================
-# Of runs whose commands are played
-# ==============================================================================
-
-
 def mean(value):
   return {
     'value': value,
@@ -107,11 +100,11 @@ class Player:
     score = SCORE[workdir.name.split('-')[0]]
     score += 0.1 * (int(options['config.seed']) - 1)
     step = int(options['config.train.steps'])
-    folder = heldout.folder(workdir, step)
+    folder = held_out.folder(workdir, step)
     folder.mkdir(parents=True, exist_ok=True)
     if what == 'train':
       scores = {who: {'psnr': 20 + score} for who in ('model', 'shuffled')}
-      heldout.file(workdir, step).write_text(
+      held_out.file(workdir, step).write_text(
         json.dumps({'data': {'squares': {'mean': scores}}})
       )
     if 'oracle' in options:
@@ -302,10 +295,10 @@ def test_an_interrupted_suite_goes_on(tmp_path, suite, told):
   def stop(log):
     if told == 'suite':
       os.kill(os.getpid(), signal.SIGTERM)
-    return interruption.EXIT_CODE
+    return shutdown.EXIT_CODE
 
   player = Player({('rust-seed0', 'train'): stop})
-  with pytest.raises(interruption.Interrupted):
+  with pytest.raises(shutdown.Interrupted):
     suite(player)
   assert player.asked[-1] == ('rust-seed0', 'train')
   table = rows(tmp_path)
@@ -361,12 +354,7 @@ def test_a_process_is_told_to_stop(tmp_path):
     assert thread.is_alive()
   stop.set()
   thread.join(30)
-  assert codes == [interruption.EXIT_CODE]
-
-
-# ==============================================================================
-# Budgets and recipes
-# ==============================================================================
+  assert codes == [shutdown.EXIT_CODE]
 
 
 @pytest.mark.parametrize(
@@ -395,9 +383,12 @@ def test_equal_flops_are_more_updates_of_the_smaller(recipes, tmp_path):
   assert list(failures) == ['posed']
   assert 'has no latent poses' in failures['posed']
   rust, deep, contrast = chosen
-  for member, whole in ((rust, False), (deep, True)):
+  for member, kind in (
+    (rust, StepKind.SPLIT),
+    (deep, StepKind.WHOLE),
+  ):
     built = build.build(member.config)
-    assert member.flops == built.family.flops(built, whole=whole)
+    assert member.flops == built.method.flops(built, kind)
     assert member.updates == round(2e10 / member.flops)
   assert rust.updates > deep.updates > 10
   assert deep.parameters > rust.parameters
@@ -414,11 +405,6 @@ def test_too_few_updates_for_the_schedule_fail_one_by_one(recipes, tmp_path):
       budget='1',
       data_dir=str(tmp_path),
     )
-
-
-# ==============================================================================
-# The command
-# ==============================================================================
 
 
 def run(recipes, *args):
@@ -481,13 +467,13 @@ def test_the_command(recipes):
     'posed',
     *('*true re-render*', '*frozen*', '*shuffled*', '*other motion*'),
   ]
-  psnr = json.loads(heldout.file(out / 'rust-seed3', 2).read_text())['data'][
+  psnr = json.loads(held_out.file(out / 'rust-seed3', 2).read_text())['data'][
     'synthetic'
   ]['mean']['model']['psnr']
   assert cells['rust']['held-out PSNR'] == f'{psnr:.1f}'
   assert cells['rust']['updates'] == '2'
   assert cells['posed']['remarks'].startswith(
-    'failed: a model of config.family'
+    'failed: a model of config.method'
   )
   assert '0' <= cells['rust']['probe AUC@20 %'][0] <= '9'
   with Image.open(out / 'pictures.png') as picture:

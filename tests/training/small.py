@@ -6,9 +6,12 @@ import jax
 import numpy as np
 
 from xfactor import config as configs
-from xfactor.data import convert, images, sources
+from xfactor.data import images, sources
+from xfactor.data.convert import run as convert_run
 from xfactor.geometry import cameras
-from xfactor.training import build, sharding
+from xfactor.methods.base import StepKind
+from xfactor.nn import sharding
+from xfactor.training import build
 
 # Settings of the model that `configs.small` has otherwise.
 PUBLISHED = {
@@ -155,11 +158,11 @@ def recipe(data_dir, **changes):
   return _short(config, changes)
 
 
-def baseline_recipe(family, data_dir, **changes):
+def baseline_recipe(method, data_dir, **changes):
   """RUST or RayZer on the data of `recipe`; overrides as there."""
-  config = configs.like(recipe(data_dir).unlock(), family)
+  config = configs.like(recipe(data_dir).unlock(), method)
   config.model.update(scene_layers=1, decoder_layers=1)
-  if family == 'rayzer':
+  if method == 'rayzer':
     config.model.scene_tokens = 4
   return _short(config, changes)
 
@@ -201,7 +204,7 @@ def three_steps(config, devices):
   built = build.build(config, jax.devices()[:devices])
   rng = np.random.default_rng(0)
   state, losses = built.init(), []
-  program = built.compile(whole=False, weights=None)
+  program = built.compile(StepKind.SPLIT, weights=None)
   for _ in range(3):
     state, metrics = program(state, batch(built, rng), None)
     losses.append(float(metrics['loss']))
@@ -210,13 +213,13 @@ def three_steps(config, devices):
 
 def make_data(folder):
   """Converts the squares; returns the data folder."""
-  convert.convert(Squares(), folder, workers=0, quiet=True)
+  convert_run.convert(Squares(), folder, workers=0, quiet=True)
   return folder
 
 
 def make_posed_data(folder):
   """Converts the skies; returns the data folder."""
-  convert.convert(Skies(), folder, workers=0, quiet=True)
+  convert_run.convert(Skies(), folder, workers=0, quiet=True)
   return folder
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from tests.training import small
 from xfactor.errors import UserError
+from xfactor.methods.base import StepKind
 from xfactor.training import aot, build
 
 # What TPU programs look like: a scan of three turns that gathers (twice the
@@ -123,7 +124,7 @@ def test_what_does_not_fit_is_reported_not_raised(message, needed):
   def fail(**_):
     raise jax.errors.JaxRuntimeError(message)
 
-  report = aot.compile_step(stand_in(fail), whole=True)
+  report = aot.compile_step(stand_in(fail), StepKind.WHOLE)
   assert (report.program, report.fits) == ('whole', False)
   assert (report.needed, report.capacity) == (pytest.approx(needed), 15.75)
   assert 'DOES NOT FIT' in str(report)
@@ -134,4 +135,4 @@ def test_other_failures_are_raised():
     raise jax.errors.JaxRuntimeError('INTERNAL: Mosaic failed')
 
   with pytest.raises(jax.errors.JaxRuntimeError, match='Mosaic'):
-    aot.compile_step(stand_in(fail), whole=False)
+    aot.compile_step(stand_in(fail), StepKind.SPLIT)

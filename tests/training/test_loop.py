@@ -14,20 +14,15 @@ from PIL import Image
 
 from tests.training import small
 from xfactor import config as configs
-from xfactor import eval as eval_binary
-from xfactor.data import records
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.training import (
-  build,
-  checkpoint,
-  data,
-  families,
-  goodput,
-  loop,
-  objectives,
-  resume,
-  writers,
-)
+from xfactor.evaluation import run as evaluation_run
+from xfactor.methods import registry
+from xfactor.methods.xfactor import objective as xfactor_objective
+from xfactor.training import build, data, loop
+from xfactor.training.resilience import checkpoints as checkpoints_lib
+from xfactor.training.resilience import resume
+from xfactor.training.telemetry import goodput, log, writers
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +40,7 @@ def run(data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   config = small.recipe(data_dir)
   traces, compiled, dispatched = [], [], []
-  loss, add = objectives.loss, loop.Log.add
+  loss, add = xfactor_objective.loss, log.Log.add
 
   def counted_loss(*args, **kwargs):
     traces.append(kwargs['whole'])
@@ -61,8 +56,8 @@ def run(data_dir, tmp_path_factory):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(objectives, 'loss', counted_loss)
-    patch.setattr(loop.Log, 'add', counted_add)
+    patch.setattr(xfactor_objective, 'loss', counted_loss)
+    patch.setattr(log.Log, 'add', counted_add)
     loop.train(config, str(workdir))
   compiled = list(compiled)
   dispatched.clear()
@@ -70,7 +65,7 @@ def run(data_dir, tmp_path_factory):
 
 
 def read_state(config, workdir, at=None):
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = checkpoints_lib.Checkpoints(workdir)
   built = build.build(config)
   state, meta = checkpoints.restore(built.abstract_state(), at)
   checkpoints.close()
@@ -118,7 +113,7 @@ def test_a_run_leaves_pictures(run):
 
 def test_the_newest_checkpoints_are_kept(run):
   config, workdir, *_ = run
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = checkpoints_lib.Checkpoints(workdir)
   assert checkpoints.steps() == [3, 6]
   checkpoints.close()
   state, meta = read_state(config, workdir)
@@ -163,7 +158,7 @@ def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   config, workdir, *_ = run
   stopped = small.recipe(data_dir)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.Log, 'read', small.stop_at(4, loop.Log.read))
+    patch.setattr(log.Log, 'read', small.stop_at(4, log.Log.read))
     with pytest.raises(KeyboardInterrupt):
       loop.train(stopped, str(tmp_path))
   assert read_state(config, tmp_path)[0].step == 3
@@ -184,7 +179,7 @@ def test_a_finished_run_only_evaluates_again(run, capsys):
 
 def test_the_eval_binary_agrees_with_the_end_of_training(run):
   config, workdir, *_ = run
-  page = eval_binary.Evaluation(config, str(workdir))()
+  page = evaluation_run.Evaluation(config, str(workdir))()
   assert page == workdir / 'eval/00000006/index.html'
   written = json.loads((workdir / 'eval/00000006.json').read_text())
   written = written['data']['squares']
@@ -246,7 +241,7 @@ def test_data_can_have_another_name_than_their_source(tmp_path, capsys):
     config.data.make = {'few': rooms, 'solids': {**rooms, 'source': 'solids'}}
   data.make(config)
   made = {
-    name: records.open_split(tmp_path, name, 'train').manifest()
+    name: store_lib.open_split(tmp_path, name, 'train').manifest()
     for name in ('few', 'solids')
   }
   assert [x['source'] for x in made.values()] == ['synthetic', 'solids']
@@ -324,7 +319,7 @@ def test_hands_that_only_change_speed_are_no_other_data(
 def test_unreadable_examples_are_in_the_log(data_dir, tmp_path):
   """By data set, where there are any; a bad checksum has another clip read."""
   shutil.copytree(data_dir, tmp_path / 'data')
-  store = records.open_split(data_dir, 'squares', 'train')
+  store = store_lib.open_split(data_dir, 'squares', 'train')
   (jpeg,) = store.clip_frames(4, [5])
   for path in (tmp_path / 'data').glob('squares/frames/*/*train*array_record*'):
     path.write_bytes(path.read_bytes().replace(jpeg[-99:], bytes(99)))
@@ -353,22 +348,22 @@ def test_values_that_make_no_sense_are_named(section, key, value):
 
 def test_older_checkpoints_can_be_evaluated(run):
   config, workdir, *_ = run
-  eval_binary.Evaluation(config, str(workdir))(3)
+  evaluation_run.Evaluation(config, str(workdir))(3)
   assert (workdir / 'eval/00000003.json').exists()
   with pytest.raises(UserError, match=r'no checkpoint of step 4.*3, 6'):
-    eval_binary.Evaluation(config, str(workdir))(4)
+    evaluation_run.Evaluation(config, str(workdir))(4)
 
 
 def test_no_checkpoint_is_said(data_dir, tmp_path):
   with pytest.raises(UserError, match='no checkpoint in'):
-    eval_binary.Evaluation(small.recipe(data_dir), str(tmp_path / 'none'))()
+    evaluation_run.Evaluation(small.recipe(data_dir), str(tmp_path / 'none'))()
   assert not (tmp_path / 'none').exists()
 
 
 def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
   _, workdir, *_ = run
   other = small.recipe(data_dir, model__pose_dim=8)
-  evaluate = eval_binary.Evaluation(other, str(workdir))
+  evaluate = evaluation_run.Evaluation(other, str(workdir))
   for use in (lambda: loop.train(other, str(workdir)), evaluate):
     with pytest.raises(UserError, match=r'another model.*pose_encoder/head'):
       use()
@@ -411,7 +406,7 @@ def eventful(data_dir, tmp_path_factory):
     train__profile_steps=2,
   )
   config.expected_devices = 8
-  to_float, to_mesh, batches = families.to_float, loop.sharding.to_mesh, []
+  to_float, to_mesh, batches = registry.to_float, loop.sharding.to_mesh, []
 
   def poison(mesh, batch):
     batches.append(batch)
@@ -424,7 +419,7 @@ def eventful(data_dir, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.sharding, 'to_mesh', poison)
-    patch.setattr(families, 'to_float', poisoned)
+    patch.setattr(registry, 'to_float', poisoned)
     loop.train(config, str(workdir))
   return config, workdir
 
@@ -443,7 +438,7 @@ def test_a_poisoned_batch_is_left_out(eventful):
 
 def test_it_saves_by_time(eventful):
   _, workdir = eventful
-  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
     steps = checkpoints.steps()
   assert steps[-1] == 6

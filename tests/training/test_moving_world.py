@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from tests.training import small
-from xfactor import eval as eval_binary
-from xfactor.data import convert
+from xfactor.data.convert import run as convert_run
 from xfactor.data.sources import synthetic
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout, motion
-from xfactor.training import build, loop, writers
+from xfactor.evaluation import motion
+from xfactor.evaluation import run as evaluation_run
+from xfactor.training import build, held_out, loop
+from xfactor.training.telemetry import writers
 
 WINDOW = 4
 PAIRS = 4
@@ -42,7 +43,7 @@ def data_dir(tmp_path_factory):
     test_fraction=0.6,
     with_depth=False,
   )
-  convert.convert(source, folder, name='rooms', workers=0, quiet=True)
+  convert_run.convert(source, folder, name='rooms', workers=0, quiet=True)
   return folder
 
 
@@ -54,12 +55,12 @@ def run(data_dir, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     printed = []
     patch.setattr(loop, 'print', lambda *x, **_: printed.append(x[0]), False)
-    loop.train(config, str(workdir))
+    loop.train(config, str(workdir), motion.make)
   return config, workdir, '\n'.join(printed)
 
 
 def scores(workdir, step=6):
-  return json.loads(heldout.file(workdir, step).read_text())['data']['rooms']
+  return json.loads(held_out.file(workdir, step).read_text())['data']['rooms']
 
 
 def test_the_scores_have_transfer_and_freedoms(run):
@@ -132,7 +133,7 @@ def test_films_of_the_transfer(run):
 def test_the_eval_binary_says_the_same(run, capsys):
   config, workdir, _ = run
   before = scores(workdir)
-  eval_binary.Evaluation(config, str(workdir))()
+  evaluation_run.Evaluation(config, str(workdir))()
   assert 'rooms: does motion transfer?' in capsys.readouterr().out
   after = scores(workdir)
   for key in ('transfer', 'explained'):
@@ -167,5 +168,5 @@ def test_a_single_clip_is_no_pair(data_dir, built):
 def test_bad_windows_are_refused_before_training(data_dir, tmp_path):
   config = recipe(data_dir, 'rooms', eval__targets=5)
   with pytest.raises(UserError, match='window of 4 frames cannot hold 5 targ'):
-    loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path), motion.make)
   assert not (tmp_path / 'checkpoints').exists()

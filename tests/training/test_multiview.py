@@ -9,7 +9,8 @@ import pytest
 import xfactor
 from tests.training import small
 from xfactor.errors import UserError
-from xfactor.training import build, checkpoint, loop
+from xfactor.training import build, loop
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def stereo(data, tmp_path_factory):
 
 def params_of(config, workdir, step=None):
   built = build.build(config)
-  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   _, params = checkpoints.restore_params(built.abstract_state().params, step)
   checkpoints.close()
   return jax.device_get(params)
@@ -95,9 +96,6 @@ def test_unknown_networks_are_refused(data):
   config.init_networks = 'encoder'
   with pytest.raises(UserError, match='"both" or "pose_encoder"'):
     build.build(config.lock())
-
-
-# Other families and objectives on the same data.
 
 
 @pytest.fixture(scope='module')

@@ -9,11 +9,13 @@ import pytest
 
 from tests.training import small
 from xfactor import config as configs
-from xfactor import eval as eval_binary
-from xfactor.data import records
+from xfactor.data.records import eval_index
 from xfactor.errors import UserError
 from xfactor.evaluation import oracles
-from xfactor.training import build, checkpoint, loop, writers
+from xfactor.evaluation import run as evaluation_run
+from xfactor.training import build, loop
+from xfactor.training.resilience import checkpoints as checkpoints_lib
+from xfactor.training.telemetry import log, writers
 
 VOLUME = {
   'model__decoder': 'nerf',
@@ -38,7 +40,7 @@ def run(data_dir, tmp_path_factory):
 
 
 def read_state(config, workdir):
-  checkpoints = checkpoint.Checkpoints(str(workdir), create=False)
+  checkpoints = checkpoints_lib.Checkpoints(str(workdir), create=False)
   state, _ = checkpoints.restore(build.build(config).abstract_state())
   checkpoints.close()
   return state
@@ -61,7 +63,7 @@ def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   """Bit for bit: parameters, moments, and so the data and all draws."""
   config, workdir = run
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.Log, 'read', small.stop_at(4, loop.Log.read))
+    patch.setattr(log.Log, 'read', small.stop_at(4, log.Log.read))
     with pytest.raises(KeyboardInterrupt):
       loop.train(small.posed_recipe(data_dir), str(tmp_path))
   assert read_state(config, tmp_path).step == 3
@@ -74,7 +76,7 @@ def test_the_eval_binary_agrees_with_the_end_of_training(run):
   config, workdir = run
   path = workdir / 'eval/00000006.json'
   before = json.loads(path.read_text())
-  page = eval_binary.Evaluation(config, str(workdir))()
+  page = evaluation_run.Evaluation(config, str(workdir))()
   after = json.loads(path.read_text())
   for who, scores in before['data']['skies']['mean'].items():
     again = after['data']['skies']['mean'][who]['psnr']
@@ -88,7 +90,7 @@ def test_the_eval_binary_agrees_with_the_end_of_training(run):
 def test_there_are_no_latent_poses_to_test(run, asked):
   config, workdir = run
   with pytest.raises(UserError, match='no latent poses'):
-    eval_binary.Evaluation(config, str(workdir), **asked)
+    evaluation_run.Evaluation(config, str(workdir), **asked)
 
 
 def three_steps(devices, **changes):
@@ -153,7 +155,7 @@ def test_what_contradicts_itself_is_refused(changes, words):
 
 
 def test_an_unknown_family_is_refused():
-  with pytest.raises(UserError, match="config.family='nerf'.* srt"):
+  with pytest.raises(UserError, match="config.method='nerf'.* srt"):
     configs.base('nerf')
 
 
@@ -173,7 +175,7 @@ def test_too_few_views_are_said(data_dir, tmp_path):
 
 def test_input_views_are_fixed(data_dir):
   index = [
-    records.eval_index(
+    eval_index.eval_index(
       data_dir, 'skies', 'test', 4, 6, ordered=False, cameras=True
     )
     for _ in range(2)

@@ -6,24 +6,26 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from xfactor.training import build, control, families, step
+from xfactor.methods import registry
+from xfactor.methods.base import StepKind
+from xfactor.training import build, control, step
 
 
 @pytest.fixture(scope='module')
 def stepper():
   """Does a step: (state, whether it is poisoned, ...) to (state, metrics)."""
   built = build.build(small.recipe('data'), jax.devices()[:2])
-  real = families.to_float
+  real = registry.to_float
   with pytest.MonkeyPatch.context() as patch:
     # White corners, which noise does not have, give nothing but NaN.
     patch.setattr(
-      families,
+      registry,
       'to_float',
       lambda images: jnp.where(
         (images[:, :, :2, :2] == 255).all(), jnp.nan, real(images)
       ),
     )
-    program = built.compile(whole=False, weights=None, controlled=True)
+    program = built.compile(StepKind.SPLIT, weights=None, controlled=True)
 
   def run(state, *, poisoned=False, limit=np.inf, requests=(0, 0)):
     rng = np.random.default_rng(int(state.step))

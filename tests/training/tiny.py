@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xfactor.training import sharding
+from xfactor.nn import sharding
 from xfactor.training.state import TrainState
 
 # Orbax leaves coroutines behind where one of several reads fails.

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.measuring import MIB, Table, Time, Unequal, alternate, timed
 from xfactor.training import build as builds
-from xfactor.training import checkpoint, fingerprint
+from xfactor.training.resilience import checkpoints, checksums
 from xfactor.training.state import TrainState
 
 
@@ -29,7 +29,7 @@ class Asynchronous:
   def __init__(self, folder: pathlib.Path, abstract: TrainState):
     self._abstract = abstract
     # A checkpoint is deleted with each save, as in training after a while.
-    self._checkpoints = checkpoint.Checkpoints(folder, keep=1)
+    self._checkpoints = checkpoints.Checkpoints(folder, keep=1)
     self._checkpoints.check_room(abstract)
 
   def save(self, state: TrainState) -> None:
@@ -95,9 +95,9 @@ def check_states_equal(
   Raises:
     Unequal: If it is not.
   """
-  expected = fingerprint.named_leaves(state)
+  expected = checksums.named_leaves(state)
   for thing, other in restored.items():
-    found = fingerprint.named_leaves(other)
+    found = checksums.named_leaves(other)
     for name, leaf in expected.items():
       if name not in found or not np.array_equal(leaf, found[name]):
         raise Unequal(
@@ -111,7 +111,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   """Saves and restores a recipe's train state in a temporary folder.
 
   Args:
-    recipe: Of any family.
+    recipe: Of any method.
     repeats: Saves, and as many restores, of each.
 
   Raises:

@@ -10,7 +10,9 @@ import av
 
 from benchmarks.measuring import Table, Time, alternate, place, timed
 from benchmarks.pipeline import make_walks
-from xfactor.data import convert, images, records
+from xfactor.data import images
+from xfactor.data.convert import run as convert_run
+from xfactor.data.records import store as store_lib
 from xfactor.data.sources import video
 
 # Pixels of the footage, as (height, width).
@@ -63,8 +65,8 @@ class Converter:
           )
         )
       with timed() as result:
-        convert.convert(self._source, folder, workers=0, quiet=True)
-      store = records.open_split(folder, self._source.name, 'train')
+        convert_run.convert(self._source, folder, workers=0, quiet=True)
+      store = store_lib.open_split(folder, self._source.name, 'train')
       sizes = [len(frame) for frame in store.frames(range(24))]
       return result, len(sizes), sum(sizes)
 

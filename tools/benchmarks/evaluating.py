@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.measuring import Table, Unequal, alternate, is_exact, timed
 from benchmarks.step import perturbed
-from xfactor.evaluation import reconstruction
+from xfactor.methods import clip_scores
+from xfactor.nn import sharding
 from xfactor.training import build as builds
-from xfactor.training import sharding
 
 Scores = dict[str, dict[str, np.ndarray]]
 
@@ -100,7 +100,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   weights = None
   if recipe.eval.lpips:
     weights = builds.load_perceptual(recipe, build.mesh, required=False)
-  evaluate = reconstruction.Evaluator(
+  evaluate = clip_scores.Evaluator(
     build.functional, build.mesh, {'lpips': weights} if weights else {}
   )
   # Else poses hardly touch what is drawn.

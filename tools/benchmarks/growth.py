@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from benchmarks.measuring import Table, alternate, temporaries, timed
 from benchmarks.step import make_batch
 from xfactor.errors import UserError
-from xfactor.models.functional import Params
+from xfactor.nn.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import flops
+from xfactor.training import chips
 from xfactor.training.state import TrainState
 
 WALL, PREDICTED = 'step, wall s', 'as FLOPs, wall s'
@@ -60,14 +60,14 @@ class Point:
 
   def __init__(self, config: ConfigDict):
     self.build = builds.build(config, jax.devices()[:1])
-    self.whole = self.build.kinds()[0]
+    self.kind = self.build.step_kinds()[0]
     self._program = None
     self._batch = None
 
   @property
   def work(self) -> int:
     """Model FLOPs of a step."""
-    return self.build.family.flops(self.build, whole=self.whole)
+    return self.build.method.flops(self.build, self.kind)
 
   def compile(self, weights: Params | None) -> int:
     """Compiles; returns the bytes it needs to run, 0 if XLA does not say.
@@ -76,7 +76,7 @@ class Point:
       MemoryError: If XLA knows that it cannot run.
     """
     try:
-      self._program = self.build.compile(whole=self.whole, weights=weights)
+      self._program = self.build.compile(self.kind, weights=weights)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
@@ -206,7 +206,7 @@ def run(
       for name, size in names.items()
     }
     curve = Curve(
-      f'{axis}: train step around {own.build.family.describe(own.build)}, '
+      f'{axis}: train step around {own.build.method.describe(own.build)}, '
       f'width {recipe.model.features}, {recipe.model.dtype}',
       list(points),
       axis=axis,
@@ -264,7 +264,7 @@ def _measure(
     curve.add('model GFLOP', name, point.work / 1e9)
   # A share of the bfloat16 peak says nothing of a float32 model.
   half = own.build.model.dtype == 'bfloat16'
-  peak = half and flops.peak_flops(jax.devices()[0].device_kind)
+  peak = half and chips.peak_flops(jax.devices()[0].device_kind)
   for name, point in fitting.items():
     for wall in curve.rows[WALL][name]:
       curve.add('model GFLOP/s', name, point.work / wall / 1e9)

@@ -27,14 +27,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.measuring import timed
-from xfactor.data import pipeline, records
+from xfactor.data.pipeline import training as pipeline_training
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import images, motion
+from xfactor.evaluation import motion
 from xfactor.geometry.wander import FREEDOMS
-from xfactor.models.functional import Params
-from xfactor.models.layers import to_float
+from xfactor.methods import base as methods_base
+from xfactor.methods import distances
+from xfactor.methods.base import StepKind
+from xfactor.methods.xfactor import method as xfactor_method
+from xfactor.methods.xfactor import objective as xfactor_objective
+from xfactor.metrics import images
+from xfactor.nn import sharding
+from xfactor.nn.functional import Params
+from xfactor.nn.layers import to_float
 from xfactor.training import build as builds
-from xfactor.training import data, families, objectives, sharding, state
+from xfactor.training import data, state
 
 BETTER = 'better, %'  # Pairs that the right pose draws better; chance: 50.
 # What counts as learned: `BETTER` of the renderer, R2 of a degree of freedom.
@@ -74,7 +82,9 @@ class Report:
     return self.conclusion
 
 
-def target_motion(batch: families.Batch, draws: objectives.Draws) -> jax.Array:
+def target_motion(
+  batch: methods_base.Batch, draws: xfactor_objective.Samples
+) -> jax.Array:
   """True motions [b, 6] from the references to the targets.
 
   Of two views the first is the reference, since both are as central; the target
@@ -83,29 +93,31 @@ def target_motion(batch: families.Batch, draws: objectives.Draws) -> jax.Array:
   return batch['motions'] * draws.target[:, None]
 
 
-class ToldRenderer(families.XFactor):
+class ToldRenderer(xfactor_method.XFactor):
   """The renderer alone: told the true motion, and scored as in training."""
 
-  def loss(self, network, batch, draws, objective, *, whole, weights):
-    views, _ = objectives.prepare(to_float(batch['images']), draws, objective)
+  def loss(self, network, batch, draws, objective, *, kind, weights):
+    views, _ = xfactor_objective.prepare(
+      to_float(batch['images']), draws, objective
+    )
     true = target_motion(batch, draws)[:, None, None]
     channels = network.config.pose_dim - true.shape[-1]
     # Alike for both halves; before the target's pose the reference's, zero.
     poses = jnp.pad(true, ((0, 0), (0, 0), (1, 0), (0, channels)))
     poses = jnp.repeat(poses, 2, axis=1)
-    drawn = objectives.render(network, views[:, :1], poses, draws.order)
+    drawn = xfactor_objective.render(network, views[:, :1], poses, draws.order)
     perceptual = self._perceptual(weights, objective)
-    return objectives.score(drawn, views[:, 1], objective, perceptual)
+    return distances.score(drawn, views[:, 1], objective, perceptual)
 
 
-class ToldEncoder(families.XFactor):
+class ToldEncoder(xfactor_method.XFactor):
   """The pose encoder alone: its first channels are to be the true motion."""
 
-  def loss(self, network, batch, draws, objective, *, whole, weights):
+  def loss(self, network, batch, draws, objective, *, kind, weights):
     joint = network.config.joint_encoder
     views = to_float(batch['images'])
-    _, sets = objectives.prepare(views, draws, objective, joint=joint)
-    poses = objectives.encode(network, sets, draws.order)
+    _, sets = xfactor_objective.prepare(views, draws, objective, joint=joint)
+    poses = xfactor_objective.encode(network, sets, draws.order)
     true = target_motion(batch, draws)[:, None]
     error = jnp.square(poses[:, :, 1, : true.shape[-1]] - true).sum(-1).mean()
     return error, {'loss': error}
@@ -114,14 +126,14 @@ class ToldEncoder(families.XFactor):
 TRAININGS = {
   'renderer': (ToldRenderer(), 'the renderer alone, told true motions'),
   'encoder': (ToldEncoder(), 'the pose encoder alone, supervised'),
-  'joint': (families.XFactor(), 'both together, as the recipe is'),
+  'joint': (xfactor_method.XFactor(), 'both together, as the recipe is'),
 }
 
 
 def train(
   build: builds.Build,
   start: state.TrainState,
-  stream: pipeline.Pipeline,
+  stream: pipeline_training.Pipeline,
   known: Callable[[Arrays], Arrays],
   weights: Params | None,
   points: list[int],
@@ -135,7 +147,7 @@ def train(
   put = functools.partial(sharding.to_mesh, build.mesh)
   with jax.set_mesh(build.mesh):
     arguments = build.abstract_state(), put(known(stream.dataset()[0])), weights
-    program = build.step(whole=False).lower(*arguments).compile()
+    program = build.step(StepKind.SPLIT).lower(*arguments).compile()
   now, done, cpu = jax.tree.map(jnp.copy, start), 0, 0.0
   with contextlib.closing(stream.batches()) as batches:
     for point in points:
@@ -251,12 +263,12 @@ def run(recipe: ConfigDict, *, updates: int) -> list[Report]:
   known = functools.partial(_with_motions, scale=scale)
   tests = make_tests(build, known(fitted), known(held_out))
   points = np.unique(np.linspace(0, updates, _ROWS).astype(int)).tolist()
-  title = f'how fast motion is learned from {build.family.describe(build)}'
+  title = f'how fast motion is learned from {build.method.describe(build)}'
   print(title)
   start, rows = build.init(), {name: [] for name in TRAININGS}
-  for name, (family, what) in TRAININGS.items():
+  for name, (method, what) in TRAININGS.items():
     print(what, flush=True)
-    own = dataclasses.replace(build, family=family)
+    own = dataclasses.replace(build, method=method)
     course = train(own, start, stream, known, weights, points)
     for step, cpu, params in course:
       row = {'updates': step, 'CPU s': cpu} | tests[name](params)
@@ -283,12 +295,12 @@ def _check(recipe: ConfigDict) -> None:
 
 def _open(
   recipe: ConfigDict, updates: int
-) -> tuple[pipeline.Pipeline, Arrays, Arrays]:
+) -> tuple[pipeline_training.Pipeline, Arrays, Arrays]:
   """The training stream; pairs of it, and held-out ones, as batches."""
   split = recipe.eval.split
   for name, part in recipe.data.mix.items():
     for each in (part.split, split):
-      store = records.open_split(recipe.data.dir, name, each)
+      store = store_lib.open_split(recipe.data.dir, name, each)
       if not any(store.clip(i).posed for i in range(len(store))):
         raise UserError(
           f'the benchmark learn needs true motions, but {name}/{each} has no '
@@ -299,15 +311,15 @@ def _open(
   parts = tuple(dataclasses.replace(x, split=split) for x in config.parts)
   fitted = dataclasses.replace(config, batch_size=_FITTED)
   held_out = dataclasses.replace(config, batch_size=_HELD_OUT, parts=parts)
-  return pipeline.Pipeline(config), *(
-    pipeline.Pipeline(x).dataset()[updates] for x in (fitted, held_out)
+  return pipeline_training.Pipeline(config), *(
+    pipeline_training.Pipeline(x).dataset()[updates] for x in (fitted, held_out)
   )
 
 
 def _with_motions(batch: Arrays, scale: Any = 1.0) -> Arrays:
   """What a step takes, and true motions [b, 6] of second views, scaled."""
   motions = [motion.freedoms(*x) for x in batch['world_to_camera']]
-  arrays = {name: batch[name] for name in families.XFactor.arrays}
+  arrays = {name: batch[name] for name in xfactor_method.XFactor.arrays}
   return arrays | {'motions': np.float32(motions * np.asarray(scale))}
 
 

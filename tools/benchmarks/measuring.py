@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -174,16 +172,6 @@ def is_exact(dtype: str = 'float32') -> bool:
   Accelerators round products of float32, too.
   """
   return dtype == 'float32' and jax.default_backend() == 'cpu'
-
-
-@functools.cache
-def load_plain(name: str) -> Any:
-  """Returns tests/NAME.py, which is in no installed package."""
-  path = pathlib.Path(__file__).resolve().parents[2] / f'tests/{name}.py'
-  spec = importlib.util.spec_from_file_location(f'plain_{name}', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def machine() -> dict[str, Any]:

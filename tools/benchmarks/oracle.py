@@ -6,10 +6,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from xfactor.data import preview, records
+from xfactor.data import preview
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, poses, report
+from xfactor.evaluation import oracles
 from xfactor.evaluation.oracles import degradation
+from xfactor.evaluation.reports import evaluation as reports_evaluation
+from xfactor.metrics import poses
 
 # All but `file`, which knows.
 NAMES = tuple(name for name in oracles.NAMES if name != 'file')
@@ -18,7 +21,7 @@ _COLUMNS = 4
 
 
 def run(
-  store: records.FrameStore,
+  store: store_lib.FrameStore,
   *,
   name: str,
   options: str,
@@ -87,7 +90,9 @@ def draw(result: degradation.Result) -> Figure:
     known = np.isfinite(row.paths[clip]).all((1, 2))
     paths = [(truth, 'black', 4, 'true')]
     if known.sum() > 1:
-      found = report.align(truth[known], np.linalg.inv(row.paths[clip, known]))
+      found = reports_evaluation.align(
+        truth[known], np.linalg.inv(row.paths[clip, known])
+      )
       paths.append((found, 'tab:orange', 2, result.title.split()[0]))
     for path, colour, width, label in paths:
       centres = path[:, :3, 3] @ plane.T

@@ -2,7 +2,7 @@
 
 At the recipe's sizes, each in the ways that there are on this machine, the last
 the plain one: for attention and augmentation the public formulation, of
-tests/reference.py. Attention and LPIPS are measured with their gradients.
+plain_xfactor.py. Attention and LPIPS are measured with their gradients.
 """
 
 import dataclasses
@@ -16,20 +16,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 from ml_collections import ConfigDict
 
+from benchmarks import plain_xfactor
 from benchmarks.measuring import (
   Table,
   Time,
   Unequal,
   alternate,
   is_exact,
-  load_plain,
   temporaries,
   timed,
 )
 from benchmarks.step import lpips_weights
-from xfactor.models import attention, perceptual
-from xfactor.training import augment, flops, objectives
+from xfactor.methods.xfactor import augment
+from xfactor.methods.xfactor import objective as xfactor_objective
+from xfactor.metrics import lpips
+from xfactor.nn import attention
 from xfactor.training import build as builds
+from xfactor.training import chips
 
 # Register tokens of a half in the public models.
 _REGISTERS = 32
@@ -40,7 +43,7 @@ _LPIPS_TOLERANCE, _LPIPS_ROUNDED = 1e-4, 0.2
 
 
 @dataclasses.dataclass
-class Part:
+class Case:
   """A way to compute something, and its measurements.
 
   Attributes:
@@ -82,7 +85,7 @@ class Part:
 
 def measure(
   title: str,
-  parts: Mapping[str, Part],
+  parts: Mapping[str, Case],
   rates: Mapping[str, float],
   *,
   repeats: int,
@@ -112,7 +115,7 @@ def measure(
   ]
   # Also the warm-up.
   print(f'{title.split(":")[0]}: {check_equal(parts)}', flush=True)
-  peak = flops.peak_flops(jax.devices()[0].device_kind)
+  peak = chips.peak_flops(jax.devices()[0].device_kind)
   for name in alternate(parts, repeats):
     result = parts[name].run()
     table.add('wall, ms', name, 1e3 * result.wall)
@@ -132,7 +135,7 @@ def measure(
   return table
 
 
-def check_equal(parts: Mapping[str, Part]) -> str:
+def check_equal(parts: Mapping[str, Case]) -> str:
   """Returns a line that the parts of each case compute the same.
 
   Raises:
@@ -165,11 +168,6 @@ def _error(x: Array, expected: Array) -> float:
 def _rounded(dtype: str = 'float32') -> float:
   """The tolerance of products of a dtype, on this machine."""
   return _TOLERANCE if is_exact(dtype) else _ROUNDED
-
-
-# ==============================================================================
-# Attention
-# ==============================================================================
 
 
 def run_attention(
@@ -243,21 +241,21 @@ def _attention_parts(
   examples: int,
   views: int,
   registers: int,
-) -> dict[str, Part]:
+) -> dict[str, Case]:
   """Ours in each kernel, and the dense attention with all that it takes."""
   model = build.model
   public = _REGISTERS if registers else 0
   tolerance = _rounded(model.dtype)
 
-  def part(kernel: str | None, count: int) -> Part:
+  def part(kernel: str | None, count: int) -> Case:
     """With a number of registers; dense where there is no kernel."""
     halves = _half_masks(build, examples, count)
     arrays = _draw_arrays(build, (examples, views, halves.shape[1]))
     take = functools.partial(take_halves, halves=halves)
     if kernel:
       compute = functools.partial(_split_attention, kernel)
-      return Part(compute, tuple(map(take, arrays)), count, tolerance)
-    return Part(
+      return Case(compute, tuple(map(take, arrays)), count, tolerance)
+    return Case(
       _dense_attention,
       (halves.astype(jnp.int32), *(x.astype(jnp.float32) for x in arrays)),
       count,
@@ -277,13 +275,13 @@ def _half_masks(
   build: builds.Build, examples: int, registers: int
 ) -> Bool[Array, 'b t']:
   """Which patches of each example are of half B, and its registers' copies."""
-  order = objectives.draw_quadrants(jax.random.key(0), examples)
+  order = xfactor_objective.sample_quadrants(jax.random.key(0), examples)
   patch = build.model.patch_size
   grid = build.image_size // patch, build.image_width // patch
   copies = jnp.repeat(jnp.arange(2), registers)
   return jnp.concatenate(
     [
-      load_plain('reference').mask_of(order, grid),
+      plain_xfactor.mask_of(order, grid),
       jnp.broadcast_to(copies, (examples, len(copies))),
     ],
     axis=1,
@@ -320,7 +318,7 @@ def _split_attention(kernel: str, *arrays: Array):
 
 def _dense_attention(ids: Array, *arrays: Array):
   """As `_split_attention`, of all tokens under a segment mask."""
-  attend = load_plain('reference').segment_attention
+  attend = plain_xfactor.segment_attention
 
   def both(*qkv):
     views = qkv[0].shape[1]
@@ -351,11 +349,6 @@ def _with_gradients(both: Callable, arrays: tuple[Array, ...]):
   return outputs, pull((across, within))
 
 
-# ==============================================================================
-# LPIPS
-# ==============================================================================
-
-
 def run_lpips(
   recipe: ConfigDict, *, repeats: int, compiles: int
 ) -> list[Table]:
@@ -374,10 +367,10 @@ def run_lpips(
 
   def part(dtype, argnums, **options):
     def loss(drawn, truth, weights):
-      return jnp.mean(perceptual.lpips(weights, drawn, truth, dtype))
+      return jnp.mean(lpips.lpips(weights, drawn, truth, dtype))
 
     compute = jax.value_and_grad(loss, argnums)
-    return Part(compute, (*pictures, weights), **options)
+    return Case(compute, (*pictures, weights), **options)
 
   tolerances = {'float32': _LPIPS_TOLERANCE, 'bfloat16': _LPIPS_ROUNDED}
   dtypes = dict.fromkeys([build.objective.lpips_dtype, *tolerances])
@@ -396,7 +389,7 @@ def run_lpips(
       {'pictures': build.batch},
       repeats=repeats,
       compiles=compiles,
-      work=build.batch * flops.lpips_gradient(*shape[1:3]),
+      work=build.batch * lpips.lpips_gradient(*shape[1:3]),
     )
   ]
 
@@ -404,11 +397,6 @@ def run_lpips(
 def _pictures(seed: int, shape: tuple[int, ...]) -> Float[Array, '*b h w 3']:
   """Noise in [-1, 1]."""
   return jax.random.uniform(jax.random.key(seed), shape, minval=-1, maxval=1)
-
-
-# ==============================================================================
-# Augmentation
-# ==============================================================================
 
 
 def run_augment(
@@ -426,16 +414,16 @@ def run_augment(
   config = build.objective.augmentation
   pairs = build.batch * (build.views - 1)
   shape = pairs, 2, build.image_size, build.image_width, 3
-  draws = augment.draw(jax.random.key(0), pairs, config)
+  draws = augment.sample(jax.random.key(0), pairs, config)
   parts = {
-    name: Part(
+    name: Case(
       functools.partial(apply, config=config),
       (_pictures(0, shape), draws),
       tolerance=_rounded(),
     )
     for name, apply in (
       ('ours', augment.apply),
-      ('a switch an image', load_plain('reference').jitter_and_blur),
+      ('a switch an image', plain_xfactor.jitter_and_blur),
     )
   }
   return [

@@ -25,7 +25,11 @@ from benchmarks.measuring import (
   place,
   timed,
 )
-from xfactor.data import convert, images, pipeline, records
+from xfactor.data import images as images_lib
+from xfactor.data.convert import run as convert_run
+from xfactor.data.pipeline import parts as pipeline_parts
+from xfactor.data.pipeline import training as pipeline_training
+from xfactor.data.records import store as store_lib
 from xfactor.data.sources import synthetic, video
 from xfactor.data.views import Views
 
@@ -63,7 +67,7 @@ class Reader:
 
   def __init__(
     self,
-    settings: pipeline.DataConfig,
+    settings: pipeline_parts.DataConfig,
     chosen: list[tuple[str, list[int]]],
     loose: tuple[str, str] | None,
   ):
@@ -100,7 +104,7 @@ class Reader:
   def _open(self, threads: int):
     settings = dataclasses.replace(self._settings, threads=threads)
     if self._loose is None:
-      return pipeline.Pipeline(settings).batches()
+      return pipeline_training.Pipeline(settings).batches()
     load = Loose(*self._loose, settings.image_size)
     dataset = grain.MapDataset.source(self._chosen).map(load)
     return iter(
@@ -129,7 +133,7 @@ def make_walks(walks: int, frames: int, shape: tuple[int, int]):
     (clip,) = source.clips(item)
     yield (
       f'{number:04d}',
-      [np.pad(images.decode(x), sides, 'reflect') for x in clip.frames],
+      [np.pad(images_lib.decode(x), sides, 'reflect') for x in clip.frames],
     )
 
 
@@ -138,8 +142,8 @@ def write_loose(folder: pathlib.Path, frames: Iterable[np.ndarray]) -> None:
   folder.mkdir(parents=True)
   for number, rgb in enumerate(frames):
     path = folder / f'{number:04d}.jpg'
-    path.write_bytes(images.encode_jpeg(rgb))
-    path.with_suffix('.png').write_bytes(images.encode_png(rgb))
+    path.write_bytes(images_lib.encode_jpeg(rgb))
+    path.with_suffix('.png').write_bytes(images_lib.encode_png(rgb))
 
 
 def make_files(folder: pathlib.Path, size: int) -> None:
@@ -156,17 +160,17 @@ def make_files(folder: pathlib.Path, size: int) -> None:
     for path in (folder / 'original' / name).glob('*.jpg'):
       (jpegs / path.name).hardlink_to(path)
   source = video.Source(str(folder / 'jpeg'), size=size, cut_threshold=2.0)
-  convert.convert(source, folder, workers=0, quiet=True)
-  store = records.open_split(folder, source.name, 'train')
+  convert_run.convert(source, folder, workers=0, quiet=True)
+  store = store_lib.open_split(folder, source.name, 'train')
   for clip in range(len(store)):
     frames = store.clip_frames(clip, range(int(store.num_frames[clip])))
     small = folder / 'small' / _walk(store, clip)
-    write_loose(small, map(images.decode, frames))
+    write_loose(small, map(images_lib.decode, frames))
     for number, frame in enumerate(frames):  # Not encoded a second time.
       (small / f'{number:04d}.jpg').write_bytes(frame)
 
 
-def _walk(store: records.FrameStore, clip: int) -> str:
+def _walk(store: store_lib.FrameStore, clip: int) -> str:
   return store.clip_id(clip).split('/')[1]
 
 
@@ -175,9 +179,9 @@ def pipeline_settings(config: ConfigDict, folder: str, size: int, name: str):
   views = Views(
     num_views=config.data.contexts + 1, window=(12, 12), ramp_steps=0
   )
-  return pipeline.DataConfig(
+  return pipeline_parts.DataConfig(
     data_dir=folder,
-    parts=(pipeline.Part(name, views),),
+    parts=(pipeline_parts.MixtureEntry(name, views),),
     batch_size=config.data.batch,
     image_size=size,
     min_length=views.num_views,
@@ -186,11 +190,13 @@ def pipeline_settings(config: ConfigDict, folder: str, size: int, name: str):
   )
 
 
-def _choices(settings: pipeline.DataConfig) -> list[tuple[str, list[int]]]:
+def _choices(
+  settings: pipeline_parts.DataConfig,
+) -> list[tuple[str, list[int]]]:
   """Clips and frames of the batches of a run, from the pipeline itself."""
   (part,) = settings.parts
-  store = records.open_split(settings.data_dir, part.name, part.split)
-  batches = pipeline.Pipeline(settings).batches()
+  store = store_lib.open_split(settings.data_dir, part.name, part.split)
+  batches = pipeline_training.Pipeline(settings).batches()
   chosen = []
   while len(chosen) * part.views.num_views < _FRAMES:
     batch = next(batches)

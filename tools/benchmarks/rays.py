@@ -1,6 +1,6 @@
 """SRT's train step without each of its tricks, and how fast it draws pictures.
 
-The plain formulation is tests/srt_reference.py: float32 colours and rays from
+The plain formulation is plain_srt.py: float32 colours and rays from
 the host, all channels convolved, unrolled layers, dense attention, nothing
 recomputed; with the same weights, rays and optimizer. What a trick gains is
 seen where it alone is left out.
@@ -22,6 +22,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from benchmarks import plain_srt
 from benchmarks.measuring import (
   Table,
   Time,
@@ -29,18 +30,22 @@ from benchmarks.measuring import (
   align,
   alternate,
   is_exact,
-  load_plain,
   number,
   ratio,
   temporaries,
   timed,
 )
+from xfactor.exchange import srt_names
 from xfactor.geometry import cameras
 from xfactor.inference import posed, restore
-from xfactor.models import attention, layers, srt, srt_public
-from xfactor.models.functional import Params
+from xfactor.methods.base import StepKind
+from xfactor.methods.srt import method as srt_method
+from xfactor.methods.srt import network as srt_network
+from xfactor.methods.srt import objective as srt_objective
+from xfactor.nn import attention, layers, sharding
+from xfactor.nn.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import families, rays, sharding, state, step
+from xfactor.training import state, step
 
 # Whose steps have a plain formulation.
 COMPARED = 'SRT', 'improved SRT'
@@ -66,11 +71,6 @@ class Tricks(Table):
     return align(self.title, cells)
 
 
-# ==============================================================================
-# Scenes, and what loaders make of them
-# ==============================================================================
-
-
 def make_views(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
   """Decoded views, [scenes, views, height, width, 3], that look at the origin.
 
@@ -89,7 +89,7 @@ def make_views(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 def host_batch(
   views: dict[str, np.ndarray],
-  objective: rays.Config,
+  objective: srt_objective.Config,
   pixels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
   """What the public loader makes of views.
@@ -108,7 +108,7 @@ def host_batch(
   origins, directions = _host_rays(views, objective)
   k, stride = objective.inputs, objective.input_stride
   every = np.s_[:, :k, stride // 2 :: stride, stride // 2 :: stride]
-  first = rays.first_target(objective)
+  first = srt_objective.first_target(objective)
   colors, targets = (
     einops.rearrange(x[:, first:], 'b v h w c -> b (v h w) c')
     for x in (images, directions)
@@ -130,7 +130,7 @@ def host_batch(
 
 
 def _host_rays(
-  views: dict[str, np.ndarray], objective: rays.Config
+  views: dict[str, np.ndarray], objective: srt_objective.Config
 ) -> tuple[np.ndarray, np.ndarray]:
   """Origins of the views and directions of all their pixels."""
   poses = views['world_to_camera']
@@ -169,19 +169,14 @@ def make_weights(shapes: dict[str, jax.ShapeDtypeStruct]) -> Params:
   return params
 
 
-# ==============================================================================
-# Tricks left out
-# ==============================================================================
-
-
-class HostRays(families.SRT):
+class HostRays(srt_method.SRT):
   """Takes what `host_batch` makes."""
 
   def draw(self, key, batch, objective):
     del key, batch, objective
 
-  def loss(self, network, batch, draws, objective, *, whole, weights):
-    del draws, objective, whole, weights
+  def loss(self, network, batch, draws, objective, *, kind, weights):
+    del draws, objective, kind, weights
     images = einops.rearrange(batch['images'], 'b v c h w -> b v h w c')
     tokens = network.encode(images, batch['origins'], batch['directions'])
     drawn = network.decode(
@@ -207,7 +202,7 @@ def _unrolled(self: layers.Stack, x: jax.Array, *args: jax.Array) -> jax.Array:
 
 def _convolve_all(x, kernel, size):
   """`srt.convolve_constant` of all pixels."""
-  return srt.convolve(
+  return srt_network.convolve(
     jnp.broadcast_to(x[:, None, None], (len(x), *size, x.shape[-1])), kernel
   )
 
@@ -236,7 +231,7 @@ def ways(model: ConfigDict, platform: str) -> tuple[dict[str, Way], list[str]]:
     'rays from the host': Way(host=True),
     'layers unrolled': Way(change=(layers.Stack, '__call__', _unrolled)),
     'positions convolved': Way(
-      change=(srt, 'convolve_constant', _convolve_all)
+      change=(srt_network, 'convolve_constant', _convolve_all)
     ),
   }
   missing = []
@@ -281,11 +276,11 @@ class Trainer:
     self._program = None
     self._build = build = builds.build(config, jax.devices()[:1])
     if way.host:
-      self._build = dataclasses.replace(build, family=HostRays())
+      self._build = dataclasses.replace(build, method=HostRays())
     self._batch = sharding.to_mesh(build.mesh, drawn if way.host else views)
     params = make_weights(build.functional.shapes)
     if way.plain:
-      params = srt_public.to_public(params)
+      params = srt_names.to_public(params)
       self._tx, places = optax.adam(build.schedule), None
     else:
       self._tx, places = build.tx, build.places
@@ -301,7 +296,7 @@ class Trainer:
     if self._way.plain:
       program = jax.jit(self._plain, donate_argnums=0)
     else:
-      program = self._build.step(whole=False)
+      program = self._build.step(StepKind.SPLIT)
     with contextlib.ExitStack() as stack:
       if self._way.change:
         stack.enter_context(mock.patch.object(*self._way.change))
@@ -313,7 +308,7 @@ class Trainer:
   def _plain(self, old: state.TrainState, batch, _):
     model = self._build.model
     loss = functools.partial(
-      load_plain('srt_reference').loss,
+      plain_srt.loss,
       heads=model.heads,
       decoder_heads=model.decoder_heads,
     )
@@ -369,11 +364,6 @@ def check_steps_equal(
   return f'all give the same loss and gradient norm, within {worst:.0e}'
 
 
-# ==============================================================================
-# Tables
-# ==============================================================================
-
-
 def models(recipe: ConfigDict) -> dict[str, ConfigDict]:
   """SRT, improved and volumetric SRT of a recipe's widths.
 
@@ -396,8 +386,8 @@ def models(recipe: ConfigDict) -> dict[str, ConfigDict]:
       decoder=decoder,
       conv_blocks=conv_blocks,
       encoder_layers=encoder_layers,
-      start_octave=srt.Config.start_octave,
-      octaves=srt.Config.octaves,
+      start_octave=srt_network.Config.start_octave,
+      octaves=srt_network.Config.octaves,
     )
     if jax.default_backend() == 'cpu':
       config.model.update(dtype='float32', attention='auto')
@@ -459,7 +449,7 @@ def _compare_steps(
   for line in missing:
     print(f'{name}: left out: {line}')
   table = Tricks(
-    f'{name}: train step of {build.family.describe(build)}, '
+    f'{name}: train step of {build.method.describe(build)}, '
     f'{build.model.dtype}',
     list(compared),
   )
@@ -490,7 +480,7 @@ def _compare_steps(
 def _first_pixels(build: builds.Build, views: dict[str, np.ndarray]):
   """The pixels that our first step draws."""
   key = jax.random.fold_in(step.root_keys(build.seed)[1], 0)
-  return np.asarray(build.family.draw(key, views, build.objective).pixels)
+  return np.asarray(build.method.sample(key, views, build.objective).pixels)
 
 
 def _compare_loaders(config: ConfigDict, repeats: int) -> Table:
@@ -500,7 +490,7 @@ def _compare_loaders(config: ConfigDict, repeats: int) -> Table:
     'float32 rays': lambda: host_batch(views, build.objective),
   }
   table = Table(
-    f'from decoded views to the device: {build.family.describe(build)}',
+    f'from decoded views to the device: {build.method.describe(build)}',
     list(loaders),
   )
   for name in alternate(loaders, repeats):
@@ -528,7 +518,7 @@ def _measure_pictures(configs: dict[str, ConfigDict], repeats: int) -> Table:
         config, 0, build, jax.device_put(params, build.places.params)
       )
     )
-    given = [views[k][0, : model.contexts] for k in build.family.arrays]
+    given = [views[k][0, : model.contexts] for k in build.method.arrays]
     scene = model.encode(*given)
     _, intrinsics, poses = given
     draw[name] = functools.partial(

@@ -11,7 +11,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.measuring import Table, alternate, peak_mib, place
 from benchmarks.pipeline import pipeline_settings
-from xfactor.data import images, pipeline, records
+from xfactor.data import files, images
+from xfactor.data.pipeline import parts as pipeline_parts
+from xfactor.data.pipeline import training as pipeline_training
+from xfactor.data.records import codec, folders, store
+from xfactor.data.records import shards as shards_lib
 
 
 def make_index(folder: str, name: str, clips: int) -> None:
@@ -20,45 +24,45 @@ def make_index(folder: str, name: str, clips: int) -> None:
   Its files of records are links to one. The clips' own records, which training
   never reads, are not there.
   """
-  frames = records.frames_folder(folder, name, '1.0.0')
-  table = records.clips_folder(folder, name, '1.0.0')
+  frames = folders.frames_folder(folder, name, '1.0.0')
+  table = folders.clips_folder(folder, name, '1.0.0')
   for path in (frames, table):
     path.mkdir(parents=True)
   rng = np.random.default_rng(0)
-  writer = records.ShardWriter(frames / 'one')
+  writer = shards_lib.ShardWriter(frames / 'one')
   for _ in range(1000 * 12):
     grey = rng.integers(0, 256, (2, 2, 1), np.uint8).repeat(3, -1)
     jpeg = images.encode_jpeg(np.kron(grey, np.ones((8, 8, 1), np.uint8)))
-    writer.write(records.encode_frame(jpeg))
+    writer.write(codec.encode_frame(jpeg))
   shard = dataclasses.asdict(writer.close())
   count = clips // 1000
-  names = [records.shard_name(name, 'train', i, count) for i in range(count)]
+  names = [shards_lib.shard_name(name, 'train', i, count) for i in range(count)]
   for link in names:
     os.link(frames / 'one', frames / link)
   shards = [shard | {'file': link} for link in names]
   (table / 'none').write_text('')
   absent = {'file': 'none', 'records': 1000 * count, 'bytes': 0}
-  records.write_index(
+  shards_lib.write_index(
     table / 'clips-train.index.npz',
     ((f'{i:024x}', 12, 16, 16) for i in range(1000 * count)),
   )
   for path, split in (
     (frames, {'shards': shards}),
-    (table, {'shards': [absent], 'frames_digest': records.digest(shards)}),
+    (table, {'shards': [absent], 'frames_digest': files.digest(shards)}),
   ):
-    manifest = {'format': records.FORMAT, 'splits': {'train': split}}
-    records.write_json(path / 'manifest.json', manifest)
+    manifest = {'format': store.FORMAT, 'splits': {'train': split}}
+    files.write_json(path / 'manifest.json', manifest)
 
 
 class Starter:
   """Makes the first batch in a process."""
 
-  def __init__(self, settings: pipeline.DataConfig):
+  def __init__(self, settings: pipeline_parts.DataConfig):
     self._settings = settings
 
   def first(self) -> tuple[float, float]:
     """Returns CPU seconds since the process began, and its peak in MiB."""
-    batches = pipeline.Pipeline(self._settings).batches()
+    batches = pipeline_training.Pipeline(self._settings).batches()
     next(batches)
     cpu = time.process_time()
     batches.close()

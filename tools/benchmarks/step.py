@@ -1,6 +1,6 @@
 """The recipe's train step with the token split against the public formulation.
 
-That is tests/reference.py: dense attention under a segment mask, float32 (LPIPS
+That is plain_xfactor.py: dense attention under a segment mask, float32 (LPIPS
 as well), unrolled and rematerialised layers, a switch an image for the
 augmentation; with the same (perturbed) weights, batch, draws and optimizer.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from benchmarks import plain_xfactor
 from benchmarks.measuring import (
   MIB,
   Table,
@@ -24,21 +25,22 @@ from benchmarks.measuring import (
   Unequal,
   alternate,
   is_exact,
-  load_plain,
   peak_mib,
   place,
   temporaries,
   timed,
 )
-from xfactor.models import layers, perceptual
-from xfactor.models.functional import Params
+from xfactor.methods.base import StepKind
+from xfactor.methods.xfactor import objective as xfactor_objective
+from xfactor.metrics import lpips
+from xfactor.nn import layers, sharding
+from xfactor.nn.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import flops, objectives, sharding, state, step
+from xfactor.training import chips, state, step
 
 
 def dense_step(build: builds.Build) -> Callable:
   """The train step in the public formulation; arguments as `Build.step`'s."""
-  reference = load_plain('reference')
   objective, model = build.objective, build.model
   grid = (build.image_size // model.patch_size,) * 2
 
@@ -49,24 +51,24 @@ def dense_step(build: builds.Build) -> Callable:
     views = layers.to_float(images[rows[:, None], order])
     first = jnp.broadcast_to(views[:, :1], views[:, 1:].shape)
     pairs = jnp.stack([first, views[:, 1:]], 2)
-    seen = reference.jitter_and_blur(
+    seen = plain_xfactor.jitter_and_blur(
       pairs.reshape(-1, *pairs.shape[2:]),
       jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), draws.augmentation),
       objective.augmentation,
     )
-    mask = reference.mask_of(draws.order, grid)
-    drawn = reference.reconstruct(
+    mask = plain_xfactor.mask_of(draws.order, grid)
+    drawn = plain_xfactor.reconstruct(
       params, model, views, seen.reshape(pairs.shape), mask
     )
     total = objective.l1_weight * jnp.abs(drawn - views[:, -1]).mean()
     if weights:
-      distance = perceptual.lpips(weights, drawn, views[:, -1])
+      distance = lpips.lpips(weights, drawn, views[:, -1])
       total += objective.lpips_weight * distance.mean()
     return total
 
   def dense(old: state.TrainState, batch, weights):
     key = jax.random.fold_in(step.root_keys(build.seed)[1], old.step)
-    draws = objectives.draw(key, batch['frames'], objective)
+    draws = xfactor_objective.sample(key, batch['frames'], objective)
     value, grads = jax.value_and_grad(loss)(
       old.params, batch['images'], draws, weights
     )
@@ -103,7 +105,7 @@ def random_weights() -> Params:
   """Weights of VGG16's shapes that keep features near unit size."""
   rng = np.random.default_rng(0)
   weights = {}
-  for name, shape in perceptual.param_shapes('vgg16').items():
+  for name, shape in lpips.param_shapes('vgg16').items():
     x = rng.standard_normal(shape.shape, np.float32)
     if name.endswith('kernel'):
       x *= np.sqrt(2 / np.prod(shape.shape[:3]), dtype=np.float32)
@@ -140,15 +142,15 @@ class Trainer:
     if self._build.needs_lpips:
       self._weights = lpips_weights(config, self._build)
 
-  def compile(self, whole: bool) -> Time:
+  def compile(self, kind: StepKind) -> Time:
     """Traces and compiles the step; keeps that of split examples."""
     jax.clear_caches()
     with timed() as result:
       if self._dense:
         program = self._compile_dense()
       else:
-        program = self._build.compile(whole=whole, weights=self._weights)
-    if not whole:
+        program = self._build.compile(kind, weights=self._weights)
+    if kind is StepKind.SPLIT:
       self._program = program
     return result
 
@@ -299,9 +301,9 @@ def _measure_steps(
   table: Table, trainers, repeats: int, build: builds.Build
 ) -> None:
   # The same useful work for all: what masks hide is no model FLOP.
-  work = build.family.flops(build)
+  work = build.method.flops(build)
   frames = build.batch * build.views
-  peak = flops.peak_flops(jax.devices()[0].device_kind)
+  peak = chips.peak_flops(jax.devices()[0].device_kind)
   for name in alternate(trainers, repeats):
     result, _ = trainers[name]('step')
     table.add('step, wall s', name, result.wall)

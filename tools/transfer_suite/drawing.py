@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from transfer_suite import running
 from xfactor import api
-from xfactor.data import images, records
-from xfactor.data.sources import rerender
-from xfactor.evaluation import tps
-from xfactor.training import writers
+from xfactor.data import files, images, rerender
+from xfactor.data.records import store as store_lib
+from xfactor.evaluation import pairs
+from xfactor.methods import scores as methods_scores
 
 _PAIRS = 3
 _MARGIN, _LETTERS = 8, 16  # Pixels.
@@ -30,18 +30,18 @@ def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
     runs: Finished ones of members that draw; the first of each counts.
   """
   config = runs[0].member.config
-  store = records.open_split(
+  store = store_lib.open_split(
     config.data.dir, next(iter(config.data.mix)), config.eval.split
   )
   size = config.data.image_size
   blocks = [
     {'motion': _clip(store, motion, size)} | _truth(store, motion, scene, size)
-    for motion, scene in tps.pairs_of(config, store)[:_PAIRS]
+    for motion, scene in pairs.pairs_of(config, store)[:_PAIRS]
   ]
   first = {run.member.name: run for run in reversed(runs)}
   for name in dict.fromkeys(run.member.name for run in runs):
     model = api.load(first[name].workdir)
-    own = tps.pairs_of(first[name].member.config, store)[:_PAIRS]
+    own = pairs.pairs_of(first[name].member.config, store)[:_PAIRS]
     for block, (motion, scene) in zip(blocks, own, strict=True):
       contexts = _frames(store, scene.clip, scene.contexts)
       moved = model.transfer(
@@ -57,12 +57,14 @@ def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
     for row in block
   ]
   rows = np.stack([clip for block in blocks for clip in block.values()])
-  picture = writers.panel(list(rows.swapaxes(0, 1)), scale=max(1, 128 // size))
-  writers.write_png(records.data_folder(path), _labelled(picture, labels))
+  picture = methods_scores.panel(
+    list(rows.swapaxes(0, 1)), scale=max(1, 128 // size)
+  )
+  images.write_png(files.data_folder(path), _labelled(picture, labels))
 
 
 def _frames(
-  store: records.FrameStore, clip: int, frames: Sequence[int] | np.ndarray
+  store: store_lib.FrameStore, clip: int, frames: Sequence[int] | np.ndarray
 ) -> list[np.ndarray]:
   return [images.decode(x) for x in store.clip_frames(clip, np.array(frames))]
 
@@ -72,23 +74,26 @@ def _fit(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
 
 
 def _clip(
-  store: records.FrameStore, excerpt: tps.Excerpt, size: int
+  store: store_lib.FrameStore, excerpt: pairs.Excerpt, size: int
 ) -> np.ndarray:
   """The reference and the targets of an excerpt."""
   return _fit(_frames(store, excerpt.clip, _shown(excerpt)), size)
 
 
-def _shown(excerpt: tps.Excerpt) -> np.ndarray:
+def _shown(excerpt: pairs.Excerpt) -> np.ndarray:
   return np.array([excerpt.contexts[excerpt.reference], *excerpt.targets])
 
 
 def _truth(
-  store: records.FrameStore, motion: tps.Excerpt, scene: tps.Excerpt, size: int
+  store: store_lib.FrameStore,
+  motion: pairs.Excerpt,
+  scene: pairs.Excerpt,
+  size: int,
 ) -> dict[str, np.ndarray]:
   """The scene from the motion's cameras, black inside of walls."""
   if not rerender.is_possible(store):
     return {}
-  path = tps.path_after(store, motion, scene, _shown(motion))
+  path = pairs.path_after(store, motion, scene, _shown(motion))
   pictures, _ = rerender.rerender(store, scene.clip, path, size)
   return {'true re-render': pictures}
 

@@ -75,9 +75,9 @@ def _make(
       'the benchmark compares members on one; leave one in config.data.mix'
     )
   built = builds.build(config)
-  if built.family.posed:
+  if built.method.posed:
     raise UserError(
-      f'a model of config.family={config.family!r} is told the cameras and has '
+      f'a model of config.method={config.method!r} is told the cameras and has '
       'no latent poses to transfer'
     )
   flops = _mean_flops(built)
@@ -96,10 +96,10 @@ def _make(
 
 def _mean_flops(built: builds.Build) -> int:
   kinds = [
-    built.family.kind(built.seed, step, built.objective)
+    built.method.step_kind(built.seed, step, built.objective)
     for step in range(_STEPS)
   ]
-  return sum(built.family.flops(built, whole=kind) for kind in kinds) // _STEPS
+  return sum(built.method.flops(built, kind) for kind in kinds) // _STEPS
 
 
 def make(

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 from transfer_suite.members import Member
 from xfactor import config as configs
-from xfactor.data import records
+from xfactor.data import files
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles
-from xfactor.training import interruption
+from xfactor.evaluation.oracles import base as oracles_base
+from xfactor.training.resilience import shutdown
 
 TRAIN, PROBE = 'train', 'probe'
 _POLL = 0.2  # Seconds between looks whether to stop.
@@ -103,22 +104,22 @@ class Run:
     path = self.workdir / _STATE
     if not path.exists():
       return {'recipe': {}, 'done': {}}
-    return records.read_json(path)
+    return files.read_json(path)
 
   def _write(self, done: dict[str, str]) -> None:
     self.workdir.mkdir(parents=True, exist_ok=True)
     state = {'recipe': self.recipe, 'done': done}
-    records.write_json(self.workdir / _STATE, state)
+    files.write_json(self.workdir / _STATE, state)
 
 
 def plan(
   members: Sequence[Member],
   seeds: Sequence[int],
   out: pathlib.Path,
-  asked: dict[str, oracles.PoseOracle],
+  asked: dict[str, oracles_base.PoseOracle],
   *,
   options: dict[str, str],
-  stores: Sequence[records.FrameStore],
+  stores: Sequence[store_lib.FrameStore],
   recipes: str,
   suite: str,
 ) -> list[Run]:
@@ -162,10 +163,10 @@ def plan(
     if probed:  # With the first oracle, where there is one.
       tests.setdefault(next(iter(tests), PROBE), []).append('--probe')
     train = [sys.executable, '-m', 'xfactor.main', *arguments]
-    stages = [Stage(TRAIN, train, records.digest(recipe, digests))]
+    stages = [Stage(TRAIN, train, files.digest(recipe, digests))]
     for name, more in tests.items():
       command = [sys.executable, '-m', 'xfactor.eval', *arguments, *more]
-      key = records.digest(leaves, digests, more, versions.get(name))
+      key = files.digest(leaves, digests, more, versions.get(name))
       stages.append(Stage(name, command, key))
     return Run(member, seed, workdir, stages, recipe)
 
@@ -176,11 +177,6 @@ def _leaf(tree: dict[str, Any], name: str) -> Any:
   for key in name.split('.'):
     tree = tree[key]
   return tree
-
-
-# ==============================================================================
-# Doing it
-# ==============================================================================
 
 
 def execute(
@@ -210,13 +206,13 @@ def complete(run: Run, runner: Runner, stop: threading.Event) -> str:
   """
   for stage in run.left():
     if stop.is_set():
-      raise interruption.Interrupted
+      raise shutdown.Interrupted
     before = run.log.stat().st_size if run.log.exists() else 0
     code = runner(stage.command, run.log, stop)
-    if code == interruption.EXIT_CODE:
+    if code == shutdown.EXIT_CODE:
       stop.set()  # Before others begin.
     if code and stop.is_set():
-      raise interruption.Interrupted
+      raise shutdown.Interrupted
     if code:
       return f'{stage.name}: {_reason(run.log, before, code)}'
     run.finish(stage)
@@ -251,7 +247,7 @@ def complete_all(
     return run, complete(run, runner, stop), time.monotonic() - began
 
   with (
-    interruption.handling() as told,
+    shutdown.handling() as told,
     told.deferred(),
     futures.ThreadPoolExecutor(jobs) as pool,
   ):
@@ -263,11 +259,11 @@ def complete_all(
         for future in sorted(done, key=order.get):
           try:
             yield future.result()
-          except interruption.Interrupted:
+          except shutdown.Interrupted:
             stopped = True
         if stopped or told.requested:
           stop.set()
     finally:
       stop.set()
   if stopped:  # A member was told to stop, and not this process.
-    raise interruption.Interrupted
+    raise shutdown.Interrupted

@@ -15,8 +15,8 @@ import numpy as np
 from scipy import stats
 
 from transfer_suite import running
-from xfactor.data import records
-from xfactor.evaluation import heldout
+from xfactor.data import files
+from xfactor.training import held_out
 
 _NULLS = ('true re-render', 'frozen', 'shuffled', 'other motion')
 # Columns by their keys: what they are called and by what they are multiplied.
@@ -69,11 +69,6 @@ def combine(numbers: Sequence[Number | None]) -> Number | None:
   return Number(float(mean), float(mean - half), float(mean + half))
 
 
-# ==============================================================================
-# Numbers
-# ==============================================================================
-
-
 def read(run: running.Run) -> dict[str, dict[str, Any]]:
   """Reads what the evaluations of a run wrote.
 
@@ -88,23 +83,23 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
   config, workdir = run.member.config, run.workdir
   step = config.train.steps
   (name,) = config.data.mix
-  folder = heldout.folder(workdir, step)
+  folder = held_out.folder(workdir, step)
   common, rows, titles = {}, {}, {}
-  path = heldout.file(workdir, step)
+  path = held_out.file(workdir, step)
   if run.member.draws and path.exists():
-    means = records.read_json(path)['data'][name]['mean']
+    means = files.read_json(path)['data'][name]['mean']
     common['heldout'] = _plain(means['model']['psnr'])
     if 'shuffled' in means:
       common['heldout shuffled'] = _plain(means['shuffled']['psnr'])
   path = folder / f'{name}_probe.json'
   if any('--probe' in stage.command for stage in run.stages):
-    mean = records.read_json(path)['rows']['probe']['mean']
+    mean = files.read_json(path)['rows']['probe']['mean']
     common['probe'] = _mean(mean['auc@20'])
   for stage in run.stages:
     path = folder / f'{name}_tps-{stage.name}.json'
     if stage.name in (running.TRAIN, running.PROBE):
       continue
-    found = records.read_json(path)
+    found = files.read_json(path)
     rows[stage.name] = {k: _row(row) for k, row in found['rows'].items()}
     titles[stage.name] = {
       'oracle': found['oracle'],
@@ -146,11 +141,6 @@ def _over_pairs(values: Sequence[float | None] | None) -> Number | None:
 
 def _plain(value: float | None) -> Number | None:
   return None if value is None or not math.isfinite(value) else Number(value)
-
-
-# ==============================================================================
-# Tables
-# ==============================================================================
 
 
 class Table:
@@ -201,7 +191,7 @@ class Table:
     """Writes results.md and results.json."""
     out.mkdir(parents=True, exist_ok=True)
     (out / 'results.md').write_text(self.markdown())
-    records.write_json(out / 'results.json', self._json())
+    files.write_json(out / 'results.json', self._json())
 
   def markdown(self) -> str:
     """A table for each oracle."""

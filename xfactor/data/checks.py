@@ -13,7 +13,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from xfactor.data import images, records
+from xfactor.data import files, images
+from xfactor.data.records import codec, shards
 
 _EXAMPLES = 3  # Of each kind of problem.
 _ORTHONORMAL = 1e-3
@@ -51,12 +52,12 @@ class Problems:
 
 
 def read_file(
-  path: str, wanted: records.Shard
+  path: str, wanted: shards.Shard
 ) -> tuple[Problems, tuple[int, str]]:
   """Checks a shard; returns how many records can be read, and the sha256."""
   problems = Problems()
   try:
-    size, sha256 = epath.Path(path).stat().length, records.sha256(path)
+    size, sha256 = epath.Path(path).stat().length, files.sha256(path)
   except FileNotFoundError:
     problems.add('missing file', path, 'is not there')
     return problems, (0, '')
@@ -70,7 +71,7 @@ def read_file(
     what = f'sha256 {sha256} instead of {wanted.sha256}'
     problems.add('checksum', path, what)
   try:
-    with records.open_shard(path) as reader:
+    with shards.open_shard(path) as reader:
       found = reader.num_records()
   except RuntimeError as e:
     if not problems:
@@ -96,7 +97,7 @@ class Range:
 
   def read(self, problems: Problems) -> Iterator[tuple[int, bytes]]:
     """Yields the number within the shard and the bytes of good records."""
-    with records.open_shard(self.path) as reader:
+    with shards.open_shard(self.path) as reader:
       for i in range(self.start, self.stop):
         try:
           yield i, reader.read([i])[0]
@@ -106,7 +107,7 @@ class Range:
 
 def read_clips(
   task: Range,
-) -> tuple[Problems, tuple[list[records.Clip], int]]:
+) -> tuple[Problems, tuple[list[codec.Clip], int]]:
   """Checks clips, each by itself.
 
   Returns the clips without their arrays, which are the bulk of them, and how
@@ -116,7 +117,7 @@ def read_clips(
   clips, posed = [], 0
   for i, record in task.read(problems):
     try:
-      clip = records.decode_clip(record)
+      clip = codec.decode_clip(record)
     except Exception as e:  # Whatever protobuf makes of wrong bytes.
       problems.add('unreadable record', task.path, f'record {i}: {e!r}')
       continue
@@ -128,7 +129,7 @@ def read_clips(
   return problems, (clips, posed)
 
 
-def _check_clip(clip: records.Clip) -> Iterator[tuple[str, str]]:
+def _check_clip(clip: codec.Clip) -> Iterator[tuple[str, str]]:
   """Yields the kind of problem and what is wrong with times and cameras."""
   for kind, key, check in (
     ('timestamps', 'timestamps', _check_timestamps),
@@ -185,7 +186,7 @@ def _check_poses(poses: np.ndarray) -> str:
 
 
 def read_frames(
-  task: Range, clips: Sequence[records.Clip], depth: bool
+  task: Range, clips: Sequence[codec.Clip], depth: bool
 ) -> tuple[Problems, np.ndarray]:
   """Checks frames of some clips; returns uint64 hashes of the pictures.
 
@@ -216,14 +217,14 @@ def read_frames(
 
 def _check_frame(
   record: bytes,
-  clip: records.Clip | None,
+  clip: codec.Clip | None,
   depth: bool,
   where: str,
   problems: Problems,
 ) -> bytes | None:
   """Checks the record of a frame of a clip; returns the encoded picture."""
   try:
-    image = records.decode_frame(record)
+    image = codec.decode_frame(record)
     height, width = images.decode(image).shape[:2]
   except (ValueError, images.ImageError) as e:
     problems.add('frame', where, str(e))
@@ -239,7 +240,7 @@ def _check_frame(
 def _check_depth(record: bytes, height: int, width: int) -> str:
   """Returns what is wrong with the depth of a frame."""
   try:
-    png = records.decode_frame(record, 'depth')
+    png = codec.decode_frame(record, 'depth')
     with Image.open(io.BytesIO(png), formats=('PNG',)) as image:
       image.load()
       if image.mode.startswith('I') and image.size == (width, height):

@@ -17,7 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from xfactor.data import images, records
+from xfactor.data import files, images
+from xfactor.data.records import codec, folders
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
@@ -54,18 +56,18 @@ def write(
   """
   if num_clips < 1:
     raise UserError(f'--preview_clips is {num_clips}; give 1 or more')
-  data_dir = records.data_folder(data_dir)
-  if not name and records.versions(data_dir.parent, data_dir.name):
+  data_dir = files.data_folder(data_dir)
+  if not name and folders.versions(data_dir.parent, data_dir.name):
     data_dir, name = data_dir.parent, data_dir.name
-  names = [name] if name else records.available(data_dir)
+  names = [name] if name else folders.available(data_dir)
   if not names:
     raise UserError(
       f'{data_dir} holds no converted data set; give the '
       '--data_dir of a conversion'
     )
-  folder, paths = records.data_folder(out), []
+  folder, paths = files.data_folder(out), []
   for each in names:
-    store = records.open_split(
+    store = store_lib.open_split(
       data_dir, each, split or _first_split(data_dir, each)
     )
     picture = sheet(store, num_clips)
@@ -83,13 +85,13 @@ def write(
 
 
 def _first_split(data_dir: epath.Path, name: str) -> str:
-  splits = records.splits(data_dir, name)
+  splits = folders.splits(data_dir, name)
   # The absence of all is told when it is opened.
   return 'train' if 'train' in splits or not splits else splits[0]
 
 
 def sheet(
-  store: records.FrameStore, num_clips: int = 8
+  store: store_lib.FrameStore, num_clips: int = 8
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Returns the contact sheet of random clips, always the same ones."""
   rng = np.random.default_rng(0)
@@ -194,7 +196,7 @@ def strip(frames: Sequence[bytes]) -> UInt8[np.ndarray, 'h w 3']:
   return np.concatenate(columns, 1)[:, :-_GAP]
 
 
-def _has_path(clip: records.Clip) -> bool:
+def _has_path(clip: codec.Clip) -> bool:
   return all(
     # `verify` is who complains about cameras that are no numbers.
     array is not None and np.isfinite(array).all()
@@ -207,7 +209,7 @@ def _short(text: str) -> str:
   return text if len(text) <= _LONGEST_ID else f'...{text[3 - _LONGEST_ID :]}'
 
 
-def facts(clip: records.Clip) -> str:
+def facts(clip: codec.Clip) -> str:
   """Returns what there is to say of a clip in a line."""
   said = [f'{clip.num_frames} frames', f'{clip.width} x {clip.height}']
   if clip.timestamps is not None:
@@ -215,11 +217,6 @@ def facts(clip: records.Clip) -> str:
   if clip.replaced:
     said.append(f'{clip.replaced} replaced')
   return ', '.join(said)
-
-
-# ==============================================================================
-# Cameras from above
-# ==============================================================================
 
 
 def from_above(
@@ -240,7 +237,7 @@ def from_above(
   return np.stack([right, np.cross(up, right)])
 
 
-def _path(axes: Axes, clip: records.Clip, frames: Sequence[int]) -> str:
+def _path(axes: Axes, clip: codec.Clip, frames: Sequence[int]) -> str:
   """Draws the way of the cameras and what those of `frames` see.
 
   Returns:

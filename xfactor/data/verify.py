@@ -15,95 +15,29 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tqdm
 from etils import epath
 
-from xfactor.data import checks, processes, records
+from xfactor.data import checks, duplicates, files, findings, processes
+from xfactor.data.records import shards as shards_lib
+from xfactor.data.records import store
 from xfactor.errors import UserError
 
-# Kinds of problems and what to do about them.
-_COPY = 'copy the data set again, or convert it again with --overwrite'
-_CONVERT = 'correct the source and convert it again with --overwrite'
-REMEDIES = {
-  **dict.fromkeys(
-    (
-      *('manifest', 'TFDS metadata', 'missing file', 'damaged file'),
-      *('checksum', 'record count', 'unreadable record'),
-      *('clip index', 'clip order'),
-    ),
-    _COPY,
-  ),
-  **dict.fromkeys(('frame', 'frame size', 'depth', 'timestamps'), _CONVERT),
-  'camera': (
-    f'cameras are OpenCV, intrinsics are divided by the size: {_CONVERT}'
-  ),
-  'repeated clip id': f'rename or remove one of the two: {_CONVERT}',
-  'repeated frames': f'remove one of the two clips: {_CONVERT}',
-  'frames in two splits': (
-    f'scores on them mean nothing, remove one of the two clips: {_CONVERT}'
-  ),
-  'evaluation index': 'delete the file: it will be made again',
-}
 _RANGE = 2048  # Records a task.
-_REPEATED = 0.5  # A clip is a copy where so many of its frames are elsewhere.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)(,random)?(?:,cameras)?')
 _Map = Callable[..., Iterable[Any]]  # `map`, here or over processes.
-
-
-@dataclasses.dataclass
-class Row:
-  """A split of a version of a data set.
-
-  Attributes:
-    name: Of the data set.
-    version: Semantic version.
-    split: Its name; '-' for what concerns all of the version.
-    clips: As the manifest says; so are `frames` and `bytes`.
-    posed: Clips that have cameras.
-    problems: What is wrong with it.
-  """
-
-  name: str
-  version: str
-  split: str
-  clips: int = 0
-  frames: int = 0
-  bytes: int = 0
-  posed: int = 0
-  problems: checks.Problems = dataclasses.field(default_factory=checks.Problems)
-
-
-@dataclasses.dataclass
-class Report:
-  """What `verify` found: a row a split, and what is odd but not wrong."""
-
-  rows: list[Row] = dataclasses.field(default_factory=list)
-  notes: list[str] = dataclasses.field(default_factory=list)
-
-  @property
-  def problems(self) -> checks.Problems:
-    """Those of all rows."""
-    out = checks.Problems()
-    for row in self.rows:
-      out.merge(row.problems)
-    return out
-
-  @property
-  def ok(self) -> bool:
-    """Whether nothing is wrong."""
-    return not any(len(row.problems) for row in self.rows)
 
 
 def verify(
   folder: str | os.PathLike[str],
   workers: int | None = None,
   quiet: bool = False,
-) -> Report:
+) -> findings.Report:
   """Re-reads converted data sets, all versions of them.
 
   Args:
@@ -114,46 +48,14 @@ def verify(
   Raises:
     UserError: If there is no such folder or nothing was converted there.
   """
-  report = Report()
-  roots = _roots(records.data_folder(folder), report.notes)
+  report = findings.Report()
+  roots = _roots(files.data_folder(folder), report.notes)
   workers = os.cpu_count() if workers is None else workers
   with processes.pool(workers) as pool:
     for root in roots:
       for version in _versions(root):
         report.rows += _verify_version(root, version, pool.map, quiet)
   return report
-
-
-def table(report: Report) -> str:
-  """Returns what the user reads: a table, then a line a kind of problem."""
-  head = ('data set', 'version', 'split', 'clips', 'frames', 'MiB', 'cameras')
-  rows = [(*head, 'problems')]
-  for row in report.rows:
-    cameras = {0: 'no', row.clips: 'yes'}.get(row.posed, f'{row.posed} clips')
-    mib = f'{row.bytes / 2**20:.1f}'
-    cells = (row.clips, row.frames, mib, cameras, len(row.problems))
-    rows.append((row.name, row.version, row.split, *map(str, cells)))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for row in rows:
-    cells = list(zip(row, widths, strict=True))
-    left = [cell.ljust(width) for cell, width in cells[:3]]
-    lines.append('  '.join(left + [c.rjust(width) for c, width in cells[3:]]))
-  problems = report.problems
-  for kind, count in problems.counts.items():
-    lines.append(f'{kind}: {count} ({REMEDIES[kind]})')
-    examples = problems.examples[kind]
-    lines += [f'  {example}' for example in examples]
-    if count > len(examples):
-      lines.append(f'  ... and {count - len(examples)} more')
-  lines += [f'note: {note}' for note in report.notes]
-  lines.append(f'problems: {len(problems)}' if problems else 'all is well')
-  return '\n'.join(lines)
-
-
-# ==============================================================================
-# Finding
-# ==============================================================================
 
 
 def _versions(root: epath.Path) -> list[str]:
@@ -194,11 +96,6 @@ def _roots(folder: epath.Path, notes: list[str]) -> list[epath.Path]:
   return roots
 
 
-# ==============================================================================
-# Manifests
-# ==============================================================================
-
-
 @dataclasses.dataclass(frozen=True)
 class _Split:
   """What a manifest says of a split."""
@@ -208,12 +105,12 @@ class _Split:
   replaced: int
   frames_digest: str
   index_sha256: str
-  shards: tuple[records.Shard, ...]
+  shards: tuple[shards_lib.Shard, ...]
 
   @classmethod
   def parse(cls, entry: dict[str, Any]) -> '_Split':
     own = {field.name: entry[field.name] for field in dataclasses.fields(cls)}
-    shards = tuple(records.Shard(**shard) for shard in own.pop('shards'))
+    shards = tuple(shards_lib.Shard(**shard) for shard in own.pop('shards'))
     return cls(**own, shards=shards)
 
   def facts(self) -> '_Split':
@@ -230,11 +127,11 @@ def _manifest(
   """Returns the splits of a manifest, or None where it is of no use."""
   path = folder / 'manifest.json'
   try:
-    manifest = records.read_json(path)
-    if manifest['format'] == records.FORMAT:
+    manifest = files.read_json(path)
+    if manifest['format'] == store.FORMAT:
       splits = manifest['splits'].items()
       return {split: _Split.parse(entry) for split, entry in splits}
-    what = f'format {manifest["format"]} instead of {records.FORMAT}'
+    what = f'format {manifest["format"]} instead of {store.FORMAT}'
   except FileNotFoundError:
     what = 'is missing'
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -250,7 +147,7 @@ def _check_counts(
   shards = [dataclasses.asdict(shard) for shard in frames.shards]
   for what, found, wanted in (
     ('facts of frames and clips', frames.facts(), clips.facts()),
-    ('digest of the frames', records.digest(shards), frames.frames_digest),
+    ('digest of the frames', files.digest(shards), frames.frames_digest),
     ('number of frames', frames.records(), frames.frames),
     ('number of clips', clips.records(), clips.clips),
   ):
@@ -264,49 +161,24 @@ def _check_tfds(
   """Checks what TFDS reads; returns the features of a record."""
   try:
     path = folder / 'dataset_info.json'
-    for entry in records.read_json(path)['splits']:
+    for entry in files.read_json(path)['splits']:
       lengths = [int(length) for length in entry['shardLengths']]
       wanted = [shard.records for shard in splits[entry['name']].shards]
       if lengths != wanted:
         what = f'{entry["name"]} has other shards than in manifest.json'
         problems.add('TFDS metadata', path, what)
     path = folder / 'features.json'
-    return records.read_json(path)['featuresDict']['features']
+    return files.read_json(path)['featuresDict']['features']
   except (OSError, ValueError, KeyError, TypeError) as e:
     problems.add('TFDS metadata', path, f'cannot be used: {e!r}')
     return {}
 
 
-# ==============================================================================
-# One version of a data set
-# ==============================================================================
-
-
-@dataclasses.dataclass
-class _Found:
-  """What was read of a split.
-
-  Attributes:
-    row: What is reported of it.
-    clips: Those that can be read, without their arrays.
-    hashes: uint64 [frames] of the encoded pictures; 0 where unread.
-  """
-
-  row: Row
-  clips: list[records.Clip]
-  hashes: np.ndarray
-
-  def spans(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where clips begin and end, int64 [clips] frames."""
-    begin = np.array([clip.first_frame for clip in self.clips], np.int64)
-    return begin, begin + [clip.num_frames for clip in self.clips]
-
-
 def _verify_version(
   root: epath.Path, version: str, run: _Map, quiet: bool
-) -> list[Row]:
+) -> list[findings.Row]:
   """Checks a version; returns a row a split, one more if others are wrong."""
-  whole = Row(root.resolve().name, version, '-')
+  whole = findings.Row(root.resolve().name, version, '-')
   problems = whole.problems
   folders = [root / config / version for config in ('frames', 'clips')]
   manifests = [_manifest(folder, problems) for folder in folders]
@@ -340,7 +212,7 @@ def _verify_version(
       depth = 'depth' in features
       _read_frames_of(found[split], folders[0], frames[split], depth, run, bar)
   _check_evaluation(folders[1], found, problems)
-  _check_repeated(list(found.values()))
+  duplicates.check_repeated(list(found.values()))
   return [*(out.row for out in found.values()), *([whole] if problems else [])]
 
 
@@ -368,7 +240,7 @@ def _check_files(
       what = f'has the content of {owner[sha256]}'
       problems.add('damaged file', path, what)
     # Each range of a shard in a bucket would copy the shard.
-    step = max(shard.records, 1) if records.is_remote(path) else _RANGE
+    step = max(shard.records, 1) if files.is_remote(path) else _RANGE
     for start in range(0, found, step):
       ranges.append(checks.Range(path, start, min(start + step, found), first))
     first += shard.records
@@ -376,10 +248,10 @@ def _check_files(
 
 
 def _read_clips_of(
-  row: Row, folder: epath.Path, split: _Split, run: _Map
-) -> _Found:
+  row: findings.Row, folder: epath.Path, split: _Split, run: _Map
+) -> findings.Found:
   """Checks the clips of a split; returns them, all hashes unknown as yet."""
-  found = _Found(row, [], np.zeros(0, np.uint64))
+  found = findings.Found(row, [], np.zeros(0, np.uint64))
   ranges = _check_files(folder, split, row.problems, run)
   for clips, posed in _gather(run, checks.read_clips, row.problems, ranges):
     found.clips += clips
@@ -388,7 +260,7 @@ def _read_clips_of(
 
 
 def _read_frames_of(
-  found: _Found,
+  found: findings.Found,
   folder: epath.Path,
   split: _Split,
   depth: bool,
@@ -411,7 +283,9 @@ def _read_frames_of(
     bar.update(len(part))
 
 
-def _check_order(folder: epath.Path, found: _Found, frames: int) -> None:
+def _check_order(
+  folder: epath.Path, found: findings.Found, frames: int
+) -> None:
   """Checks that the clips tile the frames of the split."""
   split, problems = found.row.split, found.row.problems
   names = [f'clip {clip.id!r} of {split}' for clip in found.clips]
@@ -428,7 +302,9 @@ def _check_order(folder: epath.Path, found: _Found, frames: int) -> None:
       problems.add('clip order', folder, f'{name} has no frames')
 
 
-def _check_index(folder: epath.Path, found: _Found, sha256: str) -> None:
+def _check_index(
+  folder: epath.Path, found: findings.Found, sha256: str
+) -> None:
   """Checks the clips' table against its checksum and the clips."""
   path = folder / f'clips-{found.row.split}.index.npz'
   keys = ('num_frames', 'height', 'width')
@@ -460,7 +336,9 @@ def _plain(row: tuple[Any, ...] | None) -> str:
 
 
 def _check_evaluation(
-  folder: epath.Path, found: dict[str, _Found], problems: checks.Problems
+  folder: epath.Path,
+  found: dict[str, findings.Found],
+  problems: checks.Problems,
 ) -> None:
   """Checks the files that fix what evaluation looks at."""
   for path in sorted(folder.glob('eval_index-*.json')):
@@ -470,7 +348,7 @@ def _check_evaluation(
       continue
     lengths = {clip.id: clip.num_frames for clip in found[split].clips}
     try:
-      for key, examples in records.read_json(path).items():
+      for key, examples in files.read_json(path).items():
         for clip, frames in examples:
           if what := _check_example(key, frames, lengths.get(clip)):
             what = f'{key}: clip {clip!r}: {what}'
@@ -493,63 +371,3 @@ def _check_example(key: str, frames: list[int], length: int | None) -> str:
   if chosen[0] < 0 or chosen[-1] >= length or chosen[-1] - chosen[0] >= window:
     return f'{frames} are not within {window} of the {length} frames'
   return ''
-
-
-# ==============================================================================
-# Repetitions
-# ==============================================================================
-
-
-def _check_repeated(found: Sequence[_Found]) -> None:
-  """Looks for the same clip or the same pictures twice in all splits."""
-  clips = [(out.row, clip.id) for out in found for clip in out.clips]
-  owner: dict[str, str] = {}
-  for row, clip in clips:
-    where = f'{row.name} {row.version}'
-    if clip in owner:
-      what = f'clip {clip!r} is in {owner[clip]} and in {row.split}'
-      row.problems.add('repeated clip id', where, what)
-    owner[clip] = row.split
-  for a, b in _copies(found):
-    (other, other_clip), (row, clip) = clips[a], clips[b]
-    same = row.split == other.split
-    row.problems.add(
-      'repeated frames' if same else 'frames in two splits',
-      f'{row.name} {row.version}',
-      f'clip {clip!r} of {row.split} and clip {other_clip!r} of {other.split} '
-      'show the same pictures',
-    )
-
-
-def _copies(found: Sequence[_Found]) -> list[tuple[int, int]]:
-  """Returns pairs of clips, counted over all splits, that share pictures.
-
-  One has half or more of its frames, byte for byte, in other clips, and the
-  first of these in the other.
-  """
-  if not found:
-    return []
-  owners, clips = [], 0
-  for out in found:
-    owner = np.full(len(out.hashes), -1)
-    for begin, end in zip(*out.spans(), strict=True):
-      owner[begin:end] = clips
-      clips += 1
-    owners.append(owner)
-  owner = np.concatenate(owners)
-  hashes = np.concatenate([out.hashes for out in found])
-  known = (hashes != 0) & (owner >= 0)
-  owner, hashes = owner[known], hashes[known]
-  # Owners count up: those of the first and the last time that a picture occurs.
-  _, first, at = np.unique(hashes, return_index=True, return_inverse=True)
-  _, last = np.unique(hashes[::-1], return_index=True)
-  lowest, highest = owner[first][at], owner[::-1][last][at]
-  shared = lowest != highest
-  share = np.bincount(owner, shared) / np.maximum(np.bincount(owner), 1)
-  frames = np.flatnonzero(shared & (share[owner] >= _REPEATED))
-  # The first such frame of each clip.
-  frames = frames[np.unique(owner[frames], return_index=True)[1]]
-  pairs = np.stack([lowest[frames], highest[frames]], -1)
-  between = (lowest[frames] < owner[frames]) & (owner[frames] < highest[frames])
-  pairs[between, 1] = owner[frames[between]]
-  return [(int(a), int(b)) for a, b in np.unique(pairs, axis=0)]

@@ -107,12 +107,12 @@ def choose_frames(
   if equal and (inclusive or gap_sigma is not None):
     raise ValueError('equal leaves no choice for inclusive or gap_sigma.')
   high = min(max_window, num_frames)
-  length = _draw_length(rng, min(low, high), high, bump)
+  length = _sample_length(rng, min(low, high), high, bump)
   start = int(rng.integers(0, num_frames - length + 1))
   if equal:
     offsets = _equally_spaced(length, num_views)
   else:
-    inner = _draw_inner(rng, length, num_views - 2, inclusive, gap_sigma)
+    inner = _sample_inner(rng, length, num_views - 2, inclusive, gap_sigma)
     offsets = np.concatenate([[0], np.sort(inner), [length - 1]])
   frames = start + offsets.astype(np.int64)
   return frames[::-1] if rng.random() >= 1.0 - flip_prob else frames
@@ -358,7 +358,7 @@ def _check(num_frames: int, num_views: int, low: int, high: int) -> None:
     )
 
 
-def _draw_length(
+def _sample_length(
   rng: np.random.Generator, low: int, high: int, bump: bool
 ) -> int:
   """Draws a window length from [low, high]."""
@@ -368,7 +368,7 @@ def _draw_length(
   return int(rng.integers(low, high + 1))
 
 
-def _draw_inner(
+def _sample_inner(
   rng: np.random.Generator,
   length: int,
   count: int,
@@ -379,12 +379,12 @@ def _draw_inner(
   pool = np.arange(length) if inclusive else np.arange(1, length - 1)
   if gap_sigma is None or count == 0:
     return rng.choice(pool, count, replace=False)
-  reference = _draw_central(rng, length, gap_sigma)
+  reference = _sample_central(rng, length, gap_sigma)
   others = rng.choice(pool[pool != reference], count - 1, replace=False)
   return np.append(others, reference)
 
 
-def _draw_central(
+def _sample_central(
   rng: np.random.Generator, length: int, fraction: float
 ) -> int:
   """Draws an offset from the central `fraction` of a window, ends excluded."""

@@ -19,7 +19,8 @@ import tempfile
 from absl import app, flags
 
 from xfactor import api, cli
-from xfactor.data import convert, records
+from xfactor.data.convert import run as convert_run
+from xfactor.data.records import folders
 from xfactor.data.sources import synthetic
 from xfactor.errors import UserError
 from xfactor.inference import posed
@@ -69,7 +70,8 @@ def main(_) -> int:
 
 
 def _serve() -> None:
-  from xfactor.demo import page, uploads
+  from xfactor.demo import page as page_lib
+  from xfactor.demo import uploads as uploads_lib
 
   model, data_dir = None, _DATA_DIR.value
   if _WORKDIR.value:
@@ -82,18 +84,18 @@ def _serve() -> None:
       )
     data_dir = data_dir or model.config.data.dir
   with tempfile.TemporaryDirectory() as made:
-    if model and not records.available(data_dir):
+    if model and not folders.available(data_dir):
       print(f'{data_dir} has no data sets; making some rooms to try')
       rooms = synthetic.Source(scenes=8, frames=24, size=model.image_size)
-      convert.convert(rooms, made, workers=0, quiet=True)
+      convert_run.convert(rooms, made, workers=0, quiet=True)
       data_dir = made
-    if not model and not records.available(data_dir):
+    if not model and not folders.available(data_dir):
       raise UserError(
         f'{data_dir} has no data sets; give the --data_dir of a conversion'
       )
-    limits = uploads.Limits(_MEGABYTES.value, _SECONDS.value)
-    built = page.build(model, _WORKDIR.value or '', data_dir, limits)
-    address = page.launch(
+    limits = uploads_lib.Limits(_MEGABYTES.value, _SECONDS.value)
+    built = page_lib.build(model, _WORKDIR.value or '', data_dir, limits)
+    address = page_lib.launch(
       built, host=_HOST.value, port=_PORT.value, limits=limits
     )
     print(f'open {address} in a browser; Ctrl-C ends it', flush=True)

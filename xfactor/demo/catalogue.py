@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from xfactor.data import records
+from xfactor.data import files
+from xfactor.data.records import folders
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
 
 HEADERS = (
@@ -61,18 +63,18 @@ def overview(data_dir: str | os.PathLike[str]) -> tuple[list[Split], list[str]]:
     UserError: If there is no converted data set.
   """
   splits, problems = [], []
-  names = records.available(data_dir)
+  names = folders.available(data_dir)
   if not names:
     raise UserError(
       f'{data_dir} holds no converted data set; give the --data_dir of a '
       'conversion (python tools/convert_datasets.py)'
     )
   for name in names:
-    for version in records.versions(data_dir, name):
+    for version in folders.versions(data_dir, name):
       try:
         splits += _splits(data_dir, name, version)
       except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        root = records.data_folder(data_dir) / name
+        root = files.data_folder(data_dir) / name
         problems.append(
           f'{name} {version} cannot be listed ({e!r}): python '
           f'tools/convert_datasets.py --verify={root} tells more.'
@@ -83,11 +85,11 @@ def overview(data_dir: str | os.PathLike[str]) -> tuple[list[Split], list[str]]:
 def _splits(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> list[Split]:
-  frames_folder = records.frames_folder(data_dir, name, version)
-  clips_folder = records.clips_folder(data_dir, name, version)
-  features = records.read_json(frames_folder / 'features.json')
-  frames = records.read_json(frames_folder / 'manifest.json')['splits']
-  manifest = records.read_json(clips_folder / 'manifest.json')
+  frames_folder = folders.frames_folder(data_dir, name, version)
+  clips_folder = folders.clips_folder(data_dir, name, version)
+  features = files.read_json(frames_folder / 'features.json')
+  frames = files.read_json(frames_folder / 'manifest.json')['splits']
+  manifest = files.read_json(clips_folder / 'manifest.json')
   return [
     Split(
       name=name,
@@ -105,14 +107,14 @@ def _splits(
 
 def open_split(
   data_dir: str | os.PathLike[str], split: Split
-) -> records.FrameStore:
+) -> store_lib.FrameStore:
   """Opens a split, or returns it as it was opened before.
 
   Raises:
     UserError: As `records.open_split`.
     OSError: If it has gone.
   """
-  folder = records.clips_folder(data_dir, split.name, split.version)
+  folder = folders.clips_folder(data_dir, split.name, split.version)
   written = (folder / 'manifest.json').stat().mtime
   return _opened(data_dir, split, written)
 
@@ -120,16 +122,16 @@ def open_split(
 @functools.lru_cache(maxsize=4)
 def _opened(
   data_dir: str | os.PathLike[str], split: Split, _: Any
-) -> records.FrameStore:
-  return records.open_split(data_dir, split.name, split.split, split.version)
+) -> store_lib.FrameStore:
+  return store_lib.open_split(data_dir, split.name, split.split, split.version)
 
 
 @functools.lru_cache(maxsize=4)
-def _ids(store: records.FrameStore) -> list[str]:
+def _ids(store: store_lib.FrameStore) -> list[str]:
   return [clip_id.casefold() for clip_id in store.clip_ids()]
 
 
-def search(store: records.FrameStore, text: str) -> Int[np.ndarray, 'n']:
+def search(store: store_lib.FrameStore, text: str) -> Int[np.ndarray, 'n']:
   """Returns the numbers of the clips with a text in their id, in any case."""
   if not text:
     return np.arange(len(store))
@@ -139,7 +141,7 @@ def search(store: records.FrameStore, text: str) -> Int[np.ndarray, 'n']:
 
 
 def bad_inputs(
-  store: records.FrameStore,
+  store: store_lib.FrameStore,
 ) -> tuple[str, list[tuple[str, str]]]:
   """Returns what the conversion said of bad inputs: a sentence, and a list.
 

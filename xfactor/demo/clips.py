@@ -9,7 +9,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from plotly import graph_objects, subplots
 
-from xfactor.data import images, preview, records
+from xfactor.data import images, preview
+from xfactor.data.records import codec
+from xfactor.data.records import store as store_lib
 from xfactor.geometry import cameras
 from xfactor.inference import footage
 
@@ -24,7 +26,7 @@ UNREADABLE = (RuntimeError, ValueError, OSError, SyntaxError, images.ImageError)
 
 
 def strip(
-  store: records.FrameStore, number: int
+  store: store_lib.FrameStore, number: int
 ) -> tuple[UInt8[np.ndarray, 'h w 3'], str]:
   """Returns frames of a clip side by side, and what is wrong with them if any.
 
@@ -38,14 +40,14 @@ def strip(
     return grey, f'its frames cannot be read: {e}'
 
 
-def caption(store: records.FrameStore, number: int, problem: str) -> str:
+def caption(store: store_lib.FrameStore, number: int, problem: str) -> str:
   """Returns what to write below a strip."""
   said = problem or f'{store.num_frames[number]} frames'
   return f'{store.clip_id(number)}, {said}'
 
 
 def details(
-  store: records.FrameStore, number: int, depth: bool
+  store: store_lib.FrameStore, number: int, depth: bool
 ) -> tuple[str, UInt8[np.ndarray, 'h w 3'], graph_objects.Figure | None]:
   """Returns what there is to see of a clip: facts, its strip, its cameras.
 
@@ -76,7 +78,7 @@ def details(
 
 
 def cloud(
-  store: records.FrameStore, clip: records.Clip
+  store: store_lib.FrameStore, clip: codec.Clip
 ) -> tuple[Float[np.ndarray, 'n 3'], UInt8[np.ndarray, 'n 3']]:
   """Returns what the frames of a clip's strip see: world points and colours.
 
@@ -115,7 +117,7 @@ def cloud(
 
 
 def scene(
-  clip: records.Clip,
+  clip: codec.Clip,
   points: Float[np.ndarray, 'n 3'] | None = None,
   colours: UInt8[np.ndarray, 'n 3'] | None = None,
 ) -> graph_objects.Figure:
@@ -195,11 +197,6 @@ def scene(
   )
 
 
-# ==============================================================================
-# Histograms
-# ==============================================================================
-
-
 @dataclasses.dataclass(frozen=True)
 class Baselines:
   """Distances between cameras, in units of each scene.
@@ -217,7 +214,7 @@ class Baselines:
   unreadable: int
 
 
-def baselines(store: records.FrameStore) -> Baselines:
+def baselines(store: store_lib.FrameStore) -> Baselines:
   """Returns the baselines of at most `SAMPLE` clips, evenly spread."""
   numbers = footage.spread(len(store), SAMPLE).tolist()
 
@@ -279,7 +276,7 @@ def histograms(
   )
 
 
-def describe(store: records.FrameStore, found: Baselines) -> str:
+def describe(store: store_lib.FrameStore, found: Baselines) -> str:
   """Returns in words what the histograms are of."""
   low, high = store.num_frames.min(), store.num_frames.max()
   middle = np.median(store.num_frames)

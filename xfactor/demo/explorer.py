@@ -12,7 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from xfactor.data import records, verify
+from xfactor.data import files, findings, verify
+from xfactor.data.records import store as store_lib
 from xfactor.demo import catalogue, clips
 from xfactor.errors import UserError
 
@@ -41,7 +42,7 @@ class Explorer:
       raise UserError('Choose a split from the list.')
     return self._listed[label]
 
-  def _open(self, label: str | None) -> records.FrameStore:
+  def _open(self, label: str | None) -> store_lib.FrameStore:
     return catalogue.open_split(self._data_dir, self._chosen(label))
 
   def begin(self) -> tuple[Any, ...]:
@@ -112,9 +113,9 @@ class Explorer:
     """Verifies all of a data set."""
     del progress  # It follows the bar of `verify`.
     name = self._chosen(label).name  # What is to be judged may not open.
-    root = records.data_folder(self._data_dir) / name
+    root = files.data_folder(self._data_dir) / name
     workers = max((os.cpu_count() or 1) // 2, 1)  # Visitors need some, too.
-    return _say(), verify.table(verify.verify(root, workers))
+    return _say(), findings.table(verify.verify(root, workers))
 
 
 def tab(data_dir: str | os.PathLike[str]) -> None:

@@ -14,11 +14,11 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from plotly import graph_objects
 
-from xfactor import api
-from xfactor.data import records
+from xfactor.data.records import folders
+from xfactor.data.records import store as store_lib
 from xfactor.demo import paths, uploads
 from xfactor.errors import UserError
-from xfactor.inference import footage, movie, transfer
+from xfactor.inference import footage, latent, movie, transfer
 
 _CLIPS = 200  # To choose from, at most.
 _SIZE = 256  # Pixels of a shown picture.
@@ -39,11 +39,11 @@ def clip_names(data_dir: epath.PathLike, first: Collection[str]) -> list[str]:
     first: Those to begin with.
   """
   out = []
-  names = records.available(data_dir)
+  names = folders.available(data_dir)
   for name in sorted(names, key=lambda name: name not in first):
-    splits = records.splits(data_dir, name)
+    splits = folders.splits(data_dir, name)
     split = 'test' if 'test' in splits else splits[0]
-    store = records.open_split(data_dir, name, split)
+    store = store_lib.open_split(data_dir, name, split)
     for i in footage.spread(len(store), _CLIPS // len(names)).tolist():
       out.append(f'{name}/{split}/{store.clip_id(i)}')
   return out
@@ -74,7 +74,7 @@ class Mover:
   Motions and scenes are named by the path of an upload or by one of `clips`.
   """
 
-  model: api.Model
+  model: latent.Model
   data_dir: epath.PathLike
   limits: uploads.Limits
 

@@ -3,16 +3,16 @@
 import gradio as gr
 from etils import epath
 
-from xfactor import api
 from xfactor.demo import explorer, motion, uploads
 from xfactor.errors import UserError
+from xfactor.inference import latent
 
 _KEPT = 3600  # Seconds for which uploads and results are kept at least.
 _WAITING = 20  # Visitors in the queue, at most.
 
 
 def build(
-  model: api.Model | None,
+  model: latent.Model | None,
   name: str,
   data_dir: epath.PathLike,
   limits: uploads.Limits,

@@ -8,6 +8,8 @@
     gains is colour, not motion.
 """
 
+import collections
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +18,14 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from xfactor import api
-from xfactor.data import images, records
-from xfactor.data.sources import rerender
-from xfactor.evaluation import oracles, tps
+from xfactor.data import images, rerender
+from xfactor.data.records import store as store_lib
+from xfactor.evaluation import oracles, transfer_test
+from xfactor.evaluation import pairs as pairs_lib
 from xfactor.geometry import wander
-from xfactor.inference import movie, restore
-from xfactor.models.functional import Params
+from xfactor.inference import latent, movie, restore
+from xfactor.nn.functional import Params
+from xfactor.training import held_out
 from xfactor.training.build import Build
 
 _FITTED = 512  # Pairs of frames that the linear map is fitted to, at most.
@@ -41,11 +44,16 @@ _COLUMNS = (
 )
 
 
+def make(config: ConfigDict, build: Build) -> 'Motion | None':
+  """Returns the probe of a recipe; None for methods without latent poses."""
+  return None if build.method.posed else Motion(config, build)
+
+
 class Motion:
   """The tests of a recipe's data sets; opens them, compiles once.
 
   Args:
-    config: The recipe, of a family with latent poses.
+    config: The recipe, of a method with latent poses.
     build: What it built.
 
   Raises:
@@ -55,7 +63,7 @@ class Motion:
   def __init__(self, config: ConfigDict, build: Build):
     self._config, self._build = config, build
     self._stores = {
-      name: records.open_split(config.data.dir, name, config.eval.split)
+      name: store_lib.open_split(config.data.dir, name, config.eval.split)
       for name in config.data.mix
     }
     # Before training: who waited for hours wants to hear of no bad window.
@@ -64,10 +72,32 @@ class Motion:
     }
     self._model = None
 
-  def transfer(self, params: Params, step: int) -> dict[str, tps.Result]:
+  def brief(self, params: Params, step: int) -> held_out.Findings:
+    """Measures what a linear map reads off the poses."""
+    return _findings({}, self.explained(params, step))
+
+  def full(self, params: Params, step: int) -> held_out.Findings:
+    """Measures all, and films the transfer."""
+    film = self.films(params, step)
+
+    def save(workdir: str) -> str:
+      movie.write(epath.Path(workdir) / 'transfer.mp4', *film)
+      return (
+        f'{workdir}/transfer.png, .mp4 and .gif: the motion of one clip moves '
+        'the scene of another'
+      )
+
+    findings = _findings(
+      self.transfer(params, step), self.explained(params, step)
+    )
+    return dataclasses.replace(findings, save=save if film else None)
+
+  def transfer(
+    self, params: Params, step: int
+  ) -> dict[str, transfer_test.Result]:
     """The transfer test of each world whose scenes can be drawn anew."""
     return {
-      name: tps.evaluate(
+      name: transfer_test.evaluate(
         self._at(params, step),
         store,
         self._tested[name],
@@ -83,7 +113,7 @@ class Motion:
 
     1 is all of the variance; 0 or less is nothing.
     """
-    if not self._build.family.relative:
+    if not self._build.method.relative:
       return {}
     model, out = self._at(params, step), {}
     for name, store in self._stores.items():
@@ -91,7 +121,7 @@ class Motion:
       if tested is None:
         continue
       part = self._config.data.mix[name]
-      learned = records.open_split(self._config.data.dir, name, part.split)
+      learned = store_lib.open_split(self._config.data.dir, name, part.split)
       fitted = self._pairs(model, learned)
       if fitted is not None:
         out[name] = explained_variance(*fitted, *tested)
@@ -111,29 +141,29 @@ class Motion:
       if pairs:
         model, store = self._at(params, step), self._stores[name]
         # Every other one: the scene of a pair is the motion of the next.
-        rows += tps.films(model, store, pairs[::2], _ROWS)
+        rows += transfer_test.films(model, store, pairs[::2], _ROWS)
     return (_video(rows), _FPS, _picture(rows)) if rows else None
 
   def _paired(
-    self, store: records.FrameStore
-  ) -> list[tuple[tps.Excerpt, tps.Excerpt]]:
+    self, store: store_lib.FrameStore
+  ) -> list[tuple[pairs_lib.Excerpt, pairs_lib.Excerpt]]:
     """Pairs of clips to test on; none where there are no two."""
     config = self._config.eval
     window = config.transfer_window or config.window
     if not config.pairs or np.sum(store.num_frames >= window) < 2:
       return []
-    return tps.pairs_of(self._config, store)
+    return pairs_lib.pairs_of(self._config, store)
 
-  def _at(self, params: Params, step: int) -> api.Model:
+  def _at(self, params: Params, step: int) -> latent.Model:
     if self._model is None:
       restored = restore.Restored(self._config, step, self._build, params)
-      model = api.Model(restored, batch=8, progress=False)
+      model = latent.Model(restored, batch=8, progress=False)
       # That frames are resized is what training does, too: no news.
       self._model = model.telling(lambda text: None)
     return self._model.at(step, params)
 
   def _pairs(
-    self, model: api.Model, store: records.FrameStore
+    self, model: latent.Model, store: store_lib.FrameStore
   ) -> tuple[np.ndarray, np.ndarray] | None:
     """Latent poses [n, z] and motions [n, 6] of fixed pairs of frames.
 
@@ -216,7 +246,7 @@ def explained_variance(
   }
 
 
-def summary(result: tps.Result) -> dict[str, float]:
+def summary(result: transfer_test.Result) -> dict[str, float]:
   """The transfer test in a few numbers; NaN where nothing could be judged.
 
   Returns:
@@ -234,7 +264,7 @@ def summary(result: tps.Result) -> dict[str, float]:
   }
 
 
-def table(name: str, result: tps.Result) -> str:
+def table(name: str, result: transfer_test.Result) -> str:
   """The transfer test as lines of text for people."""
   found = summary(result)
   motions = result.candidates.mean()
@@ -252,37 +282,36 @@ def table(name: str, result: tps.Result) -> str:
   )
 
 
-def write(
-  workdir: epath.PathLike,
-  film: tuple[np.ndarray, float, np.ndarray],
-) -> None:
-  """Writes transfer.mp4, .gif and .png into a run's folder; see `films`."""
-  movie.write(epath.Path(workdir) / 'transfer.mp4', *film)
-
-
 def explained_line(name: str, explained: dict[str, float]) -> str:
   """R2 of the degrees of freedom as a line of text."""
   parts = ', '.join(f'{key} {value:.2f}' for key, value in explained.items())
   return f'{name}: motion that a linear map reads off the pose (R2): {parts}'
 
 
-def scalars(
-  transfer: dict[str, tps.Result], explained: dict[str, dict[str, float]]
-) -> dict[str, float]:
-  """Flat names for the log."""
-  return {
-    f'eval/{name}/transfer_{key}': value
-    for name, result in transfer.items()
-    for key, value in summary(result).items()
-    if key not in ('pairs', 'chance')
-  } | {
-    f'eval/{name}/r2_{key}': value
-    for name, values in explained.items()
-    for key, value in values.items()
-  }
+def _findings(
+  transfer: dict[str, transfer_test.Result],
+  explained: dict[str, dict[str, float]],
+) -> held_out.Findings:
+  """Collects what was measured, by data set."""
+  values = collections.defaultdict(dict)
+  lines = collections.defaultdict(list)
+  scalars = {}
+  for name, found in explained.items():
+    values[name]['explained'] = found
+    lines[name].append(explained_line(name, found))
+    scalars |= {f'eval/{name}/r2_{key}': x for key, x in found.items()}
+  for name, result in transfer.items():
+    values[name]['transfer'] = as_json(result)
+    lines[name].append(table(name, result))
+    scalars |= {
+      f'eval/{name}/transfer_{key}': x
+      for key, x in summary(result).items()
+      if key not in ('pairs', 'chance')
+    }
+  return held_out.Findings(values, lines, scalars)
 
 
-def as_json(result: tps.Result) -> dict[str, Any]:
+def as_json(result: transfer_test.Result) -> dict[str, Any]:
   """What eval/STEP.json says of a transfer test; None where nothing is."""
   return {
     key: value if np.isfinite(value) else None

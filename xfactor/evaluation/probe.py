@@ -20,171 +20,25 @@ import dataclasses
 import functools
 
 import einops
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int
 
-from xfactor import api
-from xfactor.data import images, records, views
+from xfactor.data import files, images, views
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import poses, tps
-from xfactor.models.layers import gelu
+from xfactor.evaluation import probe_network, tables
+from xfactor.inference import latent
+from xfactor.metrics import poses
 
 ROWS = ('probe', 'shuffled', 'mean motion')
 # Windows whose pictures are in memory at once.
 _CHUNK = 64
 
-# Weights and biases of each layer.
-Params = list[tuple[Array, Array]]
-# Singular values closer to opposite than this give no gradient.
-_MIN_SUM = 1e-3
-# Rotations of a data set whose camera hardly turns count as if by a degree.
-_MIN_TURN = np.radians(1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """How a probe is trained: AdamW, warm-up, cosine decay to 0.
-
-  Attributes:
-    features: Width of the last hidden layer; the first has four times as many.
-    steps: Of the optimizer.
-    batch: Frames a step, drawn with replacement.
-    learning_rate: After the warm-up.
-    warmup_steps: From rate 0, linearly.
-    weight_decay: Decoupled; times the learning rate.
-    seed: Of weights and batches.
-  """
-
-  features: int = 64
-  steps: int = 2000
-  batch: int = 256
-  learning_rate: float = 2e-3
-  warmup_steps: int = 200
-  weight_decay: float = 0.5
-  seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-  """A trained probe.
-
-  Attributes:
-    params: Of the perceptron.
-    mean: float32 [z], taken from the latents.
-    deviation: float32 [z], by which they are divided thereafter.
-    unit: Of the translations, in that of the data set.
-    loss: Mean over the last tenth of the training.
-  """
-
-  params: Params
-  mean: np.ndarray
-  deviation: np.ndarray
-  unit: float
-  loss: float
-
-  def predict(
-    self, latents: Float[np.ndarray, '*b z']
-  ) -> Float[np.ndarray, '*b 4 4']:
-    """Returns poses float64, the reference's camera to the frame's."""
-    rows = jnp.asarray(self._normalise(latents))
-    rotation, translation = jax.device_get(_forward(self.params, rows))
-    out = np.zeros((len(rows), 4, 4))
-    out[:, :3, :3] = rotation
-    out[:, :3, 3] = translation * self.unit
-    out[:, 3, 3] = 1
-    return out.reshape(*latents.shape[:-1], 4, 4)
-
-  def _normalise(self, latents: np.ndarray) -> np.ndarray:
-    rows = latents.reshape(-1, latents.shape[-1])
-    return (np.float32(rows) - self.mean) / self.deviation
-
-
-def training_rows(
-  latents: Float[np.ndarray, 'b v z'],
-  world_to_camera: Float[np.ndarray, 'b v 4 4'],
-  *,
-  reference: int = 0,
-  ok: Bool[np.ndarray, 'b v'] | None = None,
-) -> tuple[Float[np.ndarray, 'n z'], Float[np.ndarray, 'n 3 4']]:
-  """Returns what `fit` takes of clips: all frames but the references.
-
-  Args:
-    latents: Of the frames, relative to the reference frame's.
-    world_to_camera: As an oracle or the data set gives them.
-    reference: The number of that frame.
-    ok: Which frames have a pose; none of a clip counts whose reference has not.
-  """
-  if ok is None:
-    ok = np.ones(latents.shape[:2], bool)
-  use = ok & ok[:, reference, None]
-  use[:, reference] = False
-  clip, frame = np.nonzero(use)
-  inverse = np.linalg.inv(world_to_camera[clip, reference])
-  relative = world_to_camera[clip, frame] @ inverse
-  return latents[clip, frame], relative[:, :3]
-
-
-def fit(
-  latents: Float[np.ndarray, 'n z'],
-  relative: Float[np.ndarray, 'n 3 4'],
-  config: Config | None = None,
-) -> Probe:
-  """Trains a probe; about 5 seconds on two cores.
-
-  The loss of a frame is the squared Frobenius distance of the rotations plus
-  the Huber loss of the distance of the translations. Rotations count in units
-  of the set's root mean square distance from none, translations of their root
-  mean square, so that neither drowns the other.
-
-  Args:
-    latents: Of frames, relative to a reference frame of each clip.
-    relative: The reference's camera to the frame's, of one data set: all
-      translations in the same unit.
-    config: Of the training.
-
-  Raises:
-    UserError: If there is nothing to learn from, or it is not finite.
-  """
-  config = config or Config()
-  if len(latents) < 2:
-    raise UserError(
-      'a pose probe needs at least 2 frames with poses to learn from; convert '
-      'more clips of the train split, with cameras'
-    )
-  for what, x in (('latent poses', latents), ('camera poses', relative)):
-    if not np.isfinite(x).all():
-      raise UserError(f'some {what} of the train split are not finite')
-  deviation = np.float32(latents.std(0))
-  translation = relative[:, :, 3]
-  unit = float(np.sqrt(np.mean(np.sum(translation**2, -1)))) or 1.0
-  turn = np.mean(np.sum((relative[:, :, :3] - np.eye(3)) ** 2, (-2, -1)))
-  probe = Probe(
-    params=[],
-    mean=np.float32(latents.mean(0)),
-    # Entries that never change stay as they are.
-    deviation=np.where(deviation > 0, deviation, 1),
-    unit=unit,
-    loss=np.nan,
-  )
-  params, losses = _train(
-    jax.random.key(config.seed),
-    jnp.asarray(probe._normalise(latents)),
-    jnp.asarray(relative[:, :, :3], jnp.float32),
-    jnp.asarray(translation / unit, jnp.float32),
-    # A rotation by a is at sqrt(2) a from none.
-    jnp.float32(1 / max(turn, 2 * _MIN_TURN**2)),
-    config=config,
-  )
-  last = np.mean(losses[-max(config.steps // 10, 1) :])
-  return dataclasses.replace(probe, params=params, loss=float(last))
-
 
 def score(
-  probe: Probe,
+  probe: probe_network.Probe,
   latents: Float[np.ndarray, 'b v z'],
   world_to_camera: Float[np.ndarray, 'b v 4 4'],
   *,
@@ -205,11 +59,6 @@ def score(
   prediction = probe.predict(latents)
   prediction[:, reference] = np.eye(4)
   return poses.score(world_to_camera, prediction, scene_distance)
-
-
-# ==============================================================================
-# Of a trained model
-# ==============================================================================
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,15 +100,15 @@ class Result:
 
 
 def evaluate(
-  model: api.Model,
-  train: records.FrameStore,
-  test: records.FrameStore,
+  model: latent.Model,
+  train: store_lib.FrameStore,
+  test: store_lib.FrameStore,
   *,
   targets: int,
   window: int,
   max_windows: int = 512,
   scene_distance: float = 1.0,
-  config: Config | None = None,
+  config: probe_network.Config | None = None,
   seed: int = 0,
 ) -> Result:
   """Fits a probe on the train split and scores it on the test split.
@@ -289,7 +138,7 @@ def evaluate(
       f'a window of {window} frames cannot hold {targets} targets (at least '
       '2); change config.eval.targets or .window'
     )
-  config = config or Config()
+  config = config or probe_network.Config()
   reference = (targets - 1) // 2
   # The cheap part first: whether there are cameras.
   learnt, tested = (
@@ -297,13 +146,13 @@ def evaluate(
     for store, count in ((train, max_windows), (test, None))
   )
   latents = _encode(model, train, learnt, reference)
-  rows, relative = training_rows(
+  rows, relative = probe_network.training_rows(
     latents, learnt.world_to_camera, reference=reference
   )
   dealt = np.random.default_rng(seed).permutation(rows)
   probes = {
-    'probe': fit(rows, relative, config),
-    'shuffled': fit(dealt, relative, config),
+    'probe': probe_network.fit(rows, relative, config),
+    'shuffled': probe_network.fit(dealt, relative, config),
   }
   latents = _encode(model, test, tested, reference)
   scores = {
@@ -343,7 +192,7 @@ class _Windows:
   world_to_camera: Float[np.ndarray, 'n t 4 4']
   without_cameras: int
 
-  def side(self, store: records.FrameStore) -> Side:
+  def side(self, store: store_lib.FrameStore) -> Side:
     count, targets = self.frames.shape
     return Side(
       name=f'{store.name}/{store.split}',
@@ -355,7 +204,7 @@ class _Windows:
 
 
 def _posed_windows(
-  store: records.FrameStore, targets: int, window: int, count: int | None
+  store: store_lib.FrameStore, targets: int, window: int, count: int | None
 ) -> _Windows:
   """Returns the fixed windows of a split whose cameras are known."""
   chosen, path = store.remember(
@@ -394,11 +243,11 @@ def _posed_windows(
 
 
 def _choose(
-  store: records.FrameStore, targets: int, window: int, count: int | None
+  store: store_lib.FrameStore, targets: int, window: int, count: int | None
 ) -> list[tuple[str, list[int]]]:
   """Returns (id, frames), at most `count`; one of every clip if None."""
   rows = [i for i, n in enumerate(store.num_frames) if n >= window]
-  rows.sort(key=lambda i: (records.unit_hash(store.clip_id(i)), i))
+  rows.sort(key=lambda i: (files.unit_hash(store.clip_id(i)), i))
   each = max(1, count // max(len(rows), 1)) if count else 1
   out = []
   for row in rows[:count]:
@@ -412,8 +261,8 @@ def _choose(
 
 
 def _encode(
-  model: api.Model,
-  store: records.FrameStore,
+  model: latent.Model,
+  store: store_lib.FrameStore,
   windows: _Windows,
   reference: int,
 ) -> Float[np.ndarray, 'n t z']:
@@ -449,20 +298,20 @@ def _mean_motion(
   inverse = np.linalg.inv(world_to_camera[:, reference, None])
   mean = np.mean(world_to_camera @ inverse, axis=0)
   rotation = jnp.asarray(mean[:, :3, :3], jnp.float32)
-  mean[:, :3, :3] = nearest_rotation(rotation)
+  mean[:, :3, :3] = probe_network.nearest_rotation(rotation)
   return mean
 
 
 def write(path: epath.PathLike, result: Result) -> None:
   """Writes the numbers of a test, with those of every path."""
-  records.write_json(
+  files.write_json(
     path,
     {
       'train': dataclasses.asdict(result.train),
       'test': dataclasses.asdict(result.test),
       'losses': result.losses,
       'rows': {
-        row: tps.as_json(summary, result.scores[row])
+        row: tables.as_json(summary, result.scores[row])
         for row, summary in result.summaries.items()
       },
     },
@@ -478,105 +327,11 @@ def table(name: str, result: Result) -> str:
     f'tested on {test.windows} paths of other clips, in %; loss '
     + ', '.join(f'{loss:.3f} {row}' for row, loss in result.losses.items())
     + f'; {still} paths of a still camera count for RRA only' * bool(still),
-    ' ' * 16 + ''.join(f'{c.upper():>12}' for c in (*tps.COLUMNS, '95 %')),
+    ' ' * 16 + ''.join(f'{c.upper():>12}' for c in (*tables.COLUMNS, '95 %')),
   ]
   for row, summary in result.summaries.items():
     main = summary.means['auc@20']
-    cells = [tps.percent(summary.means[c].value) for c in tps.COLUMNS]
-    cells += [f'{tps.percent(main.low)}..{tps.percent(main.high)}']
+    cells = [tables.percent(summary.means[c].value) for c in tables.COLUMNS]
+    cells += [f'{tables.percent(main.low)}..{tables.percent(main.high)}']
     lines.append(f'  {row:14}' + ''.join(f'{c:>12}' for c in cells))
   return '\n'.join(lines)
-
-
-# ==============================================================================
-# Training
-# ==============================================================================
-
-
-@functools.partial(jax.jit, static_argnames='config')
-def _train(
-  key: PRNGKeyArray,
-  latents: Float[Array, 'n z'],
-  rotation: Float[Array, 'n 3 3'],
-  translation: Float[Array, 'n 3'],
-  rotation_weight: Float[Array, ''],
-  *,
-  config: Config,
-) -> tuple[Params, Float[Array, ' steps']]:
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, config.learning_rate, config.warmup_steps, config.steps
-  )
-  tx = optax.adamw(schedule, weight_decay=config.weight_decay)
-  init_key, batch_key = jax.random.split(key)
-  params = _init(init_key, latents.shape[1], config.features)
-
-  def loss_fn(params, rows):
-    guess_rotation, guess_translation = _forward(params, latents[rows])
-    turn = jnp.sum((guess_rotation - rotation[rows]) ** 2, (-2, -1))
-    # The root's slope is infinite at 0.
-    shift = jnp.sum((guess_translation - translation[rows]) ** 2, -1)
-    shift = jnp.where(shift < 1, shift / 2, jnp.sqrt(shift.clip(1)) - 0.5)
-    return jnp.mean(rotation_weight * turn + shift)
-
-  def step(carry, key):
-    params, state = carry
-    rows = jax.random.randint(key, (config.batch,), 0, len(latents))
-    loss, grads = jax.value_and_grad(loss_fn)(params, rows)
-    updates, state = tx.update(grads, state, params)
-    return (optax.apply_updates(params, updates), state), loss
-
-  keys = jax.random.split(batch_key, config.steps)
-  (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), keys)
-  return params, losses
-
-
-def _init(key: PRNGKeyArray, width: int, features: int) -> Params:
-  sizes = (width, 4 * features, features, 12)
-  xavier = jax.nn.initializers.xavier_uniform()
-  return [
-    (xavier(k, (din, dout), jnp.float32), jnp.zeros(dout))
-    for k, din, dout in zip(
-      jax.random.split(key, 3), sizes[:-1], sizes[1:], strict=True
-    )
-  ]
-
-
-@jax.jit
-def _forward(
-  params: Params, latents: Float[Array, 'n z']
-) -> tuple[Float[Array, 'n 3 3'], Float[Array, 'n 3']]:
-  """Rotations, and translations in the probe's unit."""
-  x = latents
-  for i, (kernel, bias) in enumerate(params):
-    x = gelu(x) if i else x
-    x = jnp.matmul(x, kernel, precision='highest') + bias[None]
-  return nearest_rotation(x[:, 3:].reshape(-1, 3, 3)), x[:, :3]
-
-
-@jax.custom_jvp
-def nearest_rotation(matrix: Float[Array, 'n 3 3']) -> Float[Array, 'n 3 3']:
-  """Returns the rotation at the least Frobenius distance from each matrix.
-
-  Its derivative is that of the rotation alone: finite where the singular
-  vectors' is not, as for equal singular values.
-  """
-  u, _, vh = _special_svd(matrix)
-  return jnp.matmul(u, vh, precision='highest')
-
-
-@nearest_rotation.defjvp
-def _nearest_rotation_jvp(primals, tangents):
-  matmul = functools.partial(jnp.matmul, precision='highest')
-  u, s, vh = _special_svd(*primals)
-  inner = matmul(matmul(u.mT, *tangents), vh.mT)
-  sums = s[..., :, None] + s[..., None, :]
-  turn = (inner - inner.mT) / jnp.maximum(sums, _MIN_SUM)
-  return matmul(u, vh), matmul(matmul(u, turn), vh)
-
-
-def _special_svd(matrix: Array) -> tuple[Array, Array, Array]:
-  """Singular vectors whose product has determinant 1; the last value's sign."""
-  u, s, vh = jnp.linalg.svd(matrix)
-  sign = jnp.sign(jnp.linalg.det(u) * jnp.linalg.det(vh))
-  signs = jnp.ones_like(s).at[..., 2].set(sign)
-  return u, s * signs, vh * signs[..., None]

@@ -10,7 +10,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from xfactor.data import images, records
+from xfactor.data import images
+from xfactor.data.formats import video as video_lib
+from xfactor.data.records import folders
+from xfactor.data.records import store as store_lib
 from xfactor.data.sources import posed, video
 from xfactor.errors import UserError
 
@@ -135,7 +138,7 @@ def _pictures(
     for file in files:
       yield None, images.read_image(file)
   elif path.exists() or suffix in video.VIDEO_SUFFIXES:
-    for picture in video.read_video(os.fspath(path)):
+    for picture in video_lib.read_video(os.fspath(path)):
       yield picture.time, picture.rgb
   else:
     yield from _read_clip(name, data_dir)
@@ -143,20 +146,20 @@ def _pictures(
 
 def find(
   name: str, data_dir: str | os.PathLike[str]
-) -> tuple[records.FrameStore, int]:
+) -> tuple[store_lib.FrameStore, int]:
   """The split with a clip, NAME/SPLIT/ID, and the clip's number there.
 
   Raises:
     UserError: If there is none of that name.
   """
   parts = name.split('/', 2)
-  if len(parts) < 3 or parts[0] not in records.available(data_dir):
+  if len(parts) < 3 or parts[0] not in folders.available(data_dir):
     raise UserError(
       f'{name} is no file, no folder and no clip of a data set in {data_dir} '
-      f'({", ".join(records.available(data_dir)) or "which has none"}); give a '
+      f'({", ".join(folders.available(data_dir)) or "which has none"}); give a '
       'video, pictures between commas, a folder of frames, or NAME/SPLIT/ID'
     )
-  store = records.open_split(data_dir, *parts[:2])
+  store = store_lib.open_split(data_dir, *parts[:2])
   ids = store.clip_ids()
   if parts[2] not in ids:
     near = difflib.get_close_matches(parts[2], ids, cutoff=0)

@@ -28,8 +28,9 @@ from jaxtyping import Array, Float, Float32, UInt8
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 from xfactor.inference import restore
-from xfactor.models import srt
-from xfactor.training import rays, sharding
+from xfactor.methods.srt import network as srt_network
+from xfactor.methods.srt import objective as srt_objective
+from xfactor.nn import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Scene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class Rendered:
   """A scene from some cameras.
 
   Attributes:
@@ -89,13 +90,13 @@ class PosedModel:
       def repeat(x):
         return jnp.broadcast_to(x, (self._ways, *x.shape))
 
-      poses = rays.poses_of(poses[None], objective)[0]
+      poses = srt_objective.poses_of(poses[None], objective)[0]
       views = (repeat(x) for x in (images, intrinsics, poses))
-      return rays.encode(bind(params), *views, objective)
+      return srt_objective.encode(bind(params), *views, objective)
 
     def draw(params, tokens, first, intrinsics, poses, height, width, parts):
       poses = jnp.concatenate([first[None], poses])[None]
-      poses = rays.poses_of(poses, objective)[0, 1:]
+      poses = srt_objective.poses_of(poses, objective)[0, 1:]
       count = len(poses) * height * width
       every = -(-count // (parts * self._ways))
 
@@ -156,8 +157,9 @@ class PosedModel:
         f'{views} views have {len(intrinsics)} cameras; give each its own'
       )
     stride = self._build.objective.input_stride
-    srt.check_size(
-      self._build.model, *(rays.strided(n, stride) for n in images.shape[1:3])
+    srt_network.check_size(
+      self._build.model,
+      *(srt_objective.strided(n, stride) for n in images.shape[1:3]),
     )
     if views != self.contexts:
       logging.log_first_n(
@@ -181,7 +183,7 @@ class PosedModel:
     world_to_camera: Float[np.ndarray, 'p 3 4'],
     height: int,
     width: int,
-  ) -> Drawn:
+  ) -> Rendered:
     """Draws a scene from other cameras, some rays at a time.
 
     How many is chosen from the model's sizes, so that of the pictures' size
@@ -200,7 +202,9 @@ class PosedModel:
     """
     _check(intrinsics, world_to_camera)
     count, pixels = len(world_to_camera), height * width
-    most = self._ways * rays.at_once(self._build.model, scene.tokens.shape[1])
+    most = self._ways * srt_objective.at_once(
+      self._build.model, scene.tokens.shape[1]
+    )
     # Small pictures are drawn several at once, large ones in parts.
     calls = math.ceil(count / max(1, most // pixels))
     group = math.ceil(count / calls)
@@ -233,7 +237,7 @@ class PosedModel:
         pictures.append(drawn[: count - start])
         depths.append(None if depth is None else depth[: count - start])
         bar.update(len(pictures[-1]))
-    return Drawn(
+    return Rendered(
       np.concatenate(pictures),
       None if self.span is None else np.concatenate(depths),
     )

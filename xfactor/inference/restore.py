@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from xfactor import config as configs
 from xfactor.errors import UserError
-from xfactor.models.functional import Params
+from xfactor.nn import sharding
+from xfactor.nn.functional import Params
 from xfactor.training import build as builds
-from xfactor.training import checkpoint, sharding
+from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ def restore(
       hold the model that its recipe describes.
   """
   workdir, step = _locate(epath.Path(path).expanduser(), step)
-  checkpoints = checkpoint.Checkpoints(workdir, create=False)
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
     step = checkpoints.find(step)
     config = _recipe(checkpoints.folder / str(step))
@@ -86,8 +87,8 @@ def _recipe(folder: epath.Path) -> ConfigDict:
   """The recipe in a checkpoint's metadata."""
   file = folder / 'meta' / 'metadata'
   try:
-    saved = json.loads(file.read_text())['config']
-    config = configs.base(saved.get('family', 'xfactor'))
+    saved = configs.upgraded(json.loads(file.read_text())['config'])
+    config = configs.base(saved['method'])
     unknown = _update(config, saved)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(

@@ -6,8 +6,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from xfactor import api
-from xfactor.inference import footage, movie
+from xfactor.inference import footage, latent, movie
 
 _COLUMNS = 7  # Of the strip.
 _FPS_UNKNOWN = 12.0  # Where there are no times and no --fps.
@@ -73,7 +72,7 @@ class Transfer:
 
 
 def transfer(
-  model: api.Model,
+  model: latent.Model,
   motion: str,
   scene: str,
   *,

@@ -18,9 +18,10 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from xfactor.errors import UserError
-from xfactor.models import perceptual
+from xfactor.methods.base import StepKind
+from xfactor.metrics import lpips
 from xfactor.training import build as builds
-from xfactor.training import flops
+from xfactor.training import chips
 
 TOPOLOGIES = (
   *('v3:2x2', 'v3:4x4', 'v4:2x2x1', 'v4:4x4x4'),
@@ -265,17 +266,16 @@ def describe(name: str, slices: int) -> Sequence[jax.Device]:
     ) from e
 
 
-def compile_step(build: builds.Build, *, whole: bool) -> Report:
+def compile_step(build: builds.Build, kind: StepKind) -> Report:
   """Compiles one program for the build's devices and reports on it."""
-  kind = build.mesh.devices.flat[0].device_kind
-  chip = flops.chip(kind)
+  chip = chips.chip(build.mesh.devices.flat[0].device_kind)
   weights = None
   if build.needs_lpips:
-    weights = perceptual.param_shapes('vgg16')
-  name = 'whole' if whole else 'split'
+    weights = lpips.param_shapes('vgg16')
+  name = kind.value
   start = time.perf_counter()
   try:
-    program = build.compile(whole=whole, weights=weights, controlled=True)
+    program = build.compile(kind, weights=weights, controlled=True)
   except jax.errors.JaxRuntimeError as e:
     needed = re.search(
       r'\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)G\)', str(e)
@@ -312,10 +312,10 @@ def compile_step(build: builds.Build, *, whole: bool) -> Report:
     kernels=hlo.count('custom_call_target="tpu_custom_call"'),
     collectives=collectives(hlo),
   )
-  model = build.family.flops(build, whole=whole)
+  model = build.method.flops(build, kind)
   report.model_tflop = model / 1e12
   if chip:
-    run = build.family.executed_flops(build, whole=whole)
+    run = build.method.executed_flops(build, kind)
     peak = chip.tflops * 1e12 * build.mesh.size
     moved = held + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
     sent = sum(uses.sent for uses in report.collectives.values())
@@ -333,9 +333,9 @@ def compile_recipe(
 ) -> Iterator[Report]:
   """Compiles all programs of a recipe; each is reported once it is done."""
   build = builds.build(config, devices)
-  for whole in build.kinds():
+  for kind in build.step_kinds():
     jax.clear_caches()
-    yield compile_step(build, whole=whole)
+    yield compile_step(build, kind)
 
 
 def largest(fits: Callable[[int], bool], limit: int, known: int = 0) -> int:

@@ -13,15 +13,13 @@ from ml_collections import ConfigDict
 
 from xfactor import config as configs
 from xfactor.errors import UserError
-from xfactor.models import perceptual
-from xfactor.models.functional import Functional, Params
-from xfactor.training import (
-  control,
-  families,
-  optimizer,
-  sharding,
-  state,
-)
+from xfactor.methods import base as methods_base
+from xfactor.methods import registry
+from xfactor.methods.base import StepKind
+from xfactor.metrics import lpips
+from xfactor.nn import optimizer, sharding
+from xfactor.nn.functional import Functional, Params
+from xfactor.training import control, state
 from xfactor.training.step import root_keys, train_step
 
 
@@ -31,7 +29,7 @@ class Build:
 
   Attributes:
     mesh: Devices by axes.
-    family: The kind of model.
+    method: The kind of model.
     model: The networks' sizes.
     functional: The networks' structure.
     tx: The optimizer.
@@ -48,7 +46,7 @@ class Build:
   """
 
   mesh: Mesh
-  family: families.Family
+  method: methods_base.Method
   model: Any
   functional: Functional
   tx: optax.GradientTransformation
@@ -80,17 +78,17 @@ class Build:
     return {
       name: jax.ShapeDtypeStruct(views + shape, dtype, sharding=place)
       for name, (shape, dtype) in known.items()
-      if name in self.family.arrays
+      if name in self.method.arrays
     }
 
   @property
   def needs_lpips(self) -> bool:
     """Whether the loss takes the weights of LPIPS."""
-    return self.family.needs_lpips(self.objective)
+    return self.method.needs_lpips(self.objective)
 
-  def kinds(self) -> list[bool]:
-    """The kinds of steps, `whole` or not."""
-    return self.family.kinds(self.objective)
+  def step_kinds(self) -> list[StepKind]:
+    """Returns the kinds of steps that a run has."""
+    return self.method.step_kinds(self.objective)
 
   def init(self) -> state.TrainState:
     """New parameters and moments, born sharded."""
@@ -98,7 +96,7 @@ class Build:
     with jax.set_mesh(self.mesh):
       return jax.jit(make, out_shardings=self.places)(root_keys(self.seed)[0])
 
-  def step(self, *, whole: bool, controlled: bool = False):
+  def step(self, kind: StepKind, *, controlled: bool = False):
     """The jitted step: (state, batch, LPIPS weights) to (state, metrics).
 
     With `controlled` it takes a `control.Control`, too. The state is donated;
@@ -106,14 +104,14 @@ class Build:
     """
     step = functools.partial(
       train_step,
-      family=self.family,
+      method=self.method,
       functional=self.functional,
       tx=self.tx,
       schedule=self.schedule,
       objective=self.objective,
       seed=self.seed,
       accumulate=self.accumulate,
-      whole=whole,
+      kind=kind,
     )
     in_shardings = (
       self.places,
@@ -129,14 +127,18 @@ class Build:
     )
 
   def compile(
-    self, *, whole: bool, weights: Params | None, controlled: bool = False
+    self,
+    kind: StepKind,
+    *,
+    weights: Params | None,
+    controlled: bool = False,
   ):
     """Compiles `step` for this mesh; the result never recompiles."""
     arguments = (self.abstract_state(), self.abstract_batch(), weights)
     if controlled:
       arguments += (control.abstract(self.mesh),)
     with jax.set_mesh(self.mesh):
-      step = self.step(whole=whole, controlled=controlled)
+      step = self.step(kind, controlled=controlled)
       return step.lower(*arguments).compile()
 
 
@@ -150,9 +152,9 @@ def build(
   """
   configs.check(config)
   data, train = config.data, config.train
-  family = families.get(config.family)
-  family.check(config)
-  model = family.model(**config.model)
+  method = registry.get(config.method)
+  method.check(config)
+  model = method.model(**config.model)
   mesh = sharding.make_mesh(sharding.Config(**config.mesh), devices)
   sharding.check_batch(mesh, data.batch, 'config.data.batch')
   if data.batch % train.accumulate:
@@ -166,23 +168,23 @@ def build(
     'config.data.batch / config.train.accumulate',
   )
   platform = mesh.devices.flat[0].platform
-  functional = Functional(lambda rngs: family.network(model, rngs, platform))
+  functional = Functional(lambda rngs: method.network(model, rngs, platform))
   optimizer_config = optimizer.Config(**config.optimizer)
   tx = optimizer.make_optimizer(
     optimizer_config, train.steps, functional.shapes
   )
   return Build(
     mesh=mesh,
-    family=family,
+    method=method,
     model=model,
     functional=functional,
     tx=tx,
     schedule=optimizer.make_schedule(optimizer_config, train.steps),
-    objective=family.make_objective(config),
+    objective=method.make_objective(config),
     places=state.shardings(mesh, functional, tx),
     batch=data.batch,
-    views=family.views(data),
-    frames=family.frames(data),
+    views=method.views(data),
+    frames=method.frames(data),
     image_size=data.image_size,
     image_width=data.image_width or data.image_size,
     accumulate=train.accumulate,
@@ -206,8 +208,8 @@ def load_perceptual(
   """
   path = config.perceptual_weights or None
   try:
-    weights = perceptual.load(net, path)
-  except perceptual.MissingWeights:
+    weights = lpips.load(net, path)
+  except lpips.MissingWeights:
     if required or path:
       raise
     return None

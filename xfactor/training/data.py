@@ -4,35 +4,37 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from xfactor.data import convert, pipeline, sources
-from xfactor.training import families
+from xfactor.data import sources
+from xfactor.data.pipeline import parts as pipeline_parts
+from xfactor.data.pipeline import training as pipeline_training
+from xfactor.methods import registry
 
 
-def open_pipeline(config: ConfigDict) -> pipeline.Pipeline:
+def open_pipeline(config: ConfigDict) -> pipeline_training.Pipeline:
   """This process's share of the training stream of a recipe.
 
   Raises:
     UserError: If a data set is missing or does not fit the recipe.
   """
   data = config.data
-  family = families.get(config.family)
+  method = registry.get(config.method)
   parts = tuple(
-    pipeline.Part(
+    pipeline_parts.MixtureEntry(
       name=name,
       split=part.split,
       weight=part.weight,
-      views=family.chooser(data, part),
+      views=method.chooser(data, part),
     )
     for name, part in data.mix.items()
   )
-  return pipeline.Pipeline(
-    pipeline.DataConfig(
+  return pipeline_training.Pipeline(
+    pipeline_parts.DataConfig(
       data_dir=data.dir,
       parts=parts,
       batch_size=data.batch,
       image_size=data.image_size,
       image_width=data.image_width,
-      cameras=family.posed,
+      cameras=method.posed,
       mirror_prob=data.get('mirror_prob', 0.0),
       seed=config.seed,
       min_length=data.min_length,
@@ -54,14 +56,17 @@ def make(config: ConfigDict) -> None:
   """
   if not config.data.make:
     return
+  # Imported late: most runs convert nothing.
+  from xfactor.data.convert import run, summary
+
   try:
     if jax.process_index() == 0:
       for name, options in config.data.make.items():
         options = dict(options)
         source = sources.make(options.pop('source', name), **options)
-        summary = convert.convert(source, config.data.dir, name=name)
-        if not summary.already:
-          print(convert.report(summary), flush=True)
+        made = run.convert(source, config.data.dir, name=name)
+        if not made.already:
+          print(summary.report(made), flush=True)
   finally:
     # However it went: the others wait here, and find out by themselves.
     if jax.process_count() > 1:

@@ -2,54 +2,64 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from xfactor.data import pipeline
+from xfactor.data.pipeline import training as pipeline_training
 from xfactor.errors import UserError
-from xfactor.evaluation import heldout, motion, reconstruction
+from xfactor.methods import scores as methods_scores
+from xfactor.methods.base import StepKind
+from xfactor.nn import sharding
 from xfactor.training import build as builds
-from xfactor.training import (
-  checkpoint,
-  control,
-  data,
-  flops,
-  guards,
-  interruption,
-  resume,
-  sharding,
-  writers,
-)
-from xfactor.training.goodput import Goodput
-from xfactor.training.profiling import Profile
+from xfactor.training import control, data
+from xfactor.training import held_out as held_out_lib
+from xfactor.training.resilience import checkpoints as checkpoints_lib
+from xfactor.training.resilience import divergence, resume, shutdown
+from xfactor.training.resilience import requests as requests_lib
+from xfactor.training.resilience.watchdog import Watchdog
 from xfactor.training.step import modules
-from xfactor.training.watchdog import Watchdog
+from xfactor.training.telemetry import log as log_lib
+from xfactor.training.telemetry import writers
+from xfactor.training.telemetry.goodput import Goodput
+from xfactor.training.telemetry.profiling import Profile
 
 T = TypeVar('T')
 
 
-def train(config: ConfigDict, workdir: str) -> None:
-  """Trains a recipe in `workdir`, or goes on where it stopped there.
+MakeProbe = Callable[[ConfigDict, builds.Build], held_out_lib.Probe | None]
+
+
+def train(
+  config: ConfigDict, workdir: str, make_probe: MakeProbe | None = None
+) -> None:
+  """Trains a recipe in `workdir`, or resumes where it stopped there.
+
+  Args:
+    config: The recipe.
+    workdir: Folder of the run.
+    make_probe: Makes the probe of evaluations, such as
+      `evaluation.motion.make`.
 
   Raises:
     UserError: If something that the user can mend is wrong.
     FloatingPointError: If too many steps in a row were not finite.
-    interruption.Interrupted: If it was told to stop, and nothing is lost.
+    shutdown.Interrupted: If it was told to stop, and nothing is lost.
   """
   with contextlib.ExitStack() as stack:
     _train(
       config,
       workdir,
-      stack.enter_context(interruption.handling()),
+      make_probe or (lambda config, build: None),
+      stack.enter_context(shutdown.handling()),
       lambda x: stack.enter_context(contextlib.closing(x)),
     )
 
@@ -57,7 +67,8 @@ def train(config: ConfigDict, workdir: str) -> None:
 def _train(
   config: ConfigDict,
   workdir: str,
-  interrupted: interruption.Interruption,
+  make_probe: MakeProbe,
+  interrupted: shutdown.Interruption,
   owned: Callable[[T], T],
 ) -> None:
   """`train`; what it opens is `owned`: closed however it ends."""
@@ -83,15 +94,17 @@ def _train(
   stream = data.open_pipeline(config)
   fingerprint = stream.fingerprint()
   lpips = {'lpips': weights} if weights and config.eval.lpips else {}
-  held_out = heldout.Heldout(config, build, lpips)
-  moves = None if build.family.posed else motion.Motion(config, build)
+  held_out = held_out_lib.HeldOut(config, build, lpips)
+  probe = make_probe(config, build)
 
   # ------------------------------------ state: go on where it stopped, or begin
   meta = {
     'config': json.loads(config.to_json_best_effort()),
     'data': fingerprint,
   }
-  checkpoints = owned(checkpoint.Checkpoints(workdir, keep=config.train.keep))
+  checkpoints = owned(
+    checkpoints_lib.Checkpoints(workdir, keep=config.train.keep)
+  )
   checkpoints.check_room(build.abstract_state())
   if checkpoints.resumable():
     state, saved = checkpoints.restore(build.abstract_state())
@@ -103,7 +116,7 @@ def _train(
     state = build.init()
     origin = f'random, seed {config.seed}'
     if config.init_from:
-      params, origin = checkpoint.warm_start(
+      params, origin = checkpoints_lib.warm_start(
         state.params,
         build.abstract_state().params,
         config.init_from,
@@ -119,12 +132,12 @@ def _train(
   watchdog.progress()
   began = time.monotonic()
   with goodput.measure('compile'):
-    programs = {
-      whole: build.compile(whole=whole, weights=weights, controlled=True)
-      for whole in build.kinds()
+    compiled = {
+      kind: build.compile(kind, weights=weights, controlled=True)
+      for kind in build.step_kinds()
     }
   watchdog.progress()
-  facts = describe(config, build, stream, programs) | {
+  facts = describe(config, build, stream, compiled) | {
     'state': origin,
     'compile': f'{time.monotonic() - began:.1f} s',
   }
@@ -138,17 +151,19 @@ def _train(
   # The order within an iteration matters: step n is dispatched before the
   # metrics of step n - 1 are fetched, so that the device never waits for us.
   batches = owned(stream.batches(start_step=first))
-  requests = control.Requests(config.train.save_minutes, decides=main_process)
-  spikes = guards.Spikes(
+  requests = requests_lib.Requests(
+    config.train.save_minutes, decides=main_process
+  )
+  spikes = divergence.Spikes(
     config.train.spike_factor, first, saved.get('grad_norms', ())
   )
-  diagnosis = guards.Diagnosis(
+  diagnosis = divergence.Diagnosis(
     workdir, config.train.max_skipped, stream.config, modules(state.params)
   )
   profile = owned(
     Profile(workdir, config.train.profile_at, config.train.profile_steps)
   )
-  log = Log(build, requests, spikes, diagnosis)
+  log = log_lib.Log(build, requests, spikes, diagnosis)
   bar = owned(
     tqdm.tqdm(
       total=steps,
@@ -165,17 +180,17 @@ def _train(
       with log.waiting(), goodput.measure('data_wait'):
         batch = next(batches)
         examples = {key: batch[key] for key in ('part', 'clip')}
-        batch = {key: batch[key] for key in build.family.arrays}
+        batch = {key: batch[key] for key in build.method.arrays}
         batch = sharding.to_mesh(build.mesh, batch)
-      whole = build.family.kind(config.seed, step, build.objective)
-      told = control.make(
+      kind = build.method.step_kind(config.seed, step, build.objective)
+      control_args = control.make(
         build.mesh,
         requests.ask(stop=interrupted.requested),
         spikes.limit(step),
       )
       began = time.monotonic()
       with jax.transfer_guard('disallow'):
-        state, metrics = programs[whole](state, batch, weights, told)
+        state, metrics = compiled[kind](state, batch, weights, control_args)
         log.add(step, metrics, examples)
       done = step + 1
       goodput.add('step', time.monotonic() - began, step=done)
@@ -193,7 +208,9 @@ def _train(
         bar.set_postfix_str(
           f'loss {values["loss"]:.4f}, {values["frames_per_s"]:.0f} frames/s'
           + ''.join(f', {n} unreadable of {name}' for name, n in bad.items())
-          + ''.join(f', {values[k]} {k}' for k in guards.COUNTED if values[k])
+          + ''.join(
+            f', {values[k]} {k}' for k in divergence.COUNTED if values[k]
+          )
         )
       every = config.train.eval_every
       evaluates = every and done % every == 0 and done < steps
@@ -213,17 +230,19 @@ def _train(
         checkpoints.wait()
         if main_process:
           print(f'saved at step {done}', file=sys.stderr)
-        raise interruption.Interrupted
+        raise shutdown.Interrupted
       if evaluates:
         checkpoints.wait()
         requests.saved()
         with interrupted.at_once(), goodput.measure('evaluation'):
           results = held_out(state.params)
-          explained = moves.explained(state.params, done) if moves else {}
-          report(results, motion.scalars({}, explained), writer, done)
+          findings = held_out_lib.Findings()
+          if probe:
+            findings = probe.brief(state.params, done)
+          report(results, findings, writer, done)
         if main_process:
-          for name, values in explained.items():
-            bar.write(f'step {done}: {motion.explained_line(name, values)}')
+          for line in itertools.chain(*findings.lines.values()):
+            bar.write(f'step {done}: {line}')
         watchdog.progress()
         log.restart()
     bar.close()
@@ -231,26 +250,19 @@ def _train(
 
   # ------------------------------------------------------------------ held out
   done = int(state.step)
-  transfer, explained, film = {}, {}, None
+  findings = held_out_lib.Findings()
   with goodput.measure('evaluation'):
     results = held_out(state.params)
-    if moves:
-      explained = moves.explained(state.params, done)
-      transfer = moves.transfer(state.params, done)
-      film = moves.films(state.params, done)
+    if probe:
+      findings = probe.full(state.params, done)
+  report(results, findings, writer, done)
   if main_process:
-    heldout.write(workdir, done, results, transfer, explained)
-    if film:
-      motion.write(workdir, film)
-  report(results, motion.scalars(transfer, explained), writer, done)
-  if main_process:
-    print(heldout.tables(results, transfer, explained))
+    held_out_lib.write(workdir, done, results, findings)
+    pictures = findings.save(workdir) if findings.save else ''
+    print(held_out_lib.tables(results, findings))
     print(f'checkpoints, curves and pictures are in {workdir}')
-    if film:
-      print(
-        f'{workdir}/transfer.png, .mp4 and .gif: the motion of one clip moves '
-        'the scene of another'
-      )
+    if pictures:
+      print(pictures)
 
 
 def check_devices(expected: int) -> None:
@@ -273,15 +285,15 @@ def keep_programs(workdir: str) -> None:
 
 
 def report(
-  results: dict[str, reconstruction.Result],
-  scalars: dict[str, float],
+  results: dict[str, methods_scores.Result],
+  findings: held_out_lib.Findings,
   writer: writers.Writer,
   step: int,
 ) -> None:
   """Writes held-out scores, pictures and curves into the run's log."""
-  writer.scalars(step, heldout.scalars(results) | scalars)
+  writer.scalars(step, held_out_lib.scalars(results) | findings.scalars)
   for name, result in results.items():
-    for kind, picture in heldout.panels(name, result).items():
+    for kind, picture in held_out_lib.panels(name, result).items():
       writer.image(step, kind, picture)
   writer.curves()
 
@@ -289,15 +301,15 @@ def report(
 def describe(
   config: ConfigDict,
   build: builds.Build,
-  stream: pipeline.Pipeline,
-  programs: dict[bool, Any],
+  stream: pipeline_training.Pipeline,
+  compiled: dict[StepKind, Any],
 ) -> dict[str, Any]:
   """What a run is, for the first lines of its log and for run.json."""
   devices = build.mesh.devices.flatten()
   parameters = sum(math.prod(x.shape) for x in build.functional.shapes.values())
   memory = [
     stats.temp_size_in_bytes + stats.argument_size_in_bytes
-    for stats in (program.memory_analysis() for program in programs.values())
+    for stats in (step.memory_analysis() for step in compiled.values())
     if stats is not None
   ]
   return {
@@ -305,8 +317,8 @@ def describe(
     f'{jax.process_count()} process(es), mesh '
     + ' x '.join(f'{k}={v}' for k, v in build.mesh.shape.items()),
     'parameters': f'{parameters:,}',
-    'step': f'{build.family.describe(build)}, '
-    f'{build.family.flops(build) / 1e12:.3g} TFLOP',
+    'step': f'{build.method.describe(build)}, '
+    f'{build.method.flops(build) / 1e12:.3g} TFLOP',
     'memory': f'{max(memory, default=0) / 2**30:.2f} GiB a device for '
     'arguments and temporaries',
     'data': ', '.join(
@@ -315,98 +327,3 @@ def describe(
     ),
     'config': json.loads(config.to_json_best_effort()),
   }
-
-
-class Log:
-  """Metrics fetched one step late, and where the time went meanwhile."""
-
-  def __init__(
-    self,
-    build: builds.Build,
-    requests: control.Requests,
-    spikes: guards.Spikes,
-    diagnosis: guards.Diagnosis,
-  ):
-    """Begins; the others are told what arrives."""
-    self._requests = requests
-    self._spikes = spikes
-    self._diagnosis = diagnosis
-    self._frames_per_step = build.batch * build.views
-    self._flops = build.family.flops(build)
-    kinds = [device.device_kind for device in build.mesh.devices.flat]
-    peak = flops.peak_flops(kinds[0])
-    # A share of the bfloat16 peak says nothing of a float32 model.
-    half = build.model.dtype == 'bfloat16'
-    self._peak = peak * len(kinds) if peak and half else None
-    self._pending = None
-    self.restart()
-
-  def restart(self) -> None:
-    """Begins a new interval; what happened since the last is not counted."""
-    self._metrics = []
-    self._steps = 0
-    self._wait = 0.0
-    self._started = time.monotonic()
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts the time spent inside as waiting for data."""
-    began = time.monotonic()
-    yield
-    self._wait += time.monotonic() - began
-
-  def add(
-    self,
-    step: int,
-    metrics: dict[str, jax.Array],
-    examples: dict[str, np.ndarray],
-  ) -> None:
-    """Takes a step's metrics, still on the way, and fetches the last step's."""
-    self.flush()
-    self._pending = step, metrics, examples
-    self._steps += 1
-
-  def flush(self) -> None:
-    """Fetches what is pending.
-
-    Raises:
-      FloatingPointError: If too many steps in a row were not finite.
-    """
-    if self._pending is None:
-      return
-    step, metrics, examples = self._pending
-    self._pending = None
-    module_norms = metrics.pop('module_norms')
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    self._requests.hear(int(values.pop('request')))
-    self._spikes.add(values['grad_norm'])
-    self._diagnosis.take(step, values, module_norms, examples)
-    self._metrics.append(values)
-
-  def read(self) -> dict[str, float]:
-    """Means of what has arrived, the interval's speed; begins a new one.
-
-    Steps that were not finite are not in the means.
-    """
-    if not self._metrics:  # One step so far, and it is on its way.
-      self.flush()
-    seconds = time.monotonic() - self._started
-    finite = [x for x in self._metrics if not x['skipped']] or self._metrics
-    values = {
-      key: float(np.mean([metrics[key] for metrics in finite]))
-      for key in self._metrics[0]
-    }
-    values |= {
-      key: int(sum(metrics[key] for metrics in self._metrics))
-      for key in guards.COUNTED
-    }
-    values |= {
-      'learning_rate': self._metrics[-1]['learning_rate'],
-      'steps_per_s': self._steps / seconds,
-      'frames_per_s': self._steps * self._frames_per_step / seconds,
-      'data_wait': self._wait / seconds,
-    }
-    if self._peak:
-      values['mfu'] = self._steps * self._flops / seconds / self._peak
-    self.restart()
-    return values

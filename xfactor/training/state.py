@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xfactor.models.functional import Functional
-from xfactor.training import sharding
+from xfactor.nn import sharding
+from xfactor.nn.functional import Functional
 
 
 @jax.tree_util.register_dataclass

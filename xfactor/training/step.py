@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from xfactor.models.functional import Functional, Params
+from xfactor.methods.base import Batch, Method, StepKind
+from xfactor.nn.functional import Functional, Params
 from xfactor.training.control import Control
-from xfactor.training.families import Batch, Family
 from xfactor.training.state import TrainState
 
 
@@ -27,14 +27,14 @@ def train_step(
   perceptual_weights: Params | None = None,
   control: Control | None = None,
   *,
-  family: Family,
+  method: Method,
   functional: Functional,
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   objective: Any,
   seed: int,
   accumulate: int,
-  whole: bool,
+  kind: StepKind,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One optimizer update on a global batch.
 
@@ -47,18 +47,18 @@ def train_step(
 
   Args:
     state: Donated by the caller.
-    batch: The global batch: the family's arrays, as the pipeline yields them.
+    batch: The global batch: the method's arrays, as the pipeline yields them.
     perceptual_weights: Of LPIPS, an argument so that they are no constants
       of the program; None where the loss has none.
     control: Requests and the largest gradient; none and infinity by default.
-    family: Of the networks and their objective.
+    method: Of the networks and their objective.
     functional: The networks' structure.
     tx: The gradient transformation.
     schedule: Learning rate by update, for the metrics.
     objective: The loss.
     seed: Of everything random.
     accumulate: Parts that the batch is worked through in.
-    whole: The kind of step: for XFactor, leave all examples unsplit.
+    kind: Kind of the step.
 
   Returns:
     The next state and the step's metrics: loss and its parts, gradient norm
@@ -67,15 +67,15 @@ def train_step(
     [modules], the gradient's by module in the order of `modules`.
   """
   key = jax.random.fold_in(root_keys(seed)[1], state.step)
-  draws = family.draw(key, batch, objective)
+  draws = method.sample(key, batch, objective)
 
   def loss(params, batch, draws):
-    return family.loss(
+    return method.loss(
       functional.bind(params),
       batch,
       draws,
       objective,
-      whole=whole,
+      kind=kind,
       weights=perceptual_weights,
     )
 

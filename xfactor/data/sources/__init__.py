@@ -34,6 +34,9 @@ NAMES = (
   'video',
   'vizdoom',
 )
+# Sources whose scenes can be rendered from other cameras: their classes have
+# `is_installed`, `is_free` and `rerender`, see `data.rerender`.
+RERENDERED = ('synthetic', 'vizdoom')
 # What options mean that many sources have.
 _RANGES = {'size': (1, 65_500), 'quality': (1, 100)}
 
@@ -124,6 +127,11 @@ class Source(abc.ABC):
     """
 
 
+def find(name: str) -> type[Source]:
+  """Returns the class of the source called `name`, one of `NAMES`."""
+  return importlib.import_module(f'{__name__}.{name}').Source
+
+
 def make(name: str, **options: Any) -> Source:
   """Returns the source called `name` with the given options.
 
@@ -135,7 +143,7 @@ def make(name: str, **options: Any) -> Source:
     raise UserError(
       f'there is no data set source {name!r}; choose one of {", ".join(NAMES)}'
     )
-  cls = importlib.import_module(f'{__name__}.{name}').Source
+  cls = find(name)
   fields = {f.name: f.default for f in dataclasses.fields(cls)}
   for key, default in fields.items():
     if default is dataclasses.MISSING and key not in options:

@@ -25,7 +25,8 @@ from typing import ClassVar
 from absl import logging
 from etils import epath
 
-from xfactor.data import camera_files, sources
+from xfactor.data import sources
+from xfactor.data.formats import camera_files
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 

@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from xfactor.data import images, sources, tfrecord
+from xfactor.data import images, sources
+from xfactor.data.formats import tfrecord
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 from xfactor.geometry import cameras

@@ -22,7 +22,8 @@ from typing import ClassVar
 from absl import logging
 from etils import epath
 
-from xfactor.data import colmap, sources
+from xfactor.data import sources
+from xfactor.data.formats import colmap
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 

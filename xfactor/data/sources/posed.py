@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import images, records, sources
+from xfactor.data import files, images, sources
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
@@ -72,7 +72,7 @@ def folder(source: str, expected: str) -> epath.Path:
   Raises:
     UserError: If there is no such folder.
   """
-  path = records.data_folder(source)
+  path = files.data_folder(source)
   if not path.is_dir():
     raise UserError(f'there is no folder {source}; expected {expected}')
   return path

@@ -29,18 +29,18 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import av
 import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import camera_files, images, sources, torch_file
+from xfactor.data import images, sources
+from xfactor.data.formats import camera_files, torch_file
+from xfactor.data.formats import video as video_lib
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
@@ -174,7 +174,7 @@ class Source(posed.Source):
     times = listed.timestamps / 1e6
     start = 0.0 if whole else times[0]
     views = []
-    for index, rgb in read_frames(path, times - start):
+    for index, rgb in video_lib.read_frames(path, times - start):
       intrinsics = listed.cameras.intrinsics[index]
       if self.size is None:
         data = images.encode_png(rgb)
@@ -268,71 +268,3 @@ def _frame_views(
     )
     if int(time) in pictures
   ]
-
-
-def read_frames(
-  path: epath.Path, times: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields the frames of a video that are nearest to some times.
-
-  Times without a frame within half a frame's duration are left out. Only the
-  part of the video between the first and the last time is decoded.
-
-  Args:
-    path: Of the video, local or gs://.
-    times: [N] ascending seconds since the beginning of the video.
-
-  Yields:
-    Index into `times` and the frame, uint8 [H, W, 3], the right way up.
-
-  Raises:
-    UserError: If the file is no video.
-  """
-  try:
-    with path.open('rb') as file, av.open(file) as container:
-      stream = container.streams.video[0]
-      # Conversion runs one process a core already.
-      stream.codec_context.thread_count = 1
-      period = float(1 / (stream.average_rate or 30))
-      begin = (container.start_time or 0) / av.time_base
-      first = max(times[0] + begin - period, 0.0)
-      container.seek(int(first / stream.time_base), stream=stream)
-      todo = list(enumerate(times))[::-1]
-      for frame, end in _spans(container, stream, begin):
-        rgb = None
-        while todo and todo[-1][1] < end:
-          index, time = todo.pop()
-          # Timestamps are rounded to milliseconds here and there.
-          if abs(frame.time - begin - time) > period / 2 + 1e-3:
-            continue
-          if rgb is None:
-            # The angle, anticlockwise, by which the picture is to be turned.
-            turns = round(frame.rotation / 90) % 4
-            rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
-          yield index, rgb
-        if not todo:
-          return
-  except (av.FFmpegError, OSError, IndexError) as error:
-    raise UserError(
-      f'{path} is no video that can be read ({error}); download it again'
-    ) from error
-
-
-def _spans(
-  container: av.container.InputContainer, stream: av.VideoStream, begin: float
-) -> Iterator[tuple[av.VideoFrame, float]]:
-  """Yields each good frame and until when it is the nearest one."""
-  last = None
-  for packet in container.demux(stream):
-    try:
-      frames = packet.decode()
-    except av.FFmpegError:
-      continue
-    for frame in frames:
-      if frame.is_corrupt or frame.time is None:
-        continue
-      if last is not None:
-        yield last, (last.time + frame.time) / 2 - begin
-      last = frame
-  if last is not None:
-    yield last, math.inf

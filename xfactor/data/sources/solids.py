@@ -13,8 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from xfactor.data import sources
-from xfactor.data.sources import raycaster, synthetic
-from xfactor.data.sources.raycaster import BOX, ELLIPSOID, ROOM, TUBE
+from xfactor.data.sources import synthetic
+from xfactor.data.worlds.raycaster import lighting
+from xfactor.data.worlds.raycaster import scene as scene_lib
+from xfactor.data.worlds.raycaster.scene import BOX, ELLIPSOID, ROOM, TUBE
 from xfactor.geometry import cameras
 
 # Of the lens of CLEVR3D and MultiShapeNet, by the sensor's width, in mm.
@@ -62,7 +64,7 @@ def _halves(rng: Rng, kind: int, radius: float) -> list[float]:
   return [radius * np.cos(angle), radius * np.sin(angle), height]
 
 
-def _lights(rng: Rng) -> tuple[raycaster.Light, ...]:
+def _lights(rng: Rng) -> tuple[scene_lib.Light, ...]:
   """The sun, through so large a window that all is lit, and the sky."""
   azimuth = np.radians(rng.uniform(-20, 20))
   elevation = np.radians(rng.uniform(45, 60))
@@ -72,7 +74,7 @@ def _lights(rng: Rng) -> tuple[raycaster.Light, ...]:
   up = np.cross(sun, side)
   f32 = np.float32
   return (
-    raycaster.Light(
+    scene_lib.Light(
       # The room is behind a quarter of the window, clear of its bars.
       centre=(20 * (sun + side + up)).astype(f32),
       u=(40 * side).astype(f32),
@@ -81,7 +83,7 @@ def _lights(rng: Rng) -> tuple[raycaster.Light, ...]:
       normal=-sun.astype(f32),
       sun=sun.astype(f32),
     ),
-    raycaster.Light(
+    scene_lib.Light(
       centre=f32([0, 0, 5.5]),
       u=f32([2.5, 0, 0]),
       v=f32([0, 2.5, 0]),
@@ -98,7 +100,7 @@ def _colour(hue: float, saturation: float, value: float) -> list[float]:
 
 def build_scene(
   seed: int, index: int
-) -> tuple[raycaster.Scene, list[np.ndarray]]:
+) -> tuple[scene_lib.Scene, list[np.ndarray]]:
   """Builds scene `index`.
 
   Args:
@@ -124,7 +126,7 @@ def build_scene(
   hue = rng.permutation(HUES)[:count] + rng.uniform(-0.015, 0.015, count)
   tint = [_colour(h, rng.uniform(0.8, 0.95), rng.uniform(0.85, 1)) for h in hue]
   f32 = np.float32
-  scene = raycaster.Scene(
+  scene = scene_lib.Scene(
     kind=np.array([ROOM, *kind]),
     centre=np.array([_ROOM * [0, 0, 1], *centre], f32),
     half=np.array([_ROOM, *half], f32),
@@ -153,7 +155,7 @@ def _views(rng: Rng, count: int, arc: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(synthetic.Drawn):
+class Source(synthetic.Rendered):
   """Plain solids on grey ground, with the options and splits of `synthetic`.
 
   The ground is at z = 0; the eyes are 15 to 50 degrees above it, about 4 units
@@ -170,14 +172,14 @@ class Source(synthetic.Drawn):
     'Colourful solids on a ground from all around, exact cameras and depth.'
   )
   limits: ClassVar[dict[str, tuple[float, float]]] = {
-    **synthetic.Drawn.limits,
+    **synthetic.Rendered.limits,
     'arc': (0, 360),
   }
 
   frames: int = 12
   arc: float = 360
 
-  def scene(self, index: int) -> tuple[raycaster.Scene, list[np.ndarray]]:
+  def scene(self, index: int) -> tuple[scene_lib.Scene, list[np.ndarray]]:
     """Returns scene `index`; see `build_scene`."""
     return build_scene(self.seed, index)
 
@@ -189,5 +191,5 @@ class Source(synthetic.Drawn):
       np.random.default_rng([self.seed, index, 1]), self.frames, self.arc
     )
     intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
-    baked = raycaster.bake(self.scene(index)[0])
+    baked = lighting.bake(self.scene(index)[0])
     yield self.render(item.id, baked, intrinsics, poses)

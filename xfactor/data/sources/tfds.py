@@ -22,7 +22,8 @@ from etils import epath
 from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_info
 
-from xfactor.data import sources, tfrecord
+from xfactor.data import sources
+from xfactor.data.formats import tfrecord
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 

@@ -18,32 +18,22 @@ folder begins badly). Where a video has nothing to show for more than half a
 second, a new shot begins instead. Clips that are mostly stand-ins are left out.
 """
 
-import collections
 import dataclasses
-import fractions
-import functools
-import itertools
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import av
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from xfactor.data import images, sources
+from xfactor.data.formats import video
+from xfactor.data.sources import shots
 from xfactor.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-
-_THUMBNAIL = 32  # Pixels; enough to tell scenes apart.
-_REACH = 8  # Pixels of a thumbnail that a pan may move in a frame.
-_NEIGHBOURS = 3  # Changes on each side that a cut must stand out from.
-_HOLE = 0.5  # Seconds without a frame that a stand-in may fill.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +160,10 @@ class Source(sources.Source):
         'positive fps, or a stride, not both'
       )
 
-  def _from_video(self, path: str) -> Iterator['_Frame']:
+  def _from_video(self, path: str) -> Iterator[shots.Frame]:
     """Yields the frames of a video; JPEGs only where they are kept."""
     last, first_time = -1, None
-    for index, picture in enumerate(read_video(path)):
+    for index, picture in enumerate(video.read_video(path)):
       first_time = picture.time if first_time is None else first_time
       seconds = picture.time - first_time
       if self.fps is None:
@@ -186,7 +176,7 @@ class Source(sources.Source):
       yield dataclasses.replace(frame, after_hole=picture.after_hole)
       last = max(tick, last)
 
-  def _from_folder(self, path: str) -> Iterator['_Frame']:
+  def _from_folder(self, path: str) -> Iterator[shots.Frame]:
     """Yields the frames of a folder, neighbours in place of broken ones."""
     names = _pictures(os.listdir(path))
     broken: list[str] = []
@@ -227,15 +217,19 @@ class Source(sources.Source):
     time: float | None,
     keep: bool,
     replaced: bool = False,
-  ) -> '_Frame':
-    crop = images.centre_crop_resize(rgb, self.size if keep else _THUMBNAIL)
+  ) -> shots.Frame:
+    crop = images.centre_crop_resize(
+      rgb, self.size if keep else shots.THUMBNAIL
+    )
     jpeg = images.encode_jpeg(crop, self.quality) if keep else None
-    return _Frame(time, jpeg, thumbnail(crop), replaced)
+    return shots.Frame(time, jpeg, shots.thumbnail(crop), replaced)
 
-  def _shots(self, frames: Iterable['_Frame']) -> Iterator[list['_Frame']]:
+  def _shots(
+    self, frames: Iterable[shots.Frame]
+  ) -> Iterator[list[shots.Frame]]:
     """Groups the kept frames into pieces of shots."""
-    shot: list[_Frame] = []
-    for frame, cut in _mark_cuts(frames, self.cut_threshold):
+    shot: list[shots.Frame] = []
+    for frame, cut in shots.mark_cuts(frames, self.cut_threshold):
       cut = cut or frame.after_hole
       if shot and (cut or len(shot) == self.max_length):
         yield shot
@@ -244,31 +238,6 @@ class Source(sources.Source):
         shot.append(frame)
     if shot:
       yield shot
-
-
-@dataclasses.dataclass(frozen=True)
-class _Frame:
-  """A frame on its way into a clip.
-
-  Attributes:
-    time: Seconds from the first frame, where known.
-    jpeg: The converted picture; None where it is only looked at for cuts.
-    thumbnail: See `thumbnail`.
-    replaced: Whether a neighbour stands in.
-    after_hole: Whether so many frames are missing before it that a new shot
-      begins.
-  """
-
-  time: float | None
-  jpeg: bytes | None
-  thumbnail: np.ndarray
-  replaced: bool
-  after_hole: bool = False
-
-
-# ==============================================================================
-# Finding
-# ==============================================================================
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -321,251 +290,3 @@ def _item(folder: str, path: str) -> sources.Item:
     split=top if '/' in name and top in ('train', 'test') else None,
     size=sum(os.path.getsize(file) for file in files),
   )
-
-
-# ==============================================================================
-# Reading
-# ==============================================================================
-
-
-class Picture(NamedTuple):
-  """A frame of a video.
-
-  Attributes:
-    time: Seconds.
-    rgb: uint8 [H, W, 3], the right way up.
-    replaced: Whether the last good frame stands in for one that is missing.
-    after_hole: Whether more than `_HOLE` seconds are missing before it.
-  """
-
-  time: float
-  rgb: np.ndarray
-  replaced: bool = False
-  after_hole: bool = False
-
-
-def read_video(path: str) -> Iterator[Picture]:
-  """Yields each frame of a video, with stand-ins for missing ones.
-
-  Frames are missing where packets cannot be decoded, or only in part. A gap of
-  k frame intervals there gets k - 1 stand-ins at even times, unless it is
-  longer than `_HOLE`. Other gaps are taken as they are: frame rates may vary.
-  A warning at the end says what was lost and whether the video stopped early.
-
-  Raises:
-    UserError: If the file is no video, or not one frame can be decoded.
-  """
-  try:
-    container = av.open(path)
-  except (av.FFmpegError, OSError) as error:
-    raise UserError(
-      f'{path} is no video that can be read ({error}); remove it or convert it '
-      'to mp4'
-    ) from error
-  with container:
-    if not container.streams.video:
-      raise UserError(f'{path} has no video stream; remove it')
-    stream = container.streams.video[0]
-    # Conversion runs one process a core already.
-    stream.codec_context.thread_count = 1
-    period = float(1 / (stream.average_rate or fractions.Fraction(30)))
-    promised = float(container.duration or 0) / av.time_base
-    count, lost, stand_ins, holes = 0, 0, 0, 0
-    time, rgb = -period, None
-    longest = period  # Between two frames so far.
-    failed: list[float | None] = []  # When frames are due that have failed.
-    for at, frame in _decode(container, stream):
-      if frame is None:
-        lost += 1
-        failed.append(at)
-        continue
-      before = time
-      time = before + period * (1 + len(failed)) if at is None else at
-      due = sum(t is None or before < t < time for t in failed)
-      # Frames come in the order of their times, packets need not.
-      failed = [t for t in failed if t is not None and t > time]
-      gap, after_hole = time - before, False
-      if rgb is not None:
-        hole = gap - period > _HOLE
-        # Damaged files may lose packets without a word.
-        after_hole = hole and (due > 0 or gap > 3 * longest)
-        missing = max(due, round(gap / period) - 1) if due and not hole else 0
-        for i in range(1, missing + 1):
-          yield Picture(before + gap * i / (missing + 1), rgb, replaced=True)
-        holes += after_hole
-        stand_ins += missing
-        if not due and not hole:
-          longest = max(longest, gap)
-      count += 1
-      # The angle, anticlockwise, by which the picture is to be turned.
-      turns = round(frame.rotation / 90) % 4
-      rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
-      yield Picture(time, rgb, after_hole=after_hole)
-  if not count:
-    raise UserError(
-      f'no frame of {path} can be decoded; remove it or convert it to mp4'
-    )
-  # Sound often runs on a little after the last frame.
-  early = time < 0.9 * promised - 1
-  if lost or holes or early:
-    logging.warning(
-      '%s is damaged: kept %d frames, lost %d packets, put stand-ins for %d '
-      'frames, cut at %d holes%s',
-      path,
-      count,
-      lost,
-      stand_ins,
-      holes,
-      f', ended {promised - time:.1f} s early' if early else '',
-    )
-
-
-def _decode(
-  container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[tuple[float | None, av.VideoFrame | None]]:
-  """Yields when frames are due, where known, and each, or None for a bad one.
-
-  A frame of which the decoder had to make up a part is bad, too.
-  """
-  packets = container.demux(stream)
-  while True:
-    try:
-      packet = next(packets)
-    except StopIteration:
-      return
-    except av.FFmpegError:
-      # The file itself ends or breaks here.
-      yield None, None
-      return
-    try:
-      frames = packet.decode()
-    except av.FFmpegError:
-      known = packet.pts is not None and packet.time_base is not None
-      yield float(packet.pts * packet.time_base) if known else None, None
-      continue
-    for frame in frames:
-      yield frame.time, None if frame.is_corrupt else frame
-
-
-# ==============================================================================
-# Cuts
-# ==============================================================================
-
-
-def thumbnail(rgb: np.ndarray) -> np.ndarray:
-  """Returns what scenes are told apart by: float32 [32, 32, 3] in [0, 1]."""
-  small = Image.fromarray(rgb).resize(
-    (_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX
-  )
-  return np.asarray(small, np.float32) / 255
-
-
-@functools.cache
-def _overlap() -> tuple[np.ndarray, np.ndarray]:
-  """Returns the spectrum of a full picture and the size of each overlap."""
-  spectrum = _spectrum(np.ones((_THUMBNAIL, _THUMBNAIL, 1)))
-  return spectrum, 3 * _at_shifts(spectrum, spectrum)
-
-
-def _spectrum(picture: np.ndarray) -> np.ndarray:
-  """Returns the padded Fourier transform of [32, 32, C]."""
-  side = _THUMBNAIL + _REACH
-  return np.fft.rfft2(picture, (side, side), axes=(0, 1))
-
-
-def _at_shifts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Returns the sum of the product of two pictures at all [17, 17] shifts."""
-  side = (_THUMBNAIL + _REACH,) * 2
-  sums = np.fft.irfft2((a * b.conj()).sum(-1), side)
-  wanted = 2 * _REACH + 1
-  return np.roll(sums, (_REACH, _REACH), (0, 1))[:wanted, :wanted]
-
-
-def displacement_error(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns how unlike two thumbnails are but for a shift and for exposure.
-
-  One minus the correlation of what two pictures share when one is shifted so
-  that they agree best; correlation does not see brightness and contrast.
-
-  Args:
-    a: float [32, 32, 3].
-    b: float [32, 32, 3].
-
-  Returns:
-    0 for the same scene up to a pan and light, near 1 for unrelated ones.
-  """
-  middle = (a.mean() + b.mean()) / 2
-  a, b = a - middle, b - middle
-  # Sums over the overlap at every shift are products of Fourier transforms.
-  full, count = _overlap()
-  of_a, of_b = _spectrum(a), _spectrum(b)
-  mean_a = _at_shifts(of_a, full) / count
-  mean_b = _at_shifts(full, of_b) / count
-  variance_a = _at_shifts(_spectrum(a**2), full) / count - mean_a**2
-  variance_b = _at_shifts(full, _spectrum(b**2)) / count - mean_b**2
-  covariance = _at_shifts(of_a, of_b) / count - mean_a * mean_b
-  # Flat pictures resemble each other; their noise must not count.
-  floor = 1e-4
-  correlation = (covariance + floor) / np.sqrt(
-    (variance_a + floor) * (variance_b + floor)
-  )
-  return max(0.0, float(1 - correlation.max()))
-
-
-def palette_error(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns the share, 0 to 1, of colours that two thumbnails do not share."""
-  counts = [
-    np.bincount((x * 7.999).astype(int).reshape(-1, 3) @ [64, 8, 1], None, 512)
-    for x in (a, b)
-  ]
-  return float(np.abs(counts[0] - counts[1]).sum() / (2 * _THUMBNAIL**2))
-
-
-def change(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns how much speaks for a cut between two thumbnails, 0 to about 1.
-
-  The geometric mean of two errors, for a cut raises both: exposure changes the
-  palette but not the picture, what passes by the picture but not the palette.
-  """
-  return math.sqrt(displacement_error(a, b) * palette_error(a, b))
-
-
-def _changes(frames: Iterable[_Frame]) -> Iterator[tuple[_Frame, float]]:
-  """Yields each frame and how much it and the next differ from those before.
-
-  The least of four comparisons, so that a single odd frame, such as a flash,
-  changes nothing; NaN for the first frame.
-  """
-  before: list[np.ndarray] = []
-  for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
-    now = [frame.thumbnail] + ([after.thumbnail] if after else [])
-    score = change(before[0], now[0]) if before else math.nan
-    # Most frames are much like the last; they need no second look.
-    if score > 0.1:
-      pairs = list(itertools.product(before, now))[1:]
-      score = min([score] + [change(a, b) for a, b in pairs])
-    yield frame, score
-    before = [frame.thumbnail, *before[:1]]
-
-
-def _mark_cuts(
-  frames: Iterable[_Frame], threshold: float
-) -> Iterator[tuple[_Frame, bool]]:
-  """Yields each frame and whether a new shot begins with it.
-
-  At a cut the picture changes by at least `threshold` and by far more than
-  around it, which tells cuts from fast motion and from sparse frames.
-  """
-  past: collections.deque[float] = collections.deque(maxlen=_NEIGHBOURS)
-  ahead: collections.deque[tuple[_Frame, float]] = collections.deque()
-  changes = _changes(frames)
-  while True:
-    ahead.extend(itertools.islice(changes, _NEIGHBOURS + 1 - len(ahead)))
-    if not ahead:
-      return
-    frame, score = ahead.popleft()
-    around = [*past, *(other for _, other in ahead)]
-    around = [other for other in around if not math.isnan(other)]
-    usual = np.median(around) if around else 0.0
-    yield frame, bool(score >= max(threshold, 2 * usual))
-    past.append(score)

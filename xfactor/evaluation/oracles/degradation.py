@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from scipy import ndimage
 
-from xfactor.data import images, records
+from xfactor.data import images
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, poses
+from xfactor.evaluation.oracles import base
+from xfactor.metrics import poses
 
 KINDS = (
   ('true frames', 0.0),
@@ -104,8 +106,8 @@ def _cell(key: str, value: float | None) -> str:
 
 
 def measure(
-  oracle: oracles.PoseOracle,
-  store: records.FrameStore,
+  oracle: base.PoseOracle,
+  store: store_lib.FrameStore,
   clips: Sequence[int] | None = None,
   num_frames: int = 5,
   *,
@@ -137,7 +139,7 @@ def measure(
   for clip in range(len(store)) if clips is None else map(int, clips):
     frames = _frames(int(store.num_frames[clip]), num_frames, window)
     path = store.clip(clip).world_to_camera
-    if frames is None or path is None or not oracles.rigid(path[frames]).all():
+    if frames is None or path is None or not base.rigid(path[frames]).all():
       continue
     pictures = np.stack(
       [images.decode(x) for x in store.clip_frames(clip, frames)]
@@ -147,13 +149,13 @@ def measure(
         [images.centre_crop_resize(x, size) for x in pictures]
       )
     rng = np.random.default_rng(clip)
-    scene = oracles.Scene(store, clip, frames)
+    scene = base.Scene(store, clip, frames)
     # Clip by clip, so that an oracle reads each once.
     found.append(
       oracle.batch([(worse(pictures, *kind, rng), scene) for kind in KINDS])
     )
     chosen.append(clip)
-    truth.append(oracles.rebase(path[frames]))
+    truth.append(base.rebase(path[frames]))
   if not chosen:
     raise UserError(
       f'no clip of {store.name}/{store.split} has cameras for '
@@ -210,7 +212,7 @@ def _row(
   kind: str,
   sigma: float,
   truth: np.ndarray,
-  results: Sequence[oracles.PoseResult],
+  results: Sequence[base.PoseResult],
 ) -> Row:
   ok = np.array([x.ok for x in results])
   frame_ok = np.stack([x.frame_ok for x in results])

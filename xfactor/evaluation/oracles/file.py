@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from xfactor.data import camera_files, colmap, images, records
+from xfactor.data import files
+from xfactor.data import images as images_lib
+from xfactor.data.formats import camera_files, colmap
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles
+from xfactor.evaluation.oracles import base
 from xfactor.geometry import cameras
 
 # Grey levels, on average, by which real frames may be off after rounding; the
@@ -23,7 +25,7 @@ _OTHERS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Oracle(oracles.PoseOracle):
+class Oracle(base.PoseOracle):
   """Looks the cameras up; it can pose real frames, never renders.
 
   Attributes:
@@ -49,21 +51,21 @@ class Oracle(oracles.PoseOracle):
     return {'path': self.path}
 
   def __call__(
-    self, images: oracles.Images, scene: oracles.Scene | None = None
-  ) -> oracles.PoseResult:
-    oracles.check_images(images)
+    self, images: base.Images, scene: base.Scene | None = None
+  ) -> base.PoseResult:
+    base.check_images(images)
     if scene is not None:
       _check_real(images, scene)
     if self.path is None:
       poses, intrinsics = _of_clip(images, scene)
     else:
       poses, intrinsics = _of_file(self.path, len(images), scene)
-    return oracles.from_poses(
+    return base.from_poses(
       poses, intrinsics, cameras=self.path or 'of the data set'
     )
 
 
-def _check_real(pictures: oracles.Images, scene: oracles.Scene) -> None:
+def _check_real(pictures: base.Images, scene: base.Scene) -> None:
   """Refuses pictures that are not the clip's own frames.
 
   Raises:
@@ -74,9 +76,9 @@ def _check_real(pictures: oracles.Images, scene: oracles.Scene) -> None:
     raise UserError(f'the file oracle poses only the frames of {what}')
   stored = scene.store.clip_frames(scene.clip, scene.frames)
   for data, picture in zip(stored, pictures, strict=True):
-    frame = images.decode(data)
+    frame = images_lib.decode(data)
     if frame.shape != picture.shape:
-      frame = images.centre_crop_resize(frame, len(picture))
+      frame = images_lib.centre_crop_resize(frame, len(picture))
     if (
       frame.shape != picture.shape
       or np.abs(frame.astype(int) - picture).mean() > _SAME_PICTURE
@@ -84,13 +86,13 @@ def _check_real(pictures: oracles.Images, scene: oracles.Scene) -> None:
       raise UserError(f'the file oracle poses only the frames of {what}')
 
 
-def _name(scene: oracles.Scene) -> str:
+def _name(scene: base.Scene) -> str:
   store = scene.store
   return f'clip {store.clip_id(scene.clip)} of {store.name}/{store.split}'
 
 
 def _of_clip(
-  pictures: oracles.Images, scene: oracles.Scene | None
+  pictures: base.Images, scene: base.Scene | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
   if scene is None:
     raise UserError(
@@ -113,7 +115,7 @@ def _of_clip(
 
 
 def _of_file(
-  path: str, count: int, scene: oracles.Scene | None
+  path: str, count: int, scene: base.Scene | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Returns [count, 3 or 4, 4] poses and, where they are told, intrinsics."""
   if '{clip}' in path:
@@ -123,9 +125,9 @@ def _of_file(
         'are of none; give one file'
       )
     path = path.replace('{clip}', scene.store.clip_id(scene.clip))
-  poses, intrinsics = _read(records.data_folder(path))
+  poses, intrinsics = _read(files.data_folder(path))
   finite = np.isfinite(poses).all((1, 2))
-  if not oracles.rigid(poses[finite]).all():
+  if not base.rigid(poses[finite]).all():
     raise UserError(
       f'{path} has matrices whose first three columns are no rotation; give '
       'world-to-camera [R|t] without scale or intrinsics'

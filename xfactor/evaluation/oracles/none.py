@@ -6,10 +6,10 @@ against the true re-render; it takes seconds, and no extra package.
 
 from typing import Any
 
-from xfactor.evaluation import oracles
+from xfactor.evaluation.oracles import base
 
 
-class Oracle(oracles.PoseOracle):
+class Oracle(base.PoseOracle):
   """Trusts no path."""
 
   name = 'none'
@@ -19,7 +19,7 @@ class Oracle(oracles.PoseOracle):
     return {}
 
   def __call__(
-    self, images: oracles.Images, scene: oracles.Scene | None = None
-  ) -> oracles.PoseResult:
-    oracles.check_images(images)
-    return oracles.lost(len(images), 'no oracle was asked')
+    self, images: base.Images, scene: base.Scene | None = None
+  ) -> base.PoseResult:
+    base.check_images(images)
+    return base.lost(len(images), 'no oracle was asked')

@@ -23,10 +23,11 @@ from scipy import fft
 from scipy.spatial.transform import Rotation
 
 from xfactor.data import images as pictures
-from xfactor.data import records
-from xfactor.data.sources import rerender
+from xfactor.data import rerender
+from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
 from xfactor.evaluation import oracles
+from xfactor.evaluation.oracles import base
 from xfactor.geometry import cameras
 
 _SIDE = 32  # Pixels at which pictures are compared.
@@ -96,9 +97,9 @@ class Oracle(oracles.SceneOracle):
     }
 
   def __call__(
-    self, images: oracles.Images, scene: oracles.Scene | None = None
-  ) -> oracles.PoseResult:
-    oracles.check_images(images)
+    self, images: base.Images, scene: base.Scene | None = None
+  ) -> base.PoseResult:
+    base.check_images(images)
     if scene is None:
       raise UserError(
         'the rerender oracle localises pictures of converted data sets alone; '
@@ -107,7 +108,7 @@ class Oracle(oracles.SceneOracle):
     start = time.perf_counter()
     world = _world(scene.store, int(scene.clip), self._starts)
     if not len(world.poses):
-      return oracles.lost(len(images), "no free place about the clip's cameras")
+      return base.lost(len(images), "no free place about the clip's cameras")
     # A camera that is frozen gives one picture again and again.
     _, first, places = np.unique(
       images, axis=0, return_index=True, return_inverse=True
@@ -119,7 +120,7 @@ class Oracle(oracles.SceneOracle):
     lost = {i: why for i, x in enumerate(found) if (why := self._doubt(x))}
     absolute = np.stack([x.pose for x in found])
     absolute[list(lost)] = np.nan
-    return oracles.from_poses(
+    return base.from_poses(
       absolute,
       np.tile(world.intrinsics, (len(images), 1)),
       reasons=[f'frame {i}: {why}' for i, why in lost.items()],
@@ -159,11 +160,6 @@ class _Found:
   rival: float
   degrees: float
   blur: float
-
-
-# ==============================================================================
-# Pictures as waves
-# ==============================================================================
 
 
 def _waves(picture: np.ndarray) -> np.ndarray:
@@ -214,11 +210,6 @@ def _share(error: float, wanted: np.ndarray, level: float) -> float:
   return float(error / (shown + _SIDE**2 * _ROUNDING**2))
 
 
-# ==============================================================================
-# The scene
-# ==============================================================================
-
-
 class _World:
   """A clip's scene, and its rendering from cameras about the clip's own.
 
@@ -229,13 +220,13 @@ class _World:
     waves: float64 [n, C], what they see.
   """
 
-  def __init__(self, store: records.FrameStore, number: int, starts: int):
+  def __init__(self, store: store_lib.FrameStore, number: int, starts: int):
     self._store, self._number = store, number
     clip = store.clip(number)
     self.intrinsics = cameras.crop_intrinsics(
       clip.intrinsics[0].astype(np.float64), clip.height, clip.width
     )
-    known = clip.world_to_camera[oracles.rigid(clip.world_to_camera)]
+    known = clip.world_to_camera[base.rigid(clip.world_to_camera)]
     path = np.tile(np.eye(4), (len(known), 1, 1))
     path[:, :3] = known
     # A turn moves what is seen as a slide does that is as long as it is away.
@@ -286,7 +277,7 @@ class _World:
 
 # The rows of an evaluation ask for the same few clips again and again.
 @functools.lru_cache(maxsize=4)
-def _world(store: records.FrameStore, number: int, starts: int) -> _World:
+def _world(store: store_lib.FrameStore, number: int, starts: int) -> _World:
   """Draws the first cameras of a clip.
 
   Raises:
@@ -299,11 +290,6 @@ def _world(store: records.FrameStore, number: int, starts: int) -> _World:
       'colmap, vggt'
     )
   return _World(store, number, starts)
-
-
-# ==============================================================================
-# The search
-# ==============================================================================
 
 
 @dataclasses.dataclass

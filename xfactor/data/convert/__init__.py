@@ -1,0 +1,1 @@
+"""Conversion of sources of clips into records."""

@@ -1,0 +1,321 @@
+"""Converts one part of a data set: its clips into temporary shards."""
+
+import dataclasses
+import multiprocessing
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from xfactor.data import files, images, sources
+from xfactor.data.convert import plan as plan_lib
+from xfactor.data.records import codec, shards
+from xfactor.errors import UserError
+
+_CLIP_ID = re.compile(r'[A-Za-z0-9/._-]+')
+# What is wrong with an item; other errors of the system stop the run.
+_UNREADABLE = (
+  *(FileNotFoundError, PermissionError),
+  *(IsADirectoryError, NotADirectoryError),
+)
+
+
+@dataclasses.dataclass
+class Progress:
+  """Numbers that a worker counts up and the main process adds up.
+
+  Each part has its own cells and one writer: no locks, which a killed worker
+  could take with it.
+  """
+
+  items: Any
+  frames: Any
+  stop: Any
+
+  @classmethod
+  def make(cls, parts: int) -> 'Progress':
+    context = multiprocessing.get_context('spawn')
+    return cls(
+      items=context.RawArray('q', parts),
+      frames=context.RawArray('q', parts),
+      stop=context.RawValue('b', 0),
+    )
+
+
+class _Stopped(Exception):
+  """The main process asked the workers to stop."""
+
+
+class Outputs:
+  """The files of one part: a file of frames and one of clips a split."""
+
+  def __init__(self, work: epath.Path, stem: str):
+    self._work = work
+    self._stem = stem
+    self._writers: dict[str, dict[str, shards.ShardWriter]] = {}
+    self._depth: dict[str, bool] = {}
+    self._encodings: set[str] = set()
+    self._clips: list[dict[str, Any]] = []
+
+  def _split(self, split: str) -> dict[str, shards.ShardWriter]:
+    if split not in self._writers:
+      self._depth[split] = True
+      self._writers[split] = {
+        kind: shards.ShardWriter(self._work / f'{self._stem}.{split}.{kind}')
+        for kind in ('frames', 'clips')
+      }
+    return self._writers[split]
+
+  def add(
+    self,
+    split: str,
+    item: str,
+    clip: codec.Clip,
+    frames: Iterable[bytes],
+    depth: bool,
+    encodings: Iterable[str],
+  ) -> None:
+    """Writes one clip, given its frames' records, into a split."""
+    out = self._split(split)
+    clip = dataclasses.replace(clip, first_frame=out['frames'].records)
+    for record in frames:
+      out['frames'].write(record)
+    out['clips'].write(codec.encode_clip(clip))
+    self._depth[split] &= depth
+    self._encodings.update(encodings)
+    self._clips.append(
+      {
+        'id': clip.id,
+        'item': item,
+        'split': split,
+        'frames': clip.num_frames,
+        'height': clip.height,
+        'width': clip.width,
+        'replaced': clip.replaced,
+      }
+    )
+
+  def close(self) -> dict[str, Any]:
+    """Finishes the files and returns what is in them."""
+    return {
+      'splits': {
+        split: {
+          'depth': self._depth[split],
+          **{k: dataclasses.asdict(w.close()) for k, w in out.items()},
+        }
+        for split, out in sorted(self._writers.items())
+      },
+      'clips': self._clips,
+      'encodings': sorted(self._encodings),
+    }
+
+  def abort(self) -> None:
+    """Drops the files."""
+    for out in self._writers.values():
+      for writer in out.values():
+        writer.abort()
+
+
+def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
+  """Raises ValueError where a source breaks the promises of `Clip`."""
+  n = len(clip.frames)
+  problems = []
+  if not _CLIP_ID.fullmatch(clip.id):
+    problems.append('its id has characters other than letters, digits, /._-')
+  if not n:
+    problems.append('it has no frames')
+  if clip.depth is not None and len(clip.depth) != n:
+    problems.append(f'{len(clip.depth)} depth images for {n} frames')
+  for key, shape in (
+    ('timestamps', (n,)),
+    ('intrinsics', (n, 4)),
+    ('world_to_camera', (n, 3, 4)),
+  ):
+    array = getattr(clip, key)
+    if array is not None and array.shape != shape:
+      problems.append(f'{key} of shape {array.shape} instead of {shape}')
+  for i, frame in enumerate(clip.frames):
+    height, width = images.header(frame)
+    if (height, width) != (clip.height, clip.width):
+      problems.append(
+        f'frame {i} is {height} x {width} instead of '
+        f'{clip.height} x {clip.width}'
+      )
+      break
+  if problems:
+    raise ValueError(f'clip {clip.id!r} of {item.id!r}: {"; ".join(problems)}')
+
+
+def part_stem(number: int) -> str:
+  return f'part-{number:05d}'
+
+
+def _write_part(
+  source: sources.Source,
+  plan: plan_lib.Plan,
+  progress: Progress | None,
+  number: int,
+  items: Sequence[sources.Item],
+) -> dict[str, Any]:
+  """Converts one part and returns its summary, also left as part-N.json."""
+  stem = part_stem(number)
+  out = Outputs(plan.work, stem)
+  skipped, left_out, listed = [], 0, []
+  try:
+    for item in items:
+      try:
+        for clip in _clips(source, item):
+          if progress and progress.stop.value:
+            raise _Stopped
+          split, key = plan.split_of(clip.id, item)
+          if split is None:
+            left_out += 1
+            continue
+          _check_clip(clip, item)
+          _add_clip(out, split, item, clip)
+          if key:
+            listed.append(key)
+          if progress:
+            progress.frames[number] += len(clip.frames)
+      except UserError as e:
+        skipped.append((item.id, ' '.join(str(e).split())))
+      except Exception as e:
+        e.add_note(f'while converting item {item.id!r}')
+        raise
+      if progress:
+        progress.items[number] += 1
+    part = out.close() | {
+      'skipped': skipped,
+      'left_out': left_out,
+      'listed': listed,
+    }
+    files.write_json(plan.work / f'{stem}.json', part)
+  except BaseException:
+    out.abort()
+    raise
+  return part
+
+
+def _clips(
+  source: sources.Source, item: sources.Item
+) -> Iterator[sources.Clip]:
+  try:
+    yield from source.clips(item)
+  except _UNREADABLE as e:
+    raise UserError(f'{item.id} cannot be read: {e}') from e
+
+
+def _add_clip(
+  out: Outputs, split: str, item: sources.Item, clip: sources.Clip
+) -> None:
+  depth = clip.depth or [None] * len(clip.frames)
+  out.add(
+    split,
+    item.id,
+    codec.Clip(
+      id=clip.id,
+      first_frame=0,
+      num_frames=len(clip.frames),
+      height=clip.height,
+      width=clip.width,
+      timestamps=clip.timestamps,
+      intrinsics=clip.intrinsics,
+      world_to_camera=clip.world_to_camera,
+      replaced=clip.replaced,
+    ),
+    map(codec.encode_frame, clip.frames, depth),
+    clip.depth is not None,
+    {
+      'png' if frame.startswith(b'\x89PNG') else 'jpeg' for frame in clip.frames
+    },
+  )
+
+
+def read_part(
+  plan: plan_lib.Plan, number: int, check: bool = True
+) -> dict[str, Any] | None:
+  """Returns the summary of a part that is done and whole, or None.
+
+  Args:
+    plan: The conversion.
+    number: Of the part.
+    check: Whether its checksums are to be compared. A bucket keeps its own.
+  """
+  path = plan.work / f'{part_stem(number)}.json'
+  if not path.exists():
+    return None
+  try:
+    part = files.read_json(path)
+  except ValueError:
+    return None
+  for split in part['splits'].values():
+    for kind in ('frames', 'clips'):
+      shard = shards.Shard(**split[kind])
+      file = plan.work / shard.file
+      if not file.exists() or file.stat().length != shard.bytes:
+        return None
+      check = check and not files.is_remote(file)
+      if check and files.sha256(file) != shard.sha256:
+        return None
+  return part
+
+
+# What a worker process works on.
+_job: tuple[Any, ...] = ()
+
+
+def set_job(*job: Any) -> None:
+  global _job
+  _job = job
+
+
+def work_on(
+  number: int, items: Sequence[sources.Item], check: bool
+) -> dict[str, Any]:
+  return do_part(*_job, number, items, check)
+
+
+def do_part(
+  source: sources.Source,
+  plan: plan_lib.Plan,
+  progress: Progress | None,
+  number: int,
+  items: Sequence[sources.Item],
+  check: bool,
+) -> dict[str, Any]:
+  """Returns the summary of a part, converting it unless it is done."""
+  part = read_part(plan, number, check)
+  if part is None:
+    return _write_part(source, plan, progress, number, items)
+  if progress:
+    progress.items[number] = len(items)
+  return part
+
+
+def without_items(plan: plan_lib.Plan) -> plan_lib.Plan:
+  """Returns what a worker needs of a plan: a million items are heavy."""
+  return dataclasses.replace(plan, parts=[])
+
+
+def own(
+  plan: plan_lib.Plan, owner: dict[str, int], parts: dict[int, Any], number: int
+) -> None:
+  """Notes which part each clip of a new part is in.
+
+  Raises:
+    UserError: If an earlier clip has the same id.
+  """
+  for clip in parts[number]['clips']:
+    if clip['id'] in owner:
+      other = owner[clip['id']]
+      first = next(c for c in parts[other]['clips'] if c['id'] == clip['id'])
+      # Once they are corrected, they are to be read again.
+      for made in {number, other}:
+        (plan.work / f'{part_stem(made)}.json').unlink(missing_ok=True)
+      raise UserError(
+        f'two clips have the id {clip["id"]!r}: one from item '
+        f'{first["item"]!r} and one from item {clip["item"]!r}; rename '
+        'one of them and convert again with --overwrite'
+      )
+    owner[clip['id']] = number

@@ -1,0 +1,168 @@
+"""Deals a source's items to parts, independently of workers."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from xfactor.data import files, sources
+from xfactor.data.convert import splits as splits_lib
+from xfactor.data.records import store
+from xfactor.errors import UserError
+
+SHARD_BYTES = 512 * 2**20
+MIN_PARTS = 32
+_NAME = re.compile(r'[a-z][a-z0-9_]*')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is to be done, known before anything is read or written."""
+
+  name: str
+  root: epath.Path
+  version: str
+  test_fraction: float
+  lists: splits_lib.Lists | None
+  only: tuple[str, ...] | None
+  parts: list[list[sources.Item]]
+  options: dict[str, Any]
+
+  @property
+  def work(self) -> epath.Path:
+    """The folder of unfinished work."""
+    return self.root / f'.incomplete-{self.version}'
+
+  @property
+  def bytes(self) -> int:
+    """Estimate of the size."""
+    return sum(item.size for part in self.parts for item in part)
+
+  def split_of(
+    self, clip_id: str, item: sources.Item
+  ) -> tuple[str | None, str | None]:
+    """Returns a clip's split, None if left out, and its id in the lists."""
+    listed = None
+    if self.lists:
+      split, listed = self.lists.find(clip_id)
+    else:
+      split = item.split or splits_lib.by_hash(clip_id, self.test_fraction)
+    if self.only and split not in self.only:
+      split = None
+    return split, listed
+
+  @property
+  def by_hash(self) -> bool:
+    """Whether the hash alone decides about splits."""
+    return not self.lists and all(
+      item.split is None for part in self.parts for item in part
+    )
+
+
+def deal(items: Sequence[sources.Item]) -> list[list[sources.Item]]:
+  """Deals items to parts: consecutive, of about equal size, none empty.
+
+  Their number depends on the items alone: about 512 MiB each, but at least
+  `MIN_PARTS` (or one an item), for the sake of workers.
+  """
+  sizes = [max(item.size, 1) for item in items]
+  total = sum(sizes)
+  count = max(-(-total // SHARD_BYTES), min(len(items), MIN_PARTS))
+  parts = [[] for _ in range(count)]
+  before = 0
+  for item, size in zip(items, sizes, strict=True):
+    # By the item's middle, so that a large one does not end up in a late part.
+    parts[(2 * before + size) * count // (2 * total)].append(item)
+    before += size
+  return [part for part in parts if part]
+
+
+def make_plan(
+  source: sources.Source,
+  data_dir: str | os.PathLike[str],
+  name: str | None = None,
+  test_fraction: float = 0.1,
+  lists: splits_lib.Lists | None = None,
+  only: Sequence[str] | None = None,
+) -> Plan:
+  """Lists the items and deals them to parts; reads no footage.
+
+  Arguments are those of `convert`.
+
+  Raises:
+    UserError: If a name or number is not usable, the source lists nothing, or
+      two items have one id.
+  """
+  name = name or source.name
+  if not _NAME.fullmatch(name):
+    raise UserError(
+      f'the name {name!r} of a data set must be lower-case letters, digits '
+      'and underscores, and start with a letter'
+    )
+  if not 0 <= test_fraction <= 1:
+    raise UserError(f'--test_fraction is {test_fraction}; give it 0 to 1')
+  try:
+    items = source.items()
+  except OSError as e:
+    raise UserError(f'the {source.name} source cannot be listed: {e}') from e
+  if not items:
+    raise UserError(f'the {source.name} source lists nothing to convert')
+  seen = set()
+  for item in items:
+    if item.id in seen:
+      raise UserError(f'the {source.name} source lists item {item.id!r} twice')
+    seen.add(item.id)
+  only = tuple(only) if only else None
+  wanted = [item for item in items if _may_be_wanted(item, lists, only)]
+  if not wanted:
+    raise UserError(
+      f'none of the {len(items)} items of the {source.name} source is wanted '
+      f'(for instance {items[0].id} is not): check --splits and --split'
+    )
+  parts = deal(wanted)
+  return Plan(
+    name=name,
+    root=files.data_folder(data_dir) / name,
+    version=source.version,
+    test_fraction=test_fraction,
+    lists=lists,
+    only=only,
+    parts=parts,
+    options={
+      'format': store.FORMAT,
+      'source': source.name,
+      'source_version': source.version,
+      'options': {
+        f.name: _plain(getattr(source, f.name))
+        for f in dataclasses.fields(source)
+      },
+      'test_fraction': test_fraction,
+      'lists': files.digest(lists.by_id) if lists else None,
+      'only': _plain(only),
+      'items': files.digest(
+        [(i.id, i.split, i.size) for part in parts for i in part]
+      ),
+    },
+  )
+
+
+def _may_be_wanted(
+  item: sources.Item,
+  lists: splits_lib.Lists | None,
+  only: Sequence[str] | None,
+) -> bool:
+  if lists:
+    return item.bundle or lists.may_hold(item.id)
+  return not (only and item.split and item.split not in only)
+
+
+def _plain(value: Any) -> Any:
+  """Returns a value as JSON will give it back."""
+  if isinstance(value, tuple | list):
+    return [_plain(v) for v in value]
+  if isinstance(value, bool | int | float | str | None):
+    return value
+  return str(value)

@@ -1,0 +1,254 @@
+"""Merges converted parts into the published folders."""
+
+import dataclasses
+import errno
+import os
+import shutil
+import socket
+from typing import Any
+
+from etils import epath
+
+from xfactor.data import files as files_lib
+from xfactor.data.convert import part as part_lib
+from xfactor.data.convert import plan as plan_lib
+from xfactor.data.records import codec, tfds_metadata
+from xfactor.data.records import shards as shards_lib
+
+_PLACEHOLDER = 'folder'
+_ASIDE = '.deleted-'
+
+
+def fill_splits(
+  plan: plan_lib.Plan, parts: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+  """Moves one clip where the hash left a split empty (see the module)."""
+  clips = [clip for part in parts for clip in part['clips']]
+  found = {clip['split'] for clip in clips}
+  if (
+    not plan.by_hash
+    or plan.only
+    or not 0 < plan.test_fraction < 1
+    or len(clips) < 2
+    or len(found) > 1
+  ):
+    return parts
+  by_hash = sorted(clips, key=lambda c: (files_lib.unit_hash(c['id']), c['id']))
+  if found == {'train'}:
+    moved, target = by_hash[0]['id'], 'test'
+  else:
+    moved, target = by_hash[-1]['id'], 'train'
+  for number, part in enumerate(parts):
+    if any(clip['id'] == moved for clip in part['clips']):
+      part = _rewrite_part(plan, number, part, {moved: target})
+      return [*parts[:number], part, *parts[number + 1 :]]
+  raise AssertionError(moved)
+
+
+def _rewrite_part(
+  plan: plan_lib.Plan, number: int, part: dict[str, Any], target: dict[str, str]
+) -> dict[str, Any]:
+  """Writes a part anew with some clips in other splits."""
+  (split,) = part['splits']
+  files = part['splits'][split]
+  frames = shards_lib.read_shard(plan.work / files['frames']['file'])
+  clips = shards_lib.read_shard(plan.work / files['clips']['file'])
+  # Another stem: until the JSON is replaced, the old files are the part.
+  out = part_lib.Outputs(plan.work, f'{part_lib.part_stem(number)}-moved')
+  for entry, record in zip(part['clips'], clips, strict=True):
+    clip = codec.decode_clip(record)
+    own = [next(frames) for _ in range(clip.num_frames)]
+    out.add(
+      target.get(clip.id, split),
+      entry['item'],
+      clip,
+      own,
+      files['depth'],
+      part['encodings'],
+    )
+  new = part | out.close()
+  files_lib.write_json(plan.work / f'{part_lib.part_stem(number)}.json', new)
+  return new
+
+
+def finish(
+  plan: plan_lib.Plan, description: str, parts: list[dict[str, Any]]
+) -> None:
+  """Gives everything its final place; can be interrupted and repeated."""
+  splits = sorted({split for part in parts for split in part['splits']})
+  make_folder(plan.work / 'clips')
+  depth = all(s['depth'] for part in parts for s in part['splits'].values())
+  encodings = {e for part in parts for e in part['encodings']}
+  listed = {key for part in parts for key in part['listed']}
+  ids = plan.lists.by_id if plan.lists else {}
+  if plan.lists:
+    files_lib.write_json(
+      plan.work / 'clips' / 'splits.json', plan.lists.by_split()
+    )
+  frames, clips, manifest = {}, {}, {}
+  for split in splits:
+    own = [part for part in parts if split in part['splits']]
+    rows = [c for part in own for c in part['clips'] if c['split'] == split]
+    frames[split] = _name_frames(plan, split, own)
+    clips[split] = _merge_clips(plan, split, own)
+    manifest[split] = {
+      'clips': len(rows),
+      'frames': sum(row['frames'] for row in rows),
+      'replaced': sum(row['replaced'] for row in rows),
+      'frames_digest': files_lib.digest(
+        [dataclasses.asdict(shard) for shard in frames[split]]
+      ),
+      'index_sha256': shards_lib.write_index(
+        plan.work / 'clips' / f'clips-{split}.index.npz',
+        [(r['id'], r['frames'], r['height'], r['width']) for r in rows],
+      ),
+    }
+  for config, shards in (('frames', frames), ('clips', clips)):
+    folder = plan.work / config
+    tfds_metadata.write_tfds_metadata(
+      folder,
+      name=plan.name,
+      config=config,
+      version=plan.version,
+      description=description,
+      shards=shards,
+      depth=depth,
+      encoding=encodings.pop() if len(encodings) == 1 else None,
+    )
+    own = {
+      split: entry
+      | {'shards': [dataclasses.asdict(shard) for shard in shards[split]]}
+      for split, entry in manifest.items()
+    }
+    # Of runs that were killed here.
+    for leftover in folder.glob('*.incomplete-*'):
+      leftover.unlink(missing_ok=True)
+    files_lib.write_json(
+      folder / 'manifest.json',
+      plan.options
+      | {
+        'name': plan.name,
+        'config': config,
+        'version': plan.version,
+        'splits': own,
+        'skipped': [s for part in parts for s in part['skipped']],
+        'left_out': sum(part['left_out'] for part in parts),
+        'missing': sorted(ids.keys() - listed),
+      },
+    )
+
+
+def _name_frames(
+  plan: plan_lib.Plan, split: str, parts: list[dict[str, Any]]
+) -> list[shards_lib.Shard]:
+  """Renames the parts' frames to what TFDS expects."""
+  out = []
+  for i, part in enumerate(parts):
+    shard = shards_lib.Shard(**part['splits'][split]['frames'])
+    name = shards_lib.shard_name(plan.name, split, i, len(parts))
+    # A run that was interrupted here has renamed some files already.
+    if (plan.work / shard.file).exists():
+      (plan.work / shard.file).replace(plan.work / 'frames' / name)
+    out.append(dataclasses.replace(shard, file=name))
+  return out
+
+
+def _merge_clips(
+  plan: plan_lib.Plan, split: str, parts: list[dict[str, Any]]
+) -> list[shards_lib.Shard]:
+  """Writes the clips anew, with first frames counted over the whole split."""
+  size = sum(part['splits'][split]['clips']['bytes'] for part in parts)
+  groups = -(-size // plan_lib.SHARD_BYTES)
+  groups = min(groups, len(parts))
+  first, out = 0, []
+  for g in range(groups):
+    name = shards_lib.shard_name(plan.name, split, g, groups)
+    writer = shards_lib.ShardWriter(plan.work / 'clips' / name)
+    begin, end = (len(parts) * i // groups for i in (g, g + 1))
+    for part in parts[begin:end]:
+      files = part['splits'][split]
+      for record in shards_lib.read_shard(plan.work / files['clips']['file']):
+        clip = codec.decode_clip(record)
+        clip.first_frame += first
+        writer.write(codec.encode_clip(clip))
+      first += files['frames']['records']
+    out.append(writer.close())
+  return out
+
+
+def is_published(plan: plan_lib.Plan) -> bool:
+  """Whether only the last step, deleting the work folder, is missing."""
+  return (plan.work / 'parts.json').exists() and not (
+    plan.work / 'frames'
+  ).exists()
+
+
+def publish(plan: plan_lib.Plan) -> None:
+  """Puts the finished folders in place, instead of older ones if any.
+
+  Frames come last: without them the data set does not count as there, and
+  their absence from the work folder tells that all is done.
+  """
+  for config in ('clips', 'frames'):
+    new, final = plan.work / config, plan.root / config / plan.version
+    if files_lib.is_remote(final):
+      _move_files(new, final)
+      continue
+    final.parent.mkdir(exist_ok=True)
+    if not new.exists():
+      # This process was held up, and what is in place is what it made.
+      raise FileNotFoundError(errno.ENOENT, 'moved by another process', new)
+    if final.exists():
+      _set_aside(plan, final)
+    new.replace(final)
+  discard(plan)
+
+
+def _set_aside(plan: plan_lib.Plan, folder: epath.Path) -> None:
+  """Takes a local folder away at once, for `_delete_aside`."""
+  owner = f'{socket.gethostname()}-{os.getpid()}'
+  name = f'{_ASIDE}{owner}-{folder.parent.name}-{folder.name}'
+  folder.replace(plan.root / name)
+
+
+def delete_aside(plan: plan_lib.Plan) -> None:
+  for folder in plan.root.glob(f'{_ASIDE}*'):
+    # Another process may be about it too.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard(plan: plan_lib.Plan) -> None:
+  """Deletes the work folder, for other processes all at once."""
+  if not files_lib.is_remote(plan.work):
+    _set_aside(plan, plan.work)
+    delete_aside(plan)
+    return
+  for path in plan.work.iterdir():
+    # It says that the rest is not needed any more.
+    if path.name != 'parts.json' and not path.is_dir():
+      path.unlink(missing_ok=True)
+  plan.work.rmtree()
+
+
+def make_folder(folder: epath.Path) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  if files_lib.is_remote(folder):
+    # A bucket has only the folders that something is in.
+    (folder / _PLACEHOLDER).write_text('')
+
+
+def _move_files(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder of a bucket; can be interrupted and repeated.
+
+  The manifest, which makes a folder count, comes last, so that a target with
+  one is an older version or, where the source has none, moved already.
+  """
+  (source / _PLACEHOLDER).unlink(missing_ok=True)
+  manifest = 'manifest.json'
+  if (source / manifest).exists() and (target / manifest).exists():
+    target.rmtree()
+  make_folder(target)
+  paths = sorted(source.iterdir(), key=lambda p: (p.name == manifest, p.name))
+  for path in paths:
+    path.replace(target / path.name)
+  (target / _PLACEHOLDER).unlink()

@@ -1,0 +1,151 @@
+"""Counts of a conversion and its report."""
+
+import dataclasses
+import shutil
+
+from xfactor.data import files
+from xfactor.data.convert import plan as plan_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+  """What was written to one split; `bytes` counts frames and clips."""
+
+  clips: int
+  frames: int
+  bytes: int
+  replaced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What a conversion did.
+
+  Attributes:
+    folder: DATA_DIR/NAME.
+    version: Semantic version.
+    splits: What is in each split.
+    skipped: (item id, reason) of items that could not be converted.
+    left_out: Clips that the split lists or `only` leave out.
+    missing: Ids of the split lists that no clip has.
+    seconds: Wall time of this run.
+    new_frames: Frames that this run converted (others were done before).
+    already: Whether the data set was there and nothing was done.
+  """
+
+  folder: str
+  version: str
+  splits: dict[str, SplitSummary]
+  skipped: list[tuple[str, str]]
+  left_out: int
+  missing: list[str]
+  seconds: float
+  new_frames: int
+  already: bool = False
+
+
+def summary(
+  plan: plan_lib.Plan, seconds: float, new_frames: int, already: bool = False
+) -> Summary:
+  frames, clips = (
+    files.read_json(plan.root / config / plan.version / 'manifest.json')
+    for config in ('frames', 'clips')
+  )
+  return Summary(
+    folder=str(plan.root),
+    version=plan.version,
+    splits={
+      split: SplitSummary(
+        clips=entry['clips'],
+        frames=entry['frames'],
+        bytes=sum(
+          shard['bytes']
+          for manifest in (frames, clips)
+          for shard in manifest['splits'][split]['shards']
+        ),
+        replaced=entry['replaced'],
+      )
+      for split, entry in frames['splits'].items()
+    },
+    skipped=[tuple(s) for s in frames['skipped']],
+    left_out=frames.get('left_out', 0),
+    missing=frames.get('missing', []),
+    seconds=seconds,
+    new_frames=new_frames,
+    already=already,
+  )
+
+
+def describe(plan: plan_lib.Plan) -> str:
+  """Returns what a conversion would do, for --dry_run."""
+  items = [item for part in plan.parts for item in part]
+  splits: dict[str, int] = {}
+  for item in items:
+    key = item.split or f'by hash ({plan.test_fraction:g} test)'
+    splits['by lists' if plan.lists else key] = splits.get(key, 0) + 1
+  options = ', '.join(f'{k}={v}' for k, v in plan.options['options'].items())
+  lines = [
+    f'would convert {len(items)} items in {len(plan.parts)} parts '
+    f'with the {plan.options["source"]} source ({options})',
+    'splits: ' + ', '.join(f'{k}: {n} items' for k, n in splits.items()),
+    f'into {plan.root}/frames/{plan.version} and clips/{plan.version}',
+    f'estimated size {plan.bytes / 2**20:.0f} MiB{_free(plan)}',
+  ]
+  lines += [f'  {item.id}' for item in items[:20]]
+  if len(items) > 20:
+    lines.append(f'  ... and {len(items) - 20} more')
+  return '\n'.join(lines)
+
+
+def _free(plan: plan_lib.Plan) -> str:
+  """Returns the room that a local target has, in words."""
+  if files.is_remote(plan.root):
+    return ''
+  existing = plan.root.resolve()
+  while not existing.exists():
+    existing = existing.parent
+  return f', free {shutil.disk_usage(existing).free / 2**20:.0f} MiB'
+
+
+def report(summary: Summary) -> str:
+  """Returns the closing table."""
+  rate = summary.new_frames / max(summary.seconds, 1e-6)
+  head = ('split', 'clips', 'frames', 'MiB', 'replaced')
+  rows = [
+    (
+      split,
+      str(s.clips),
+      str(s.frames),
+      f'{s.bytes / 2**20:.1f}',
+      str(s.replaced),
+    )
+    for split, s in sorted(summary.splits.items())
+  ]
+  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  lines = [
+    '  '.join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
+    for row in (head, *rows)
+  ]
+  if summary.already:
+    lines.append(
+      f'already converted: {summary.folder} {summary.version} (give '
+      '--overwrite to convert again)'
+    )
+  else:
+    lines.append(
+      f'{summary.folder} {summary.version}: {summary.new_frames} frames in '
+      f'{summary.seconds:.0f} s, {rate:.0f} frames/s'
+    )
+  if summary.left_out:
+    lines.append(f'clips left out by --splits or --split: {summary.left_out}')
+  if summary.missing:
+    lines.append(
+      f'ids of --splits without a clip: {len(summary.missing)}, for instance '
+      + ', '.join(summary.missing[:3])
+    )
+  if summary.skipped:
+    lines.append(f'skipped items: {len(summary.skipped)}')
+    lines += [f'  {item}: {why}' for item, why in summary.skipped[:20]]
+    if len(summary.skipped) > 20:
+      lines.append('  ... all of them are in manifest.json')
+  return '\n'.join(lines)

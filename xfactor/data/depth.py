@@ -1,0 +1,45 @@
+"""The depth PNG of frames: 16 bits, millimetres."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def encode_depth(depth: np.ndarray) -> bytes:
+  """PNG, 16-bit grey, of depth in metres [H, W], in thousandths.
+
+  Pillow does the same in several times the time.
+  """
+  millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype('>u2')
+  height, width = millimetres.shape
+  rows = millimetres.view(np.uint8).reshape(height, 2 * width)
+  # Filter 2, the difference to the row above, halves the size.
+  body = np.full((height, 2 * width + 1), 2, np.uint8)
+  body[:, 1:] = rows
+  body[1:, 1:] -= rows[:-1]
+
+  def chunk(name: bytes, data: bytes) -> bytes:
+    crc = struct.pack('>I', zlib.crc32(name + data))
+    return struct.pack('>I', len(data)) + name + data + crc
+
+  header = struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0)
+  return b''.join(
+    [
+      b'\x89PNG\r\n\x1a\n',
+      chunk(b'IHDR', header),
+      chunk(b'IDAT', zlib.compress(body.tobytes(), 1)),
+      chunk(b'IEND', b''),
+    ]
+  )
+
+
+def encode_game_depth(z: np.ndarray) -> bytes:
+  """Encodes z-depth in scene units as a 16-bit PNG in thousandths."""
+  thousandths = np.rint(z * 1000)
+  thousandths[thousandths > 65535] = 0
+  out = io.BytesIO()
+  Image.fromarray(thousandths.astype(np.uint16)).save(out, 'png')
+  return out.getvalue()

@@ -1,0 +1,230 @@
+"""Cameras and poses of COLMAP's sparse models, read without COLMAP.
+
+A model is a folder with the files `cameras` and `images`, both `.bin` or both
+`.txt` (https://colmap.github.io/format.html). Newer versions write `rigs` and
+`frames` beside them; the poses in `images` are complete without.
+"""
+
+import dataclasses
+import functools
+import struct
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from etils import epath
+
+from xfactor.errors import UserError
+
+# (name, focal lengths, parameters) by COLMAP's numbers: colmap/sensor/models.h.
+# The parameters are f or fx, fy; then cx, cy; then the distortion.
+_MODELS = (
+  ('SIMPLE_PINHOLE', 1, 3),
+  ('PINHOLE', 2, 4),
+  ('SIMPLE_RADIAL', 1, 4),
+  ('RADIAL', 1, 5),
+  ('OPENCV', 2, 8),
+  ('OPENCV_FISHEYE', 2, 8),
+  ('FULL_OPENCV', 2, 12),
+  ('FOV', 2, 5),
+  ('SIMPLE_RADIAL_FISHEYE', 1, 4),
+  ('RADIAL_FISHEYE', 1, 5),
+  ('THIN_PRISM_FISHEYE', 2, 12),
+  ('RAD_TAN_THIN_PRISM_FISHEYE', 2, 16),
+  ('SIMPLE_DIVISION', 1, 4),
+  ('DIVISION', 2, 5),
+  ('SIMPLE_FISHEYE', 1, 3),
+  ('FISHEYE', 2, 4),
+  ('EUCM', 2, 6),
+)
+_POINT_BYTES = 24  # x, y, number of the 3D point.
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+  """What images of one camera share.
+
+  Attributes:
+    model: COLMAP's name, for instance 'OPENCV'.
+    width: Pixels of the pictures that COLMAP saw.
+    height: Pixels of the pictures that COLMAP saw.
+    intrinsics: float64 [4] (fx, fy, cx, cy), divided by the width and height;
+      as in COLMAP the centre of the first pixel is 0.5 / width, 0.5 / height.
+    distortion: float64 [...], the model's other parameters in COLMAP's order.
+  """
+
+  model: str
+  width: int
+  height: int
+  intrinsics: np.ndarray
+  distortion: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+  """A registered image.
+
+  Attributes:
+    camera: Its camera.
+    world_to_camera: float64 [3, 4] [R|t], OpenCV axes.
+  """
+
+  camera: Camera
+  world_to_camera: np.ndarray
+
+
+def read_model(folder: epath.Path) -> dict[str, Image] | None:
+  """Reads the registered images of a model by name, in the order of the file.
+
+  Args:
+    folder: Of the model, for instance `sparse/0`, local or gs://.
+
+  Returns:
+    The images, or None where the folder does not exist or holds no model.
+
+  Raises:
+    UserError: If a file is truncated or garbage, or of an unknown camera model.
+  """
+  for suffix, read_cameras, read_images in (
+    ('.bin', _binary_cameras, _binary_images),
+    ('.txt', _text_cameras, _text_images),
+  ):
+    first, second = folder / f'cameras{suffix}', folder / f'images{suffix}'
+    if first.exists() and second.exists():
+      cameras = _read(first, read_cameras)
+      return _read(second, functools.partial(read_images, cameras=cameras))
+  return None
+
+
+def _read(path: epath.Path, parse: Callable[[bytes], dict]) -> dict:
+  try:
+    return parse(path.read_bytes())
+  except (ValueError, struct.error) as error:
+    raise UserError(
+      f'{path} is no COLMAP model that can be read ({error}); restore it from '
+      'its origin or remove it'
+    ) from error
+
+
+def _camera(
+  model: tuple[str, int, int], width: int, height: int, values: Sequence[float]
+) -> Camera:
+  name, focals, count = model
+  values = np.array(values, np.float64)
+  if len(values) != count:
+    raise ValueError(f'{name} has {count} parameters, not {len(values)}')
+  if min(width, height) < 1 or not np.isfinite(values).all():
+    raise ValueError(f'{name} of {width} x {height} with {values.tolist()}')
+  size = np.array([width, height])
+  return Camera(
+    model=name,
+    width=width,
+    height=height,
+    # One focal length stands for both.
+    intrinsics=np.concatenate(
+      [values[:focals] / size, values[focals : focals + 2] / size]
+    ),
+    distortion=values[focals + 2 :],
+  )
+
+
+def _image(
+  camera_id: int, pose: Sequence[float], cameras: dict[int, Camera]
+) -> Image:
+  """Returns an image, given its quaternion (w, x, y, z) and translation."""
+  if camera_id not in cameras:
+    raise ValueError(f'there is no camera {camera_id}')
+  quaternion, translation = np.split(np.array(pose, np.float64), [4])
+  length = np.linalg.norm(quaternion)
+  if len(pose) != 7 or not 0 < length < np.inf or not np.isfinite(pose).all():
+    raise ValueError(f'{list(pose)} is no pose')
+  w, x, y, z = quaternion / length
+  rotation = [
+    [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+    [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+    [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+  ]
+  return Image(cameras[camera_id], np.column_stack([rotation, translation]))
+
+
+class _Reader:
+  """Takes little-endian numbers and texts off a file, one after the other."""
+
+  def __init__(self, data: bytes):
+    self._data = data
+    self._at = 0
+
+  def numbers(self, layout: str) -> tuple:
+    values = struct.unpack_from(f'<{layout}', self._data, self._at)
+    self._at += struct.calcsize(f'<{layout}')
+    return values
+
+  def text(self) -> str:
+    begin, self._at = self._at, self._data.index(0, self._at) + 1
+    return self._data[begin : self._at - 1].decode()
+
+  def skip(self, count: int) -> None:
+    self._at += count
+    if self._at > len(self._data):
+      raise ValueError('it ends early')
+
+  def end(self) -> None:
+    if self._at != len(self._data):
+      raise ValueError(f'{len(self._data) - self._at} bytes too many')
+
+
+def _binary_cameras(data: bytes) -> dict[int, Camera]:
+  reader = _Reader(data)
+  cameras = {}
+  for _ in range(*reader.numbers('Q')):
+    camera_id, number, width, height = reader.numbers('IiQQ')
+    if not 0 <= number < len(_MODELS):
+      raise ValueError(f'unknown camera model {number}')
+    model = _MODELS[number]
+    values = reader.numbers(f'{model[2]}d')
+    cameras[camera_id] = _camera(model, width, height, values)
+  reader.end()
+  return cameras
+
+
+def _binary_images(data: bytes, cameras: dict[int, Camera]) -> dict[str, Image]:
+  reader = _Reader(data)
+  images = {}
+  for _ in range(*reader.numbers('Q')):
+    _, *pose, camera_id = reader.numbers('I7dI')
+    name = reader.text()
+    images[name] = _image(camera_id, pose, cameras)
+    reader.skip(reader.numbers('Q')[0] * _POINT_BYTES)
+  reader.end()
+  return images
+
+
+def _text_cameras(data: bytes) -> dict[int, Camera]:
+  models = {model[0]: model for model in _MODELS}
+  cameras = {}
+  for line in data.decode().splitlines():
+    if not line.strip() or line.lstrip().startswith('#'):
+      continue
+    camera_id, name, width, height, *values = line.split()
+    if name not in models:
+      raise ValueError(f'unknown camera model {name}')
+    cameras[int(camera_id)] = _camera(
+      models[name], int(width), int(height), [float(v) for v in values]
+    )
+  return cameras
+
+
+def _text_images(data: bytes, cameras: dict[int, Camera]) -> dict[str, Image]:
+  images = {}
+  lines = iter(data.decode().splitlines())
+  for line in lines:
+    if not line.strip() or line.lstrip().startswith('#'):
+      continue
+    # Names may have spaces.
+    _, *pose, camera_id, name = line.strip().split(maxsplit=9)
+    pose = [float(value) for value in pose]
+    images[name] = _image(int(camera_id), pose, cameras)
+    # The next line has the image's points. Where someone dropped those lines,
+    # every other image would be taken for points.
+    if len(next(lines, '').split()) % 3:
+      raise ValueError(f'after {name} must come its points or an empty line')
+  return images

@@ -1,0 +1,95 @@
+"""TFRecord files and the examples in them, without TensorFlow."""
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from etils import epath
+
+from xfactor.data.records import codec
+from xfactor.errors import UserError
+
+_HEADER = struct.Struct('<QI')  # Length and its checksum.
+_FOOTER = struct.Struct('<I')  # The data's checksum.
+
+
+def read(
+  path: str | os.PathLike[str], start: int = 0, stop: int | None = None
+) -> Iterator[bytes]:
+  """Yields the records number `start` to `stop` of a TFRecord file.
+
+  The format is that of TensorFlow's `tsl/lib/io/record_writer.h`, uncompressed.
+
+  Args:
+    path: A file, local or gs://.
+    start: Records to skip; their data is not read.
+    stop: The first record not to read, or None to read to the end.
+
+  Raises:
+    UserError: If the file is missing, cut short or damaged.
+  """
+  try:
+    with epath.Path(path).open('rb') as file:
+      number = 0
+      while (stop is None or number < stop) and (head := file.read(12)):
+        if len(head) < _HEADER.size:
+          raise _damaged(path, number)
+        length, checksum = _HEADER.unpack(head)
+        if _masked_crc(head[:8]) != checksum:
+          raise _damaged(path, number)
+        if number < start:
+          file.seek(length + _FOOTER.size, os.SEEK_CUR)
+        else:
+          data = file.read(length)
+          tail = file.read(_FOOTER.size)
+          if tail != _FOOTER.pack(_masked_crc(data)):
+            raise _damaged(path, number)
+          yield data
+        number += 1
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
+  if stop is not None and number < stop:
+    raise UserError(
+      f'{path} has {number} of the {stop} records expected; copy it again'
+    )
+
+
+def example(record: bytes) -> dict[str, Any]:
+  """Returns the features of a serialised tf.train.Example.
+
+  Args:
+    record: For instance one of `read`.
+
+  Returns:
+    A list of bytes, a float32 [N] or an int64 [N] by name.
+
+  Raises:
+    UserError: If the record is no such message.
+  """
+  try:
+    features = codec.Example.FromString(record).features.feature
+  except Exception as error:  # protobuf's DecodeError is no ValueError
+    raise UserError(f'no tf.train.Example: {error}') from error
+  out = {}
+  for key, feature in features.items():
+    if feature.HasField('float_list'):
+      out[key] = np.array(feature.float_list.value, np.float32)
+    elif feature.HasField('int64_list'):
+      out[key] = np.array(feature.int64_list.value, np.int64)
+    else:
+      out[key] = list(feature.bytes_list.value)
+  return out
+
+
+def _masked_crc(data: bytes) -> int:
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _damaged(path: str | os.PathLike[str], number: int) -> UserError:
+  return UserError(
+    f'{path} is cut short or damaged at record {number}; copy it again'
+  )

@@ -1,0 +1,203 @@
+"""Decodes video files."""
+
+import fractions
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import av
+import numpy as np
+from absl import logging
+from etils import epath
+
+from xfactor.errors import UserError
+
+
+def read_frames(
+  path: epath.Path, times: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the frames of a video that are nearest to some times.
+
+  Times without a frame within half a frame's duration are left out. Only the
+  part of the video between the first and the last time is decoded.
+
+  Args:
+    path: Of the video, local or gs://.
+    times: [N] ascending seconds since the beginning of the video.
+
+  Yields:
+    Index into `times` and the frame, uint8 [H, W, 3], the right way up.
+
+  Raises:
+    UserError: If the file is no video.
+  """
+  try:
+    with path.open('rb') as file, av.open(file) as container:
+      stream = container.streams.video[0]
+      # Conversion runs one process a core already.
+      stream.codec_context.thread_count = 1
+      period = float(1 / (stream.average_rate or 30))
+      begin = (container.start_time or 0) / av.time_base
+      first = max(times[0] + begin - period, 0.0)
+      container.seek(int(first / stream.time_base), stream=stream)
+      todo = list(enumerate(times))[::-1]
+      for frame, end in _spans(container, stream, begin):
+        rgb = None
+        while todo and todo[-1][1] < end:
+          index, time = todo.pop()
+          # Timestamps are rounded to milliseconds here and there.
+          if abs(frame.time - begin - time) > period / 2 + 1e-3:
+            continue
+          if rgb is None:
+            # The angle, anticlockwise, by which the picture is to be turned.
+            turns = round(frame.rotation / 90) % 4
+            rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
+          yield index, rgb
+        if not todo:
+          return
+  except (av.FFmpegError, OSError, IndexError) as error:
+    raise UserError(
+      f'{path} is no video that can be read ({error}); download it again'
+    ) from error
+
+
+def _spans(
+  container: av.container.InputContainer, stream: av.VideoStream, begin: float
+) -> Iterator[tuple[av.VideoFrame, float]]:
+  """Yields each good frame and until when it is the nearest one."""
+  last = None
+  for packet in container.demux(stream):
+    try:
+      frames = packet.decode()
+    except av.FFmpegError:
+      continue
+    for frame in frames:
+      if frame.is_corrupt or frame.time is None:
+        continue
+      if last is not None:
+        yield last, (last.time + frame.time) / 2 - begin
+      last = frame
+  if last is not None:
+    yield last, math.inf
+
+
+_HOLE = 0.5  # Seconds without a frame that a stand-in may fill.
+
+
+class Picture(NamedTuple):
+  """A frame of a video.
+
+  Attributes:
+    time: Seconds.
+    rgb: uint8 [H, W, 3], the right way up.
+    replaced: Whether the last good frame stands in for one that is missing.
+    after_hole: Whether more than `_HOLE` seconds are missing before it.
+  """
+
+  time: float
+  rgb: np.ndarray
+  replaced: bool = False
+  after_hole: bool = False
+
+
+def read_video(path: str) -> Iterator[Picture]:
+  """Yields each frame of a video, with stand-ins for missing ones.
+
+  Frames are missing where packets cannot be decoded, or only in part. A gap of
+  k frame intervals there gets k - 1 stand-ins at even times, unless it is
+  longer than `_HOLE`. Other gaps are taken as they are: frame rates may vary.
+  A warning at the end says what was lost and whether the video stopped early.
+
+  Raises:
+    UserError: If the file is no video, or not one frame can be decoded.
+  """
+  try:
+    container = av.open(path)
+  except (av.FFmpegError, OSError) as error:
+    raise UserError(
+      f'{path} is no video that can be read ({error}); remove it or convert it '
+      'to mp4'
+    ) from error
+  with container:
+    if not container.streams.video:
+      raise UserError(f'{path} has no video stream; remove it')
+    stream = container.streams.video[0]
+    # Conversion runs one process a core already.
+    stream.codec_context.thread_count = 1
+    period = float(1 / (stream.average_rate or fractions.Fraction(30)))
+    promised = float(container.duration or 0) / av.time_base
+    count, lost, stand_ins, holes = 0, 0, 0, 0
+    time, rgb = -period, None
+    longest = period  # Between two frames so far.
+    failed: list[float | None] = []  # When frames are due that have failed.
+    for at, frame in _decode(container, stream):
+      if frame is None:
+        lost += 1
+        failed.append(at)
+        continue
+      before = time
+      time = before + period * (1 + len(failed)) if at is None else at
+      due = sum(t is None or before < t < time for t in failed)
+      # Frames come in the order of their times, packets need not.
+      failed = [t for t in failed if t is not None and t > time]
+      gap, after_hole = time - before, False
+      if rgb is not None:
+        hole = gap - period > _HOLE
+        # Damaged files may lose packets without a word.
+        after_hole = hole and (due > 0 or gap > 3 * longest)
+        missing = max(due, round(gap / period) - 1) if due and not hole else 0
+        for i in range(1, missing + 1):
+          yield Picture(before + gap * i / (missing + 1), rgb, replaced=True)
+        holes += after_hole
+        stand_ins += missing
+        if not due and not hole:
+          longest = max(longest, gap)
+      count += 1
+      # The angle, anticlockwise, by which the picture is to be turned.
+      turns = round(frame.rotation / 90) % 4
+      rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
+      yield Picture(time, rgb, after_hole=after_hole)
+  if not count:
+    raise UserError(
+      f'no frame of {path} can be decoded; remove it or convert it to mp4'
+    )
+  # Sound often runs on a little after the last frame.
+  early = time < 0.9 * promised - 1
+  if lost or holes or early:
+    logging.warning(
+      '%s is damaged: kept %d frames, lost %d packets, put stand-ins for %d '
+      'frames, cut at %d holes%s',
+      path,
+      count,
+      lost,
+      stand_ins,
+      holes,
+      f', ended {promised - time:.1f} s early' if early else '',
+    )
+
+
+def _decode(
+  container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[tuple[float | None, av.VideoFrame | None]]:
+  """Yields when frames are due, where known, and each, or None for a bad one.
+
+  A frame of which the decoder had to make up a part is bad, too.
+  """
+  packets = container.demux(stream)
+  while True:
+    try:
+      packet = next(packets)
+    except StopIteration:
+      return
+    except av.FFmpegError:
+      # The file itself ends or breaks here.
+      yield None, None
+      return
+    try:
+      frames = packet.decode()
+    except av.FFmpegError:
+      known = packet.pts is not None and packet.time_base is not None
+      yield float(packet.pts * packet.time_base) if known else None, None
+      continue
+    for frame in frames:
+      yield frame.time, None if frame.is_corrupt else frame

@@ -1,0 +1,49 @@
+"""Reads arrays from weight files of any framework: npz, safetensors, torch."""
+
+import io
+import os
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from xfactor.data.formats import torch_file
+from xfactor.errors import UserError
+
+SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Reads the named arrays of a file; no file can run code.
+
+  Args:
+    path: A .npz or .safetensors file, or a dict of tensors that torch.save
+      wrote (any other suffix); local or gs://.
+
+  Returns:
+    The arrays by the names that the file gives them.
+
+  Raises:
+    UserError: If the file is missing or damaged, or holds something else than
+      named arrays.
+  """
+  path = epath.Path(path)
+  try:
+    if path.suffix == '.npz':
+      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        return dict(file)
+    if path.suffix == '.safetensors':
+      if '://' in os.fspath(path):
+        return safetensors.numpy.load(path.read_bytes())
+      # Maps the file into memory instead.
+      return safetensors.numpy.load_file(path)
+  except Exception as error:  # Damaged files make parsers raise anything.
+    raise UserError(
+      f'{path} cannot be read ({error}): fetch a good copy'
+    ) from error
+  arrays = torch_file.load(path)
+  if not isinstance(arrays, dict) or not all(
+    isinstance(array, np.ndarray) for array in arrays.values()
+  ):
+    raise UserError(f'{path} holds something else than named arrays')
+  return dict(arrays)

@@ -1,0 +1,320 @@
+"""The on-disk format of a converted data set: writing it and reading it.
+
+A data set NAME is two ordinary TFDS array_record data sets, readable with
+`tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)`:
+
+  DATA_DIR/NAME/frames/VERSION   one frame a record: `image` (JPEG, or PNG in
+                                 sets of small pictures) and, for data sets
+                                 that have it, `depth` (16-bit PNG); the frames
+                                 of a clip are contiguous
+  DATA_DIR/NAME/clips/VERSION    one clip a record: `Clip` below
+
+Beside the records of each lies `manifest.json` (where they came from, sizes,
+checksums) and beside the clips `clips-SPLIT.index.npz`, the clips' table as
+columns, so that a million clips open at once instead of a million reads.
+
+Records are `tf.train.Example` protocol buffers. Reading needs neither
+TensorFlow nor TFDS.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_data_source
+from etils import epath
+
+from xfactor.data import files
+from xfactor.data.records import codec
+from xfactor.data.records import folders as folders_lib
+from xfactor.errors import UserError
+
+FORMAT = 1
+# Clip records read at once where all are.
+_CHUNK = 4096
+
+
+class FrameStore:
+  """The clips and frames of one split; picklable, opens its files lazily.
+
+  Safe to use from many threads. Get one from `open_split`.
+
+  Attributes:
+    name: Of the data set.
+    split: For instance 'train'.
+    version: Semantic version.
+    num_frames: int32 [clips], the length of each clip.
+    first_frame: int64 [clips], the index of each clip's first frame.
+    height: int32 [clips] pixels.
+    width: int32 [clips] pixels.
+    digest: sha256 over the names, sizes and checksums of the split's records.
+  """
+
+  def __init__(
+    self,
+    *,
+    name: str,
+    split: str,
+    version: str,
+    clips_folder: epath.Path,
+    frames: array_record_data_source.ArrayRecordDataSource,
+    clips: array_record_data_source.ArrayRecordDataSource,
+    columns: dict[str, np.ndarray],
+    digest: str,
+  ):
+    self.name = name
+    self.split = split
+    self.version = version
+    self.digest = digest
+    self.num_frames = columns['num_frames']
+    self.height = columns['height']
+    self.width = columns['width']
+    ends = np.cumsum(self.num_frames, dtype=np.int64)
+    self.first_frame = ends - self.num_frames
+    self._id_offsets = columns['id_offsets']
+    self._clips_folder = clips_folder
+    self._frames = frames
+    self._clips = clips
+
+  def __len__(self) -> int:
+    """Number of clips."""
+    return len(self.num_frames)
+
+  def manifest(self) -> dict[str, Any]:
+    """Where the clips came from: source, its version and options, ..."""
+    return files.read_json(self._clips_folder / 'manifest.json')
+
+  def __repr__(self) -> str:
+    return (
+      f'FrameStore({self.name}/{self.split} {self.version}: {len(self)} '
+      f'clips, {len(self._frames)} frames)'
+    )
+
+  @functools.cached_property
+  def _id_bytes(self) -> bytes:
+    # Ids are the bulk of the table, and training never asks for them.
+    return _load_index(self._clips_folder, self.split, ('id_bytes',))[
+      'id_bytes'
+    ].tobytes()
+
+  def clip_id(self, clip: int) -> str:
+    """Returns the id of clip number `clip`."""
+    begin, end = self._id_offsets[clip : clip + 2]
+    return self._id_bytes[begin:end].decode()
+
+  def clip_ids(self) -> list[str]:
+    """Returns the ids of all clips, in order."""
+    return [self.clip_id(i) for i in range(len(self))]
+
+  def rows_of(self, ids: Sequence[str], path: epath.Path) -> np.ndarray:
+    """Returns int64 [n], the numbers of clips that a file names.
+
+    Raises:
+      UserError: If one of them is not there.
+    """
+    numbers = {clip_id: i for i, clip_id in enumerate(self.clip_ids())}
+    if unknown := [i for i in ids if i not in numbers]:
+      raise UserError(
+        f'{path} names clips that are not in the data set, for instance '
+        f'{unknown[0]}; delete the file'
+      )
+    return np.array([numbers[i] for i in ids], np.int64)
+
+  def remember(
+    self, name: str, key: str, choose: Callable[[], Any]
+  ) -> tuple[Any, epath.Path]:
+    """Returns a choice that is kept beside the clips, and the file it is in.
+
+    Args:
+      name: Of the file, NAME-SPLIT.json.
+      key: Of the choice in it.
+      choose: Makes it anew, as JSON can hold it: a function of the data.
+    """
+    path = self._clips_folder / f'{name}-{self.split}.json'
+    entries = files.read_json(path) if path.exists() else {}
+    if key not in entries:
+      entries[key] = choose()
+      # Where this is read-only, the next reader will make the same choice.
+      with contextlib.suppress(OSError):
+        files.write_json(path, entries)
+    return entries[key], path
+
+  def clip(self, clip: int) -> codec.Clip:
+    """Returns all that is known of clip number `clip` (reads its record)."""
+    return codec.decode_clip(self._clips[clip])
+
+  @functools.cached_property
+  def posed(self) -> np.ndarray:
+    """bool [clips], whether the cameras of all of a clip's frames are known.
+
+    The first to ask reads the record of every clip (half a minute a million,
+    from a disk) and keeps the answer in `clips/VERSION/cameras-SPLIT.json`.
+
+    Raises:
+      UserError: If there is no such clip, or a record is damaged.
+    """
+    spans, _ = self.remember('cameras', self.digest, self._posed_spans)
+    if not spans:
+      raise UserError(
+        f'no clip of {self.name}/{self.split} has cameras, which posed models '
+        'need; convert a data set with known cameras, or train an XFactor '
+        'recipe, which needs none'
+      )
+    out = np.zeros(len(self), bool)
+    for begin, end in spans:
+      out[begin:end] = True
+    return out
+
+  def _posed_spans(self) -> list[list[int]]:
+    """Returns [begin, end) of runs of clips with cameras: mostly one."""
+    # One clip more at either end, without cameras, has every run begin and end.
+    posed = np.zeros(len(self) + 2, np.int8)
+    try:
+      for first in range(0, len(self), _CHUNK):
+        chunk = range(first, min(first + _CHUNK, len(self)))
+        clips = map(codec.decode_clip, self._clips.__getitems__(chunk))
+        posed[first + 1 : chunk.stop + 1] = [clip.posed for clip in clips]
+    except RuntimeError as e:
+      raise UserError(
+        f'the cameras of {self} cannot be read: {e}; copy or convert the data '
+        'set again'
+      ) from e
+    return np.flatnonzero(np.diff(posed)).reshape(-1, 2).tolist()
+
+  def frame(self, frame: int) -> bytes:
+    """Returns the JPEG or PNG of frame `frame` of the split.
+
+    Raises:
+      RuntimeError: If the bytes on disk do not match their checksum.
+      ValueError: If there is no such frame or its record is broken.
+    """
+    return codec.decode_frame(self._frames[frame])
+
+  def frames(self, frames: Iterable[int]) -> list[bytes]:
+    """Returns several frames of the split; raises as `frame`."""
+    # One by one: for the handful of a training example the data source's own
+    # batched read is six times slower, as it starts a thread pool each time.
+    return [self.frame(int(i)) for i in frames]
+
+  def clip_frames(self, clip: int, offsets: Iterable[int]) -> list[bytes]:
+    """Returns frames of one clip, counted from its beginning.
+
+    Raises:
+      IndexError: If an offset is outside the clip.
+    """
+    first, length = int(self.first_frame[clip]), int(self.num_frames[clip])
+    offsets = [int(i) for i in offsets]
+    if not all(0 <= i < length for i in offsets):
+      raise IndexError(f'frames {offsets} of a clip of {length} frames')
+    return self.frames(first + i for i in offsets)
+
+  def depth(self, frame: int) -> bytes:
+    """Returns the depth PNG of frame `frame`; raises as `frame`."""
+    return codec.decode_frame(self._frames[frame], 'depth')
+
+
+def _index_file(folder: epath.Path, split: str) -> epath.Path:
+  return folder / f'clips-{split}.index.npz'
+
+
+def _load_index(
+  folder: epath.Path, split: str, keys: Sequence[str]
+) -> dict[str, np.ndarray]:
+  with _index_file(folder, split).open('rb') as f, np.load(f) as columns:
+    return {key: columns[key] for key in keys}
+
+
+def _data_source(
+  folder: epath.Path, shards: Sequence[dict[str, Any]]
+) -> array_record_data_source.ArrayRecordDataSource:
+  """Opens records without touching each file's footer.
+
+  Raises:
+    UserError: If a file is missing or has another size than when written.
+  """
+
+  def check(shard: dict[str, Any]) -> str | None:
+    path = folder / shard['file']
+    try:
+      size = path.stat().length
+    except FileNotFoundError:
+      return f'{path} is missing'
+    if size != shard['bytes']:
+      return f'{path} has {size} bytes instead of {shard["bytes"]}'
+    return None
+
+  with futures.ThreadPoolExecutor(16) as pool:
+    for problem in pool.map(check, shards):
+      if problem:
+        raise UserError(f'{problem}; copy or convert the data set again')
+  return array_record_data_source.ArrayRecordDataSource(
+    [f'{folder / s["file"]}[0:{s["records"]}]' for s in shards]
+  )
+
+
+def open_split(
+  data_dir: str | os.PathLike[str],
+  name: str,
+  split: str,
+  version: str | None = None,
+) -> FrameStore:
+  """Opens one split of a converted data set.
+
+  Args:
+    data_dir: Folder of converted data sets, local or gs://.
+    name: Of the data set.
+    split: For instance 'train'.
+    version: Semantic version; the newest by default.
+
+  Raises:
+    UserError: If the data set, version or split is missing, or files are
+      missing, truncated or from different conversions.
+  """
+  found = folders_lib.versions(data_dir, name)
+  if not found or (version and version not in found):
+    raise folders_lib.missing(data_dir, name, version or '')
+  version = version or found[-1]
+  folders = (
+    folders_lib.frames_folder(data_dir, name, version),
+    folders_lib.clips_folder(data_dir, name, version),
+  )
+  manifests = [files.read_json(folder / 'manifest.json') for folder in folders]
+  if any(m['format'] != FORMAT for m in manifests):
+    raise UserError(
+      f'{folders[0].parent.parent} was written in format '
+      f'{manifests[0]["format"]} of the records and this program reads '
+      f'format {FORMAT}; convert it again with --overwrite'
+    )
+  splits = [m['splits'] for m in manifests]
+  if split not in splits[0]:
+    raise UserError(
+      f'data set {name!r} has no split {split!r}; it has '
+      f'{", ".join(sorted(splits[0]))}'
+    )
+  frames, clips = (s[split] for s in splits)
+  columns = _load_index(
+    folders[1], split, ('num_frames', 'height', 'width', 'id_offsets')
+  )
+  counts = [sum(s['records'] for s in c['shards']) for c in (frames, clips)]
+  if clips['frames_digest'] != files.digest(frames['shards']) or counts != [
+    int(columns['num_frames'].sum(dtype=np.int64)),
+    len(columns['num_frames']),
+  ]:
+    raise UserError(
+      f'{folders[0]} and {folders[1]} are not of the same conversion; '
+      'convert the data set again with --overwrite'
+    )
+  return FrameStore(
+    name=name,
+    split=split,
+    version=version,
+    clips_folder=folders[1],
+    frames=_data_source(folders[0], frames['shards']),
+    clips=_data_source(folders[1], clips['shards']),
+    columns=columns,
+    digest=files.digest(frames['shards'], clips['shards']),
+  )

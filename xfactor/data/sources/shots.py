@@ -1,0 +1,154 @@
+"""Finds cuts between shots of a video."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL = 32  # Pixels; enough to tell scenes apart.
+_REACH = 8  # Pixels of a thumbnail that a pan may move in a frame.
+_NEIGHBOURS = 3  # Changes on each side that a cut must stand out from.
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """A frame on its way into a clip.
+
+  Attributes:
+    time: Seconds from the first frame, where known.
+    jpeg: The converted picture; None where it is only looked at for cuts.
+    thumbnail: See `thumbnail`.
+    replaced: Whether a neighbour stands in.
+    after_hole: Whether so many frames are missing before it that a new shot
+      begins.
+  """
+
+  time: float | None
+  jpeg: bytes | None
+  thumbnail: np.ndarray
+  replaced: bool
+  after_hole: bool = False
+
+
+def thumbnail(rgb: np.ndarray) -> np.ndarray:
+  """Returns what scenes are told apart by: float32 [32, 32, 3] in [0, 1]."""
+  small = Image.fromarray(rgb).resize(
+    (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX
+  )
+  return np.asarray(small, np.float32) / 255
+
+
+@functools.cache
+def _overlap() -> tuple[np.ndarray, np.ndarray]:
+  """Returns the spectrum of a full picture and the size of each overlap."""
+  spectrum = _spectrum(np.ones((THUMBNAIL, THUMBNAIL, 1)))
+  return spectrum, 3 * _at_shifts(spectrum, spectrum)
+
+
+def _spectrum(picture: np.ndarray) -> np.ndarray:
+  """Returns the padded Fourier transform of [32, 32, C]."""
+  side = THUMBNAIL + _REACH
+  return np.fft.rfft2(picture, (side, side), axes=(0, 1))
+
+
+def _at_shifts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Returns the sum of the product of two pictures at all [17, 17] shifts."""
+  side = (THUMBNAIL + _REACH,) * 2
+  sums = np.fft.irfft2((a * b.conj()).sum(-1), side)
+  wanted = 2 * _REACH + 1
+  return np.roll(sums, (_REACH, _REACH), (0, 1))[:wanted, :wanted]
+
+
+def displacement_error(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns how unlike two thumbnails are but for a shift and for exposure.
+
+  One minus the correlation of what two pictures share when one is shifted so
+  that they agree best; correlation does not see brightness and contrast.
+
+  Args:
+    a: float [32, 32, 3].
+    b: float [32, 32, 3].
+
+  Returns:
+    0 for the same scene up to a pan and light, near 1 for unrelated ones.
+  """
+  middle = (a.mean() + b.mean()) / 2
+  a, b = a - middle, b - middle
+  # Sums over the overlap at every shift are products of Fourier transforms.
+  full, count = _overlap()
+  of_a, of_b = _spectrum(a), _spectrum(b)
+  mean_a = _at_shifts(of_a, full) / count
+  mean_b = _at_shifts(full, of_b) / count
+  variance_a = _at_shifts(_spectrum(a**2), full) / count - mean_a**2
+  variance_b = _at_shifts(full, _spectrum(b**2)) / count - mean_b**2
+  covariance = _at_shifts(of_a, of_b) / count - mean_a * mean_b
+  # Flat pictures resemble each other; their noise must not count.
+  floor = 1e-4
+  correlation = (covariance + floor) / np.sqrt(
+    (variance_a + floor) * (variance_b + floor)
+  )
+  return max(0.0, float(1 - correlation.max()))
+
+
+def palette_error(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns the share, 0 to 1, of colours that two thumbnails do not share."""
+  counts = [
+    np.bincount((x * 7.999).astype(int).reshape(-1, 3) @ [64, 8, 1], None, 512)
+    for x in (a, b)
+  ]
+  return float(np.abs(counts[0] - counts[1]).sum() / (2 * THUMBNAIL**2))
+
+
+def change(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns how much speaks for a cut between two thumbnails, 0 to about 1.
+
+  The geometric mean of two errors, for a cut raises both: exposure changes the
+  palette but not the picture, what passes by the picture but not the palette.
+  """
+  return math.sqrt(displacement_error(a, b) * palette_error(a, b))
+
+
+def _changes(frames: Iterable[Frame]) -> Iterator[tuple[Frame, float]]:
+  """Yields each frame and how much it and the next differ from those before.
+
+  The least of four comparisons, so that a single odd frame, such as a flash,
+  changes nothing; NaN for the first frame.
+  """
+  before: list[np.ndarray] = []
+  for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
+    now = [frame.thumbnail] + ([after.thumbnail] if after else [])
+    score = change(before[0], now[0]) if before else math.nan
+    # Most frames are much like the last; they need no second look.
+    if score > 0.1:
+      pairs = list(itertools.product(before, now))[1:]
+      score = min([score] + [change(a, b) for a, b in pairs])
+    yield frame, score
+    before = [frame.thumbnail, *before[:1]]
+
+
+def mark_cuts(
+  frames: Iterable[Frame], threshold: float
+) -> Iterator[tuple[Frame, bool]]:
+  """Yields each frame and whether a new shot begins with it.
+
+  At a cut the picture changes by at least `threshold` and by far more than
+  around it, which tells cuts from fast motion and from sparse frames.
+  """
+  past: collections.deque[float] = collections.deque(maxlen=_NEIGHBOURS)
+  ahead: collections.deque[tuple[Frame, float]] = collections.deque()
+  changes = _changes(frames)
+  while True:
+    ahead.extend(itertools.islice(changes, _NEIGHBOURS + 1 - len(ahead)))
+    if not ahead:
+      return
+    frame, score = ahead.popleft()
+    around = [*past, *(other for _, other in ahead)]
+    around = [other for other in around if not math.isnan(other)]
+    usual = np.median(around) if around else 0.0
+    yield frame, bool(score >= max(threshold, 2 * usual))
+    past.append(score)

@@ -1,0 +1,1 @@
+"""Procedural and game worlds that sources render."""

@@ -1,0 +1,1 @@
+"""Levels of Doom and its engine."""

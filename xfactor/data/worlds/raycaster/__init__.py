@@ -1,0 +1,1 @@
+"""A ray caster in NumPy."""

@@ -1,0 +1,319 @@
+"""Bakes light and texture pyramids of a scene."""
+
+import dataclasses
+
+import numpy as np
+
+from xfactor.data.worlds.raycaster import scene as scene_lib
+from xfactor.data.worlds.raycaster import tracing
+
+# Where a pixel is sampled: its centre, which also gives the depth, and a
+# rotated square, which smooths edges of every slope.
+SAMPLES = np.array(
+  [[0, 0], [-0.38, -0.14], [0.14, -0.38], [0.38, 0.14], [-0.14, 0.38]],
+  scene_lib.f32,
+)
+
+
+def _chart_lengths(scene: scene_lib.Scene) -> np.ndarray:
+  """Metres [P, 6, 2] that each face measures across and along."""
+  across = 2 * scene.half @ scene_lib.ACROSS.T
+  along = 2 * scene.half @ scene_lib.ALONG.T
+  curved = scene.kind >= scene_lib.TUBE
+  across[curved, scene_lib.SIDE] = np.pi * scene.half[curved, :2].sum(1)
+  return np.stack([across, along], axis=-1)
+
+
+@dataclasses.dataclass
+class _LightTexels:
+  """Points [3, M] of all light maps, with what the light needs to know."""
+
+  primitive: np.ndarray
+  face: np.ndarray
+  column: np.ndarray
+  row: np.ndarray
+  chart: np.ndarray
+  position: np.ndarray
+  normal: np.ndarray
+  area: np.ndarray
+
+
+def _light_texels(scene: scene_lib.Scene, lengths: np.ndarray):
+  """Lays out the charts: a sample every few centimetres on all faces."""
+  count = len(scene.kind)
+  # A metre of floor shows more shadows than a metre of ceiling.
+  density = np.full((count, 6, 1), 9, scene_lib.f32)
+  density[:, 5] = 3
+  density[0] = 7
+  density[0, 4:] = [[4], [10]]
+  sizes = np.ceil(lengths * density).astype(np.int64)
+  most = np.where(scene.kind == scene_lib.ROOM, 120, 22)[:, None, None]
+  sizes = np.clip(sizes, 1, most)
+  # Curved faces shade smoothly only with enough texels all round.
+  curved = scene.kind >= scene_lib.TUBE
+  sizes[curved, scene_lib.SIDE, 0] = np.maximum(
+    sizes[curved, scene_lib.SIDE, 0], 8
+  )
+  sizes[scene.kind == scene_lib.ELLIPSOID, scene_lib.SIDE, 1] = 8
+  sizes[curved, 1:4] = 1
+  sizes[scene.glow > 0] = 1
+  sizes = sizes.reshape(-1, 2)
+  texels = sizes.prod(-1)
+  first = np.cumsum(texels) - texels
+  chart = np.repeat(np.arange(len(sizes)), texels)
+  index = np.arange(len(chart)) - first[chart]
+  column, row = index % sizes[chart, 0], index // sizes[chart, 0]
+  primitive, face = chart // 6, chart % 6
+  s = ((column + 0.5) / sizes[chart, 0]).astype(scene_lib.f32)
+  t = ((row + 0.5) / sizes[chart, 1]).astype(scene_lib.f32)
+  normal = scene_lib.NORMAL[face]
+  point = normal + (2 * s - 1)[:, None] * scene_lib.ACROSS[face]
+  point += (2 * t - 1)[:, None] * scene_lib.ALONG[face]
+  kind = scene.kind[primitive]
+  tube = np.flatnonzero((kind == scene_lib.TUBE) & (face == scene_lib.SIDE))
+  ball = np.flatnonzero(kind == scene_lib.ELLIPSOID)
+  half = scene.half[primitive]
+  for some in (tube, ball):
+    angle = 2 * scene_lib.f32(np.pi) * s[some]
+    z = 2 * t[some] - 1
+    radius = np.sqrt(1 - z * z) if some is ball else np.ones_like(z)
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    point[some] = np.stack([x, y, z], -1)
+    normal[some] = point[some] / half[some]
+    if some is tube:
+      normal[some, 2] = 0
+    normal[some] /= np.linalg.norm(normal[some], axis=-1, keepdims=True)
+  normal[kind == scene_lib.ROOM] *= -1
+  rotation = scene.rotation[primitive]
+  position = scene.centre[primitive] + np.einsum(
+    'mji,mj->mi', rotation, point * half
+  )
+  normal = np.einsum('mji,mj->mi', rotation, normal)
+  area = lengths.reshape(-1, 2).prod(-1) / texels
+  area = np.where(
+    (face == scene_lib.SIDE) | (scene.kind[primitive] < scene_lib.TUBE),
+    area[chart],
+    0,
+  )
+  layout = np.concatenate([first[:, None], sizes], axis=1)
+  return layout, _LightTexels(
+    primitive,
+    face,
+    column,
+    row,
+    chart,
+    np.ascontiguousarray(position.T),
+    np.ascontiguousarray(normal.T),
+    area,
+  )
+
+
+def _pattern(texels: _LightTexels, sample: int, samples: int):
+  """Two numbers [M] in -1..1: a stratified draw that varies over 3x3 texels.
+
+  Neighbours take different draws, which the blur over 3x3 texels then mixes:
+  nine times the samples for the price of one.
+  """
+  cell = texels.column % 3 + 3 * (texels.row % 3)
+  index = (sample * 9 + cell * 4 % 9).astype(scene_lib.f32)
+  u = (index + 0.5) / (9 * samples)
+  v = (index * scene_lib.f32(0.618034) + 0.25) % 1
+  return u * 2 - 1, v * 2 - 1
+
+
+def _blur(values: np.ndarray, layout: np.ndarray, texels: _LightTexels):
+  """Means over 3x3 texels inside each chart."""
+  first, columns, rows = layout[texels.chart].T
+  column, row = texels.column, texels.row
+  index = np.arange(len(values))
+  for here, count, stride in ((column, columns, 1), (row, rows, columns)):
+    before = index - stride * (here > 0)
+    after = index + stride * (here + 1 < count)
+    values = (values + values[before] + values[after]) / scene_lib.f32(3)
+  return values
+
+
+def _direct(tracer, texels, lights, samples: int) -> np.ndarray:
+  """Light [M, 3] that reaches each light texel straight from a lamp or the sun.
+
+  All rays are traced together: few calls, each of many rays.
+  """
+  direct = np.zeros((len(texels.chart), 3), scene_lib.f32)
+  lifted = texels.position + scene_lib.f32(0.015) * texels.normal
+  draws = [_pattern(texels, sample, samples) for sample in range(samples)]
+  rays = []
+  for light in lights:
+    shine = _lamplight if light.sun is None else _sunshine
+    for a, b in draws:
+      to_light, share = shine(light, lifted, texels.normal, a, b)
+      lit = np.flatnonzero(share > 0.003)
+      rays.append((lit, share.take(lit), to_light.take(lit, 1)))
+  if not rays:
+    return direct
+  t = tracer.nearest(
+    np.concatenate([lifted.take(lit, 1) for lit, *_ in rays], 1),
+    np.concatenate([to_light for *_, to_light in rays], 1),
+  )
+  ends = np.cumsum([len(lit) for lit, *_ in rays])
+  free = np.split(t >= 1, ends[:-1])
+  for i, light in enumerate(lights):
+    total = np.zeros(len(texels.chart), scene_lib.f32)
+    for j in range(i * samples, (i + 1) * samples):
+      lit, share, _ = rays[j]
+      total[lit] += share * free[j]
+    direct += (total / scene_lib.f32(samples))[:, None] * light.colour
+  return direct
+
+
+def _lamplight(light: scene_lib.Light, position, normal, a, b):
+  """Rays to a lamp and the share of its colour that arrives unless shadowed."""
+  to_light = light.centre[:, None] - position
+  to_light += light.u[:, None] * a + light.v[:, None] * b
+  square = (to_light * to_light).sum(0)
+  cosine = (to_light * normal).sum(0)
+  # The 0.3 keeps what stands close to a lamp from burning out.
+  share = (
+    np.maximum(cosine, 0) / np.sqrt(square) / (square + scene_lib.f32(0.3))
+  )
+  if light.normal.any():
+    emitted = -tracing.dot3(light.normal, to_light) / np.sqrt(square)
+    share = share * np.maximum(emitted, 0)
+  return to_light, share
+
+
+def _sunshine(light: scene_lib.Light, position, normal, a, b):
+  """Rays to the window and what of the sun enters there."""
+  # Half a degree would be the real sun; twice that hides the texels.
+  direction = light.sun[:, None] + scene_lib.f32(0.012) * np.stack(
+    [a, b, a * b]
+  )
+  gap = tracing.dot3(light.normal, light.centre[:, None] - position)
+  to_light = direction * (gap / tracing.dot3(light.normal, direction))
+  offset = position + to_light - light.centre[:, None]
+  x = tracing.dot3(light.u, offset) / (light.u @ light.u)
+  y = tracing.dot3(light.v, offset) / (light.v @ light.v)
+  # The cross in the middle is the window's bars.
+  open_ = (np.abs(x) < 0.95) & (np.abs(y) < 0.95)
+  open_ &= (np.abs(x) > 0.05) & (np.abs(y) > 0.04)
+  cosine = np.maximum(tracing.dot3(light.sun, normal), 0)
+  return to_light, np.where(open_ & (gap < 0), cosine, 0).astype(scene_lib.f32)
+
+
+def _ambient_share(scene, tracer, texels, samples: int) -> np.ndarray:
+  """How open [M], 0..1, the surroundings of each texel are within a metre."""
+  reach = scene_lib.f32(1.0)
+  normal = texels.normal
+  helper = np.where(np.abs(normal[2]) < 0.9, [[0], [0], [1]], [[1], [0], [0]])
+  side = np.cross(normal, helper.astype(scene_lib.f32), axis=0)
+  side /= np.linalg.norm(side, axis=0)
+  other = np.cross(normal, side, axis=0)
+  lifted = texels.position + scene_lib.f32(0.015) * normal
+  directions = []
+  for sample in range(samples):
+    a, b = _pattern(texels, sample, samples)
+    angle = scene_lib.f32(np.pi) * a
+    sine = np.sqrt((b + 1) / 2)
+    cosine = np.sqrt(np.maximum(1 - sine * sine, 0.01))
+    rays = normal * cosine + side * (sine * np.cos(angle))
+    directions.append((rays + other * (sine * np.sin(angle))) * reach)
+  t = tracer.nearest(
+    np.tile(lifted, samples), np.concatenate(directions, 1)
+  ).reshape(samples, -1)
+  total = np.zeros(len(texels.chart), scene_lib.f32)
+  inside = lifted - scene.centre[0][:, None]
+  for found, rays in zip(t, directions, strict=True):
+    np.minimum(
+      found, tracing.leave_room(inside, rays, scene.half[0]), out=found
+    )
+    total += np.clip(found, 0, 1)
+  return total / scene_lib.f32(samples)
+
+
+def _bounced(scene, texels, direct: np.ndarray, mean: np.ndarray):
+  """Ambient light [M, 3]: what the six sides of the room give back."""
+  weight = texels.area * (texels.primitive == 0)
+  sides = []
+  for face in range(6):
+    some = np.flatnonzero((texels.face == face) & (weight > 0))
+    lit = np.average(direct[some], axis=0, weights=weight[some])
+    sides.append(lit * mean[0, face] * scene.tint[0, face])
+  sides = np.asarray(sides, scene_lib.f32)
+  sides = 0.55 * sides + 0.45 * sides.mean(0)
+  # A normal sees the side it points at; the squares sum to one.
+  share = np.concatenate(
+    [np.maximum(texels.normal, 0) ** 2, np.minimum(texels.normal, 0) ** 2]
+  )
+  share = share[[0, 3, 1, 4, 2, 5]].astype(scene_lib.f32)
+  return np.einsum('sm,sc->mc', share, sides)
+
+
+def _pyramid(albedo: np.ndarray):
+  """All mip levels of all textures, texture after texture, and offsets."""
+  levels = [albedo]
+  while levels[-1].shape[1] > 1:
+    fine = levels[-1]
+    levels.append(
+      (
+        fine[:, ::2, ::2]
+        + fine[:, 1::2, ::2]
+        + fine[:, ::2, 1::2]
+        + fine[:, 1::2, 1::2]
+      )
+      / scene_lib.f32(4)
+    )
+  flat = [level.reshape(len(albedo), -1, 3) for level in levels]
+  sizes = np.array([level.shape[1] for level in flat])
+  return np.concatenate(flat, 1).reshape(-1, 3), np.cumsum(sizes) - sizes
+
+
+def bake(scene: scene_lib.Scene, samples: int = 2) -> scene_lib.Baked:
+  """Lights a scene.
+
+  Args:
+    scene: What to light; its first primitive is the room.
+    samples: Shadow and ambient rays a light texel; nine times as many count,
+      because neighbours share.
+  """
+  with np.errstate(all='ignore'):
+    return _bake(scene, samples)
+
+
+def _bake(scene: scene_lib.Scene, samples: int) -> scene_lib.Baked:
+  lengths = _chart_lengths(scene)
+  layout, texels = _light_texels(scene, lengths)
+  tracer = tracing.Tracer(scene)
+  mean = scene.albedo.mean((1, 2))[scene.texture]
+  direct = _direct(tracer, texels, scene.lights, samples)
+  openness = _ambient_share(scene, tracer, texels, 2 * samples)[:, None]
+  direct = _blur(direct, layout, texels)
+  openness = _blur(openness, layout, texels)
+  ambient = _bounced(scene, texels, direct, mean)
+  # Many bounces add up; corners get some light from their surroundings.
+  light = direct + ambient * 0.8 * (0.1 + 0.9 * openness**2)
+  tint = scene.tint.reshape(-1, 3)[texels.chart]
+  light *= tint
+  radiance = (light * mean.reshape(-1, 3)[texels.chart]).mean(-1)
+  average = np.exp(np.average(np.log(radiance + 1e-4), weights=texels.area))
+  light *= scene_lib.f32(scene.key / average)
+  glowing = scene.glow[texels.primitive] > 0
+  light[glowing] = (scene.glow[texels.primitive, None] * tint)[glowing]
+
+  resolution = scene.albedo.shape[1]
+  texels_rgb, level = _pyramid(scene.albedo)
+  tile = scene.tile[..., None]
+  repeats = np.where(tile > 0, lengths / np.maximum(tile, 1e-3), 1)
+  curved = scene.kind >= scene_lib.TUBE
+  repeats[curved, scene_lib.SIDE, 0] = np.ceil(
+    repeats[curved, scene_lib.SIDE, 0]
+  )
+  detail = np.log2(resolution * repeats / lengths).mean(-1)
+  start = scene.texture.reshape(-1, 1) * (len(texels_rgb) // len(scene.albedo))
+  return scene_lib.Baked(
+    scene=scene,
+    light=light.astype(scene_lib.f32),
+    chart=np.concatenate([layout, start], axis=1).astype(np.int32),
+    repeats=repeats.reshape(-1, 2).astype(scene_lib.f32),
+    detail=detail.reshape(-1).astype(scene_lib.f32),
+    texels=texels_rgb,
+    level=level.astype(np.int32),
+  )

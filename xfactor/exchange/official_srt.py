@@ -1,0 +1,44 @@
+"""The public SRT code's checkpoints."""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from xfactor.data.formats import torch_file
+from xfactor.exchange import snapshot, srt_names, srt_recipe
+
+
+def read_torch(
+  path: epath.Path, config: ConfigDict | None
+) -> snapshot.Snapshot:
+  content = torch_file.load(path)
+  beside = path.parent / srt_recipe.RECIPE
+  known = config is None and beside.exists()
+  recipe = (
+    srt_recipe.read_recipe(beside) if known else snapshot.recipe('srt', config)
+  )
+  with snapshot.naming(path, 'srt'):
+    run = srt_recipe.read(content, **recipe.model)
+  if known:
+    told = {'recipe': f'{beside}; its code has 12 heads'}
+  else:
+    told = snapshot.complete(recipe, run.model, config)
+  params = srt_names.to_ours(run.named)
+  facts = {
+    'read': f'{path} (torch.save of the public code)',
+    **snapshot.sizes(run.model, params, len(run.named)),
+    'moments': f'exp_avg and exp_avg_sq, {len(run.named)} arrays each',
+    'step': f'{run.iterations} iterations, {run.updates} updates of Adam',
+    **told,
+    'left out': ', '.join(f'{key} {value}' for key, value in run.rest.items()),
+  }
+  return snapshot.Snapshot(
+    facts,
+    recipe,
+    run.model,
+    run.iterations,
+    run.updates,
+    params,
+    srt_names.to_ours(run.mu),
+    srt_names.to_ours(run.nu),
+    rest=None,
+  )

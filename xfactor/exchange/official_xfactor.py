@@ -1,0 +1,246 @@
+"""The public XFactor code's checkpoints."""
+
+import re
+from collections import Counter
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+from etils import epath
+from flax import serialization, traverse_util
+from ml_collections import ConfigDict
+
+from xfactor.errors import UserError
+from xfactor.exchange import snapshot as snapshot_lib
+from xfactor.exchange import xfactor_names
+
+# Beside our checkpoints: what of an official one has no place in them.
+REST = 'official_rest.msgpack'
+_ADAM = 'opt_state/inner_opt_state/1/0'
+_COUNTS = (
+  'opt_state/gradient_step',
+  f'{_ADAM}/count',
+  'opt_state/inner_opt_state/1/2/count',
+)
+# Where the official tree has the arrays that are ours, too.
+_PREFIXES = {
+  'params': 'params/',
+  'mu': f'{_ADAM}/mu/',
+  'nu': f'{_ADAM}/nu/',
+}
+_COUNTERS = ('step', 'multi_steps', 'opt_state/mini_step', *_COUNTS)
+_ASIDE = {
+  'counters': '|'.join(_COUNTERS),
+  'gradient accumulators': 'opt_state/acc_grads/.+',
+  'LPIPS weights': 'lpips_params/.+',
+  'metrics': r'(train|eval)_metrics/\w+',
+  'random key': 'key',
+}
+_METRICS = (
+  'train_metrics/count',
+  'train_metrics/max_grads',
+  'train_metrics/max_updates',
+  'train_metrics/mean_grads',
+  'train_metrics/mean_updates',
+  'train_metrics/train_l1_loss',
+  'train_metrics/train_loss',
+  'train_metrics/train_lpips_loss',
+  'eval_metrics/count',
+  'eval_metrics/eval_l1_loss',
+  'eval_metrics/eval_loss',
+  'eval_metrics/eval_lpips_loss',
+)
+
+
+def read_msgpack(path: epath.Path) -> dict[str, Any]:
+  """A flax msgpack file as slash-joined paths to leaves."""
+  try:
+    tree = serialization.msgpack_restore(path.read_bytes())
+    return traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep='/')
+  except (ValueError, TypeError, KeyError) as e:
+    raise UserError(
+      f'{path} is damaged or incomplete ({e}): fetch it again'
+    ) from e
+
+
+def read_official(
+  path: epath.Path, config: ConfigDict | None
+) -> snapshot_lib.Snapshot:
+  recipe = snapshot_lib.recipe('xfactor', config)
+  if recipe.model.position_grid:
+    raise UserError(
+      f'{path} is of the public code, whose tokens have no positions added: '
+      'give a --config with config.model.position_grid=0, not '
+      f'{recipe.model.position_grid}'
+    )
+  rest = read_msgpack(path)
+  taken = {key: {} for key in _PREFIXES}
+  for name in rest:
+    for key, prefix in _PREFIXES.items():
+      if name.startswith(prefix):
+        taken[key][name.removeprefix(prefix)] = np.asarray(rest[name])
+        rest[name] = None
+  with snapshot_lib.naming(path):
+    model = snapshot_lib.read_xfactor(taken['params'], recipe)
+    for key in ('mu', 'nu'):
+      xfactor_names.check_same(taken['params'], taken[key])
+    aside = _aside(rest)
+    step = _updates(rest)
+  arrays = len(taken['params'])
+  # One after the other, so that no more than one is there twice.
+  ours = {key: xfactor_names.to_ours(taken.pop(key)) for key in _PREFIXES}
+  facts = {
+    'read': f'{path} (flax msgpack of the public code)',
+    **snapshot_lib.sizes(model, ours['params'], arrays),
+    'moments': f'mu and nu, {arrays} arrays each',
+    'step': f'{step} updates, {int(rest["step"])} steps of its loop, '
+    f'{int(rest["multi_steps"])} to an update',
+    'kept aside': ', '.join(f'{n} {kind}' for kind, n in aside.items()),
+  }
+  unfinished = int(rest['opt_state/mini_step']) or any(
+    np.any(x) for name, x in rest.items() if name.startswith('opt_state/acc')
+  )
+  if unfinished:
+    facts['left out'] = 'the gradients of an update that was not finished'
+  return snapshot_lib.Snapshot(
+    facts, recipe, model, step, step, **ours, rest=rest
+  )
+
+
+def _aside(rest: dict[str, Any]) -> Counter[str]:
+  """Counts what has no place in our state, by kind."""
+  counts = Counter()
+  for name, leaf in rest.items():
+    if leaf is None or leaf is traverse_util.empty_node:
+      continue
+    for kind, pattern in _ASIDE.items():
+      if re.fullmatch(pattern, name):
+        counts[kind] += 1
+        break
+    else:
+      raise UserError(f'{name} is unexpected')
+  return counts
+
+
+def _updates(rest: dict[str, Any]) -> int:
+  """The optimizer updates done, on which all counts must agree."""
+  for name in _COUNTERS:
+    if name not in rest:
+      raise UserError(f'{name} is missing')
+  counts = {name: int(rest[name]) for name in _COUNTS}
+  if len(set(counts.values())) > 1:
+    raise UserError(f'counts of updates differ: {counts}')
+  return counts[_COUNTS[0]]
+
+
+def write_official(
+  snapshot: snapshot_lib.Snapshot, target: epath.Path
+) -> dict[str, str]:
+  """Writes what the public code's clu.checkpoint.load_state_dict reads.
+
+  Without a rest from an import it is made up. The arrays of a checkpoint that
+  was imported and not trained on come back bit for bit.
+  """
+  if snapshot.model.position_grid:
+    raise UserError(
+      f'a model with config.model.position_grid={snapshot.model.position_grid} '
+      'cannot be written for the public code, which adds no positions to '
+      'tokens: give --to=safetensors'
+    )
+  if snapshot.mu is None:
+    raise UserError(
+      f'the run was trained with config.optimizer.name='
+      f'{snapshot.recipe.optimizer.name!r}, whose moments the public code does '
+      'not have: give --to=safetensors'
+    )
+  theirs = {
+    f'{prefix}{name}': array
+    for key, prefix in _PREFIXES.items()
+    for name, array in xfactor_names.to_official(getattr(snapshot, key)).items()
+  }
+  facts = {}
+  flat = snapshot.rest
+  if flat is None:
+    flat = _fresh(theirs)
+    facts['made up'] = (
+      'zero accumulators and metrics, the key of seed 0, no LPIPS weights'
+    )
+  if {name for name, leaf in flat.items() if leaf is None} != theirs.keys():
+    raise UserError(
+      f'{REST} is of another model than the checkpoints beside it: move it away'
+    )
+  flat = _at_step(flat, snapshot.step) | theirs
+  single = target.suffix == '.flax'
+  path = target if single else target / 'ckpt-1.flax'
+  snapshot_lib.clear(target)
+  with snapshot_lib.whole(path) as f:
+    write_msgpack(f, traverse_util.unflatten_dict(flat, sep='/'))
+  if not single:
+    (target / 'checkpoint').write_text(
+      'model_checkpoint_path: "ckpt-1"\nall_model_checkpoint_paths: "ckpt-1"\n'
+    )
+  if snapshot.model.registers != 32:
+    facts['beware'] = (
+      f'for {snapshot.model.registers} registers the public PoseEnc must be '
+      f'given block_size={2 * snapshot.model.registers}'
+    )
+  return facts | {'wrote': f'{path} (flax msgpack of the public code)'}
+
+
+def _fresh(theirs: snapshot_lib.Arrays) -> dict[str, Any]:
+  """The rest of an official checkpoint of nothing done yet."""
+  empty, zero = traverse_util.empty_node, np.zeros((), np.int32)
+  params, moments = {}, {}
+  for name in theirs:
+    (params if name.startswith('params/') else moments)[name] = None
+  accumulators = {
+    name.replace('params', 'opt_state/acc_grads', 1): theirs[name]
+    for name in params
+  }
+  return {
+    'step': zero,
+    'opt_state/mini_step': zero,
+    'opt_state/gradient_step': zero,
+    'opt_state/inner_opt_state/0': empty,
+    f'{_ADAM}/count': zero,
+    **moments,
+    'opt_state/inner_opt_state/1/1/inner_state': empty,
+    'opt_state/inner_opt_state/1/2/count': zero,
+    **snapshot_lib.zeros(accumulators),
+    'opt_state/skip_state': empty,
+    **params,
+    'lpips_params': empty,
+    'key': np.zeros(2, np.uint32),
+    'multi_steps': np.ones((), np.int32),
+    **dict.fromkeys(_METRICS, np.zeros((), np.float32)),
+  }
+
+
+def _at_step(rest: dict[str, Any], step: int) -> dict[str, Any]:
+  """The rest after training on to `step` updates, or unchanged."""
+  done = step - int(rest['opt_state/gradient_step'])
+  if not done:
+    return rest
+  mini_step = int(rest['opt_state/mini_step'])
+  micro = int(rest['step']) - mini_step + done * int(rest['multi_steps'])
+  counters = {'step': micro, 'opt_state/mini_step': 0}
+  counters |= dict.fromkeys(_COUNTS, step)
+  accumulators = {
+    name: x for name, x in rest.items() if name.startswith('opt_state/acc')
+  }
+  return (
+    rest
+    | {name: np.asarray(n, np.int32) for name, n in counters.items()}
+    | snapshot_lib.zeros(accumulators)
+  )
+
+
+def write_msgpack(file: BinaryIO, tree: Any) -> None:
+  """`flax.serialization.msgpack_serialize`, an array at a time."""
+  if isinstance(tree, dict):
+    file.write(msgpack.Packer().pack_map_header(len(tree)))
+    for key, value in tree.items():
+      file.write(msgpack.packb(key))
+      write_msgpack(file, value)
+  else:
+    file.write(serialization.msgpack_serialize(tree, in_place=True))

@@ -1,0 +1,104 @@
+"""safetensors files in the public models' names."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+from ml_collections import ConfigDict
+
+from xfactor.errors import UserError
+from xfactor.exchange import snapshot as snapshot_lib
+from xfactor.exchange import srt_names, xfactor_names
+
+TO_PUBLIC = {'xfactor': xfactor_names.to_official, 'srt': srt_names.to_public}
+
+
+def read_safetensors(
+  path: epath.Path, config: ConfigDict | None
+) -> snapshot_lib.Snapshot:
+  data = path.read_bytes()
+  try:
+    dotted = safetensors.numpy.load(data)
+  except safetensors.SafetensorError as e:
+    raise UserError(
+      f'{path} is damaged or incomplete ({e}): fetch it again'
+    ) from e
+  except KeyError as e:  # A type that NumPy lacks.
+    raise UserError(
+      f'{path} holds arrays of type {e.args[0]}: save them as F32'
+    ) from e
+  if any(name.startswith(('encoder.', 'decoder.')) for name in dotted):
+    recipe = snapshot_lib.recipe('srt', config)
+    if config is None:
+      put_model(recipe, _written_model(data))
+    named = srt_names.named_parameters(dotted)
+    with snapshot_lib.naming(path, 'srt'):
+      model = srt_names.read_config(named, **recipe.model)
+    told = snapshot_lib.complete(recipe, model, config)
+    params = srt_names.to_ours(named)
+  else:
+    recipe = snapshot_lib.recipe('xfactor', config)
+    written = _written_model(data)
+    put_model(
+      recipe,
+      {k: written[k] for k in snapshot_lib.NOT_IN_ARRAYS if k in written},
+    )
+    named = {name.replace('.', '/'): array for name, array in dotted.items()}
+    with snapshot_lib.naming(path):
+      model = snapshot_lib.read_xfactor(named, recipe)
+    params, told = xfactor_names.to_ours(named), {}
+  facts = {
+    'read': f'{path} (safetensors)',
+    **snapshot_lib.sizes(model, params, len(named)),
+    'moments': 'none there: zero, and the step is 0',
+    **told,
+  }
+  return snapshot_lib.Snapshot(
+    facts,
+    recipe,
+    model,
+    0,
+    0,
+    params,
+    snapshot_lib.zeros(params),
+    snapshot_lib.zeros(params),
+    rest=None,
+  )
+
+
+def _written_model(data: bytes) -> dict[str, Any]:
+  """The model that `_write_safetensors` put into the header, if it did."""
+  header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
+  return json.loads(header.get('__metadata__', {}).get('model', '{}'))
+
+
+def put_model(recipe: ConfigDict, model: Mapping[str, Any]) -> None:
+  """Older and newer versions may have other settings."""
+  known = {key: value for key, value in model.items() if key in recipe.model}
+  recipe.model.update(known)
+
+
+def write_safetensors(
+  snapshot: snapshot_lib.Snapshot, path: epath.Path
+) -> dict[str, str]:
+  theirs = TO_PUBLIC[snapshot.recipe.method](snapshot.params)
+  if snapshot.recipe.method == 'srt':
+    theirs = srt_names.state_dict(theirs)
+  data = safetensors.numpy.save(
+    {
+      name.replace('/', '.'): np.ascontiguousarray(array)
+      for name, array in theirs.items()
+    },
+    {
+      'model': json.dumps(dataclasses.asdict(snapshot.model)),
+      'step': str(snapshot.step),
+    },
+  )
+  with snapshot_lib.whole(path) as f:
+    f.write(data)
+  return {'wrote': f'{path} (safetensors, parameters alone)'}

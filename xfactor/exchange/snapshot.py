@@ -1,0 +1,168 @@
+"""A checkpoint of any code base, in memory."""
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from xfactor import config as configs
+from xfactor.data import files
+from xfactor.errors import UserError
+from xfactor.exchange import xfactor_names
+from xfactor.methods.srt import network as srt_network
+from xfactor.methods.xfactor import network as xfactor_network
+
+Arrays = dict[str, np.ndarray]
+
+FORMATS = ('ours', 'official', 'safetensors')
+
+# Settings of XFactor that its arrays do not tell.
+NOT_IN_ARRAYS = (
+  *('dtype', 'attention', 'remat', 'position_grid'),
+  *('layer_scale', 'tie_qk', 'pose_gain'),
+)
+_NAMES = {'xfactor': 'XFactor', 'srt': 'SRT'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+  """A checkpoint between two formats.
+
+  Attributes:
+    facts: What was read, for people.
+    recipe: Of the source, as far as it is known; of its method.
+    model: Sizes of the networks.
+    step: Updates done, which set the learning rate.
+    updates: That Adam counts.
+    params: Our names to float32 arrays.
+    mu: Adam's first moments, by the same names; None of a run with Muon.
+    nu: Adam's second moments, likewise.
+    rest: The official checkpoint's slash-joined paths to what is kept aside,
+      in its order, with None for the arrays above; None if there never was one.
+  """
+
+  facts: dict[str, str]
+  recipe: ConfigDict
+  model: xfactor_network.Config | srt_network.Config
+  step: int
+  updates: int
+  params: Arrays
+  mu: Arrays | None
+  nu: Arrays | None
+  rest: dict[str, Any] | None
+
+
+def target(out: epath.Path, to: str) -> epath.Path:
+  """The file or folder that holds the arrays."""
+  if to == 'ours':
+    return out / 'checkpoints'
+  if to == 'official':
+    return out if out.suffix == '.flax' else out / 'checkpoints-0'
+  return out if out.suffix == '.safetensors' else out / 'model.safetensors'
+
+
+def clear(target: epath.Path) -> None:
+  """Makes place; files are replaced when their successors are complete."""
+  if target.is_dir():
+    target.rmtree()
+
+
+def is_taken(target: epath.Path) -> bool:
+  return any(target.iterdir()) if target.is_dir() else target.exists()
+
+
+def is_run(source: epath.Path) -> bool:
+  return (source / 'checkpoints').is_dir()
+
+
+@contextlib.contextmanager
+def naming(path: epath.Path, method: str = 'xfactor') -> Iterator[None]:
+  """Says in which file something is wrong."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(
+      f'{path} is no complete {_NAMES[method]} checkpoint: {e}'
+    ) from e
+
+
+def recipe(method: str, config: ConfigDict | None) -> ConfigDict:
+  """The recipe given, or the method's defaults."""
+  if config is None:
+    return configs.base(method)
+  if config.method != method:
+    raise UserError(
+      f'the checkpoint is of {_NAMES[method]}, the recipe of '
+      f'config.method={config.method!r}: give another --config'
+    )
+  return copy.deepcopy(config)
+
+
+def read_xfactor(params: Arrays, recipe: ConfigDict) -> xfactor_network.Config:
+  """Sizes read off the arrays, with the recipe's other settings."""
+  return dataclasses.replace(
+    xfactor_names.read_config(params),
+    **{key: recipe.model[key] for key in NOT_IN_ARRAYS},
+  )
+
+
+def sizes(
+  model: xfactor_network.Config | srt_network.Config,
+  params: Arrays,
+  arrays: int,
+) -> dict[str, str]:
+  """Facts about the model; `arrays` is how many those of the source were."""
+  count = sum(x.size for x in params.values())
+  if isinstance(model, srt_network.Config):
+    sizes = (
+      f'encoder {model.encoder}, decoder {model.decoder}, features '
+      f'{model.features}, heads {model.heads} + {model.decoder_heads}, '
+      f'mlp_features {model.mlp_features}, conv_blocks {model.conv_blocks}, '
+      f'layers {model.encoder_layers} + {model.decoder_layers}'
+    )
+  else:
+    sizes = (
+      f'features {model.features}, heads {model.heads}, patch_size '
+      f'{model.patch_size}, layers {model.encoder_layers} + '
+      f'{model.renderer_layers}, pose_dim {model.pose_dim}, registers '
+      f'{model.registers}'
+    )
+  return {'model': sizes, 'parameters': f'{count:,} in {arrays} arrays'}
+
+
+def zeros(params: Arrays) -> Arrays:
+  return {name: np.zeros(x.shape, x.dtype) for name, x in params.items()}
+
+
+def complete(
+  recipe: ConfigDict, model: srt_network.Config, config: ConfigDict | None
+) -> dict[str, str]:
+  """Makes a recipe that was not given go with the sizes; facts about it."""
+  if config is not None:
+    return {'recipe': 'as given, with sizes of the arrays'}
+  if model.encoder == 'srt':
+    cell = 2**model.conv_blocks
+    height, width = model.rows * cell, model.columns * cell
+    recipe.data.update(image_size=height, image_width=width)
+    recipe.objective.rays = min(recipe.objective.rays, height * width)
+  return {
+    'assumed': f'heads {model.heads} + {model.decoder_heads}, start_octave '
+    f'{model.start_octave}, distances {model.min_dist:g} to '
+    f'{model.max_dist:g}, pictures, coordinates and all else that the arrays '
+    'do not tell: give --config where they are others'
+  }
+
+
+@contextlib.contextmanager
+def whole(path: epath.Path) -> Iterator[BinaryIO]:
+  """Opens a file to write, which gets its name only when complete."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + files.partial_suffix())
+  with partial.open('wb') as f:
+    yield f
+  partial.replace(path)

@@ -1,0 +1,1 @@
+"""Methods: network, objective, scores and cost of each."""

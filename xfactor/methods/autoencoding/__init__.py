@@ -1,0 +1,1 @@
+"""RUST and RayZer: a target rendered from its own pose."""

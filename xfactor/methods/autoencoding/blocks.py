@@ -1,0 +1,159 @@
+"""RUST and RayZer, the self-supervised ancestors that XFactor is held against.
+
+RUST: Sajjadi et al., CVPR 2023 (arXiv 2211.14306). RayZer: Jiang et al., ICCV
+2025 (arXiv 2505.00702). Neither was released with XFactor's code, whose authors
+trained their own; so did we. Both are built of the same blocks here, of patches
+as XFactor's, with as many parameters in full size (302 M), so that what differs
+is how a pose comes about and what it may say. Images are float [-1, 1].
+
+Of RUST's paper: the scene is a set of tokens of unposed context views; the pose
+encoder sees the scene and a half of the target, and tells a short latent pose;
+the decoder attends from (place in the image, pose) to the scene. Ours: a pose
+of 8 numbers (what the paper's had could not be looked up here); patches in
+place of convolutions, on both sides, so that a perceptual loss, too, can be had
+of the picture; a pose encoder in which the target's tokens and the scene's
+attend to each other; the mean of the target's is read.
+
+Of RayZer's paper: a camera token for each view, all views attending to each
+other; SE(3) relative to a canonical view by a continuous 6-D rotation, and one
+focal length for all; Pluecker rays of the predicted cameras beside the pixels
+of the context views and in place of those of the target; learned scene tokens,
+updated with the context's and read by the target's; QK-norm; sinusoidal
+encodings of place and view; cameras of the target predicted jointly with those
+of the context. Ours: the reference as the canonical view; 1,024 wide, not 768.
+"""
+
+import dataclasses
+
+import einops
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xfactor import limits
+from xfactor.errors import UserError
+from xfactor.nn import attention, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and numerics of both.
+
+  Attributes:
+    features: Width of the tokens.
+    heads: Attention heads.
+    patch_size: Pixels along a patch's side.
+    encoder_layers: Depth of what tells the poses.
+    scene_layers: Depth of what makes the scene's tokens.
+    decoder_layers: Depth of what draws.
+    dtype: 'float32' or 'bfloat16', of matrix products and attention.
+    attention: 'auto' or a kernel's name, see models/attention.py.
+    remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
+  """
+
+  features: int = limits.at_least(1024, 4)
+  heads: int = limits.at_least(16, 1)
+  patch_size: int = limits.at_least(16, 1)
+  encoder_layers: int = limits.at_least(8, 1)
+  scene_layers: int = limits.at_least(8, 1)
+  decoder_layers: int = limits.at_least(8, 1)
+  dtype: str = 'bfloat16'
+  attention: str = 'auto'
+  remat: str = 'full'
+
+  def __post_init__(self):
+    if self.features % self.heads or self.features % 4:
+      raise UserError(
+        f'config.model.features={self.features} must be a multiple of 4 and of '
+        f'config.model.heads={self.heads}'
+      )
+    if self.dtype not in ('float32', 'bfloat16'):
+      raise UserError(
+        f'config.model.dtype={self.dtype!r}: choose "float32" or "bfloat16"'
+      )
+
+  @property
+  def patch_channels(self) -> int:
+    return 3 * self.patch_size**2
+
+
+class Block(nnx.Module):
+  """Pre-norm attention, to each other or to given tokens, and an MLP."""
+
+  def __init__(
+    self, config: Config, *, rngs: nnx.Rngs, kernel: str, cross: bool
+  ):
+    width, dtype = config.features, jnp.dtype(config.dtype)
+    self.heads, self.kernel, self.dtype = config.heads, kernel, dtype
+    self.norm_attention = layers.layer_norm(width, rngs=rngs)
+    kwargs = {'rngs': rngs, 'dtype': dtype, 'use_bias': False}
+    if cross:
+      self.q = layers.linear(width, width, **kwargs)
+      self.kv = layers.linear(width, 2 * width, **kwargs)
+    else:
+      self.qkv = layers.linear(width, 3 * width, **kwargs)
+    self.norm_q = layers.HeadNorm(config.heads, width // config.heads)
+    self.norm_k = layers.HeadNorm(config.heads, width // config.heads)
+    self.out = layers.linear(width, width, **kwargs)
+    self.norm_mlp = layers.layer_norm(width, rngs=rngs)
+    self.mlp = layers.MLP((width, 4 * width, width), rngs=rngs, dtype=dtype)
+
+  def __call__(
+    self,
+    x_BTC: Float[Array, 'b t c'],
+    tokens: Float[Array, 'b s c'] | None = None,
+  ) -> Float[Array, 'b t c']:
+    x_BTC = x_BTC + self._attention(self.norm_attention(x_BTC), tokens)
+    return x_BTC + self.mlp(self.norm_mlp(x_BTC))
+
+  def _attention(self, x_BTC: Array, tokens: Array | None) -> Array:
+    if tokens is None:
+      qkv = jnp.split(self.qkv(x_BTC), 3, axis=-1)
+    else:
+      qkv = self.q(x_BTC), *jnp.split(self.kv(tokens), 2, axis=-1)
+    q, k, v = (
+      einops.rearrange(x, 'b t (n d) -> b t n d', n=self.heads) for x in qkv
+    )
+    q, k = self.norm_q(q), self.norm_k(k)
+    out = attention.attend(
+      *(x.astype(self.dtype) for x in (q, k, v)), kernel=self.kernel
+    )
+    return self.out(einops.rearrange(out, 'b t n d -> b t (n d)'))
+
+
+class Trunk(nnx.Module):
+  """Scanned blocks and the norm after them; float32 in and out."""
+
+  def __init__(
+    self,
+    config: Config,
+    depth: int,
+    *,
+    rngs: nnx.Rngs,
+    kernel: str,
+    cross: bool = False,
+  ):
+    def make_block(rngs: nnx.Rngs) -> Block:
+      return Block(config, rngs=rngs, kernel=kernel, cross=cross)
+
+    self.stack = layers.Stack(depth, make_block, rngs=rngs, remat=config.remat)
+    self.norm = layers.layer_norm(config.features, rngs=rngs)
+
+  def __call__(
+    self, x_BTC: Float[Array, 'b t c'], *tokens: Float[Array, 'b s c']
+  ) -> Float[Array, 'b t c']:
+    return self.norm(self.stack(x_BTC.astype(jnp.float32), *tokens))
+
+
+def sinusoids(
+  places: Int[Array, '*b 2'], features: int
+) -> Float[Array, '*b c']:
+  """Sines and cosines of two integers, `features` of them."""
+  table = layers.rope_table(places, features)[..., ::2, :]
+  return table.reshape(*table.shape[:-2], features)
+
+
+def view_codes(views: int, features: int) -> Float[Array, 'v c']:
+  """Tells the views of an example apart: the first, the second, and so on."""
+  index = jnp.arange(views)
+  return sinusoids(jnp.stack([index, index], -1), features)

@@ -1,0 +1,45 @@
+"""The distance between a rendered and a true picture."""
+
+import dataclasses
+from typing import Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Perceptual(Protocol):
+  """A perceptual distance of images in [-1, 1], one number an image."""
+
+  def __call__(
+    self, prediction: Float[Array, 'b h w 3'], truth: Float[Array, 'b h w 3']
+  ) -> Float[Array, ' b']: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+  """How far a drawn picture is from what it should be.
+
+  Attributes:
+    l1_weight: Weight of the mean absolute error in [-1, 1].
+    lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
+    lpips_dtype: Of LPIPS's convolutions: 'float32' or 'bfloat16'.
+  """
+
+  l1_weight: float = 1.0
+  lpips_weight: float = 0.5
+  lpips_dtype: str = 'float32'
+
+
+def score(
+  prediction: Float[Array, 'b h w 3'],
+  target: Float[Array, 'b h w 3'],
+  config: Distances,
+  perceptual: Perceptual | None,
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """The weighted distances of what is drawn, and each of them."""
+  parts = {'l1': jnp.mean(jnp.abs(prediction - target))}
+  total = config.l1_weight * parts['l1']
+  if config.lpips_weight > 0:
+    parts['lpips'] = jnp.mean(perceptual(prediction, target))
+    total += config.lpips_weight * parts['lpips']
+  return total, {'loss': total, **parts}

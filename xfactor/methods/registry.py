@@ -1,0 +1,32 @@
+"""The methods by name; a method's modules are imported when it is asked for."""
+
+import functools
+import importlib
+
+from xfactor.errors import UserError
+from xfactor.methods import base
+
+# Module and class of each.
+_CLASSES = {
+  'xfactor': ('xfactor', 'XFactor'),
+  'srt': ('srt', 'SRT'),
+  'rust': ('autoencoding', 'Rust'),
+  'rayzer': ('autoencoding', 'RayZer'),
+}
+NAMES = tuple(_CLASSES)
+
+
+@functools.cache
+def get(name: str) -> base.Method:
+  """Returns the method called `name`.
+
+  Raises:
+    UserError: If there is none.
+  """
+  if name not in _CLASSES:
+    raise UserError(
+      f'config.method={name!r} is no method; choose one of {", ".join(NAMES)}'
+    )
+  folder, cls = _CLASSES[name]
+  module = importlib.import_module(f'xfactor.methods.{folder}.method')
+  return getattr(module, cls)()

@@ -1,0 +1,1 @@
+"""SRT (Sajjadi et al., CVPR 2022), improved and volumetric SRT."""

@@ -1,0 +1,105 @@
+"""Model and executed FLOPs of SRT."""
+
+import itertools
+
+from xfactor.methods.srt import network
+
+
+def srt_train_step(
+  config: network.Config,
+  *,
+  batch: int,
+  views: int,
+  height: int,
+  width: int,
+  rays: int,
+) -> int:
+  """Model FLOPs of one update of SRT, of `rays` rays a scene.
+
+  Views and their size are those that are encoded. Of volumes, each sample
+  counts once for each network that must look at it.
+  """
+  rows, columns = network.token_grid(config, height, width)
+  tokens = views * rows * columns
+  forward = (
+    views * _convolutions(config, height, width)
+    + 2 * tokens * config.channels[-1] * config.features
+    + _srt_heads(config, rays)
+    + _srt_layers(config, tokens, rays)
+  )
+  return 3 * batch * forward
+
+
+def srt_executed_step(
+  config: network.Config,
+  *,
+  batch: int,
+  views: int,
+  height: int,
+  width: int,
+  rays: int,
+) -> float:
+  """FLOPs that the chips do for one update of SRT, in bfloat16 passes.
+
+  Model FLOPs, and the layers but for their last product once more where they
+  are recomputed (config.remat). What attention kernels recompute is not
+  counted.
+  """
+  sizes = {'views': views, 'height': height, 'width': width, 'rays': rays}
+  total = float(srt_train_step(config, batch=batch, **sizes))
+  if config.remat == 'full':
+    rows, columns = network.token_grid(config, height, width)
+    tokens = views * rows * columns
+    total += batch * _srt_layers(config, tokens, rays, mlps=1)
+  return total
+
+
+def _convolutions(config: network.Config, height: int, width: int) -> int:
+  """Of one view; its position is the same all over and costs nothing."""
+  total, stride = 0, 1
+  for i, (din, dout) in enumerate(itertools.pairwise(config.channels)):
+    stride *= 1 + i % 2
+    pixels = -(-height // stride) * -(-width // stride)
+    din -= 0 if i else config.point_features
+    total += 2 * 9 * pixels * din * dout
+  return total
+
+
+def _srt_queries(config: network.Config, rays: int) -> list[int]:
+  """What each network that decodes, or each use of one, is asked for."""
+  if config.decoder != 'nerf':
+    return [rays]
+  coarse, fine = config.coarse_samples, config.fine_samples
+  second = coarse + fine if config.fine_net else fine
+  return [rays * coarse, rays * second] if fine else [rays * coarse]
+
+
+def _srt_heads(config: network.Config, rays: int) -> int:
+  ray, point = config.ray_features, config.point_features
+  hidden = network.HEAD_FEATURES
+  if config.decoder == 'isrt':
+    hidden = config.mlp_features
+    each = 4 * ray**2 + (ray + 3 * hidden + 3) * hidden
+  elif config.decoder == 'srt':
+    each = (ray + 3) * hidden
+  else:
+    each = (2 * point + 3 + 1) * hidden
+  return 2 * each * sum(_srt_queries(config, rays))
+
+
+def _srt_layers(
+  config: network.Config, tokens: int, rays: int, mlps: int = 2
+) -> int:
+  """Layers, with this many products of the two of each MLP."""
+  width, hidden = config.features, config.mlp_features
+  dense = 4 * width**2 + mlps * width * hidden
+  encoder = 2 * tokens * dense + 4 * width * tokens**2
+  query = (
+    config.point_features if config.decoder == 'nerf' else config.ray_features
+  )
+  dense = 2 * query * width + mlps * query * hidden
+  decoder = sum(
+    2 * (count * dense + tokens * 2 * width**2) + 4 * width * count * tokens
+    for count in _srt_queries(config, rays)
+  )
+  return config.encoder_layers * encoder + config.decoder_layers * decoder

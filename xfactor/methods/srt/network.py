@@ -1,0 +1,667 @@
+"""Scene representation transformers: SRT, improved SRT and volumetric SRT.
+
+Posed views become a set of tokens, from which a ray's colour is read by
+cross-attention (SRT: arXiv 2111.13152; improved: OSRT, arXiv 2206.06922,
+appendix A.4). All of them as in the public code stelzner/srt, whose volumetric
+decoder cannot be built as it stands: here its keys have the tokens' width.
+Images are float [0, 1]; all cameras of a scene share one coordinate system.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from xfactor import limits
+from xfactor.errors import UserError
+from xfactor.methods.srt import volume
+from xfactor.nn import attention, layers
+
+# How much more sines of rays vary than colours do.
+_COLOR_GAIN = 6.0
+# Of the first weights through which a decoder hears the tokens, so that they do
+# not begin fainter than the rays themselves.
+_CROSS_GAIN = 3.0
+# Channels of the layer before a colour or density.
+HEAD_FEATURES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and numerics; defaults are the published SRT's.
+
+  Attributes:
+    encoder: 'srt', whose tokens carry learned embeddings of their pixel and of
+      being the first view's, or 'isrt', without those.
+    decoder: 'srt' or 'isrt', of light fields, or 'nerf', of volumes.
+    features: Width of the tokens.
+    heads: Attention heads of the encoder.
+    decoder_heads: Attention heads of the decoder; each is features /
+      decoder_heads wide.
+    mlp_features: Inner width of feed-forward layers, and of isrt's last ones.
+    conv_blocks: Each halves the image; 3 in the published ISRT.
+    conv_features: Channels of the first convolution.
+    encoder_layers: Of self-attention; 5 in the published ISRT.
+    decoder_layers: Of cross-attention.
+    rows, columns: The largest grid of tokens of a view, for 'srt'.
+    start_octave: Positions of up to 2^-start_octave are told apart.
+    octaves: Of each coordinate's encoding; those of directions start at 0.
+    coarse_samples: Evenly along each ray, for 'nerf'.
+    fine_samples: Where the coarse ones found something; with 0 colours are
+      those of the coarse ones, not composited, and with 1 it lies at their
+      expected depth.
+    min_dist, max_dist: Of samples from the camera.
+    min_z: Rays end at the plane z = min_z.
+    fine_net: Whether the last picture is drawn by a network of its own.
+    dtype: 'float32' or 'bfloat16', of matrix products and attention.
+    attention: 'auto' or a kernel's name, see models/attention.py.
+    remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
+  """
+
+  encoder: str = 'srt'
+  decoder: str = 'srt'
+  features: int = limits.at_least(768, 4)
+  heads: int = limits.at_least(12, 1)
+  decoder_heads: int = limits.at_least(12, 1)
+  mlp_features: int = 1536
+  conv_blocks: int = limits.at_least(4, 1)
+  conv_features: int = 96
+  encoder_layers: int = limits.at_least(10, 1)
+  decoder_layers: int = limits.at_least(2, 1)
+  rows: int = 15
+  columns: int = 20
+  start_octave: int = -5
+  octaves: int = 15
+  coarse_samples: int = limits.at_least(128, 1)
+  fine_samples: int = limits.at_least(64, 0)
+  min_dist: float = 2.0
+  max_dist: float = 4.0
+  min_z: float | None = None
+  fine_net: bool = False
+  dtype: str = 'bfloat16'
+  attention: str = 'auto'
+  remat: str = 'full'
+
+  def __post_init__(self):
+    for name, choices in (
+      ('encoder', ('srt', 'isrt')),
+      ('decoder', ('srt', 'isrt', 'nerf')),
+      ('dtype', ('float32', 'bfloat16')),
+    ):
+      if getattr(self, name) not in choices:
+        raise UserError(
+          f'config.model.{name}={getattr(self, name)!r}: choose one of '
+          f'{", ".join(choices)}'
+        )
+    for name in ('heads', 'decoder_heads'):
+      if self.features % getattr(self, name):
+        raise UserError(
+          f'config.model.features={self.features} must be a multiple of '
+          f'config.model.{name}={getattr(self, name)}'
+        )
+    if self.decoder == 'nerf' and self.coarse_samples < 2:
+      raise UserError(
+        f'config.model.coarse_samples={self.coarse_samples} must be at least 2'
+      )
+
+  @property
+  def point_features(self) -> int:
+    """Channels of an encoded point."""
+    return 3 * 2 * self.octaves
+
+  @property
+  def ray_features(self) -> int:
+    """Channels of an encoded ray: its position and its direction."""
+    return 2 * self.point_features
+
+  @property
+  def channels(self) -> list[int]:
+    """Of what goes into and comes out of each convolution.
+
+    Of each two the second doubles them and halves the image.
+    """
+    outputs = range(2 * self.conv_blocks)
+    return [3 + self.ray_features] + [
+      self.conv_features * 2 ** ((i + 1) // 2) for i in outputs
+    ]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noise:
+  """Where samples lie in their stretches of a ray, uniform in [0, 1).
+
+  Attributes:
+    coarse: float32 [b, r, n].
+    fine: float32 [b, r, m].
+  """
+
+  coarse: Any
+  fine: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+  """What is seen along rays; all but `color` for 'nerf' only.
+
+  Attributes:
+    color: float32 [b, r, 3], [0, 1]; 'isrt' may leave that range.
+    alpha: float32 [b, r], opacity.
+    depth: float32 [b, r], expected distance.
+    coarse_color: `color` by the coarse samples; None without fine ones.
+    coarse_depth: `depth` by the coarse samples; None without fine ones.
+  """
+
+  color: Any
+  alpha: Any = None
+  depth: Any = None
+  coarse_color: Any = None
+  coarse_depth: Any = None
+
+
+def sample_noise(
+  key: PRNGKeyArray, shape: tuple[int, ...], config: Config
+) -> Noise | None:
+  """Noise for rays of this shape; None for light fields, which need none."""
+  if config.decoder != 'nerf':
+    return None
+  coarse, fine = jax.random.split(key)
+  return Noise(
+    jax.random.uniform(coarse, (*shape, config.coarse_samples)),
+    jax.random.uniform(fine, (*shape, config.fine_samples)),
+  )
+
+
+def token_grid(config: Config, height: int, width: int) -> tuple[int, int]:
+  """Rows and columns of a view's tokens; what does not fill one is padded."""
+  stride = 2**config.conv_blocks
+  return -(-height // stride), -(-width // stride)
+
+
+def check_size(config: Config, height: int, width: int) -> None:
+  """Raises UserError if views have more tokens than learned embeddings."""
+  rows, columns = token_grid(config, height, width)
+  if config.encoder == 'srt' and (
+    rows > config.rows or columns > config.columns
+  ):
+    stride = 2**config.conv_blocks
+    raise UserError(
+      f'views of {width} x {height} pixels are larger than '
+      f'{stride * config.columns} x {stride * config.rows}, the most that '
+      f'config.model.columns={config.columns} and config.model.rows='
+      f'{config.rows} allow; raise them to {columns} and {rows}, or set '
+      'config.model.encoder="isrt"'
+    )
+
+
+def positional_encoding(
+  x: Float[Array, '*b c'], start: int, octaves: int = 15
+) -> Float[Array, '*b e']:
+  """Sines of each coordinate times pi 2^octave, then cosines.
+
+  The octaves begin with `start`; float32, as the highest ones need.
+  """
+  scales = np.pi * 2.0 ** np.arange(start, start + octaves)
+  angles = x[..., None]
+  angles = angles * layers.along_last(jnp.asarray(scales, x.dtype), angles)
+  angles = einops.rearrange(angles, '... c o -> ... (c o)')
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+def _torch_uniform(fan_in: int, gain: float = 1):
+  """How PyTorch draws the weights and biases of linear layers."""
+  limit = gain / math.sqrt(fan_in)
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+  return init
+
+
+def linear(
+  din: int,
+  dout: int,
+  *,
+  rngs: nnx.Rngs,
+  dtype: DTypeLike,
+  use_bias: bool = True,
+  gain: float = 1,
+) -> nnx.Linear:
+  """A dense layer with PyTorch's initialisers, times a gain the kernel's."""
+  return layers.linear(
+    din,
+    dout,
+    rngs=rngs,
+    dtype=dtype,
+    use_bias=use_bias,
+    kernel_init=_torch_uniform(din, gain),
+    bias_init=_torch_uniform(din),
+  )
+
+
+def layer_norm(features: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """LayerNorm with PyTorch's epsilon and float32 statistics and output."""
+  return nnx.LayerNorm(features, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+
+
+def gelu(x: Array) -> Array:
+  """The exact GELU, by erf."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+class MLP(nnx.Module):
+  """Dense layers with an activation between them."""
+
+  def __init__(
+    self,
+    sizes: Sequence[int],
+    activation: Callable[[Array], Array],
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    last_dtype: DTypeLike | None = None,
+  ):
+    dtypes = [dtype] * (len(sizes) - 2) + [last_dtype or dtype]
+    self.activation = activation
+    self.layers = nnx.List(
+      [
+        linear(din, dout, rngs=rngs, dtype=dtype)
+        for din, dout, dtype in zip(sizes[:-1], sizes[1:], dtypes, strict=True)
+      ]
+    )
+
+  def __call__(self, x: Float[Array, '*b i']) -> Float[Array, '*b o']:
+    for i, layer in enumerate(self.layers):
+      x = layer(self.activation(x) if i else x)
+    return x
+
+
+class Conv(nnx.Module):
+  """The kernel of a 3 x 3 convolution; no bias. Drawn after He et al."""
+
+  def __init__(self, din: int, dout: int, *, rngs: nnx.Rngs):
+    init = nnx.initializers.he_uniform()
+    self.kernel = nnx.Param(init(rngs.params(), (3, 3, din, dout)))
+
+
+def convolve(
+  x: Float[Array, 'n h w i'], kernel: Float[Array, '3 3 i o'], stride: int = 1
+) -> Float[Array, 'n y x o']:
+  """A convolution with one pixel of zeros around."""
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel.astype(x.dtype),
+    window_strides=(stride, stride),
+    padding=((1, 1), (1, 1)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def convolve_constant(
+  x: Float[Array, 'n i'], kernel: Float[Array, '3 3 i o'], size: tuple[int, int]
+) -> Float[Array, 'n h w o']:
+  """`convolve` of pictures of one colour, of (height, width) from 2 on.
+
+  Only at their rims, where zeros come in, does the result vary.
+  """
+  x = jnp.broadcast_to(x[:, None, None], (x.shape[0], 3, 3, x.shape[1]))
+  x = convolve(x, kernel)
+  for axis, length in enumerate(size, start=1):
+    first, middle, last = jnp.split(x, 3, axis)
+    middle = jnp.repeat(middle, length - 2, axis)
+    x = jnp.concatenate([first, middle, last], axis)
+  return x
+
+
+class Block(nnx.Module):
+  """Pre-norm attention, to each other or to given tokens, and an MLP."""
+
+  def __init__(
+    self,
+    width: int,
+    config: Config,
+    *,
+    rngs: nnx.Rngs,
+    kernel: str,
+    cross: bool,
+  ):
+    inner = config.features
+    dtype = jnp.dtype(config.dtype)
+    kwargs = {'rngs': rngs, 'dtype': dtype, 'gain': _CROSS_GAIN if cross else 1}
+    self.kernel = kernel
+    self.heads = config.decoder_heads if cross else config.heads
+    self.norm_attention = layer_norm(width, rngs=rngs)
+    if cross:
+      self.q = linear(width, inner, use_bias=False, rngs=rngs, dtype=dtype)
+      self.kv = linear(config.features, 2 * inner, use_bias=False, **kwargs)
+    else:
+      self.qkv = linear(width, 3 * inner, use_bias=False, **kwargs)
+    self.out = linear(inner, width, **kwargs)
+    self.norm_mlp = layer_norm(width, rngs=rngs)
+    sizes = width, config.mlp_features, width
+    self.mlp = MLP(sizes, gelu, rngs=rngs, dtype=dtype)
+
+  def __call__(
+    self,
+    x_BTC: Float[Array, 'b t c'],
+    tokens: Float[Array, 'b s d'] | None = None,
+  ) -> Float[Array, 'b t c']:
+    x_BTC = x_BTC + self._attention(self.norm_attention(x_BTC), tokens)
+    return x_BTC + self.mlp(self.norm_mlp(x_BTC))
+
+  def _attention(self, x_BTC: Array, tokens: Array | None) -> Array:
+    if tokens is None:
+      qkv = jnp.split(self.qkv(x_BTC), 3, axis=-1)
+    else:
+      qkv = self.q(x_BTC), *jnp.split(self.kv(tokens), 2, axis=-1)
+    out = attention.attend(
+      *(einops.rearrange(x, 'b t (n d) -> b t n d', n=self.heads) for x in qkv),
+      kernel=self.kernel,
+    )
+    return self.out(einops.rearrange(out, 'b t n d -> b t (n d)'))
+
+
+class Transformer(layers.Stack):
+  """Scanned blocks of the encoder, or of a decoder (`cross`)."""
+
+  def __init__(
+    self,
+    width: int,
+    depth: int,
+    config: Config,
+    *,
+    rngs: nnx.Rngs,
+    kernel: str,
+    cross: bool = False,
+  ):
+    def make_block(rngs):
+      return Block(width, config, rngs=rngs, kernel=kernel, cross=cross)
+
+    super().__init__(depth, make_block, rngs=rngs, remat=config.remat)
+
+
+class Encoder(nnx.Module):
+  """Convolutions of each view, then attention over the tokens of all.
+
+  Drawn as in the public code, the tokens of all scenes begin alike, and the
+  decoder learns to do without them: PyTorch's convolutions shrink what passes
+  through by 0.4 each, and there are 3 colours, which vary little, to 180 sines
+  of rays. Here colours begin to count as much as rays; see `Conv`, too.
+  """
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
+    width, self.dtype = config.features, jnp.dtype(config.dtype)
+    self.start_octave, self.octaves = config.start_octave, config.octaves
+    self.convs = nnx.List(
+      [
+        Conv(din, dout, rngs=rngs)
+        for din, dout in itertools.pairwise(config.channels)
+      ]
+    )
+    gain = _COLOR_GAIN * math.sqrt(config.ray_features / 3)
+    first = self.convs[0].kernel
+    first[...] = first[...].at[:, :, :3].multiply(gain)
+    self.project = linear(
+      config.channels[-1], width, rngs=rngs, dtype=self.dtype
+    )
+    self.embed = config.encoder == 'srt'
+    if self.embed:
+      for name, shape in (
+        ('pixel_embedding', (config.rows, config.columns, width)),
+        ('canonical_camera', (width,)),
+        ('other_camera', (width,)),
+      ):
+        setattr(self, name, nnx.Param(jax.random.normal(rngs.params(), shape)))
+    self.stack = Transformer(
+      width, config.encoder_layers, config, rngs=rngs, kernel=kernel
+    )
+
+  def __call__(
+    self,
+    images: Float[Array, 'b v h w 3'],
+    origins: Float[Array, 'b v 3'],
+    directions: Float[Array, 'b v h w 3'],
+  ) -> Float[Array, 'b t c']:
+    folded = (
+      einops.rearrange(x, 'b v ... -> (b v) ...')
+      for x in (images, origins, directions)
+    )
+    x = self._convolutions(*folded)
+    x_BVHWC = einops.rearrange(
+      self.project(x).astype(jnp.float32),
+      '(b v) h w c -> b v h w c',
+      v=images.shape[1],
+    )
+    if self.embed:
+      x_BVHWC = x_BVHWC + self._embedding(x_BVHWC.shape[1:])[None]
+    return self.stack(einops.rearrange(x_BVHWC, 'b v h w c -> b (v h w) c'))
+
+  def _convolutions(
+    self, images: Array, origins: Array, directions: Array
+  ) -> Array:
+    # Channels are a pixel's colour, its view's position and its ray.
+    rays = positional_encoding(directions, 0, self.octaves)
+    x = jnp.concatenate([images, rays], -1).astype(self.dtype)
+    places = positional_encoding(origins, self.start_octave, self.octaves)
+    places = places.astype(self.dtype)
+    color, place, ray = jnp.split(
+      self.convs[0].kernel[...], (3, 3 + places.shape[-1]), axis=2
+    )
+    x = convolve(x, jnp.concatenate([color, ray], 2))
+    # A position is the same all over a view: half of the channels are free.
+    x = jax.nn.relu(x + convolve_constant(places, place, x.shape[1:3]))
+    for i, conv in enumerate(self.convs[1:], start=1):
+      x = jax.nn.relu(convolve(x, conv.kernel[...], stride=1 + i % 2))
+    return x
+
+  def _embedding(self, shape: tuple[int, ...]) -> Float[Array, 'v h w c']:
+    views, rows, columns, _ = shape
+    camera = jnp.stack(
+      [self.canonical_camera[...]] + [self.other_camera[...]] * (views - 1)
+    )
+    pixel = self.pixel_embedding[:rows, :columns]
+    return camera[:, None, None] + pixel[None]
+
+
+class RayDecoder(nnx.Module):
+  """Light fields: a ray's colour straight from its encoding and the tokens."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
+    kwargs = {'rngs': rngs, 'dtype': jnp.dtype(config.dtype)}
+    self.start_octave, self.octaves = config.start_octave, config.octaves
+    self.improved = config.decoder == 'isrt'
+    if self.improved:
+      self.query = MLP(
+        (config.ray_features, 2 * config.ray_features, config.ray_features),
+        jax.nn.relu,
+        **kwargs,
+      )
+    self.stack = Transformer(
+      config.ray_features,
+      config.decoder_layers,
+      config,
+      rngs=rngs,
+      kernel=kernel,
+      cross=True,
+    )
+    hidden = [config.mlp_features] * 4 if self.improved else [HEAD_FEATURES]
+    self.head = MLP(
+      (config.ray_features, *hidden, 3),
+      jax.nn.relu,
+      last_dtype=jnp.float32,
+      **kwargs,
+    )
+    if self.improved:
+      # Grey at first, as the sigmoid makes it for 'srt': on the way there from
+      # black, all layers learn to give the same for all scenes.
+      bias = self.head.layers[-1].bias
+      bias[...] = jnp.full_like(bias[...], 0.5)
+
+  def __call__(
+    self,
+    tokens: Float[Array, 'b t c'],
+    origins: Float[Array, 'b r 3'],
+    directions: Float[Array, 'b r 3'],
+    noise: Noise | None,
+  ) -> Rendered:
+    del noise
+    places = positional_encoding(origins, self.start_octave, self.octaves)
+    x = positional_encoding(directions, 0, self.octaves)
+    x = jnp.concatenate([places, x], -1)
+    if self.improved:
+      x = self.query(x).astype(jnp.float32)
+    color = self.head(self.stack(x, tokens))
+    return Rendered(color if self.improved else jax.nn.sigmoid(color))
+
+
+class VolumeNet(nnx.Module):
+  """Density and colour of points, which do not know who looks at them."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
+    self.start_octave, self.octaves = config.start_octave, config.octaves
+    self.stack = Transformer(
+      config.point_features,
+      config.decoder_layers,
+      config,
+      rngs=rngs,
+      kernel=kernel,
+      cross=True,
+    )
+    kwargs = {'rngs': rngs, 'dtype': jnp.dtype(config.dtype)}
+    self.color, self.density = (
+      MLP(
+        (config.point_features, HEAD_FEATURES, channels),
+        jax.nn.relu,
+        last_dtype=jnp.float32,
+        **kwargs,
+      )
+      for channels in (3, 1)
+    )
+
+  def __call__(
+    self, tokens: Float[Array, 'b t c'], points: Float[Array, 'b r n 3']
+  ) -> tuple[Float[Array, 'b r n'], Float[Array, 'b r n 3']]:
+    """Densities, which are positive, and colours in [0, 1]."""
+    x = positional_encoding(points, self.start_octave, self.octaves)
+    rays = x.shape[1]
+    x = self.stack(einops.rearrange(x, 'b r n c -> b (r n) c'), tokens)
+    x = einops.rearrange(x, 'b (r n) c -> b r n c', r=rays)
+    density = jax.nn.softplus(self.density(x)[..., 0])
+    return density, jax.nn.sigmoid(self.color(x))
+
+
+class VolumeDecoder(nnx.Module):
+  """Volumes: coarse samples of each ray, then fine ones where they count."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
+    self.config = config
+    self.coarse = VolumeNet(config, rngs=rngs, kernel=kernel)
+    if config.fine_net:
+      self.fine = VolumeNet(config, rngs=rngs, kernel=kernel)
+
+  def __call__(
+    self,
+    tokens: Float[Array, 'b t c'],
+    origins: Float[Array, 'b r 3'],
+    directions: Float[Array, 'b r 3'],
+    noise: Noise | None,
+  ) -> Rendered:
+    config = self.config
+    depths = volume.coarse_depths(
+      origins,
+      directions,
+      config.coarse_samples,
+      config.min_dist,
+      config.max_dist,
+      config.min_z,
+      noise and noise.coarse,
+    )
+    samples = self.coarse(tokens, volume.points(origins, directions, depths))
+    color, alpha, depth, weights = volume.integrate(*samples, depths)
+    if not config.fine_samples:
+      return Rendered(color, alpha, depth)
+    coarse_color, coarse_depth = volume.over_white(color, alpha), depth
+    if config.fine_samples == 1:
+      fine_depths = depth[..., None]
+    else:
+      fine_depths = volume.fine_depths(
+        weights,
+        depths,
+        config.fine_samples,
+        config.min_dist,
+        noise and noise.fine,
+      )
+    # Where samples lie is not learned.
+    fine_depths = jax.lax.stop_gradient(fine_depths)
+    if config.fine_net:
+      depths = jnp.sort(jnp.concatenate([depths, fine_depths], -1))
+      samples = self.fine(tokens, volume.points(origins, directions, depths))
+    else:
+      # The same network would say the same again of the coarse samples.
+      more = self.coarse(
+        tokens, volume.points(origins, directions, fine_depths)
+      )
+      depths, *samples = volume.merge((depths, *samples), (fine_depths, *more))
+    color, alpha, depth, _ = volume.integrate(*samples, depths)
+    return Rendered(
+      volume.over_white(color, alpha), alpha, depth, coarse_color, coarse_depth
+    )
+
+
+class SRT(nnx.Module):
+  """An encoder of posed views and a decoder of rays."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, platform: str = 'cpu'):
+    kernel = attention.choose_kernel(
+      config.attention, platform, jnp.dtype(config.dtype)
+    )
+    self.config = config
+    self.encoder = Encoder(config, rngs=rngs, kernel=kernel)
+    decoder = VolumeDecoder if config.decoder == 'nerf' else RayDecoder
+    self.decoder = decoder(config, rngs=rngs, kernel=kernel)
+
+  def encode(
+    self,
+    images: Float[Array, 'b v h w 3'],
+    origins: Float[Array, 'b v 3'],
+    directions: Float[Array, 'b v h w 3'],
+  ) -> Float[Array, 'b t c']:
+    """The tokens of a scene.
+
+    Args:
+      images: Views in [0, 1]; the first is the canonical one.
+      origins: Positions of their cameras.
+      directions: Of their pixels' rays, of length 1.
+
+    Raises:
+      UserError: As `check_size`.
+    """
+    check_size(self.config, *images.shape[2:4])
+    return self.encoder(images, origins, directions)
+
+  def decode(
+    self,
+    tokens: Float[Array, 'b t c'],
+    origins: Float[Array, 'b r 3'],
+    directions: Float[Array, 'b r 3'],
+    noise: Noise | None = None,
+  ) -> Rendered:
+    """What rays show, given by origins and directions of length 1.
+
+    Args:
+      tokens: Of `encode`, in whose coordinates the rays are.
+      origins: Of the rays.
+      directions: Of the rays.
+      noise: Of `draw_noise`, for training volumes; None: evenly spaced samples.
+    """
+    return self.decoder(tokens, origins, directions, noise)

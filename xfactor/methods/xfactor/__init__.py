@@ -1,0 +1,1 @@
+"""Stereo and multi-view XFactor (arXiv 2510.13063)."""

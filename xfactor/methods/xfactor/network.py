@@ -1,0 +1,339 @@
+"""XFactor: a pose encoder and a renderer (arXiv 2510.13063, section 4).
+
+The models never hear of masks. They take sets of patches with their places on
+the grid; training/objectives.py hands them half sets, inference whole images.
+Images are float [-1, 1].
+"""
+
+import dataclasses
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xfactor import limits
+from xfactor.errors import UserError
+from xfactor.nn import attention, layers, se3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and numerics of XFactor; defaults are the paper's full size.
+
+  Attributes:
+    features: Width of the token stream.
+    heads: Attention heads; features / heads must be a multiple of 4 (RoPE).
+    patch_size: Pixels along a patch's side.
+    encoder_layers: Depth of the pose encoder.
+    renderer_layers: Depth of the renderer.
+    pose: 'latent', or 'se3' for explicit poses (`se3`), which the renderer sees
+      as the rays of the pixels.
+    pose_dim: Channels of a latent pose; 10 for 'se3'.
+    joint_encoder: Whether the pose encoder sees all views at once, and not the
+      reference and one view at a time.
+    registers: Extra learned tokens in each view of the pose encoder, of which
+      the first is read (32 in official checkpoints).
+    position_grid: Adds fixed sines of each patch's row and column to the tokens
+      of both networks, made for grids of up to this many patches a side; 0 adds
+      none (published), and RoPE alone tells places.
+    layer_scale: What LayerScale starts at; 0.01 is published and made for the
+      full depth.
+    tie_qk: Starts the keys' projections equal to the queries', so that tokens
+      attend to similar ones at first; published are independent ones.
+    pose_gain: Factor on the last kernel of the pose head at initialisation; 1
+      is published.
+    dtype: 'float32' or 'bfloat16', of matrix products and attention.
+    attention: 'auto' or a kernel's name, see models/attention.py.
+    remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
+  """
+
+  features: int = limits.at_least(1024, 4)
+  heads: int = limits.at_least(16, 1)
+  patch_size: int = limits.at_least(16, 1)
+  encoder_layers: int = limits.at_least(8, 1)
+  renderer_layers: int = limits.at_least(8, 1)
+  pose: str = 'latent'
+  pose_dim: int = limits.at_least(256, 1)
+  joint_encoder: bool = False
+  registers: int = limits.at_least(16, 1)
+  position_grid: int = limits.at_least(0, 0)
+  layer_scale: float = limits.at_least(0.01, 0)
+  tie_qk: bool = False
+  pose_gain: float = limits.at_least(1.0, 0)
+  dtype: str = 'bfloat16'
+  attention: str = 'auto'
+  remat: str = 'full'
+
+  def __post_init__(self):
+    if self.features % self.heads or self.features // self.heads % 4:
+      raise UserError(
+        f'config.model.features={self.features} must be '
+        f'config.model.heads={self.heads} times a multiple of 4'
+      )
+    if self.dtype not in ('float32', 'bfloat16'):
+      raise UserError(
+        f'config.model.dtype={self.dtype!r}: choose "float32" or "bfloat16"'
+      )
+
+    if self.pose not in ('latent', 'se3'):
+      raise UserError(
+        f'config.model.pose={self.pose!r}: choose "latent" or "se3"'
+      )
+    if self.pose == 'se3' and self.pose_dim != se3.DIM:
+      raise UserError(
+        f'config.model.pose_dim={self.pose_dim} must be {se3.DIM} with '
+        'config.model.pose="se3"'
+      )
+    if self.position_grid and self.features % 4:
+      raise UserError(
+        f'config.model.features={self.features} must be a multiple of 4 with '
+        f'config.model.position_grid={self.position_grid}'
+      )
+
+  @property
+  def head_dim(self) -> int:
+    return self.features // self.heads
+
+  @property
+  def patch_channels(self) -> int:
+    return 3 * self.patch_size**2
+
+  @property
+  def pose_channels(self) -> int:
+    """Of what tells the renderer the pose of a patch."""
+    if self.pose == 'latent':
+      return self.pose_dim
+    return se3.RAY * self.patch_size**2
+
+
+class _Trunk(nnx.Module):
+  """Multi-view layers and the norm after them: both networks' middle."""
+
+  def __init__(self, config: Config, depth: int, *, rngs, kernel: str):
+    self.head_dim = config.head_dim
+
+    def make_layer(rngs: nnx.Rngs) -> layers.MultiViewBlock:
+      return layers.MultiViewBlock(
+        config.features,
+        config.heads,
+        rngs=rngs,
+        dtype=jnp.dtype(config.dtype),
+        kernel=kernel,
+        layer_scale=config.layer_scale,
+        tie_qk=config.tie_qk,
+      )
+
+    self.position_grid = config.position_grid
+    self.stack = layers.Stack(depth, make_layer, rngs=rngs, remat=config.remat)
+    self.norm = layers.layer_norm(config.features, rngs=rngs)
+
+  def __call__(
+    self,
+    x_BVTC: Float[Array, 'b v t c'],
+    positions: Int[Array, '#b p 2'],
+    read: tuple[slice | int, ...],
+  ) -> Array:
+    """Runs the layers; returns the normed tokens that `read` picks of BVT.
+
+    Tokens beyond those that `positions` names are not turned by RoPE.
+    """
+    rope = layers.rope_table(positions, self.head_dim)
+    extra = x_BVTC.shape[2] - positions.shape[1]
+    if self.position_grid:
+      places = layers.sine_positions(
+        positions, self.position_grid, x_BVTC.shape[-1]
+      )
+      places = jnp.pad(places, ((0, 0), (0, extra), (0, 0)))
+      x_BVTC = x_BVTC + jnp.broadcast_to(places[:, None], x_BVTC.shape)
+    still = jnp.stack([jnp.ones(self.head_dim), jnp.zeros(self.head_dim)], -1)
+    still = jnp.broadcast_to(still, (rope.shape[0], extra, *still.shape))
+    rope = jnp.concatenate([rope, still], axis=1)
+    views = x_BVTC.shape[1]
+    x_RTC = self.stack(
+      einops.rearrange(x_BVTC.astype(jnp.float32), 'b v t c -> (b v) t c'),
+      jnp.repeat(rope, views, axis=0) if len(rope) > 1 else rope,
+      views,
+    )
+    x_BVTC = einops.rearrange(x_RTC, '(b v) t c -> b v t c', v=views)
+    return layers.gelu(self.norm(x_BVTC[read]))
+
+
+class PoseEncoder(nnx.Module):
+  """Two or more views to one latent pose each, relative to the first view."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
+    width, dtype = config.features, jnp.dtype(config.dtype)
+    self.embed = layers.linear(
+      config.patch_channels, width, rngs=rngs, dtype=dtype
+    )
+    self.registers = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), (config.registers, width))
+    )
+    self.trunk = _Trunk(config, config.encoder_layers, rngs=rngs, kernel=kernel)
+    # float32: the head subtracts two nearly equal numbers (bfloat16 loses the
+    # pose altogether).
+    self.head = layers.MLP(
+      (2 * width, 4 * width, width, config.pose_dim),
+      rngs=rngs,
+      dtype=jnp.float32,
+    )
+    self.head.layers[-1].kernel[...] *= config.pose_gain
+
+  def __call__(
+    self,
+    patches: Float[Array, 'b v t p'],
+    positions: Int[Array, '#b t 2'],
+  ) -> Float[Array, 'b v c']:
+    """Latent poses; the first view's is exactly zero."""
+    z = self.features(patches, positions)
+    reference = jnp.broadcast_to(z[:, :1], z.shape)
+    return self.head(jnp.concatenate([z, reference], -1)) - self.head(
+      jnp.concatenate([reference, reference], -1)
+    )
+
+  def features(self, patches: Array, positions: Array) -> Array:
+    """The register token [b, v, features] that the head (or a probe) reads."""
+    tokens = self.embed(patches).astype(jnp.float32)
+    registers = jnp.broadcast_to(
+      self.registers[...], (*tokens.shape[:2], *self.registers.shape)
+    )
+    x_BVTC = jnp.concatenate([tokens, registers], axis=2)
+    return self.trunk(x_BVTC, positions, jnp.s_[:, :, patches.shape[2]])
+
+
+class Renderer(nnx.Module):
+  """Context patches and latent poses to the patches of the target view."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
+    width, dtype = config.features, jnp.dtype(config.dtype)
+    patch, pose = config.patch_channels, config.pose_channels
+    self.config = config
+    self.embed_context = layers.MLP(
+      (patch + pose, 4 * width, width), rngs=rngs, dtype=dtype
+    )
+    self.embed_target = layers.MLP(
+      (pose, 4 * width, width), rngs=rngs, dtype=dtype
+    )
+    self.trunk = _Trunk(
+      config, config.renderer_layers, rngs=rngs, kernel=kernel
+    )
+    self.head = layers.MLP(
+      (width, 4 * width, width, patch), rngs=rngs, dtype=dtype
+    )
+
+  def __call__(
+    self,
+    context: Float[Array, 'b c t p'],
+    poses: Float[Array, 'b v z'],
+    positions: Int[Array, '#b t 2'],
+    grid: tuple[int, int],
+  ) -> Float[Array, 'b t p']:
+    """Draws the view of the last pose.
+
+    Args:
+      context: Patches of the context views.
+      poses: The contexts', then that of the view to draw.
+      positions: Places of the patches in all views.
+      grid: Rows and columns of patches in a view.
+    """
+    tokens = context.shape[2]
+    if self.config.pose == 'se3':
+      rays = se3.plucker_patches(poses, positions, grid, self.config.patch_size)
+      context_poses = rays[:, :-1]
+      z_target = self.embed_target(rays[:, -1:])
+    else:
+      context_poses = einops.repeat(poses[:, :-1], 'b v z -> b v t z', t=tokens)
+      z_target = einops.repeat(
+        self.embed_target(poses[:, -1:]), 'b v c -> b v t c', t=tokens
+      )
+    z_context = self.embed_context(
+      jnp.concatenate([context, context_poses], axis=-1)
+    )
+    x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
+    y = self.head(self.trunk(x_BVTC, positions, jnp.s_[:, -1]))
+    return layers.to_picture(y)
+
+
+class XFactor(nnx.Module):
+  """The pose encoder and the renderer, and their use on whole images."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs, platform: str = 'cpu'):
+    kernel = attention.choose_kernel(
+      config.attention, platform, jnp.dtype(config.dtype)
+    )
+    self.config = config
+    self.pose_encoder = PoseEncoder(config, rngs=rngs, kernel=kernel)
+    self.renderer = Renderer(config, rngs=rngs, kernel=kernel)
+
+  def encode(self, images: Float[Array, 'b v h w 3']) -> Float[Array, 'b v c']:
+    """Latent poses of all views relative to the first; images in [-1, 1]."""
+    return self.pose_encoder(self.patches(images), self.positions(images))
+
+  def encode_views(
+    self, images: Float[Array, 'b v h w 3']
+  ) -> Float[Array, 'b v z']:
+    """As `encode`, one pair with the first view at a time if that is how."""
+    sets = encoder_sets(images, self.config.joint_encoder)
+    poses = self.encode(einops.rearrange(sets, 'b p n h w c -> (b p) n h w c'))
+    return join_sets(
+      einops.rearrange(poses, '(b p) n z -> b p n z', b=len(images))
+    )
+
+  def render(
+    self,
+    context: Float[Array, 'b c h w 3'],
+    poses: Float[Array, 'b v z'],
+  ) -> Float[Array, 'b h w 3']:
+    """The view at the last pose, [-1, 1]; those before are the contexts'."""
+    height, width = context.shape[2:4]
+    patches = self.renderer(
+      self.patches(context),
+      poses,
+      self.positions(context),
+      self.grid(context),
+    )
+    return layers.unpatchify(patches, self.config.patch_size, height, width)
+
+  def patches(self, images: Float[Array, '*b h w 3']) -> Float[Array, '*b t p']:
+    return layers.patchify(images, self.config.patch_size)
+
+  def positions(self, images: Float[Array, '*b h w 3']) -> Int[Array, '1 t 2']:
+    grid = self.grid(images)
+    check_grid(self.config, grid)
+    return layers.grid_positions(*grid)[None]
+
+  def grid(self, images: Float[Array, '*b h w 3']) -> tuple[int, int]:
+    return layers.grid(images, self.config.patch_size)
+
+
+def check_grid(config: Config, grid: tuple[int, int]) -> None:
+  """Raises UserError if the positions are not made for so large a grid."""
+  if config.position_grid and max(grid) > config.position_grid:
+    raise UserError(
+      f'pictures of {grid[0]} x {grid[1]} patches need '
+      f'config.model.position_grid of at least {max(grid)}, not '
+      f'{config.position_grid}; raise it, or 0 adds no positions'
+    )
+
+
+def encoder_sets(
+  images: Float[Array, 'b v h w 3'], joint: bool
+) -> Float[Array, 'b p n h w 3']:
+  """What the pose encoder sees at once: pairs, or all views of an example."""
+  return images[:, None] if joint else encoder_pairs(images)
+
+
+def join_sets(poses: Float[Array, 'b p n z']) -> Float[Array, 'b v z']:
+  """The poses of an example's views; each set begins with the first of them."""
+  others = einops.rearrange(poses[:, :, 1:], 'b p n z -> b (p n) z')
+  return jnp.concatenate([poses[:, :1, 0], others], axis=1)
+
+
+def encoder_pairs(
+  images: Float[Array, 'b v h w 3'],
+) -> Float[Array, 'b p 2 h w 3']:
+  """(reference, view) for every view but the reference."""
+  reference = jnp.broadcast_to(images[:, :1], images[:, 1:].shape)
+  return jnp.stack([reference, images[:, 1:]], axis=2)

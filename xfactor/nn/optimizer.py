@@ -1,0 +1,189 @@
+"""AdamW or Muon with clipping, warm-up, decay and masks by path.
+
+Schedules count optimizer updates, whatever the accumulation (the public code
+counts micro-steps in its loop and updates in its schedule).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from xfactor import limits
+from xfactor.errors import UserError
+from xfactor.nn import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The optimizer; defaults are the paper's.
+
+  Attributes:
+    name: 'adamw', or 'muon': Muon (Jordan 2024, scaled as by Liu et al.,
+      arXiv 2502.16982) for the kernels of stacked layers, AdamW with Nesterov
+      momentum for the rest, both at the same learning rate.
+    decay: 'cosine', constant after the last update, or 'exponential', which
+      reaches the final rate `warmup_steps` after it (stelzner/srt).
+    learning_rate: At the end of warm-up.
+    initial_learning_rate: At the first update.
+    final_learning_rate: From the last update on.
+    warmup_steps: Updates from the first rate to the peak, linearly.
+    weight_decay: Decoupled; times the learning rate; matrices only.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    eps: Added to the root of the second moment.
+    clip_norm: Largest global norm of a gradient; 0: any.
+  """
+
+  name: str = 'adamw'
+  decay: str = 'cosine'
+  learning_rate: float = 4e-4
+  initial_learning_rate: float = 1e-12
+  final_learning_rate: float = 1e-4
+  warmup_steps: int = limits.at_least(4000, 0)
+  weight_decay: float = 5e-3
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  clip_norm: float = limits.at_least(1.0, 0)
+
+
+# The first pattern that matches a whole path decides; every path must match.
+DECAY_RULES = (
+  (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
+  (r'.*/bias', False),
+  (r'.*/(registers|pixel_embedding|\w+_camera)|scene|camera', False),
+  (r'.*/kernel', True),
+)
+
+# What Muon updates: the matrices inside of transformers. Embeddings and heads
+# are AdamW's.
+MUON_RULES = (
+  (r'.*/stack/layers/.*/kernel', True),
+  (r'.*', False),
+)
+
+
+def make_schedule(config: Config, steps: int) -> optax.Schedule:
+  """Learning rate of each update: warm-up, then decay."""
+  if config.warmup_steps >= steps:
+    raise UserError(
+      f'config.optimizer.warmup_steps={config.warmup_steps} must be below '
+      f'config.train.steps={steps}'
+    )
+  if config.decay == 'exponential':
+    return optax.warmup_exponential_decay_schedule(
+      init_value=config.initial_learning_rate,
+      peak_value=config.learning_rate,
+      warmup_steps=config.warmup_steps,
+      transition_steps=steps,
+      decay_rate=config.final_learning_rate / config.learning_rate,
+    )
+  if config.decay != 'cosine':
+    raise UserError(
+      f'config.optimizer.decay={config.decay!r}: choose "cosine" or '
+      '"exponential"'
+    )
+  return optax.warmup_cosine_decay_schedule(
+    init_value=config.initial_learning_rate,
+    peak_value=config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    decay_steps=steps,
+    end_value=config.final_learning_rate,
+  )
+
+
+def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
+  """Which parameters decay.
+
+  Raises:
+    ValueError: If no rule covers a parameter.
+  """
+  return {path: sharding.match_rule(path, DECAY_RULES) for path in params}
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm` as one factor for all arrays.
+
+  optax divides and selects in each of them, for which XLA writes the clipped
+  gradients to memory and takes a tenth longer to compile a small model.
+  """
+
+  def update(grads, state, params=None):
+    del params
+    norm = optax.tree.norm(grads)
+    factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+    return jax.tree.map(lambda x: x * factor, grads), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def make_optimizer(
+  config: Config, steps: int, shapes: Mapping[str, Any]
+) -> optax.GradientTransformation:
+  """The whole gradient transformation for a run of `steps` updates.
+
+  Args:
+    config: The optimizer.
+    steps: Updates of the run.
+    shapes: Path to shape of each parameter.
+
+  Raises:
+    UserError: If there is no such optimizer, or nothing for Muon to update.
+  """
+  schedule = make_schedule(config, steps)
+  if config.name == 'adamw':
+    update = optax.adamw(
+      schedule,
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      mask=decay_mask,
+    )
+  elif config.name == 'muon':
+    update = optax.chain(
+      _muon(config, shapes),
+      optax.add_decayed_weights(config.weight_decay, decay_mask),
+      optax.scale_by_learning_rate(schedule),
+    )
+  else:
+    raise UserError(
+      f'config.optimizer.name={config.name!r}: choose "adamw" or "muon"'
+    )
+  clip = config.clip_norm
+  return optax.chain(
+    clip_by_global_norm(clip) if clip else optax.identity(), update
+  )
+
+
+def _muon(
+  config: Config, shapes: Mapping[str, Any]
+) -> optax.GradientTransformation:
+  """Directions of Muon and of Adam, not yet scaled by the learning rate."""
+  # The last two axes are the matrix, those before count layers.
+  matrices = {
+    path: contrib.MuonDimensionNumbers(len(x.shape) - 2, len(x.shape) - 1)
+    if sharding.match_rule(path, MUON_RULES)
+    else None
+    for path, x in shapes.items()
+  }
+  if not any(matrices.values()):
+    raise UserError(
+      'config.optimizer.name="muon" finds no matrix of a stacked layer to '
+      'update in this model; choose "adamw"'
+    )
+  # optax negates the rate to descend; here the chain's last part does.
+  return contrib.muon(
+    -1.0,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    eps=config.eps,
+    # Steps as large as those of AdamW, whatever the matrix's shape.
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=matrices,
+  )

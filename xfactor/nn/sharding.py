@@ -1,0 +1,181 @@
+"""One mesh and one list of rules; arrays are born where they belong.
+
+Axes: 'data' repeats the parameters and splits the batch, 'fsdp' splits both,
+'tensor' splits the widths of wide layers. Only 'data' crosses the network
+between slices (TPU slices, or machines with GPUs); the others need the fast
+links within one.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import optax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xfactor.errors import UserError
+
+
+def match_rule(path: str, rules: tuple):
+  """The value of the first rule whose pattern matches the whole path.
+
+  Raises:
+    ValueError: If none does: a new parameter needs a decision, not a default.
+  """
+  for pattern, value in rules:
+    if re.fullmatch(pattern, path):
+      return value
+  raise ValueError(f'no rule covers the parameter {path!r}; add one')
+
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = P(('data', 'fsdp'))
+
+
+# A single huge fsdp axis compiles to full all-reduces, and splitting further
+# saves no memory to speak of.
+_MOST_FSDP = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Devices along each axis; -1 takes what is left, on one axis at most.
+
+  With data and fsdp both -1, fsdp takes up to 8 of a slice, data the rest.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+_MLPS = r'mlp|head|pose|focal|query|color|density|embed_\w+'
+# Specs of the last dimensions; stacked layers have one more in front.
+PARAM_RULES = (
+  (rf'(.*/)?(qkv|q|kv|embed|project|{_MLPS})/kernel', ('fsdp', 'tensor')),
+  (r'.*/convs/\d+/kernel', ('fsdp', 'tensor')),
+  (r'.*/out/kernel', ('tensor', 'fsdp')),
+  (rf'(.*/)?({_MLPS})/layers/0/kernel', ('fsdp', 'tensor')),
+  (rf'(.*/)?({_MLPS})/layers/\d+/kernel', ('tensor', 'fsdp')),
+  (r'.*/(scale|bias|registers|pixel_embedding|\w+_camera)', ()),
+  (r'scene|camera', ()),
+)
+
+
+def make_mesh(
+  config: Config, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """The mesh over all devices, laid out for the links between them.
+
+  Raises:
+    UserError: If the axes do not multiply to the number of devices, or an axis
+      other than 'data' would cross slices.
+  """
+  devices = jax.devices() if devices is None else devices
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  sizes = _axis_sizes(config, len(devices), slices)
+  if sizes[0] % slices:
+    raise UserError(
+      f'config.mesh.data={sizes[0]} must be a multiple of {slices}, the number '
+      'of slices (or machines with GPUs): no other axis may cross the network '
+      'between them'
+    )
+  if slices == 1:
+    places = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  else:
+    places = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]),
+      (slices, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _axis_sizes(config: Config, devices: int, slices: int) -> list[int]:
+  sizes = [config.data, config.fsdp, config.tensor]
+  if sizes[:2] == [-1, -1] and config.tensor > 0:
+    in_slice = devices // slices // config.tensor
+    sizes[1] = max(
+      (n for n in range(1, _MOST_FSDP + 1) if in_slice % n == 0), default=1
+    )
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if -1 in sizes or math.prod(sizes) != devices:
+    asked = ' x '.join(
+      f'{name}={size}' for name, size in dataclasses.asdict(config).items()
+    )
+    raise UserError(
+      f'config.mesh asks for {asked} but there are {devices} devices; '
+      'use -1 for one axis to take what is left'
+    )
+  return sizes
+
+
+def check_batch(mesh: Mesh, batch: int, name: str) -> None:
+  """Raises UserError if the mesh does not divide the batch called `name`."""
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch % ways:
+    raise UserError(
+      f'{name}={batch} must be a multiple of {ways}, the number of devices '
+      f'along config.mesh.data x config.mesh.fsdp'
+    )
+
+
+def param_shardings(
+  mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, NamedSharding]:
+  """Where each parameter lives.
+
+  A dimension that its axis does not divide stays whole.
+
+  Raises:
+    ValueError: If no rule covers a parameter.
+  """
+  return {
+    path: NamedSharding(mesh, _spec(mesh, path, leaf.shape))
+    for path, leaf in shapes.items()
+  }
+
+
+def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> P:
+  rule = match_rule(path, PARAM_RULES)
+  axes = (None,) * (len(shape) - len(rule)) + rule
+  return P(
+    *(
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(axes, shape, strict=True)
+    )
+  )
+
+
+def optimizer_shardings(
+  mesh: Mesh,
+  tx: optax.GradientTransformation,
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  params: Mapping[str, NamedSharding],
+):
+  """Shardings of the optimizer's state: moments lie with their parameters.
+
+  A moment is told by its key, the path of its parameter.
+  """
+  everywhere = NamedSharding(mesh, P())
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: params.get(getattr(path[-1], 'key', None), everywhere),
+    jax.eval_shape(tx.init, dict(shapes)),
+  )
+
+
+def to_mesh(mesh: Mesh, batch):
+  """Puts each process's part of a batch on the mesh as one global array."""
+  sharding = NamedSharding(mesh, BATCH)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )

@@ -1,0 +1,187 @@
+"""Evaluation of a recipe's data sets on their fixed held-out examples."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from xfactor.data import files, images
+from xfactor.data.pipeline import evaluation as pipeline_evaluation
+from xfactor.data.records import eval_index
+from xfactor.methods import scores as methods_scores
+from xfactor.nn import sharding
+from xfactor.nn.functional import Params
+from xfactor.training.build import Build
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """What a `Probe` found of a checkpoint.
+
+  Attributes:
+    values: JSON values by data set, then by name, for eval/STEP.json.
+    lines: Text by data set, for people.
+    scalars: Numbers by name, for the log.
+    save: Writes pictures into a workdir and returns a line about them.
+  """
+
+  values: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  lines: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+  scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  save: Callable[[str], str] | None = None
+
+
+class Probe(Protocol):
+  """Measures more of a model than the PSNR of held-out pictures.
+
+  `training` runs probes and writes what they find; `evaluation.motion` has the
+  one of the main job.
+  """
+
+  def brief(self, params: Params, step: int) -> Findings:
+    """Measures during training."""
+
+  def full(self, params: Params, step: int) -> Findings:
+    """Measures at the end of training, or in an evaluation."""
+
+
+class HeldOut:
+  """The held-out examples of every data set of a recipe, and their scores.
+
+  Which clips and frames are looked at is fixed in a file beside each data set,
+  so that runs can be compared.
+  """
+
+  def __init__(
+    self, config: ConfigDict, build: Build, lpips: Mapping[str, Params]
+  ):
+    """Opens the data sets.
+
+    Args:
+      config: The recipe.
+      build: What it built.
+      lpips: Names of LPIPS distances and their weights; may be empty.
+
+    Raises:
+      UserError: If a data set, its split or long enough clips are missing.
+    """
+    sharding.check_batch(build.mesh, config.eval.batch, 'config.eval.batch')
+    self._config = config
+    self._method = build.method
+    self._evaluate = build.method.evaluator(build, lpips, config.eval)
+    self._indices = {
+      name: eval_index.eval_index(
+        config.data.dir,
+        name,
+        config.eval.split,
+        num_views=build.views,
+        window=config.eval.window,
+        ordered=build.method.ordered,
+        cameras=build.method.posed,
+      )
+      for name in config.data.mix
+    }
+
+  def __call__(self, params: Params) -> dict[str, methods_scores.Result]:
+    """Scores parameters on every data set, by its name."""
+    return {
+      name: self._evaluate(
+        params,
+        self._batches(name),
+        num_images=min(self._config.eval.panel, self._config.eval.batch),
+      )
+      for name in self._indices
+    }
+
+  def _batches(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+    config, index = self._config, self._indices[name]
+    return pipeline_evaluation.eval_batches(
+      config.data.dir,
+      name,
+      index,
+      image_size=config.data.image_size,
+      image_width=config.data.image_width,
+      cameras=self._method.posed,
+      batch_size=config.eval.batch,
+      split=config.eval.split,
+      order=range(min(config.eval.examples, len(index.clips))),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+
+def folder(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Where the pictures of a step are."""
+  return epath.Path(workdir) / 'eval' / f'{step:08d}'
+
+
+def file(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Where the scores of a step are."""
+  return epath.Path(workdir) / 'eval' / f'{step:08d}.json'
+
+
+def write(
+  workdir: epath.PathLike,
+  step: int,
+  results: Mapping[str, methods_scores.Result],
+  findings: Findings,
+) -> None:
+  """Writes eval/STEP.json and, next to it, a folder STEP with the pictures.
+
+  Args:
+    workdir: Folder of the run.
+    step: Step of the checkpoint.
+    results: Results of `HeldOut` by data set.
+    findings: Findings of the probe.
+  """
+  for name, result in results.items():
+    for kind, picture in panels(name, result).items():
+      images.write_png(folder(workdir, step) / f'{kind}.png', picture)
+  data = {
+    name: {
+      'examples': result.num_examples,
+      'mean': result.means(),
+      'each': {
+        who: {k: v.tolist() for k, v in scores.items()}
+        for who, scores in result.scores.items()
+      },
+      **findings.values.get(name, {}),
+    }
+    for name, result in results.items()
+  }
+  # Last: where there are numbers, there are pictures.
+  files.write_json(file(workdir, step), {'step': step, 'data': data})
+
+
+def tables(
+  results: Mapping[str, methods_scores.Result], findings: Findings
+) -> str:
+  """Returns the scores as text for people; arguments are those of `write`."""
+  lines = []
+  for name, result in results.items():
+    lines.append(methods_scores.table(name, result))
+    lines += findings.lines.get(name, [])
+  return '\n'.join(lines)
+
+
+def panels(name: str, result: methods_scores.Result) -> dict[str, np.ndarray]:
+  """The pictures of one data set, uint8, small ones enlarged."""
+  scale = max(1, 128 // result.images['truth'].shape[1])
+  return {
+    f'{name}_{kind}': picture
+    for kind, picture in result.panels(scale=scale).items()
+  }
+
+
+def scalars(results: dict[str, methods_scores.Result]) -> dict[str, float]:
+  """Flat names for the log: NAME/psnr, NAME/copy_psnr, ..."""
+  return {
+    f'eval/{name}/{metric if who == "model" else f"{who}_{metric}"}': value
+    for name, result in results.items()
+    for who, means in result.means().items()
+    for metric, value in means.items()
+  }

@@ -1,0 +1,1 @@
+"""What lets a run survive faults, stops and changes."""

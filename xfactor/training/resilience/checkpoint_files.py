@@ -1,0 +1,185 @@
+"""Reads the files of a checkpoint, and judges damage."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from xfactor.data import files
+from xfactor.errors import UserError
+from xfactor.training.resilience import checksums
+
+T = TypeVar('T')
+
+# Of storage that may well answer the next time.
+_PASSING = (
+  'UNAVAILABLE',
+  'RESOURCE_EXHAUSTED',
+  'DEADLINE_EXCEEDED',
+  'UNAUTHENTICATED',
+)
+
+
+class Damaged(Exception):
+  """A checkpoint that is not what was saved; says why."""
+
+
+def load(
+  folder: epath.Path, target: Any, prefix: str
+) -> tuple[Any, dict[str, Any]]:
+  """Reads and verifies a checkpoint; without a target, all that it holds.
+
+  Raises:
+    _Damaged: If it is not what was saved, on all processes alike.
+    UserError: If it is of another model, or may not be read.
+  """
+
+  def read():
+    with _judging_errors(folder):
+      meta, saved = _read_meta(folder)
+      return _read_state(folder, target, saved, prefix), meta, saved
+
+  state, meta, saved = together(read)
+  if saved is None:
+    if jax.process_index() == 0:
+      logging.warning(
+        'The checkpoint %s is not verified: it is of an older version, which '
+        'kept no fingerprints.',
+        folder,
+      )
+    return state, meta
+  found, _ = checksums.compute(state)
+  changed = [name for name, x in found.items() if x != saved[name].split()[1]]
+  if changed:
+    raise Damaged(f'{changed[0]} is not what was saved{and_more(changed)}')
+  return state, meta
+
+
+def _read_meta(
+  folder: epath.Path,
+) -> tuple[dict[str, Any], dict[str, str] | None]:
+  """What `save` was given, and each leaf's type and fingerprint, if kept."""
+  meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
+  digest = meta.pop('sha256', None)
+  if digest != (files.digest(meta) if 'fingerprints' in meta else None):
+    raise Damaged('its metadata are not what was saved')
+  return meta, meta.pop('fingerprints', None)
+
+
+def _read_state(
+  folder: epath.Path,
+  target: Any,
+  saved: Mapping[str, str] | None,
+  prefix: str,
+) -> Any:
+  """The part of the state that `target` describes; all of it for None."""
+  ours = target
+  if target is None or saved is None:
+    tree = _read_tree(folder)
+  if target is None:
+    ours = jax.tree.map(
+      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree
+    )
+  theirs = (
+    checksums.describe(tree)
+    if saved is None
+    else {name: text.split()[0] for name, text in saved.items()}
+  )
+  differences = _differences(
+    checksums.describe(ours),
+    {name: x for name, x in theirs.items() if name.startswith(prefix)},
+  )
+  if differences and target is None:
+    raise Damaged(differences[0])
+  if differences:
+    raise UserError(
+      f'{folder} holds another model than config.model describes: '
+      f'{differences[0]}{and_more(differences)}; give the --config it was '
+      'trained with, or another --workdir'
+    )
+  return ocp.PyTreeCheckpointHandler().restore(
+    folder / 'state',
+    args=ocp.args.PyTreeRestore(
+      ours,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(ours),
+      partial_restore=True,
+    ),
+  )
+
+
+def _read_tree(folder: epath.Path) -> Any:
+  """Shapes and dtypes as Orbax keeps them: nested dicts and lists."""
+  return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
+
+
+def _differences(
+  ours: Mapping[str, str], theirs: Mapping[str, str]
+) -> list[str]:
+  return [
+    f'{name} is {theirs.get(name, "absent")} there and '
+    f'{ours.get(name, "absent")} here'
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
+  ]
+
+
+@contextlib.contextmanager
+def _judging_errors(folder: epath.Path) -> Iterator[None]:
+  """Tells damage, whatever it makes Orbax raise, from what may pass."""
+  try:
+    yield
+  except (UserError, Damaged):
+    raise
+  except Exception as e:
+    root = e
+    while root.__cause__ is not None:  # Orbax wraps those of TensorStore.
+      root = root.__cause__
+    cause = str(root).strip().split('\n')[0][:200]
+    if isinstance(root, PermissionError) or 'PERMISSION_DENIED' in cause:
+      raise UserError(
+        f'the checkpoint {folder} may not be read ({cause}): make it readable'
+      ) from e
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(root, OSError):
+      passing = not isinstance(root, missing)
+    else:
+      passing = isinstance(root, (MemoryError, jax.errors.JaxRuntimeError))
+    if passing or any(code in cause for code in _PASSING):
+      raise
+    raise Damaged(f'{type(root).__name__}: {cause}') from e
+
+
+def together(work: Callable[[], T]) -> T:
+  """Does something on all processes; where it fails on one, it does on all."""
+  result = error = None
+  try:
+    result = work()
+  except Exception as e:
+    error = e
+  if jax.process_count() > 1:
+    kinds = type(None), Damaged, Exception
+    kind = next(i for i, x in enumerate(kinds) if isinstance(error, x))
+    worst = int(multihost_utils.process_allgather(np.asarray(kind)).max())
+    if worst > kind:
+      message = 'another process cannot go on with the checkpoints; see its log'
+      error = (Damaged if worst == 1 else UserError)(message)
+  if error is not None:
+    raise error
+  return result
+
+
+def and_more(names: list[str]) -> str:
+  return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+
+
+def cannot_write(folder: epath.Path, cause: Exception | str) -> UserError:
+  return UserError(
+    f'cannot write checkpoints to {folder} ({cause}); free some space or '
+    'make it writable, then run the same command again'
+  )

@@ -1,0 +1,377 @@
+"""Checkpoints: Orbax, asynchronous, restored onto whatever mesh is there.
+
+The same command starts and resumes. A checkpoint counts once Orbax has renamed
+its folder to the number of its step (in a bucket: written commit_success.txt).
+Whatever is restored is compared with the fingerprints that the state had on the
+devices when it was saved. Nothing is ever started from scratch where a
+checkpoint was expected.
+"""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from xfactor.data import files
+from xfactor.errors import UserError
+from xfactor.training.resilience import checkpoint_files, checksums
+from xfactor.training.state import TrainState
+
+
+def warm_start(
+  params: dict[str, jax.Array],
+  abstract: Mapping[str, jax.ShapeDtypeStruct],
+  workdir: epath.PathLike,
+  networks: str,
+) -> tuple[dict[str, jax.Array], str]:
+  """New parameters with those of another run in their place.
+
+  Args:
+    params: Newly initialised.
+    abstract: Their shapes, dtypes and shardings.
+    workdir: Of the other run, whose newest checkpoint is taken.
+    networks: 'both', or the name of one.
+
+  Returns:
+    The parameters, and what was loaded in words.
+
+  Raises:
+    UserError: If there is no checkpoint, or it is of another model.
+  """
+  prefix = '' if networks == 'both' else f'{networks}/'
+  with contextlib.closing(Checkpoints(workdir, create=False)) as checkpoints:
+    step, loaded = checkpoints.restore_params(abstract, prefix=prefix)
+    folder = checkpoints.folder / str(step)
+  count = sum(x.size for x in loaded.values())
+  total = sum(x.size for x in params.values())
+  names = ' and '.join(sorted({name.split('/')[0] for name in loaded}))
+  return params | loaded, f'{names} of {folder}: {count:,} of {total:,} weights'
+
+
+class Checkpoints:
+  """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
+
+  All processes of a run call the same methods and come to the same results.
+
+  Args:
+    workdir: Folder of the run.
+    keep: Newest checkpoints kept.
+    create: Whether this is the run itself, which writes. Others only look, and
+      change nothing.
+  """
+
+  def __init__(
+    self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
+  ):
+    self.folder = epath.Path(workdir).resolve() / 'checkpoints'
+    self._keep = keep
+    self._writes = create
+    self._pending: int | None = None
+    try:
+      self._manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          enable_async_checkpointing=True,
+          create=create,
+          cleanup_tmp_directories=create,  # Of saves that were killed.
+        ),
+      )
+    except OSError as e:
+      raise checkpoint_files.cannot_write(self.folder, e) from e
+
+  def steps(self) -> list[int]:
+    """Steps with a committed checkpoint, oldest first."""
+    found = [x for x in self._manager.all_steps() if x != self._pending]
+    if jax.process_count() > 1:
+      shared = np.full(1024, -1)
+      shared[: len(found)] = sorted(found)[-1024:]
+      found = multihost_utils.broadcast_one_to_all(shared)
+    return sorted(int(step) for step in found if step >= 0)
+
+  def resumable(self) -> bool:
+    """Whether there is a checkpoint to go on from.
+
+    Raises:
+      UserError: If all there were are damaged: starting anew is for the user
+        to decide.
+    """
+    if self.steps():
+      return True
+    aside = sorted(x.name for x in self.folder.glob('*.damaged*'))
+    if aside:
+      raise UserError(
+        f'{self.folder} holds damaged checkpoints alone ({", ".join(aside)}): '
+        'give another --workdir to begin anew'
+      )
+    return False
+
+  def check_room(self, abstract: TrainState) -> None:
+    """Looks for what would make saving fail, before hours are spent.
+
+    Warns if the disk has no room for all checkpoints to be kept.
+
+    Raises:
+      UserError: If the folder cannot be written, or has no room for one.
+    """
+    size = _size(abstract)
+    free = self._find_room(size)
+    # Old ones are deleted when the next is there.
+    more = self._keep + 1 - min(len(self.steps()), self._keep)
+    if free < more * size and jax.process_index() == 0:
+      logging.warning(
+        '%s has %.1f GiB left, and each of %d more checkpoints takes %.1f GiB.',
+        self.folder,
+        free / 2**30,
+        more,
+        size / 2**30,
+      )
+
+  def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+    """Starts to save; returns once the state is copied off the device.
+
+    Args:
+      state: Has to be finite.
+      meta: Anything that JSON can hold.
+
+    Raises:
+      FloatingPointError: If the state is not finite; nothing is written.
+      UserError: If it cannot be written, or the save before it could not.
+    """
+    self.wait()
+    step = int(jax.device_get(state.step))
+    if step in self.steps():
+      return
+    prints, not_finite = checksums.compute(state)
+    if not_finite:
+      raise FloatingPointError(
+        f'{not_finite[0]} is not finite'
+        + checkpoint_files.and_more(not_finite)
+        + f' at step {step}, which is not saved; the newest checkpoint in '
+        f'{self.folder} is from before it'
+      )
+    # Orbax takes minutes to give up where it cannot make a folder.
+    self._find_room(_size(state))
+    types = checksums.describe(state)
+    prints = {name: f'{types[name]} {x}' for name, x in prints.items()}
+    meta = {**meta, 'fingerprints': prints}
+    meta['sha256'] = files.digest(meta)
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        ),
+        force=True,
+      )
+    except (OSError, ValueError) as e:
+      raise checkpoint_files.cannot_write(self.folder, e) from e
+    self._pending = step
+
+  def _find_room(self, size: int) -> int:
+    """The bytes left, if the folder can be written and has room for one."""
+
+    def look():
+      probe = self.folder / '.writable'
+      try:
+        probe.write_text('')
+        probe.unlink()
+        free = shutil.disk_usage(self.folder).free
+      except OSError as e:
+        raise checkpoint_files.cannot_write(self.folder, e) from e
+      if free < size:
+        raise checkpoint_files.cannot_write(
+          self.folder,
+          f'{free / 2**30:.2f} GiB are left, a checkpoint takes '
+          f'{size / 2**30:.2f} GiB',
+        )
+      return free
+
+    return checkpoint_files.together(
+      look if jax.process_index() == 0 else lambda: size
+    )
+
+  def poll(self) -> int | None:
+    """The step that was saved since the last call, if any; never waits.
+
+    Orbax tells of what failed only when it is waited for, which would be at the
+    next save: call this every step.
+
+    Raises:
+      UserError: If it could not be written.
+    """
+    if self._pending is None or self._manager.is_saving_in_progress():
+      return None
+    return self.wait()
+
+  def wait(self) -> int | None:
+    """Returns when all is on disk, as `poll`.
+
+    Raises:
+      UserError: If it could not be written.
+    """
+    step, self._pending = self._pending, None
+    try:
+      self._manager.wait_until_finished()
+    except (OSError, ValueError) as e:  # TensorStore's are ValueErrors.
+      self._manager.reload()
+      raise checkpoint_files.cannot_write(self.folder, e) from e
+    return step
+
+  def close(self) -> None:
+    """Waits, and releases what is open.
+
+    Raises:
+      UserError: If what was being saved could not be written.
+    """
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  def restore(
+    self, abstract: TrainState, step: int | None = None
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """The state at `step` (default: the newest good one), and its metadata.
+
+    A run that goes on renames damaged ones that it passes over to STEP.damaged.
+
+    Args:
+      abstract: Shapes, dtypes and shardings to restore to.
+      step: Which checkpoint.
+
+    Raises:
+      UserError: If there is none that is good, or it is of another model.
+    """
+    _, state, meta = self._restore(step, abstract)
+    return state, meta
+
+  def restore_params(
+    self,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    step: int | None = None,
+    prefix: str = '',
+  ) -> tuple[int, dict[str, jax.Array]]:
+    """The step and the parameters alone: all that evaluation needs.
+
+    Args:
+      abstract: Shapes, dtypes and shardings to restore to.
+      step: Which checkpoint; the newest good one by default.
+      prefix: Of the names of the parameters wanted; all by default.
+
+    Raises:
+      UserError: If there is none that is good, or it is of another model.
+    """
+    wanted = {
+      name: x for name, x in abstract.items() if name.startswith(prefix)
+    }
+    step, state, _ = self._restore(step, {'params': wanted}, f'params/{prefix}')
+    return step, state['params']
+
+  def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest checkpoint as NumPy arrays, whatever its model, and its meta.
+
+    Returns:
+      Nested dicts and lists with the names of `TrainState`, and the metadata.
+
+    Raises:
+      UserError: If there is none that is good.
+    """
+    _, state, meta = self._restore(None, None)
+    return state, meta
+
+  def find(self, step: int | None) -> int:
+    """The step of a checkpoint, the newest for None.
+
+    Raises:
+      UserError: If there is no such checkpoint.
+    """
+    steps = self.steps()
+    if not steps:
+      raise UserError(
+        f'there is no checkpoint in {self.folder}; it holds none: train first, '
+        'or give the right --workdir'
+      )
+    if step is None:
+      return steps[-1]
+    if step not in steps:
+      raise UserError(
+        f'there is no checkpoint of step {step} in {self.folder}; it holds '
+        f'{", ".join(map(str, steps))}'
+      )
+    return step
+
+  def _restore(
+    self, step: int | None, target: Any, prefix: str = ''
+  ) -> tuple[int, Any, dict[str, Any]]:
+    """The step, state and metadata of a checkpoint, or the newest good one."""
+    asked, newest = step, self.find(step)
+    damaged = {}
+    for step in reversed(self.steps()):
+      if step > newest:
+        continue
+      folder = self.folder / str(step)
+      try:
+        state, meta = checkpoint_files.load(folder, target, prefix)
+      except checkpoint_files.Damaged as e:
+        if asked is not None:
+          raise UserError(
+            f'the checkpoint {folder} is damaged ({e}): give another step, or '
+            'none for the newest that is good'
+          ) from e
+        damaged[step] = str(e)  # The error itself holds on to what was read.
+        continue
+      self._pass_over(damaged, step)
+      return step, state, meta
+    # Nothing is renamed: the next start must not find an empty folder.
+    causes = '; '.join(f'{step}: {x}' for step, x in damaged.items())
+    raise UserError(
+      f'none of the checkpoints in {self.folder} can be read ({causes}): mend '
+      'one, or give another --workdir'
+    )
+
+  def _pass_over(self, damaged: Mapping[int, str], good: int) -> None:
+    """Says which are damaged, and in a run renames them."""
+    if not damaged:
+      return
+
+    def rename():
+      for step, cause in damaged.items():
+        folder = self.folder / str(step)
+        action = 'passed over'
+        if self._writes:
+          name = f'{step}.damaged'
+          while (self.folder / name).exists():
+            name += '+'
+          try:
+            folder.rename(self.folder / name)
+          except OSError as e:
+            raise checkpoint_files.cannot_write(self.folder, e) from e
+          action = f'now {name}'
+        logging.warning(
+          'The checkpoint %s is damaged (%s): it is %s, step %d is taken.',
+          folder,
+          cause,
+          action,
+          good,
+        )
+
+    checkpoint_files.together(
+      rename if jax.process_index() == 0 else lambda: None
+    )
+    self._manager.reload()
+
+
+def _size(state: TrainState) -> int:
+  """Bytes of a checkpoint, about: noise hardly shrinks."""
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )

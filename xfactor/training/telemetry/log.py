@@ -1,0 +1,108 @@
+"""The progress bar and the metrics of a run's steps."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from xfactor.training import build as builds
+from xfactor.training import chips
+from xfactor.training.resilience import divergence
+from xfactor.training.resilience import requests as requests_lib
+
+
+class Log:
+  """Metrics fetched one step late, and where the time went meanwhile."""
+
+  def __init__(
+    self,
+    build: builds.Build,
+    requests: requests_lib.Requests,
+    spikes: divergence.Spikes,
+    diagnosis: divergence.Diagnosis,
+  ):
+    """Begins; the others are told what arrives."""
+    self._requests = requests
+    self._spikes = spikes
+    self._diagnosis = diagnosis
+    self._frames_per_step = build.batch * build.views
+    self._flops = build.method.flops(build)
+    kinds = [device.device_kind for device in build.mesh.devices.flat]
+    peak = chips.peak_flops(kinds[0])
+    # A share of the bfloat16 peak says nothing of a float32 model.
+    half = build.model.dtype == 'bfloat16'
+    self._peak = peak * len(kinds) if peak and half else None
+    self._pending = None
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins a new interval; what happened since the last is not counted."""
+    self._metrics = []
+    self._steps = 0
+    self._wait = 0.0
+    self._started = time.monotonic()
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time spent inside as waiting for data."""
+    began = time.monotonic()
+    yield
+    self._wait += time.monotonic() - began
+
+  def add(
+    self,
+    step: int,
+    metrics: dict[str, jax.Array],
+    examples: dict[str, np.ndarray],
+  ) -> None:
+    """Takes a step's metrics, still on the way, and fetches the last step's."""
+    self.flush()
+    self._pending = step, metrics, examples
+    self._steps += 1
+
+  def flush(self) -> None:
+    """Fetches what is pending.
+
+    Raises:
+      FloatingPointError: If too many steps in a row were not finite.
+    """
+    if self._pending is None:
+      return
+    step, metrics, examples = self._pending
+    self._pending = None
+    module_norms = metrics.pop('module_norms')
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    self._requests.hear(int(values.pop('request')))
+    self._spikes.add(values['grad_norm'])
+    self._diagnosis.take(step, values, module_norms, examples)
+    self._metrics.append(values)
+
+  def read(self) -> dict[str, float]:
+    """Means of what has arrived, the interval's speed; begins a new one.
+
+    Steps that were not finite are not in the means.
+    """
+    if not self._metrics:  # One step so far, and it is on its way.
+      self.flush()
+    seconds = time.monotonic() - self._started
+    finite = [x for x in self._metrics if not x['skipped']] or self._metrics
+    values = {
+      key: float(np.mean([metrics[key] for metrics in finite]))
+      for key in self._metrics[0]
+    }
+    values |= {
+      key: int(sum(metrics[key] for metrics in self._metrics))
+      for key in divergence.COUNTED
+    }
+    values |= {
+      'learning_rate': self._metrics[-1]['learning_rate'],
+      'steps_per_s': self._steps / seconds,
+      'frames_per_s': self._steps * self._frames_per_step / seconds,
+      'data_wait': self._wait / seconds,
+    }
+    if self._peak:
+      values['mfu'] = self._steps * self._flops / seconds / self._peak
+    self.restart()
+    return values
