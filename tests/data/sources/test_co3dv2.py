@@ -224,7 +224,7 @@ def test_items_and_splits(tmp_path, caplog):
     items = co3dv2.Source(source=str(tmp_path)).items()
   assert [(item.id, item.split) for item in items] == expected
   assert sum(split == 'test' for _, split in expected) == 2 + 1 + 2
-  assert 'no categories of CO3Dv2: dragon' in caplog.text
+  assert 'not categories of CO3Dv2: dragon' in caplog.text
   assert 'apple' not in caplog.text
 
 
@@ -259,7 +259,7 @@ def test_damaged_annotations(tmp_path, data):
 )
 def test_unknown_annotations(tmp_path, changes):
   write_sequence(tmp_path, lambda i: changes)
-  with pytest.raises(UserError, match='jgz describes 1_2_3 in an unknown way'):
+  with pytest.raises(UserError, match='jgz describes 1_2_3 in an unknown form'):
     clip_of(tmp_path)
 
 
@@ -417,7 +417,8 @@ def test_unknown_and_damaged_lists(tmp_path, caplog):
     splits_of(tmp_path, 'all')
   with caplog.at_level('WARNING', 'absl'):
     assert splits_of(tmp_path, 'fewview_dev') == {f'apple/{a}': 'train'}
-  assert 'for want of a set_lists_fewview_dev.json: tv' in caplog.text
+  assert 'No set_lists_fewview_dev.json, so these categories' in caplog.text
+  assert 'skipped: tv' in caplog.text
   path = tmp_path / 'apple' / 'set_lists' / 'set_lists_fewview_dev.json'
   path.write_text('{"train": [["1_a_a", 3')
   co3dv2._read_list.cache_clear()

@@ -199,11 +199,11 @@ def edit(root, change):
 @pytest.mark.parametrize(
   ('key', 'value', 'reason'),
   [
-    ('intrinsics/type', [b'FISHEYE'], 'camera_3 of scene_3: no pinhole'),
+    ('intrinsics/type', [b'FISHEYE'], 'camera_3 of scene_3: not a pin'),
     (
       'intrinsics/distortion/radial',
       np.array([0, 0.1, 0], np.float32),
-      'camera_3 of scene_3: no pinhole',
+      'camera_3 of scene_3: not a pinhole',
     ),
     ('color_image', [b'\x89PNG broken'], 'no JPEG or PNG'),
     ('extrinsics/R', None, 'camera_3 of scene_3: .*extrinsics/R'),
@@ -222,7 +222,7 @@ def test_unusable_scenes_are_left_out(tmp_path, key, value, reason):
   assert summary.splits['train'].clips == 1
   ((item, text),) = summary.skipped
   assert item == TRAIN
-  assert text.startswith(f'1 of 2 sequences of {TRAIN} are left out')
+  assert text.startswith(f'1 of 2 sequences of {TRAIN} are skipped')
   with pytest.raises(errors.UserError, match=reason):
     list(msn.Source(source=str(tmp_path / 'in')).clips(_item(tmp_path / 'in')))
 

@@ -148,7 +148,7 @@ def test_axes_are_turned_to_opencv():
   got = nmr.camera_of(flipped @ world, CAMERA_MAT @ flipped, 64, 64)
   np.testing.assert_allclose(got[0], expected[0])
   np.testing.assert_allclose(got[1], expected[1])
-  with pytest.raises(ValueError, match='no rotation'):
+  with pytest.raises(ValueError, match='not a rotation'):
     nmr.camera_of(flipped @ world, CAMERA_MAT, 64, 64)
 
 

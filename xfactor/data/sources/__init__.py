@@ -1,4 +1,4 @@
-"""Sources: one small file a data set, from its raw layout to clips.
+"""Data set sources: each module converts one raw layout to clips.
 
 A source lists `Item`s cheaply (one video file, one scene, one walk) and turns
 each into zero or more `Clip`s. Items are the unit of parallel work: they are
@@ -37,7 +37,7 @@ NAMES = (
 # Sources whose scenes can be rendered from other cameras: their classes have
 # `is_installed`, `is_free` and `rerender`, see `data.rerender`.
 RERENDERED = ('synthetic', 'vizdoom')
-# What options mean that many sources have.
+# Ranges of options that many sources share.
 _RANGES = {'size': (1, 65_500), 'quality': (1, 100)}
 
 
@@ -46,14 +46,14 @@ class Item:
   """A unit of conversion work.
 
   Attributes:
-    id: Unique within the source and stable between runs and machines (a
-      relative path or a number, never an absolute path).
-    payload: Whatever `Source.clips` needs; picklable.
-    split: The split that the source dictates, or None where the converter
-      splits by a hash of the clip's id.
-    size: Estimate of the bytes this item becomes, for balancing shards.
-    bundle: Whether its clips' ids are not the item's (nor begin with it), as in
-      files of many sequences; split lists then cannot tell items apart.
+    id: Name that is unique within the source and stable across runs and
+      machines (a relative path or a number, never an absolute path).
+    payload: Input of `Source.clips`; picklable.
+    split: Split given by the source; None lets the converter split by a hash of
+      the clip's id.
+    size: Estimated bytes of the item's output, for balancing shards.
+    bundle: Whether the clips' ids do not start with the item's id, as in files
+      of many sequences; split lists then cannot select items.
   """
 
   id: str
@@ -70,19 +70,20 @@ class Clip:
   Cameras are OpenCV (x right, y down, z forward).
 
   Attributes:
-    id: Unique within the data set, stable, made of letters, digits and `/._-`.
-    frames: One JPEG or PNG (8-bit RGB, `height` x `width`) a frame, in order of
-      time; the same format throughout the data set.
+    id: Stable name, unique within the data set, made of letters, digits and
+      `/._-`.
+    frames: One JPEG or PNG (8-bit RGB, `height` x `width`) per frame, in time
+      order; the same format throughout the data set.
     height: Pixels, the same for all frames.
     width: Pixels, the same for all frames.
     timestamps: float64 [N] seconds from the start of the footage, or None.
     intrinsics: float32 [N, 4] (fx, fy, cx, cy), normalised: fx and cx by the
       width, fy and cy by the height, so that the centre of the image is 0.5;
-      or None where unknown.
-    world_to_camera: float32 [N, 3, 4] [R|t], or None where unknown.
-    depth: One 16-bit greyscale PNG a frame, z-depth in thousandths of a scene
+      None if unknown.
+    world_to_camera: float32 [N, 3, 4] [R|t], or None if unknown.
+    depth: One 16-bit greyscale PNG per frame, z-depth in thousandths of a scene
       unit (0 = unknown), or None.
-    replaced: Number of unreadable frames for which a neighbour stands in.
+    replaced: Number of unreadable frames replaced by a neighbour.
   """
 
   id: str
@@ -97,11 +98,11 @@ class Clip:
 
 
 class Source(abc.ABC):
-  """What a data set's file implements.
+  """Base class of data set sources.
 
   Class attributes:
     name: The data set's default name on disk.
-    version: Semantic version of what the source produces.
+    version: Semantic version of the source's output.
     description: One sentence for the data set's metadata.
   """
 
@@ -114,7 +115,7 @@ class Source(abc.ABC):
     """Lists the units of work, in a stable order.
 
     Raises:
-      UserError: If the source folder is missing, empty or not of this layout.
+      UserError: If the source folder is missing, empty or has another layout.
     """
 
   @abc.abstractmethod
@@ -123,7 +124,7 @@ class Source(abc.ABC):
 
     Raises:
       UserError: If nothing in the item can be read; the converter records it
-        beside the data set and goes on with the other items.
+        next to the data set and continues with the other items.
     """
 
 
@@ -136,8 +137,8 @@ def make(name: str, **options: Any) -> Source:
   """Returns the source called `name` with the given options.
 
   Raises:
-    UserError: If there is no such source, it has no such option, or one that
-      it needs is missing or out of range.
+    UserError: If there is no such source or option, or a required option is
+      missing, or a value is out of range.
   """
   if name not in NAMES:
     raise UserError(

@@ -5,9 +5,9 @@ The data set of ObSuRF (Stelzner et al., 2021), stelzner.github.io/obsurf:
   SOURCE/metadata.npz            camera_pos [scenes, 3, 3], shape [scenes, max]
   SOURCE/images/img_S_V.png      view V of scene S
 
-Cameras, splits and the choice of scenes are those of SRT's public code
-(stelzner/srt, `srt/data/obsurf.py`): the cameras look at the origin, level, and
-scenes of more than `max_objects` objects are left out.
+Cameras, splits and the selection of scenes match SRT's public code
+(stelzner/srt, `srt/data/obsurf.py`): the cameras look at the origin without
+roll, and scenes with more than `max_objects` objects are skipped.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from xfactor.geometry import cameras
 EXPECTED = 'metadata.npz and images/img_SCENE_VIEW.png'
 VIEWS = 3
 
-_BLOCK = 100  # Scenes an item.
+_BLOCK = 100  # Scenes per item.
 _SCENE_BYTES = VIEWS * 60_000
 _FOCAL_LENGTH, _SENSOR_WIDTH, _SENSOR_HEIGHT = 0.035, 0.032, 0.024
 _INTRINSICS = np.array(
@@ -38,14 +38,14 @@ _INTRINSICS = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class Source(sources.Source):
-  """One clip a scene, named by its number, in the published splits.
+  """One clip per scene, named by its number, in the published splits.
 
   Attributes:
-    source: The folder that holds metadata.npz.
-    size: Width and height of the frames, which are centre-cropped, or None for
-      whole pictures.
-    quality: Of the JPEGs, where there is a size.
-    max_objects: Scenes of more are left out.
+    source: Folder with metadata.npz.
+    size: Width and height of the centre-cropped frames, or None for whole
+      pictures.
+    quality: JPEG quality, used if `size` is given.
+    max_objects: Maximum number of objects; scenes with more are skipped.
   """
 
   name: ClassVar[str] = 'clevr3d'
@@ -63,7 +63,7 @@ class Source(sources.Source):
   max_objects: int = 6
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a hundred scenes; see the base class."""
+    """Lists one item per hundred scenes; see the base class."""
     root = posed.folder(self.source, EXPECTED)
     if not (root / 'metadata.npz').exists():
       raise posed.wrong_layout(root, EXPECTED)
@@ -89,7 +89,7 @@ class Source(sources.Source):
     """Yields the clips of a block of scenes; see the base class.
 
     Raises:
-      UserError: After all other clips, if scenes could not be used.
+      UserError: After all other clips, if some scenes are unusable.
     """
     yield from posed.bundle(
       f'the block {item.id}',
@@ -100,12 +100,10 @@ class Source(sources.Source):
     )
 
   def _clip(self, scene: int, positions: np.ndarray) -> sources.Clip:
-    """Returns the clip of a scene, given its cameras' positions [views, 3]."""
+    """Returns the clip of a scene from its camera positions [views, 3]."""
     folder = epath.Path(self.source).expanduser() / 'images'
     if not (np.abs(positions[:, :2]).max(axis=-1) > 0).all():
-      raise UserError(
-        f'scene {scene} has a camera that is not beside the z axis'
-      )
+      raise UserError(f'scene {scene} has a camera on the z axis')
     poses = cameras.look_at(
       positions, np.zeros_like(positions), np.array([0.0, 0.0, 1.0])
     )
@@ -113,7 +111,7 @@ class Source(sources.Source):
     for i, pose in enumerate(poses):
       name = f'img_{scene}_{i}.png'
       views.append(posed.View(folder / name, name, _INTRINSICS, pose))
-    # Experiments count on all views being there.
+    # Experiments require all views.
     return posed.make_clip(
       f'{scene:06d}',
       views,
@@ -124,7 +122,7 @@ class Source(sources.Source):
 
 
 def _metadata(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the camera positions [scenes, views, 3] and counts of objects."""
+  """Returns the camera positions [scenes, views, 3] and object counts."""
   try:
     with np.load(io.BytesIO(path.read_bytes())) as arrays:
       positions = arrays['camera_pos'][:, :VIEWS].astype(np.float64)

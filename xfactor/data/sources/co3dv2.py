@@ -1,19 +1,19 @@
-"""CO3Dv2, Common Objects in 3D: walks around one object, about 200 frames each.
+"""CO3Dv2, Common Objects in 3D: videos around single objects, about 200 frames.
 
 The layout (https://github.com/facebookresearch/co3d):
 
   CATEGORY/SEQUENCE/images/frameNNNNNN.jpg
   CATEGORY/frame_annotations.jgz               cameras and times, gzipped JSON
-  CATEGORY/set_lists/set_lists_NAME.json       official splits, if asked for
+  CATEGORY/set_lists/set_lists_NAME.json       official splits, if requested
 
 Folders other than the 51 categories are ignored. As in XFactor's public code
 the sequences of a category are the folders whose names begin with a digit, and
 the first 90 % of them, sorted, are for training and the rest for testing.
 
-Cameras with a focal length that is not positive or a translation beyond 1e5 are
-COLMAP's failures and count as unknown. The hidden test views of the CO3D
+Cameras with a non-positive focal length or a translation beyond 1e5 are
+failures of COLMAP and count as unknown. The hidden test views of the CO3D
 challenge are black pictures in the official files; the test parts of the lists
-`fewview_test` and `manyview_test_0` have them.
+`fewview_test` and `manyview_test_0` contain them.
 """
 
 import collections
@@ -45,24 +45,23 @@ CATEGORIES = (
   *('toytruck', 'tv', 'umbrella', 'vase', 'wineglass'),
 )
 
-_LAYOUT = 'CATEGORY/SEQUENCE/images/frameNNNNNN.jpg as CO3Dv2 has it'
-_FRAMES = 200  # Of a typical sequence.
+_LAYOUT = 'CATEGORY/SEQUENCE/images/frameNNNNNN.jpg as in CO3Dv2'
+_FRAMES = 200  # Length of a typical sequence.
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
-_SPLITS = ('test', 'val', 'train')  # The first that has a sequence's frames.
-_BETWEEN = re.compile(r'[\s,]*')  # The entries of a list.
-_FARTHEST = 1e5  # Cameras farther off are failures of COLMAP's.
+_SPLITS = ('test', 'val', 'train')  # In order of precedence for a sequence.
+_BETWEEN = re.compile(r'[\s,]*')  # Separators of list entries.
+_FARTHEST = 1e5  # More distant cameras are failures of COLMAP.
 
 
 @dataclasses.dataclass(frozen=True)
 class Source(posed.Source):
-  """Clips of CO3Dv2, one a sequence, called CATEGORY/SEQUENCE.
+  """One clip per sequence of CO3Dv2, named CATEGORY/SEQUENCE.
 
   Attributes: those of `posed.Source` and
-    set_lists: An official list of frames to keep, for instance `fewview_dev` or
-      `manyview_dev_0`. It then also says which split a sequence is in, with all
-      its frames in the list: `test` if it has frames there, else `val`, else
-      `train`. Frames that are in `train` as well, as in `fewview_train`, make
-      no test sequence.
+    set_lists: Official list of frames to keep, for instance `fewview_dev` or
+      `manyview_dev_0`. It also sets the split of each sequence as a whole:
+      `test` if it has test frames, else `val`, else `train`. Test frames that
+      are also in `train`, as in `fewview_train`, count as `train`.
   """
 
   name: ClassVar[str] = 'co3dv2'
@@ -72,7 +71,7 @@ class Source(posed.Source):
   set_lists: str | None = None
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a sequence; see the base class."""
+    """Lists one item per sequence; see the base class."""
     root = posed.folder(self.source, _LAYOUT)
     items: list[sources.Item] = []
     without: list[epath.Path] = []
@@ -100,7 +99,9 @@ class Source(posed.Source):
       raise _no_list(without[0])
     if without:
       names = ', '.join(path.parent.parent.name for path in without)
-      logging.warning('Left out, for want of a %s: %s', without[0].name, names)
+      logging.warning(
+        'No %s, so these categories are skipped: %s', without[0].name, names
+      )
     return items
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
@@ -115,13 +116,11 @@ class Source(posed.Source):
 
 
 def _categories(root: epath.Path) -> dict[str, list[str]]:
-  """Returns the sequences of the categories that are there, all sorted."""
-  # Asking each whether it is a folder would take long on gs://.
+  """Returns the sequences of the existing categories, all sorted."""
+  # Calling is_dir on each path would be slow on gs://.
   names = sorted(path.name for path in root.iterdir() if '.' not in path.name)
   if unknown := [name for name in names if name not in CATEGORIES]:
-    logging.warning(
-      'Ignored, for they are no categories of CO3Dv2: %s', ', '.join(unknown)
-    )
+    logging.warning('Ignored, not categories of CO3Dv2: %s', ', '.join(unknown))
   found = {}
   for name in names:
     if name not in CATEGORIES or not (root / name).is_dir():
@@ -166,7 +165,7 @@ def _list_path(category: epath.Path, name: str) -> epath.Path:
   return category / 'set_lists' / f'set_lists_{name}.json'
 
 
-# Items of one category follow each other.
+# Items of one category are consecutive.
 @functools.lru_cache(1)
 def _read_list(path: str) -> dict[str, dict[str, str]]:
   """Reads {split: [[sequence, frame number, picture], ...]}.
@@ -180,7 +179,7 @@ def _read_list(path: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for split in ('train', 'val', 'test'):
       for sequence, _, picture in lists.get(split, ()):
-        # In fewview_train the same frames are in train and in test.
+        # fewview_train lists the same frames in train and test.
         name = picture.rpartition('/')[2]
         found.setdefault(sequence, {}).setdefault(name, split)
     return found
@@ -213,8 +212,8 @@ def _no_list(path: epath.Path) -> UserError:
     if other.name.startswith(prefix)
   )
   return UserError(
-    f'there is no {path}, nor one in another category; give as set_lists one '
-    f'of those that are there: {", ".join(names) or "none"}'
+    f'there is no {path} and no other category has this list; set set_lists '
+    f'to one of the available lists: {", ".join(names) or "none"}'
   )
 
 
@@ -225,10 +224,10 @@ def _no_list(path: epath.Path) -> UserError:
 
 @functools.lru_cache(1)
 def _read_annotations(path: str) -> dict[str, list[str]]:
-  """Reads the frames of a category by sequence, in order, each as JSON.
+  """Reads the frames of a category by sequence, in order, as JSON texts.
 
-  A category has a quarter of a million, and each worker reads one: text takes a
-  third of the memory of objects.
+  A category can have 250,000 frames and each worker reads one category; text
+  takes a third of the memory of parsed objects.
   """
 
   def parse(data: bytes) -> dict[str, list[str]]:
@@ -254,7 +253,7 @@ def _views(category: epath.Path, sequence: str) -> list[posed.View]:
   frames = _read_annotations(str(path)).get(sequence)
   folder = category / sequence / 'images'
   if frames is None:
-    logging.warning('%s says nothing of %s: no cameras', path, sequence)
+    logging.warning('%s has no entry for %s: no cameras', path, sequence)
     pictures = [
       picture
       for picture in posed.folder(str(folder), _LAYOUT).iterdir()
@@ -266,7 +265,7 @@ def _views(category: epath.Path, sequence: str) -> list[posed.View]:
     return [_view(folder, json.loads(frame)) for frame in frames]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path} describes {sequence} in an unknown way '
+      f'{path} describes {sequence} in an unknown form '
       f'({type(error).__name__}: {error}); download it again'
     ) from error
 
@@ -292,11 +291,11 @@ def _camera(
   """Returns normalised intrinsics [4] and world-to-camera [3, 4] in OpenCV.
 
   PyTorch3D's x points left, y up and z forward, and points are rows: camera =
-  world R + T. Its image coordinates run from 1 at the left and the top to -1,
-  or in `ndc_isotropic` do so along the shorter side; see
+  world R + T. Its image coordinates run from 1 at the left and top to -1; in
+  `ndc_isotropic` this range spans the shorter side. See
   `_opencv_from_cameras_projection` in PyTorch3D's camera_conversions.py.
 
-  Returns None where the camera is broken.
+  Returns None if the camera is invalid.
 
   Raises:
     ValueError: If the intrinsics have an unknown format.

@@ -1,17 +1,17 @@
-"""DL3DV-10K: walks through places, with COLMAP's cameras.
+"""DL3DV-10K: walks through places, with cameras from COLMAP.
 
-  SOURCE/PART/ID/            PART is 1K, 2K, ...; or the IDs without PARTs
+  SOURCE/PART/ID/            PART is 1K, 2K, ...; or IDs without PART
     images_4/*.png           one of images_8 (480 x 270), images_4 (960 x 540),
     images_8/*.png           images_2, images, or several
     transforms.json          the cameras
 
-The pictures and transforms.json of a sequence may lie in its folder (the 10K
+The pictures and transforms.json of a sequence may be in its folder (the 10K
 release), in `nerfstudio/` (the benchmark) or in `colmap/` (the sample); a
-`gaussian_splat/` beside them is not read. IDs have 64 hexadecimal digits.
+`gaussian_splat/` next to them is ignored. IDs have 64 hexadecimal digits.
 
-The pictures are as the lens drew them: the cameras are the pinhole part of
-COLMAP's OPENCV model, and its distortion, a few pixels at the edges, is not
-undone. Poses are in the world of transforms.json.
+The pictures keep the lens distortion, a few pixels at the edges: the cameras
+are only the pinhole part of COLMAP's OPENCV model. Poses are in the world of
+transforms.json.
 
 The sequences of the benchmark are the test split, as in XFactor's public code.
 """
@@ -41,7 +41,7 @@ _BENCHMARKS = ('benchmark-meta.csv', 'benchmark')
 _FOLDERS = {'images_8': 270, 'images_4': 540, 'images_2': 1080, 'images': 2160}
 _BASES = ('.', 'nerfstudio', 'colmap')
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
-_FRAMES = 300  # Of a usual sequence.
+_FRAMES = 300  # Length of a typical sequence.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Source(posed.Source):
   """Sequences of DL3DV-10K.
 
   Attributes: those of `posed.Source` and
-    resolution: By how much the pictures to read are reduced: 8 for images_8
-      and so on. By default the smallest that a sequence has which cover `size`
-      (images_8 for 256), the largest if none do or `size` is None.
-    benchmark: What names the test sequences: a folder of IDs, or a file with
-      IDs in it. By default benchmark-meta.csv or the folder benchmark in
-      `source`. Sequences that only this folder has are read from it.
+    resolution: Reduction factor of the pictures to read: 8 for images_8 and so
+      on. By default the smallest pictures of a sequence that cover `size`
+      (images_8 for 256), or the largest if none do or `size` is None.
+    benchmark: Folder of IDs, or file with IDs, that lists the test sequences.
+      By default benchmark-meta.csv or the folder benchmark in `source`.
+      Sequences that only this folder has are read from it.
   """
 
   name: ClassVar[str] = 'dl3dv'
@@ -67,7 +67,7 @@ class Source(posed.Source):
   benchmark: str | None = None
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a sequence; see the base class."""
+    """Lists one item per sequence; see the base class."""
     if self.resolution not in (None, 1, 2, 4, 8):
       raise UserError(f'resolution={self.resolution} is none of 1, 2, 4 and 8')
     root = posed.folder(self.source, _EXPECTED)
@@ -78,7 +78,7 @@ class Source(posed.Source):
     if test is None:
       logging.warning(
         '%s has no benchmark-meta.csv and no benchmark was given: the test '
-        'split will be drawn by hash, not that of the benchmark',
+        'split is chosen by hash and differs from the benchmark',
         root,
       )
     else:
@@ -127,7 +127,7 @@ class Source(posed.Source):
   def _test_sequences(
     self, root: epath.Path
   ) -> dict[str, epath.Path | None] | None:
-    """Returns the benchmark's IDs and, of a folder, where each one is."""
+    """Returns the benchmark's IDs with their paths if it is a folder."""
     if self.benchmark is not None:
       places = [epath.Path(self.benchmark).expanduser()]
     else:
@@ -150,7 +150,7 @@ class Source(posed.Source):
     return None
 
   def _folders(self) -> list[str]:
-    """Returns the folders of pictures to look for, the best first."""
+    """Returns the names of picture folders, in order of preference."""
     if self.resolution is not None:
       return ['images' if self.resolution == 1 else f'images_{self.resolution}']
     small = [
@@ -171,7 +171,7 @@ class Source(posed.Source):
           pictures = [
             p
             for p in folder.iterdir()
-            # Hidden files are other systems' leftovers.
+            # Hidden files are not pictures of the data set.
             if p.suffix.lower() in _SUFFIXES and not p.name.startswith('.')
           ]
           return sorted(pictures, key=lambda p: posed.natural(p.name))
@@ -183,7 +183,7 @@ class Source(posed.Source):
 
 def _sequences(folder: epath.Path) -> Iterator[epath.Path]:
   """Yields the folders of sequences in a folder and its PARTs."""
-  # In order, for an ID may be in two PARTs.
+  # Sorted, because an ID may be in two PARTs.
   for path in sorted(folder.iterdir()):
     if _ID.fullmatch(path.name):
       yield path
@@ -192,12 +192,12 @@ def _sequences(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _cameras(path: epath.Path) -> dict[str, camera_files.Frame]:
-  """Returns the cameras of a sequence by their pictures' names."""
+  """Returns the cameras of a sequence by picture name."""
   for base in _BASES:
     file = path / base / 'transforms.json'
     if file.exists():
       frames = camera_files.read_transforms(file)
-      # The suffix may differ from that of the reduced pictures.
+      # The suffix may differ from the suffix of the reduced pictures.
       return {pathlib.PurePath(frame.path).stem: frame for frame in frames}
   logging.warning('%s has no transforms.json: no cameras', path)
   return {}

@@ -6,10 +6,10 @@ The TFDS data set of Sajjadi et al. (Scene Representation Transformer, CVPR
   SOURCE/multi_shapenet_frames-SPLIT.tfrecord-NNNNN-of-NNNNN
 
 A record is a scene in the layout of `sunds.specs.frame_spec`: `scene_name`,
-`pose`, and `color_image`, `extrinsics` and `intrinsics` or else
-`ray_origins` and `ray_directions` of each of `cameras/camera_0` ... Cameras
-give the rays of `sunds.tasks.Nerf`, which SRT's public code reads. Any other
-sunds frames of several pinhole cameras can be read as well.
+`pose`, and for each of `cameras/camera_0` ... its `color_image` with either
+`extrinsics` and `intrinsics` or `ray_origins` and `ray_directions`. The cameras
+give the rays of `sunds.tasks.Nerf`, which SRT's public code reads. Other sunds
+frames of several pinhole cameras can be read as well.
 
 Records are read without TensorFlow and sunds.
 """
@@ -40,13 +40,13 @@ _ATOL = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Source(sources.Source):
-  """One clip a scene, `SPLIT/SCENE`, in the published splits.
+  """One clip per scene, `SPLIT/SCENE`, in the published splits.
 
   Attributes:
-    source: The folder that holds the TFRecord files; some of them will do.
-    size: Width and height of the frames, which are centre-cropped, or None for
-      whole pictures.
-    quality: Of the JPEGs, where there is a size.
+    source: Folder with all or some of the TFRecord files.
+    size: Width and height of the centre-cropped frames, or None for whole
+      pictures.
+    quality: JPEG quality, used if `size` is given.
   """
 
   name: ClassVar[str] = 'msn'
@@ -58,13 +58,13 @@ class Source(sources.Source):
   quality: int = 95
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a TFRecord file; see the base class."""
+    """Lists one item per TFRecord file; see the base class."""
     root = posed.folder(self.source, EXPECTED)
     names = sorted(path.name for path in root.iterdir())
     found = [match for name in names if (match := _FILE.fullmatch(name))]
     if not found:
       raise posed.wrong_layout(root, EXPECTED)
-    # Hundreds of files in a bucket, one request each.
+    # Hundreds of files in a bucket need one request each.
     with futures.ThreadPoolExecutor(16) as pool:
       stats = pool.map(lambda match: (root / match.string).stat(), found)
       return [
@@ -81,7 +81,7 @@ class Source(sources.Source):
     """Yields the clips of a file's scenes; see the base class.
 
     Raises:
-      UserError: After all other clips, if scenes could not be used.
+      UserError: After all other clips, if some scenes are unusable.
     """
     path = epath.Path(self.source).expanduser() / item.id
     yield from posed.bundle(
@@ -111,7 +111,7 @@ class Source(sources.Source):
       except (KeyError, ValueError, zlib.error) as error:
         raise UserError(f'{camera} of {scene}: {error}') from error
       views.append(posed.View(picture, f'{camera} of {scene}', *known))
-    # Experiments count on all views being there.
+    # Experiments require all views.
     return posed.make_clip(
       posed.clip_id(f'{split}/{scene}'),
       views,
@@ -128,7 +128,7 @@ def _camera(
 
   Raises:
     KeyError: If features are missing.
-    ValueError: If it is no pinhole camera.
+    ValueError: If it is not a pinhole camera.
   """
   if f'{prefix}ray_directions' in features:
     origins, directions = (
@@ -143,7 +143,7 @@ def _camera(
     or any(features[lens + key].any() for key in ('radial', 'tangential'))
     or matrix[0, 1]
   ):
-    raise ValueError('no pinhole camera without skew')
+    raise ValueError('not a pinhole camera without skew')
   scale = np.array([width, height, width, height])
   intrinsics = matrix[[0, 1, 0, 1], [0, 1, 2, 2]] / scale
   frame_to_scene = cameras.invert_pose(_pose(features, 'pose/'))
@@ -159,7 +159,7 @@ def _pose(features: dict[str, Any], prefix: str) -> np.ndarray:
 
 
 def _tensor(value: Any) -> np.ndarray:
-  """Returns a tensor that TFDS stored as it is or packed, as float64."""
+  """Returns a plain or zlib-compressed tensor of TFDS as float64."""
   if isinstance(value, list):
     value = np.frombuffer(zlib.decompress(value[0]), '<f4')
   return value.astype(np.float64)
@@ -170,8 +170,8 @@ def camera_from_rays(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the pinhole camera whose pixels have the given rays.
 
-  The linear fit of K R in uv ~ K R direction, and its RQ decomposition (Hartley
-  and Zisserman, Multiple View Geometry, sections 4.1 and A4.1.1).
+  Fits K R linearly in uv ~ K R direction and decomposes it by RQ (Hartley and
+  Zisserman, Multiple View Geometry, sections 4.1 and A4.1.1).
 
   Args:
     origins: [H, W, 3], all the same.
@@ -181,7 +181,7 @@ def camera_from_rays(
     Normalised intrinsics, float64 [4], and world to camera, float64 [3, 4].
 
   Raises:
-    ValueError: If the rays are not those of a pinhole camera, to 1e-5.
+    ValueError: If the rays differ from a pinhole camera by more than 1e-5.
   """
   origins, directions = origins.astype(float), directions.astype(float)
   height, width = directions.shape[:2]
@@ -203,7 +203,7 @@ def camera_from_rays(
     ]
   ).reshape(-1, 9)
   product = np.linalg.eigh(rows.T @ rows)[1][:, 0].reshape(3, 3)
-  # RQ from QR: the rows in reverse.
+  # RQ is QR of the reversed rows.
   q, r = np.linalg.qr(product[::-1].T)
   matrix, rotation = r.T[::-1, ::-1], q.T[::-1]
   sign = np.sign(np.diag(matrix))

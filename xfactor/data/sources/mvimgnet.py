@@ -1,17 +1,17 @@
-"""MVImgNet: walks around one object, about 30 frames each.
+"""MVImgNet: videos around single objects, about 30 frames each.
 
-The layout (https://github.com/GAP-LAB-CUHK-SZ/MVImgNet; MVImgNet 2.0 too):
+The layout (https://github.com/GAP-LAB-CUHK-SZ/MVImgNet, also MVImgNet 2.0):
 
   CATEGORY/ID/images/NNN.jpg
-  CATEGORY/ID/sparse/0/{cameras,images}.{bin,txt}    a COLMAP model, or nothing
+  CATEGORY/ID/sparse/0/{cameras,images}.{bin,txt}    an optional COLMAP model
 
-CATEGORY may also lie deeper, as in `mvi_07/CATEGORY/ID`, where each archive was
-unpacked into a folder of its own. Names with a dot are taken for files.
+CATEGORY may also be deeper, as in `mvi_07/CATEGORY/ID`, if each archive was
+unpacked into its own folder. Names with a dot are treated as files.
 
-As in XFactor's public code the first 90 % of a category's sorted sequences are
-for training and the rest for testing, and where a folder has pictures called
-NNN.jpg others in it do not count. Where COLMAP failed there are no cameras;
-lens distortion, which COLMAP estimated, is left as it is.
+As in XFactor's public code, the first 90 % of a category's sorted sequences are
+for training and the rest for testing, and if a folder has pictures named
+NNN.jpg, its other pictures are ignored. Sequences for which COLMAP failed have
+no cameras. The lens distortion estimated by COLMAP is not undone.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from xfactor.data.formats import colmap
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 
-_LAYOUT = 'CATEGORY/ID/images/NNN.jpg as MVImgNet has it'
-_LEVELS = 2  # Folders that may lie between the source and its categories.
-_FRAMES = 30  # Of a typical sequence.
+_LAYOUT = 'CATEGORY/ID/images/NNN.jpg as in MVImgNet'
+_LEVELS = 2  # Maximum folders between the source and its categories.
+_FRAMES = 30  # Length of a typical sequence.
 _PICTURE = re.compile(r'[^.].*\.(jpe?g|png)', re.IGNORECASE)
 _OFFICIAL = re.compile(r'\d{3}\.jpg')
 
 
 @dataclasses.dataclass(frozen=True)
 class Source(posed.Source):
-  """Clips of MVImgNet, one a sequence, called CATEGORY/ID.
+  """One clip per sequence of MVImgNet, named CATEGORY/ID.
 
   Attributes: those of `posed.Source`.
   """
@@ -46,7 +46,7 @@ class Source(posed.Source):
   description: ClassVar[str] = 'Walks around everyday objects (MVImgNet).'
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a sequence; see the base class."""
+    """Lists one item per sequence; see the base class."""
     root = posed.folder(self.source, _LAYOUT)
     categories: dict[str, dict[str, str]] = {}
     for category in _categories(root):
@@ -84,12 +84,12 @@ class Source(posed.Source):
 
 
 def _subfolders(folder: epath.Path) -> list[epath.Path]:
-  # Asking each whether it is a folder would take hours on gs://.
+  # Calling is_dir on each path would take hours on gs://.
   return sorted(path for path in folder.iterdir() if '.' not in path.name)
 
 
 def _categories(folder: epath.Path, levels: int = _LEVELS) -> list[epath.Path]:
-  """Returns the folders below whose own subfolders are sequences."""
+  """Returns the folders below whose subfolders are sequences."""
   found = []
   for path in _subfolders(folder):
     if path.is_dir():
@@ -107,7 +107,7 @@ def _pictures(folder: epath.Path) -> list[epath.Path]:
 
 
 def _registered(folder: epath.Path) -> dict[str, colmap.Image]:
-  """Returns what COLMAP found, by the names of the picture files."""
+  """Returns the images registered by COLMAP, by picture file name."""
   try:
     images = colmap.read_model(folder) or {}
   except UserError as error:

@@ -4,13 +4,13 @@ The renderings of Kato et al. (Neural 3D Mesh Renderer, CVPR 2018) as Niemeyer
 et al. (Differentiable Volumetric Rendering, CVPR 2020) publish them,
 `NMR_Dataset.zip`:
 
-  SOURCE/CATEGORY/softras_{train,val,test}.lst    one SCENE a line
+  SOURCE/CATEGORY/softras_{train,val,test}.lst    one SCENE per line
   SOURCE/CATEGORY/SCENE/image/0000.png ...        24 views
   SOURCE/CATEGORY/SCENE/cameras.npz               world_mat_0, camera_mat_0, ...
 
-Cameras give the rays of SRT's public code (stelzner/srt, `srt/data/nmr.py`):
-the first and last pixels' centres lie on the image's border (-1 and 1), and the
-world is turned so that z points up.
+The cameras give the rays of SRT's public code (stelzner/srt,
+`srt/data/nmr.py`): the centres of the first and last pixels are on the image
+border (-1 and 1), and the world is rotated so that z points up.
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ EXPECTED = (
 SPLITS = ('train', 'val', 'test')
 
 _SIZE = 24 * 4000  # Bytes of a scene.
-_TURN = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # World: y to z is up.
+_TURN = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # From y up to z up.
 _ATOL = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Source(sources.Source):
-  """One clip a scene, `CATEGORY/SCENE`, in the published splits.
+  """One clip per scene, `CATEGORY/SCENE`, in the published splits.
 
   Attributes:
-    source: The folder that holds the categories.
-    size: Width and height of the frames, or None for the pictures as they are.
-    quality: Of the JPEGs, where there is a size.
+    source: Folder with the categories.
+    size: Width and height of the frames, or None for the original pictures.
+    quality: JPEG quality, used if `size` is given.
   """
 
   name: ClassVar[str] = 'nmr'
@@ -56,7 +56,7 @@ class Source(sources.Source):
   quality: int = 95
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a scene; see the base class."""
+    """Lists one item per scene; see the base class."""
     root = posed.folder(self.source, EXPECTED)
     items = []
     for category in sorted(path.name for path in root.iterdir()):
@@ -87,7 +87,7 @@ class Source(sources.Source):
           f'view {i} of {scene} is not usable ({error}); extract it again'
         ) from error
       views.append(posed.View(data, str(picture), intrinsics, pose))
-    # Experiments count on all views being there.
+    # Experiments require all views.
     yield posed.make_clip(
       posed.clip_id(item.id),
       views,
@@ -128,14 +128,14 @@ def camera_of(
     width: Pixels.
 
   Returns:
-    Normalised intrinsics, float64 [4], and world to camera, float64 [3, 4], of
-    the world whose z points up.
+    Normalised intrinsics, float64 [4], and world to camera, float64 [3, 4], for
+    a world whose z points up.
 
   Raises:
-    ValueError: If the matrices are no rotation and no pinhole.
+    ValueError: If the matrices are not a rotation and a pinhole.
   """
   focal = np.diag(camera_mat)[:2].astype(np.float64)
-  # Axes that point the other way: OpenCV's focal lengths are positive.
+  # Flip axes, because focal lengths of OpenCV are positive.
   flip = np.diag([*np.sign(focal), 1.0])
   plane = np.diag([*focal, 1.0])
   rotation = flip @ world_mat[:3, :3]
@@ -145,9 +145,9 @@ def camera_of(
     and np.linalg.det(rotation) > 0
     and focal.all()
   ):
-    raise ValueError('its matrices are no rotation and pinhole')
+    raise ValueError('its matrices are not a rotation and a pinhole')
   translation = flip @ world_mat[:3, 3]
-  # Pixel centres span all of -1..1 there and 1 - 1 / width of 0..1 here.
+  # Their pixel centres span all of -1..1, ours only 1 - 1 / width of 0..1.
   shrink = (np.array([width, height]) - 1) / (2 * np.array([width, height]))
   intrinsics = np.concatenate([np.abs(focal) * shrink, [0.5, 0.5]])
   pose = np.concatenate([rotation @ _TURN.T, translation[:, None]], axis=1)

@@ -1,7 +1,7 @@
-"""ObSuRF's MultiShapeNet: a few ShapeNet objects, three views a scene.
+"""ObSuRF's MultiShapeNet: a few ShapeNet objects, three views per scene.
 
-The layout is CLEVR3D's, see `clevr3d`. It is not the larger data set of SRT,
-for which see `msn`.
+The layout is the same as CLEVR3D's, see `clevr3d`. For SRT's larger
+MultiShapeNet see `msn`.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from xfactor.data.sources import clevr3d
 
 @dataclasses.dataclass(frozen=True)
 class Source(clevr3d.Source):
-  """One clip a scene, named by its number, in the published splits.
+  """One clip per scene, named by its number, in the published splits.
 
-  Attributes: those of CLEVR3D's source.
+  Attributes: those of `clevr3d.Source`.
   """
 
   name: ClassVar[str] = 'obsurf_msn'

@@ -1,4 +1,4 @@
-"""What the sources of posed sequences share: pictures and cameras to a clip."""
+"""Turns pictures and cameras of posed sequences into clips."""
 
 import dataclasses
 import re
@@ -12,20 +12,20 @@ from xfactor.data import files, images, sources
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
-_NAMED = 5  # Unreadable frames that a warning names.
+_NAMED = 5  # Maximum number of names in a message.
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """A picture of a sequence and what is known of its camera (OpenCV).
+  """A picture of a sequence and its camera (OpenCV), as far as known.
 
   Attributes:
-    picture: A file, local or gs://, or the encoded bytes.
-    name: What to call it where it cannot be read.
+    picture: File, local or gs://, or encoded bytes.
+    name: Name for messages.
     intrinsics: [4] (fx, fy, cx, cy), divided by the width and height of the
-      whole picture, or None where unknown.
-    world_to_camera: [3, 4] [R|t], or None where unknown.
-    timestamp: Seconds, or None where unknown.
+      whole picture, or None if unknown.
+    world_to_camera: [3, 4] [R|t], or None if unknown.
+    timestamp: Seconds, or None if unknown.
   """
 
   picture: epath.Path | bytes
@@ -41,14 +41,14 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Source(sources.Source):
-  """What sources of sequences of pictures have in common.
+  """Base class of sources of picture sequences.
 
   Attributes:
-    source: The folder.
-    size: Width and height of the frames, which are centre-cropped; None keeps
-      whole pictures.
-    quality: Of the JPEGs.
-    min_length: Sequences of fewer frames are left out.
+    source: Folder of the data set.
+    size: Width and height of the centre-cropped frames; None keeps whole
+      pictures.
+    quality: JPEG quality.
+    min_length: Minimum number of frames; shorter sequences are skipped.
   """
 
   source: str
@@ -57,7 +57,7 @@ class Source(sources.Source):
   min_length: int = 10
 
   def _clip(self, id: str, views: Iterable[View]) -> sources.Clip:
-    """Returns `make_clip` with these options."""
+    """Calls `make_clip` with the options of the source."""
     options = {'size': self.size, 'quality': self.quality}
     return make_clip(id, views, min_length=self.min_length, **options)
 
@@ -66,8 +66,8 @@ def folder(source: str, expected: str) -> epath.Path:
   """Returns the source folder of a data set.
 
   Args:
-    source: What the user gave.
-    expected: The layout that must be found there, in words.
+    source: Path given by the user.
+    expected: Description of the expected layout.
 
   Raises:
     UserError: If there is no such folder.
@@ -79,7 +79,7 @@ def folder(source: str, expected: str) -> epath.Path:
 
 
 def wrong_layout(path: epath.Path, expected: str) -> UserError:
-  """Returns the error that says what was expected and what is there."""
+  """Returns an error with the expected and the actual content of a folder."""
   names = sorted(p.name for p in path.iterdir())
   found = ', '.join(names[:_NAMED]) or 'nothing'
   more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
@@ -87,13 +87,13 @@ def wrong_layout(path: epath.Path, expected: str) -> UserError:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-  """Sort key that reads digits as numbers: `frame_9` before `frame_10`."""
+  """Returns a sort key that puts `frame_9` before `frame_10`."""
   parts = re.split(r'(\d+)', name.lower())
   return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
 
 
 def clip_id(name: str) -> str:
-  """Returns a name made of the characters that clip ids may have."""
+  """Replaces characters that are not allowed in clip ids by `_`."""
   return re.sub(r'[^A-Za-z0-9/._-]+', '_', name)
 
 
@@ -107,19 +107,19 @@ def make_clip(
 ) -> sources.Clip:
   """Returns the clip of a posed sequence.
 
-  Frames that cannot be read are left out. Where at least half of the others
-  have a camera, so are those that have none; else the clip has no cameras.
+  Unreadable frames are skipped. If at least half of the others have a camera,
+  frames without one are skipped too; otherwise the clip has no cameras.
 
   Args:
-    id: Of the clip.
-    views: In order of time.
-    size: Central squares of so many pixels, or None for whole pictures.
-    quality: Of JPEGs that are made.
-    min_length: Frames.
+    id: Id of the clip.
+    views: Views in time order.
+    size: Side of the central squares in pixels, or None for whole pictures.
+    quality: Quality of re-encoded JPEGs.
+    min_length: Minimum number of frames.
 
   Raises:
-    UserError: If fewer than `min_length` frames are left, or whole pictures
-      have different sizes; the message names what was unreadable.
+    UserError: If fewer than `min_length` frames remain, or whole pictures have
+      different sizes; the message names the first unreadable frame.
   """
   kept: list[View] = []
   fitted: list[images.Fitted] = []
@@ -132,7 +132,7 @@ def make_clip(
     except (images.ImageError, OSError) as error:
       broken.append(f'{view.name} ({error})')
       continue
-    # Not the picture as well: a sequence can be hundreds of large ones.
+    # Drops the picture: a sequence can have hundreds of large ones.
     kept.append(dataclasses.replace(view, picture=b''))
     fitted.append(picture)
   posed = [view.posed for view in kept]
@@ -176,10 +176,10 @@ def make_clip(
 def bundle(
   name: str, clips: Iterable[Callable[[], sources.Clip]]
 ) -> Iterator[sources.Clip]:
-  """Yields those clips of an item of many that can be made.
+  """Yields the usable clips of an item with many clips.
 
   Raises:
-    UserError: After all others, if some could not be made.
+    UserError: After all other clips, if some are unusable.
   """
   total, failed = 0, []
   for total, make in enumerate(clips, 1):  # noqa: B007
@@ -191,8 +191,8 @@ def bundle(
       yield clip
   if failed:
     raise UserError(
-      f'{len(failed)} of {total} sequences of {name} are left out, the first: '
-      f'{failed[0]}'
+      f'{len(failed)} of {total} sequences of {name} are skipped; the first '
+      f'error: {failed[0]}'
     )
 
 
@@ -203,7 +203,7 @@ def _bytes(picture: epath.Path | bytes) -> bytes:
 def _intrinsics(
   views: Sequence[View], fitted: Sequence[images.Fitted], size: int | None
 ) -> np.ndarray:
-  """Returns float32 [N, 4] normalised intrinsics of the frames kept."""
+  """Returns float32 [N, 4] normalised intrinsics of the kept frames."""
   out = []
   for view, frame in zip(views, fitted, strict=True):
     intrinsics = np.asarray(view.intrinsics, np.float64)
