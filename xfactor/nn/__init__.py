@@ -1,1 +1,1 @@
-"""What networks share."""
+"""Layers, attention, poses, optimizer and sharding of all networks."""

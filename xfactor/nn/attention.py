@@ -1,7 +1,7 @@
 """One attention function over several kernels, all equal to one einsum.
 
-`attend` is the only place where the framework knows of kernels. A kernel never
-shapes the model: what it needs (padding, block sizes, shard_map) happens here.
+Only `attend` depends on the kernel. Its requirements (padding, block sizes,
+shard_map) are met here and never change the model.
 """
 
 import functools
@@ -17,22 +17,22 @@ from xfactor.errors import UserError
 
 KERNELS = ('einsum', 'cudnn', 'splash')
 
-# The batch may be split over these mesh axes and the heads over this one; see
-# training/sharding.py.
+# Mesh axes that may split the batch, and the one that may split the heads; see
+# nn/sharding.py.
 _BATCH_AXES = ('data', 'fsdp')
 _HEAD_AXIS = 'tensor'
 
 
 def choose_kernel(name: str, platform: str, dtype: DTypeLike) -> str:
-  """Resolves 'auto' to the kernel that serves `platform` and `dtype` best.
+  """Resolves 'auto' to the best kernel for `platform` and `dtype`.
 
   Args:
     name: 'auto' or one of `KERNELS`.
-    platform: 'cpu', 'gpu' (or 'cuda') or 'tpu': where the step will run.
-    dtype: Of queries, keys and values.
+    platform: Platform of the step: 'cpu', 'gpu' (or 'cuda') or 'tpu'.
+    dtype: Type of queries, keys and values.
 
   Raises:
-    UserError: If the kernel is unknown or cannot take `dtype`.
+    UserError: If the kernel is unknown or does not support `dtype`.
   """
   half = dtype in (jnp.bfloat16, jnp.float16)
   if name == 'auto':
@@ -41,12 +41,12 @@ def choose_kernel(name: str, platform: str, dtype: DTypeLike) -> str:
     return 'splash' if platform == 'tpu' else 'einsum'
   if name not in KERNELS:
     raise UserError(
-      f'config.model.attention={name!r} is no attention kernel; choose '
-      f'"auto" or one of {", ".join(KERNELS)}'
+      f'config.model.attention={name!r} is not an attention kernel; '
+      f'choose "auto" or one of {", ".join(KERNELS)}'
     )
   if name == 'cudnn' and not half:
     raise UserError(
-      'config.model.attention="cudnn" takes half precision only; set '
+      'config.model.attention="cudnn" supports half precision only; set '
       'config.model.dtype="bfloat16" or config.model.attention="einsum"'
     )
   return name
@@ -63,7 +63,7 @@ def attend(
 
   Args:
     q_BTND: Queries.
-    k_BSND: Keys; the number of keys may differ from that of queries.
+    k_BSND: Keys; their number may differ from that of the queries.
     v_BSND: Values.
     kernel: One of `KERNELS`, as `choose_kernel` returns it.
 
@@ -93,7 +93,7 @@ def _einsum(q_BTND: Array, k_BSND: Array, v_BSND: Array) -> Array:
 
 
 def _over_mesh(kernel):
-  """Runs a kernel that XLA cannot partition on each device's own shard."""
+  """Runs a kernel that XLA cannot partition on the shard of each device."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return kernel

@@ -1,8 +1,7 @@
 """NNX modules as pure functions of a flat dict of arrays.
 
-Outside of model files a network's parameters are `{'path/to/kernel': array}`:
-one level, so that sharding rules, decay masks, checkpoints and importers all
-speak of the same names.
+Outside network modules, parameters are a flat dict `{'path/to/kernel': array}`:
+sharding rules, decay masks, checkpoints and importers use the same names.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ class Functional(Generic[M]):
     }
 
   def init(self, key: jax.Array) -> Params:
-    """New parameters; jit it with shardings so that they are born sharded."""
+    """Initialises parameters; jit with out_shardings to create them sharded."""
     state = nnx.state(self._make(nnx.Rngs(key)), nnx.Param)
     return {
       _name(path): variable.get_value()
@@ -42,7 +41,7 @@ class Functional(Generic[M]):
     }
 
   def bind(self, params: Params) -> M:
-    """The module with these parameters; free inside jit."""
+    """Returns the module with these parameters; costs nothing inside jit."""
     return nnx.merge(
       self._graphdef,
       nnx.from_flat_state(

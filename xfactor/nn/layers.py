@@ -1,8 +1,8 @@
-"""What every model is built of: patches, RoPE, norms, MLPs, scanned layers.
+"""Building blocks of all models: patches, RoPE, norms, MLPs, scanned layers.
 
-All parameters are float32; `dtype` is that of matrix products and attention.
-The residual stream stays float32: LayerScale starts at 0.01, so that the first
-layers add updates that bfloat16 would round away.
+All parameters are float32; `dtype` is the type of matrix products and
+attention. The residual stream stays float32: LayerScale starts at 0.01, and
+bfloat16 would round the updates of the first layers away.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,12 +35,12 @@ REMAT_POLICIES = {
 
 
 def to_float(images: UInt8[Array, '*b']) -> Float[Array, '*b']:
-  """uint8 [0, 255] to float32 [-1, 1]."""
+  """Converts uint8 [0, 255] to float32 [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float[Array, '*b']) -> UInt8[Array, '*b']:
-  """Float [-1, 1] to uint8, rounded and clipped."""
+  """Converts float [-1, 1] to uint8, rounded and clipped."""
   return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
@@ -56,7 +56,7 @@ def patchify(
 def unpatchify(
   patches: Float[Array, '*b t p'], size: int, height: int, width: int
 ) -> Float[Array, '*b h w c']:
-  """Inverse of `patchify` for images of `height` x `width` pixels."""
+  """Inverts `patchify` for images of `height` x `width` pixels."""
   return einops.rearrange(
     patches,
     '... (h w) (y x c) -> ... (h y) (w x) c',
@@ -74,7 +74,7 @@ def grid(images: Float[Array, '*b h w c'], size: int) -> tuple[int, int]:
 
 
 def to_picture(y: Float[Array, '*b p']) -> Float[Array, '*b p']:
-  """What a network's last layer says as colours in [-1, 1], float32."""
+  """Maps the output of the last layer to colours in [-1, 1], float32."""
   return 2 * jax.nn.sigmoid(y.astype(jnp.float32)) - 1
 
 
@@ -89,8 +89,8 @@ def rope_table(
 ) -> Float[Array, '*b t d 2']:
   """(cos, sin) of 2-d rotary embeddings (the official get_2d_sincos_rope).
 
-  The first half of the head's channels turns with the row, the second with the
-  column, at frequencies 10000^(-m / (head_dim / 4)), each for two channels.
+  The first half of the head's channels encodes the row, the second half the
+  column, at frequencies 10000^(-m / (head_dim / 4)), two channels each.
   """
   quarter = head_dim // 4
   frequencies = 10000.0 ** (-jnp.arange(quarter) / quarter)
@@ -103,15 +103,15 @@ def rope_table(
 def sine_positions(
   positions: Int[Array, '*b t 2'], grid: int, features: int
 ) -> Float[Array, '*b t c']:
-  """Fixed embeddings of places: sines and cosines of row and column.
+  """Fixed position embeddings: sines and cosines of row and column.
 
-  Four periods: twice the side of the grid, so that no two places look alike,
-  and halves of it.
+  Four periods: twice the side of the grid, so that all positions differ, and
+  1/2, 1/4 and 1/8 of that.
 
   Args:
     positions: Row and column of each patch.
-    grid: Patches along the side of the largest grid that is told apart.
-    features: Channels, a multiple of 4.
+    grid: Side, in patches, of the largest grid with unique embeddings.
+    features: Number of channels, a multiple of 4.
   """
   octave = 2.0 ** (jnp.arange(features // 4) % 4)
   angles = positions[..., None].astype(jnp.float32)
@@ -123,7 +123,7 @@ def sine_positions(
 def apply_rope(
   x: Float[Array, 'b t n d'], table: Float[Array, '#b t d 2']
 ) -> Float[Array, 'b t n d']:
-  """Turns neighbouring channel pairs of every head by the table's angles."""
+  """Rotates neighbouring channel pairs of each head by the table's angles."""
   cos, sin = (table[:, :, None, :, i] for i in range(2))
   pairs = x.reshape(*x.shape[:-1], -1, 2)
   turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x.shape)
@@ -134,10 +134,10 @@ def apply_rope(
 def product(
   x: Float[Array, '*b i'], kernel: Float[Array, 'i o']
 ) -> Float[Array, '*b o']:
-  """`x @ kernel`, whose gradient in the kernel comes as it lies in memory.
+  """`x @ kernel` with a kernel gradient in the kernel's memory layout.
 
-  JAX's own is the transpose of a product that yields [o, i], which costs a CPU
-  twice the time.
+  JAX's default gradient is the transpose of an [o, i] product, which takes
+  twice as long on a CPU.
   """
   return x @ kernel
 
@@ -148,8 +148,8 @@ def _product_forward(x, kernel):
 
 def _product_backward(saved, out):
   x, kernel = saved
-  # Over one axis: over several, XLA transposes x for a CPU, and computes it
-  # where it writes the transpose.
+  # Contract one axis only: with several, XLA transposes x on a CPU and
+  # recomputes it while writing the transpose.
   rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
   in_kernel = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
   return out @ kernel.T, in_kernel
@@ -159,7 +159,7 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def dot_general(x: Array, kernel: Array, *_, **__) -> Array:
-  """`product` for `nnx.Linear`."""
+  """Adapts `product` to the `dot_general` argument of `nnx.Linear`."""
   return product(x, kernel)
 
 
@@ -173,7 +173,7 @@ def linear(
   kernel_init: nnx.Initializer = _XAVIER,
   bias_init: nnx.Initializer = _BIAS,
 ) -> nnx.Linear:
-  """A dense layer, with XFactor's initialisers by default."""
+  """Dense layer, with XFactor's initialisers by default."""
   return nnx.Linear(
     din,
     dout,
@@ -196,16 +196,16 @@ def layer_norm(
 
 
 def along_last(values: Array, x: Array) -> Array:
-  """Gives `values` leading axes until they have as many as `x`.
+  """Adds leading axes to `values` until it has as many axes as `x`.
 
-  A broadcast product is faster than an einsum here: XLA takes the latter, and
-  its gradient, for matrix products.
+  A broadcast product is faster than an einsum here: XLA compiles the einsum
+  and its gradient to matrix products.
   """
   return values.reshape((1,) * (x.ndim - values.ndim) + values.shape)
 
 
 def gelu(x: Array) -> Array:
-  """GELU by the tanh approximation, as everywhere in the reference."""
+  """GELU with the tanh approximation, as in the reference code."""
   return jax.nn.gelu(x, approximate=True)
 
 
@@ -241,10 +241,10 @@ class HeadNorm(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-  """A learned gain for each channel of a residual branch, small at first.
+  """Learned gain for each channel of a residual branch, small at first.
 
-  It goes into the branch's last weights: of a product the gradient needs the
-  factors only, of a gain what it is for, which would be computed once more.
+  It is folded into the branch's last weights. The gradient of a separate gain
+  would need the branch's output, which would have to be recomputed.
   """
 
   def __init__(self, features: int, start: float = 0.01):
@@ -260,10 +260,10 @@ class LayerScale(nnx.Module):
 
 
 class MultiViewBlock(nnx.Module):
-  """The reference's MVLayer: attention over all views beside each view's own.
+  """The reference's MVLayer: attention over all views and within each view.
 
   Both attentions read one projection; their outputs are concatenated. A GELU
-  stands between the second norm and its MLP, as in the public code.
+  precedes the MLP, after its norm, as in the public code.
   """
 
   def __init__(
@@ -306,18 +306,18 @@ class MultiViewBlock(nnx.Module):
     rope: Float[Array, '#r t d 2'],
     views: int,
   ) -> Float[Array, 'r t c']:
-    """The layer's output for the views of all examples, one after the other.
+    """Applies the layer to the views of all examples, folded into one axis.
 
-    Folded so, heads make the fourth axis: XLA takes several times as long to
-    compile for a CPU what has five.
+    With heads this makes four axes: XLA takes several times as long to compile
+    five axes for a CPU.
     """
     x_RTC = x_RTC + self._attention(x_RTC, rope, views)
     hidden = gelu(self.norm_mlp(x_RTC))
     return x_RTC + self.mlp(hidden, self.scale_mlp)
 
   def _attention(self, x_RTC: Array, rope: Array, views: int) -> Array:
-    # Split before folding: its gradient is one concatenation, while that of
-    # an axis taken apart is six padded arrays added up.
+    # Split before folding: the gradient is then one concatenation, not a sum
+    # of six padded arrays.
     q, k, v, self_q, self_k, self_v = (
       einops.rearrange(x, 'r t (n d) -> r t n d', n=self.heads)
       for x in jnp.split(self.qkv(self.norm_attention(x_RTC)), 6, axis=-1)
@@ -344,7 +344,7 @@ class MultiViewBlock(nnx.Module):
 
 
 class Stack(nnx.Module):
-  """Identical layers, their parameters stacked: one compiled body, scanned."""
+  """Scanned identical layers with stacked parameters: one compiled body."""
 
   def __init__(
     self,
@@ -356,7 +356,7 @@ class Stack(nnx.Module):
   ):
     if remat not in REMAT_POLICIES:
       raise UserError(
-        f'config.model.remat={remat!r} is no policy; choose one of '
+        f'config.model.remat={remat!r} is not a policy; choose one of '
         f'{", ".join(REMAT_POLICIES)}'
       )
     self.remat = remat

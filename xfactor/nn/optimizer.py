@@ -1,7 +1,7 @@
 """AdamW or Muon with clipping, warm-up, decay and masks by path.
 
-Schedules count optimizer updates, whatever the accumulation (the public code
-counts micro-steps in its loop and updates in its schedule).
+Schedules count optimizer updates, independent of gradient accumulation (the
+public code counts micro-steps in its loop and updates in its schedule).
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ from xfactor.nn import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The optimizer; defaults are the paper's.
+  """Configuration of the optimizer; defaults are the paper's.
 
   Attributes:
     name: 'adamw', or 'muon': Muon (Jordan 2024, scaled as by Liu et al.,
       arXiv 2502.16982) for the kernels of stacked layers, AdamW with Nesterov
       momentum for the rest, both at the same learning rate.
     decay: 'cosine', constant after the last update, or 'exponential', which
-      reaches the final rate `warmup_steps` after it (stelzner/srt).
-    learning_rate: At the end of warm-up.
-    initial_learning_rate: At the first update.
-    final_learning_rate: From the last update on.
-    warmup_steps: Updates from the first rate to the peak, linearly.
-    weight_decay: Decoupled; times the learning rate; matrices only.
+      reaches the final rate `warmup_steps` updates after it (stelzner/srt).
+    learning_rate: Peak learning rate, at the end of warm-up.
+    initial_learning_rate: Learning rate of the first update.
+    final_learning_rate: Learning rate from the last update on.
+    warmup_steps: Updates of the linear warm-up.
+    weight_decay: Decoupled decay, scaled by the learning rate; matrices only.
     b1: Decay of the first moment.
     b2: Decay of the second moment.
-    eps: Added to the root of the second moment.
-    clip_norm: Largest global norm of a gradient; 0: any.
+    eps: Number added to the root of the second moment.
+    clip_norm: Largest global norm of a gradient; 0 disables clipping.
   """
 
   name: str = 'adamw'
@@ -52,7 +52,7 @@ class Config:
   clip_norm: float = limits.at_least(1.0, 0)
 
 
-# The first pattern that matches a whole path decides; every path must match.
+# The first pattern that matches a whole path applies; every path must match.
 DECAY_RULES = (
   (r'.*/(norm|norm_\w+|scale_\w+)/(scale|bias)', False),
   (r'.*/bias', False),
@@ -60,8 +60,8 @@ DECAY_RULES = (
   (r'.*/kernel', True),
 )
 
-# What Muon updates: the matrices inside of transformers. Embeddings and heads
-# are AdamW's.
+# Muon updates the matrices inside transformers; AdamW updates embeddings and
+# heads.
 MUON_RULES = (
   (r'.*/stack/layers/.*/kernel', True),
   (r'.*', False),
@@ -69,7 +69,7 @@ MUON_RULES = (
 
 
 def make_schedule(config: Config, steps: int) -> optax.Schedule:
-  """Learning rate of each update: warm-up, then decay."""
+  """Returns the learning rate schedule: warm-up, then decay."""
   if config.warmup_steps >= steps:
     raise UserError(
       f'config.optimizer.warmup_steps={config.warmup_steps} must be below '
@@ -98,7 +98,7 @@ def make_schedule(config: Config, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
-  """Which parameters decay.
+  """Maps each parameter to whether it decays.
 
   Raises:
     ValueError: If no rule covers a parameter.
@@ -107,9 +107,9 @@ def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-  """`optax.clip_by_global_norm` as one factor for all arrays.
+  """`optax.clip_by_global_norm` with one factor for all arrays.
 
-  optax divides and selects in each of them, for which XLA writes the clipped
+  optax divides and selects in every array: XLA then writes the clipped
   gradients to memory and takes a tenth longer to compile a small model.
   """
 
@@ -125,15 +125,15 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def make_optimizer(
   config: Config, steps: int, shapes: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-  """The whole gradient transformation for a run of `steps` updates.
+  """Builds the gradient transformation for a run of `steps` updates.
 
   Args:
-    config: The optimizer.
+    config: Configuration of the optimizer.
     steps: Updates of the run.
-    shapes: Path to shape of each parameter.
+    shapes: Map from path to shape of each parameter.
 
   Raises:
-    UserError: If there is no such optimizer, or nothing for Muon to update.
+    UserError: If the optimizer is unknown, or Muon has nothing to update.
   """
   schedule = make_schedule(config, steps)
   if config.name == 'adamw':
@@ -164,8 +164,8 @@ def make_optimizer(
 def _muon(
   config: Config, shapes: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-  """Directions of Muon and of Adam, not yet scaled by the learning rate."""
-  # The last two axes are the matrix, those before count layers.
+  """Update directions of Muon and Adam, not scaled by the learning rate."""
+  # The last two axes are the matrix; the axes before are stacked layers.
   matrices = {
     path: contrib.MuonDimensionNumbers(len(x.shape) - 2, len(x.shape) - 1)
     if sharding.match_rule(path, MUON_RULES)
@@ -177,13 +177,13 @@ def _muon(
       'config.optimizer.name="muon" finds no matrix of a stacked layer to '
       'update in this model; choose "adamw"'
     )
-  # optax negates the rate to descend; here the chain's last part does.
+  # optax negates the rate to descend; here the last transformation does.
   return contrib.muon(
     -1.0,
     adam_b1=config.b1,
     adam_b2=config.b2,
     eps=config.eps,
-    # Steps as large as those of AdamW, whatever the matrix's shape.
+    # Same update size as AdamW, independent of the shape of the matrix.
     consistent_rms=0.2,
     muon_weight_dimension_numbers=matrices,
   )

@@ -1,9 +1,9 @@
-"""Explicit poses as the vectors that networks tell, and the rays they make.
+"""Explicit poses as vectors predicted by networks, and the rays they define.
 
-A vector of `DIM` numbers says where a view is relative to the reference: what
-is added to the identity's first two rows (a rotation by Gram-Schmidt: Zhou et
-al., CVPR 2019), the translation, and the logarithm of the focal length over the
-default. So zero is the reference itself, seen through a default lens.
+A vector of `DIM` numbers is the pose of a view relative to the reference: an
+offset of the identity's first two rows (a rotation by Gram-Schmidt: Zhou et
+al., CVPR 2019), the translation, and the logarithm of the focal length divided
+by the default. Zero is the reference itself with the default focal length.
 """
 
 import jax.numpy as jnp
@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, Int
 from xfactor.geometry import cameras
 
 DIM = 10
-# By the image's width: a field of view of 53 degrees.
+# In image widths: a field of view of 53 degrees.
 FOCAL = 1.0
-# Numbers of a pixel's ray in Pluecker coordinates.
+# Pluecker coordinates of a pixel's ray.
 RAY = 6
 
 
 def world_to_camera(
   poses: Float[Array, '*b 10'],
 ) -> Float[Array, '*b 3 4']:
-  """Rigid poses in the reference camera's coordinates."""
+  """Converts pose vectors to rigid poses relative to the reference."""
   identity = jnp.eye(2, 3, dtype=poses.dtype)
   rows = poses[..., :6].reshape(*poses.shape[:-1], 2, 3)
   rows = rows + jnp.broadcast_to(identity, rows.shape)
@@ -33,7 +33,7 @@ def world_to_camera(
 
 
 def _unit(x: Array) -> Array:
-  # Not of length zero, where a gradient would not be finite.
+  # Keeps the gradient finite at length zero.
   return x / jnp.sqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-12)
 
 
@@ -43,18 +43,18 @@ def plucker_patches(
   grid: tuple[int, int],
   size: int,
 ) -> Float[Array, 'b v t r']:
-  """Rays (direction, moment) through the pixels of patches.
+  """Returns the rays (direction, moment) through the pixels of patches.
 
-  The lens is that of the last view, the target's: all views share one.
+  All views share the focal length of the last view, the target.
 
   Args:
-    poses: Of each view.
+    poses: Pose of each view.
     positions: (row, column) of each patch.
     grid: Rows and columns of patches in a view.
     size: Pixels along a patch's side.
 
   Returns:
-    Of each patch `RAY` numbers for each of its pixels, row by row.
+    `RAY` numbers for each pixel of each patch, in row-major order.
   """
   batch, views, tokens = *poses.shape[:2], positions.shape[1]
   inside = (jnp.stack(jnp.divmod(jnp.arange(size**2), size), -1) + 0.5) / size

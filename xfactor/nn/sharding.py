@@ -1,8 +1,8 @@
-"""One mesh and one list of rules; arrays are born where they belong.
+"""The device mesh and the sharding rules of parameters and batches.
 
-Axes: 'data' repeats the parameters and splits the batch, 'fsdp' splits both,
+Axes: 'data' replicates the parameters and splits the batch, 'fsdp' splits both,
 'tensor' splits the widths of wide layers. Only 'data' crosses the network
-between slices (TPU slices, or machines with GPUs); the others need the fast
+between slices (TPU slices, or machines with GPUs); the other axes need the fast
 links within one.
 """
 
@@ -21,10 +21,10 @@ from xfactor.errors import UserError
 
 
 def match_rule(path: str, rules: tuple):
-  """The value of the first rule whose pattern matches the whole path.
+  """Returns the value of the first rule whose pattern matches the whole path.
 
   Raises:
-    ValueError: If none does: a new parameter needs a decision, not a default.
+    ValueError: If no rule matches: a new parameter needs an explicit rule.
   """
   for pattern, value in rules:
     if re.fullmatch(pattern, path):
@@ -36,16 +36,16 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
 
 
-# A single huge fsdp axis compiles to full all-reduces, and splitting further
-# saves no memory to speak of.
+# A very large fsdp axis compiles to full all-reduces and saves hardly any more
+# memory.
 _MOST_FSDP = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Devices along each axis; -1 takes what is left, on one axis at most.
+  """Devices along each axis; one axis may be -1: the remaining devices.
 
-  With data and fsdp both -1, fsdp takes up to 8 of a slice, data the rest.
+  If data and fsdp are both -1, fsdp takes up to 8 of a slice, data the rest.
   """
 
   data: int = -1
@@ -54,7 +54,7 @@ class Config:
 
 
 _MLPS = r'mlp|head|pose|focal|query|color|density|embed_\w+'
-# Specs of the last dimensions; stacked layers have one more in front.
+# Specs of the last dimensions; stacked layers have a leading one as well.
 PARAM_RULES = (
   (rf'(.*/)?(qkv|q|kv|embed|project|{_MLPS})/kernel', ('fsdp', 'tensor')),
   (r'.*/convs/\d+/kernel', ('fsdp', 'tensor')),
@@ -69,7 +69,7 @@ PARAM_RULES = (
 def make_mesh(
   config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """The mesh over all devices, laid out for the links between them.
+  """Creates the mesh over all devices, laid out for their interconnect.
 
   Raises:
     UserError: If the axes do not multiply to the number of devices, or an axis
@@ -114,13 +114,13 @@ def _axis_sizes(config: Config, devices: int, slices: int) -> list[int]:
     )
     raise UserError(
       f'config.mesh asks for {asked} but there are {devices} devices; '
-      'use -1 for one axis to take what is left'
+      'use -1 for one axis to take the remaining ones'
     )
   return sizes
 
 
 def check_batch(mesh: Mesh, batch: int, name: str) -> None:
-  """Raises UserError if the mesh does not divide the batch called `name`."""
+  """Raises UserError if the mesh does not divide the batch size `name`."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if batch % ways:
     raise UserError(
@@ -132,9 +132,9 @@ def check_batch(mesh: Mesh, batch: int, name: str) -> None:
 def param_shardings(
   mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, NamedSharding]:
-  """Where each parameter lives.
+  """Returns the sharding of each parameter.
 
-  A dimension that its axis does not divide stays whole.
+  A dimension that its mesh axis does not divide is not split.
 
   Raises:
     ValueError: If no rule covers a parameter.
@@ -162,9 +162,9 @@ def optimizer_shardings(
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   params: Mapping[str, NamedSharding],
 ):
-  """Shardings of the optimizer's state: moments lie with their parameters.
+  """Shards the optimizer's state: moments like their parameters.
 
-  A moment is told by its key, the path of its parameter.
+  A moment is identified by its key, the path of its parameter.
   """
   everywhere = NamedSharding(mesh, P())
   return jax.tree_util.tree_map_with_path(
@@ -174,7 +174,7 @@ def optimizer_shardings(
 
 
 def to_mesh(mesh: Mesh, batch):
-  """Puts each process's part of a batch on the mesh as one global array."""
+  """Assembles the parts of all processes to one global batch on the mesh."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
