@@ -88,7 +88,7 @@ def bare(model):
 def warned(monkeypatch):
   found = []
   monkeypatch.setattr(
-    api.logging, 'warning', lambda text, *args: found.append(text % args)
+    latent.logging, 'warning', lambda text, *args: found.append(text % args)
   )
   return found
 
@@ -130,11 +130,11 @@ def test_newest_step_and_folder(run, stereo):
 @pytest.mark.parametrize(
   ('path', 'step', 'said'),
   [
-    ('none', None, 'none is no run'),
+    ('none', None, 'none is neither a run'),
     ('checkpoints/7', None, 'no checkpoint of step 7 .* holds 1, 2'),
     ('', 7, 'no checkpoint of step 7'),
     ('checkpoints/1', 2, 'is not the checkpoint of step 2'),
-    ('checkpoints/1/state', None, 'is no run'),
+    ('checkpoints/1/state', None, 'is neither a run'),
   ],
 )
 def test_what_is_no_checkpoint_is_said(run, path, step, said):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 from tests.training import small
-from xfactor import eval as eval_binary
 from xfactor.errors import UserError
 from xfactor.evaluation import run as evaluation_run
 from xfactor.training import build, held_out
@@ -72,7 +71,7 @@ def test_following_ends_with_the_last_update(
     else:
       save(tmp_path, state, 4, 6)
 
-  monkeypatch.setattr(eval_binary.time, 'sleep', wait)
+  monkeypatch.setattr(evaluation_run.time, 'sleep', wait)
   got = []
   for step in steps(tmp_path, which, follow=True):
     got.append(step)

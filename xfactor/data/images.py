@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from etils import epath
+from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps
 
 from xfactor.geometry import cameras
@@ -37,6 +39,12 @@ def encode_png(rgb: np.ndarray) -> bytes:
   out = io.BytesIO()
   Image.fromarray(rgb).save(out, 'PNG')
   return out.getvalue()
+
+
+def write_png(path: epath.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+  """Writes a picture, and its folder where it is missing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(encode_png(image))
 
 
 def header(data: bytes) -> tuple[int, int]:

@@ -216,10 +216,10 @@ class _Broken(Exception):
 @pytest.mark.parametrize(
   ('target', 'nth'),
   [
-    ('records.write_tfds_metadata', 1),
-    ('records.write_tfds_metadata', 2),
+    ('tfds_metadata.write_tfds_metadata', 1),
+    ('tfds_metadata.write_tfds_metadata', 2),
     ('os.replace', 3),  # Among the frames that get their final names.
-    ('_publish', 1),
+    ('publish', 1),
     ('shutil.rmtree', 1),
   ],
 )
@@ -227,7 +227,7 @@ def test_interrupted_finish_is_repeated(
   tmp_path, monkeypatch, straight, target, nth
 ):
   module, _, name = target.rpartition('.')
-  owner = getattr(run_lib, module) if module else run_lib
+  owner = getattr(publish, module) if module else publish
   original = getattr(owner, name)
   calls = []
 
@@ -703,7 +703,7 @@ def test_waits_for_the_part_of_another_host(tmp_path, monkeypatch, straight):
     part_lib._write_part(Fake(), plan, None, 3, plan.parts[3])
     (plan.work / 'part-00003.claim').unlink()
 
-  monkeypatch.setattr(run_lib.logging, 'info', finish_elsewhere)
+  monkeypatch.setattr(workers_lib.logging, 'info', finish_elsewhere)
   summary = run(Fake(), tmp_path)
   assert slept[0] == 5
   assert summary.new_frames == sum(10 + i for i in range(6)) - 13

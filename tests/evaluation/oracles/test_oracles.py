@@ -309,7 +309,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     raise OSError('the disk is full')
 
   with monkeypatch.context() as patch:
-    patch.setattr(oracles.epath.Path, 'replace', fail, raising=False)
+    patch.setattr(cache.epath.Path, 'replace', fail, raising=False)
     patch.setattr(type(tmp_path), 'replace', fail)
     patch.setattr(type(cached._folder), 'replace', fail)
     with pytest.raises(OSError, match='full'):

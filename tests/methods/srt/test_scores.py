@@ -94,7 +94,7 @@ def test_the_model_is_scored_by_its_own_pictures(parts, result):
 
 
 def test_pixels_in_parts_are_those_of_the_whole(parts, result, monkeypatch):
-  monkeypatch.setattr(scores.rays, 'at_once', lambda *_, **__: 100)
+  monkeypatch.setattr(scores.objective_lib, 'at_once', lambda *_, **__: 100)
   again = evaluate(parts)
   np.testing.assert_allclose(
     again.scores['model']['psnr'], result.scores['model']['psnr'], rtol=1e-4

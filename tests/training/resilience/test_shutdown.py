@@ -162,7 +162,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-  monkeypatch.setattr(control.time, 'monotonic', lambda: Clock.now)
+  monkeypatch.setattr(requests_lib.time, 'monotonic', lambda: Clock.now)
   return Clock
 
 
