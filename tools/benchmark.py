@@ -14,33 +14,36 @@
   python tools/benchmark.py oracle --oracle=known_scene --data_dir=/data
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
-`step`: the recipe's train step with the token split against the public
-formulation. `compile`: compiling it alone.
-`pipeline`: the training pipeline on records against the same frames read with
-PIL from loose files.
-`start`: from the start of a process to its first batch, with a million clips.
-`convert`: from 720p pictures and video to records, on one core; pictures also
-decoded in full instead of at a reduced scale.
-`rays`: the train steps of SRT and improved SRT, of the recipe's widths, against
-a plain formulation and without each trick; rays drawn a second. Only where it
-is asked for, and so are the next.
-`checkpoint`: how long saving the recipe's train state holds training up, and
-takes; restoring it.
-`eval`: held-out reconstruction in batches against one by one.
-`attention`, `lpips`, `augment`: these parts of the train step, each in the ways
-that there are on this machine, against the plain one.
-`growth`: step time and memory as batch, views, image size and width grow.
-`learn`: what of a recipe does not learn motion: held-out scores on the way of
-the renderer told the true motions, of the pose encoder supervised with them,
-and of both together; the data sets must have cameras.
-`oracle`: how far off a pose oracle is, and how much it refuses, on frames with
-known cameras, as they are, blurred and noisy.
+`step`: the recipe's train step with the token split, compared with the public
+formulation. `compile`: only the compilation of that step.
+`pipeline`: the training pipeline on records, compared with reading the same
+frames from loose files with PIL.
+`start`: time from process start to the first batch, with a million clips.
+`convert`: conversion of 720p pictures and video to records, on one core; also
+with pictures decoded in full instead of at a reduced scale.
 
-What the others compare is first checked to be the same. Then runs alternate; a
-ratio is that of two neighbouring runs: a table shows medians, and the median
-ratio to the first column with its smallest and largest. CPU time, of all
-threads, is the steadier number on a busy machine. Exit codes: 0 measured, 1 the
-two sides do not compute the same, 2 bad input (one line on stderr says what).
+The following run only if they are named:
+`rays`: the train steps of SRT and improved SRT, with the recipe's widths,
+compared with a plain formulation and without each optimization; rays rendered
+per second.
+`checkpoint`: how long saving the recipe's train state takes and how long it
+blocks training; time to restore it.
+`eval`: held-out reconstruction in batches, compared with one by one.
+`attention`, `lpips`, `augment`: these parts of the train step, in each
+implementation available on this machine, compared with the plain one.
+`growth`: step time and memory as batch, views, image size and width grow.
+`learn`: which part of a recipe does not learn motion: held-out scores during
+training of the renderer given the true motions, of the pose encoder supervised
+with them, and of both together; the data sets must have cameras.
+`oracle`: error and rejection rate of a pose oracle on frames with known
+cameras, unchanged, blurred and noisy.
+
+Comparisons of implementations first check that both sides compute the same.
+Then runs alternate, and each ratio compares two neighbouring runs. A table
+shows medians, and the median ratio to the first column with its minimum and
+maximum. CPU time (all threads) is the more stable number on a busy machine.
+Exit codes: 0 measured, 1 the two sides do not compute the same, 2 bad input
+(one line on stderr says what).
 """
 
 import functools
@@ -78,7 +81,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'The recipe; configs/tiny.py by default, for `rays` configs/srt_tiny.py.',
+  'Recipe; default: configs/tiny.py, for `rays` configs/srt_tiny.py.',
   lock_config=True,
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Pairs of runs.', lower_bound=1)
@@ -88,36 +91,36 @@ _COMPILES = flags.DEFINE_integer(
 _BATCH = flags.DEFINE_integer(
   'batch',
   None,
-  "Examples of an update; the recipe's by default, 8 for `rays`.",
+  "Examples per update; default: the recipe's, 8 for `rays`.",
   lower_bound=1,
 )
 _BASELINE = flags.DEFINE_bool(
   'baseline',
   True,
-  'Measure the public formulation beside ours in `step` and `compile`; without '
-  'it, batches that it has no memory for can be measured.',
+  'Also measure the public formulation in `step` and `compile`; disable it to '
+  'measure batches that do not fit in memory with it.',
 )
 _SIZES = flags.DEFINE_list(
-  'sizes', ['256', '64'], 'Pixels of the frames that `pipeline` reads.'
+  'sizes', ['256', '64'], 'Frame sizes for `pipeline` and `convert`, in pixels.'
 )
 _ISOLATE = flags.DEFINE_bool(
   'isolate',
   True,
-  'A process for each thing measured, so that memory peaks are its own; '
-  'never on TPUs, which serve one process.',
+  'Measure each variant in its own process, so that memory peaks are '
+  'separate; ignored on TPUs, which serve one process.',
 )
 _CLIPS = flags.DEFINE_integer(
   'clips',
   None,
-  'Clips of the data set that `start` opens, a million by default; or that '
-  '`oracle` looks at, by default all.',
+  'Clips in the data set that `start` opens (default: a million) or that '
+  '`oracle` evaluates (default: all).',
   lower_bound=1,
 )
 _ORACLE = flags.DEFINE_enum(
-  'oracle', None, oracle.NAMES, 'What `oracle` measures.'
+  'oracle', None, oracle.NAMES, 'Pose oracle that `oracle` measures.'
 )
 _ORACLE_OPTIONS = flags.DEFINE_string(
-  'oracle_options', '', "The oracle's own, for instance weights=model.pt."
+  'oracle_options', '', 'Options of --oracle, for example weights=model.pt.'
 )
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Folder of converted data sets, for `oracle`.'
@@ -125,42 +128,48 @@ _DATA_DIR = flags.DEFINE_string(
 _NAME = flags.DEFINE_string(
   'name', None, 'Data set with cameras, for `oracle`.'
 )
-_SPLIT = flags.DEFINE_string('split', 'test', 'Its split.')
+_SPLIT = flags.DEFINE_string('split', 'test', 'Split of --name.')
 _FRAMES = flags.DEFINE_integer(
-  'frames', 5, 'Frames of a clip that `oracle` looks at.', lower_bound=2
+  'frames', 5, 'Frames per clip, for `oracle`.', lower_bound=2
 )
 _WINDOW = flags.DEFINE_integer(
-  'window', None, 'The middle frames that they are spread over; all by default.'
+  'window',
+  None,
+  'Length of the central window that --frames are spread over; default: the '
+  'whole clip.',
 )
 _SIZE = flags.DEFINE_integer(
   'size',
   None,
-  "Pixels of them; by default the records'. For `rays`, of views: 64.",
+  "Image size in pixels. `oracle`: the records' by default; `rays`: 64.",
   lower_bound=8,
 )
 _RAYS = flags.DEFINE_integer(
-  'rays', 1024, 'Of a scene in an update, for `rays`.', lower_bound=1
+  'rays', 1024, 'Rays per scene and update, for `rays`.', lower_bound=1
 )
 _FACTORS = flags.DEFINE_list(
   'factors',
   ['0.5', '2'],
-  "What `growth` multiplies the recipe's batch, image size and width by.",
+  "Factors for the recipe's batch, image size and width, for `growth`.",
 )
 _CONTEXTS = flags.DEFINE_list(
   'contexts', ['1', '2', '4'], 'Numbers of context views, for `growth`.'
 )
 _UPDATES = flags.DEFINE_integer(
-  'updates', 400, 'Of each of the three that `learn` trains.', lower_bound=1
+  'updates',
+  400,
+  'Updates of each of the three trainings of `learn`.',
+  lower_bound=1,
 )
 _OUT = flags.DEFINE_string(
   'out',
   None,
-  'PNG of the paths of a dozen clips, for `oracle`; of all, for `growth`.',
+  'PNG to write: paths of 12 clips for `oracle`, all curves for `growth`.',
 )
-_JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
+_JSON = flags.DEFINE_string('json', None, 'JSON file to write the numbers to.')
 
 NAMES = ('step', 'pipeline', 'start', 'convert')
-# Run only where they are asked for.
+# Run only if they are named.
 ASKED = (
   'compile',
   'oracle',
@@ -171,7 +180,7 @@ ASKED = (
   'learn',
   *parts.BENCHMARKS,
 )
-# What they can measure, of those that cannot take any recipe.
+# Required method of the benchmarks that do not take every recipe.
 METHODS = {
   'step': 'xfactor',
   'compile': 'xfactor',
@@ -190,9 +199,9 @@ def _recipe() -> ConfigDict:
 
 
 def _plain(config: ConfigDict) -> ConfigDict:
-  """The recipe as the public formulation has it.
+  """Returns the recipe as in the public formulation.
 
-  No positions are added, and a batch is worked on at once.
+  It adds no position embeddings and processes a batch in one step.
   """
   config = config.copy_and_resolve_references()
   config.train.accumulate = 1
@@ -208,7 +217,7 @@ def _sizes() -> list[int]:
 
 
 def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
-  """The numbers above 0 of a list."""
+  """Returns the numbers of a list flag, which must be positive."""
   try:
     numbers = [kind(x) for x in flag.value]
   except ValueError:
@@ -237,7 +246,7 @@ def _oracle() -> list[Any]:
 
 
 def _run(names: list[str]) -> dict[str, Any]:
-  """Runs the benchmarks, printing as it goes; returns the numbers."""
+  """Runs the benchmarks and prints their tables; returns the numbers."""
   recipe, sizes = _recipe(), _sizes()
   config = _plain(recipe)
   factors, contexts = _numbers(_FACTORS, float), _numbers(_CONTEXTS, int)
@@ -303,8 +312,8 @@ def _run(names: list[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-  """Runs what is asked for; returns the exit code."""
-  # Several processes share a GPU here.
+  """Runs the named benchmarks; returns the exit code."""
+  # The benchmark's processes share a GPU.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   with cli.reporting_user_errors():
     try:
@@ -318,11 +327,11 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags, which may follow the names of benchmarks."""
+  """Parses flags, before or after the names of benchmarks."""
   flags.FLAGS.set_gnu_getopt()
   if not any(re.match('--?config(=|$)', argument) for argument in argv):
-    # As the flag's default it would be loaded, and the overrides in the
-    # command with it, before anybody reports errors.
+    # A default of the flag would be loaded together with the overrides before
+    # errors are reported.
     recipe = 'srt_tiny' if 'rays' in argv else 'tiny'
     argv = [argv[0], f'--config={ROOT / f"configs/{recipe}.py"}', *argv[1:]]
   return cli.parse_flags(argv)

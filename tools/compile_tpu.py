@@ -3,22 +3,22 @@
   python tools/compile_tpu.py --config=configs/mv.py --topology=v5e:16x16
     [--slices=2] [--config.data.batch=512 ...] [--search]
 
-Compiles what training runs (LPIPS, optimizer and all; the program for split
-examples and the one for whole ones) with libtpu, and prints of each: memory a
-chip, collectives (count in the program; GB that a chip's arrays in them hold in
-a step, turns of loops included), FLOPs, and the least time that a step can
-take: the longest of computing (recomputation and LPIPS included, at the bf16
-peak; a float32 convolution is six passes), of moving arguments, results and
-temporaries through HBM once, and of sending over the links (ICI). The bound on
-MFU follows: no promise, but what no run can beat. --topology takes several
-names; then a table of all comes last.
+Compiles the full train step (with LPIPS and optimizer; one program for split
+and one for whole examples) with libtpu. For each program it prints the memory
+per chip, the collectives (count in the program; GB of their arrays per chip and
+step, loop iterations included), the FLOPs and a lower bound on the step time.
+The bound is the maximum of compute (with recomputation and LPIPS, at the bf16
+peak; a float32 convolution is six passes), one transfer of arguments, results
+and temporaries through HBM, and communication over the links (ICI). It implies
+an upper bound on MFU, which a run may not reach. --topology takes several
+names; a table of all follows at the end.
 
---search finds, by doubling and bisecting, the largest batch that fits with each
+--search finds, by doubling and bisection, the largest batch that fits with each
 policy of config.model.remat, and the cheapest policy for the recipe's batch.
 
-JAX_OPTIMIZATION_LEVEL=O0 compiles several times faster; memory is then a rough
-bound and nothing overlaps. Exit codes: 0 all fit, 1 something does not, 2 bad
-input (one line on stderr says what). Needs `pip install -e .[tpu]`.
+JAX_OPTIMIZATION_LEVEL=O0 compiles several times faster, but memory is then a
+rough bound and nothing overlaps. Exit codes: 0 all fit, 1 something does not, 2
+bad input (one line on stderr says what). Needs `pip install -e .[tpu]`.
 """
 
 import dataclasses
@@ -35,26 +35,30 @@ from xfactor.training import aot
 from xfactor.training import build as builds
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe, as configs/NAME.py.', lock_config=True
+  'config', None, 'Recipe, for example configs/mv.py.', lock_config=True
 )
 _TOPOLOGY = flags.DEFINE_list(
-  'topology', None, 'What to compile for, as v5e:16x16; several by commas.'
+  'topology',
+  None,
+  'Comma-separated topologies to compile for, for example v5e:16x16.',
 )
 _SLICES = flags.DEFINE_integer(
-  'slices', 1, 'Slices of that topology, joined by the network.', 1
+  'slices', 1, 'Slices of that topology, connected by the network.', 1
 )
-_SEARCH = flags.DEFINE_bool('search', False, 'Find the largest batch.')
-_JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
+_SEARCH = flags.DEFINE_bool(
+  'search', False, 'Find the largest batch that fits.'
+)
+_JSON = flags.DEFINE_string('json', None, 'JSON file to write the numbers to.')
 flags.mark_flags_as_required(['config', 'topology'])
 
-# Policies of config.model.remat by what they recompute, for --search; and the
-# most examples a chip that it tries.
+# Policies of config.model.remat by increasing recomputation, for --search, and
+# the largest number of examples per chip that it tries.
 _POLICIES = ('none', 'dots', 'full')
 _LARGEST = 1024
 
 
 def heading(config: ConfigDict, build: builds.Build) -> str:
-  """What is compiled, in a line."""
+  """Returns one line that describes what is compiled."""
   mesh, device = build.mesh, build.mesh.devices.flat[0]
   axes = ' x '.join(f'{name}={n}' for name, n in mesh.shape.items())
   return (
@@ -64,7 +68,7 @@ def heading(config: ConfigDict, build: builds.Build) -> str:
 
 
 def search(config: ConfigDict, devices: Sequence[jax.Device]) -> bool:
-  """Prints the largest batch of each policy; whether the recipe's fits any."""
+  """Prints the largest batch per policy; returns if the recipe's batch fits."""
   build = builds.build(config, devices)
   ways = build.mesh.shape['data'] * build.mesh.shape['fsdp'] * build.accumulate
   best, known = {}, 0
@@ -79,7 +83,7 @@ def search(config: ConfigDict, devices: Sequence[jax.Device]) -> bool:
           return False
       return True
 
-    # What fits fits with more recomputation, too.
+    # A batch that fits also fits with more recomputation.
     best[remat] = known = aot.largest(fits, _LARGEST, known)
   for remat, examples in best.items():
     print(
@@ -94,7 +98,7 @@ def search(config: ConfigDict, devices: Sequence[jax.Device]) -> bool:
 
 
 def table(reports: dict[str, list[aot.Report]]) -> str:
-  """All reports, a line each, as Markdown."""
+  """Returns a Markdown table with one row per report."""
   columns = ['topology', 'program', 'compile s', 'GiB a chip', 'of']
   columns += ['AG GB', 'RS GB', 'AR GB', 'least ms', 'bound by', 'MFU below']
   rows = [columns, ['---'] * len(columns)]
@@ -117,7 +121,7 @@ def table(reports: dict[str, list[aot.Report]]) -> str:
 
 def main(_) -> int:
   with cli.reporting_user_errors():
-    jax.config.update('jax_platforms', 'cpu')  # TPUs are only compiled for.
+    jax.config.update('jax_platforms', 'cpu')  # No TPU is used.
     config = _CONFIG.value
     if _SEARCH.value:
       fit = [

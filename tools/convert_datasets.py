@@ -8,11 +8,11 @@ xfactor/data/sources; `--dataset=NAME --options` lists them. Run the same
 command again to continue after an interruption; run it on several hosts at
 once, on a shared --data_dir or gs://, and they share the work.
 
-  python tools/convert_datasets.py --verify=/data      re-reads all and judges
-  python tools/convert_datasets.py --preview=/data     draws NAME-preview.png
+  python tools/convert_datasets.py --verify=/data      re-reads and checks all
+  python tools/convert_datasets.py --preview=/data     writes NAME-preview.png
 
-Exit codes: 0 converted, already there or all well, 1 --verify found problems, 2
-bad input (one line on stderr says what), 130 stopped by Ctrl-C.
+Exit codes: 0 success or already converted, 1 --verify found problems, 2 bad
+input (one line on stderr says what), 130 stopped by Ctrl-C.
 """
 
 import os
@@ -27,63 +27,71 @@ from xfactor.data.convert import run as convert_run
 from xfactor.data.convert import summary as convert_summary
 from xfactor.errors import UserError
 
-_DATASET = flags.DEFINE_enum('dataset', None, sources.NAMES, 'What to convert.')
+_DATASET = flags.DEFINE_enum(
+  'dataset', None, sources.NAMES, 'Data set to convert.'
+)
 _VERIFY = flags.DEFINE_string(
-  'verify', None, 'Re-read converted data: a --data_dir or one data set in it.'
+  'verify', None, 'Verify converted data: a --data_dir or one data set in it.'
 )
 _PREVIEW = flags.DEFINE_string(
-  'preview', None, 'Draw converted data: a --data_dir or one data set in it.'
+  'preview', None, 'Preview converted data: a --data_dir or one data set in it.'
 )
 _PREVIEW_CLIPS = flags.DEFINE_integer(
-  'preview_clips', 8, 'Clips that a preview shows.', lower_bound=1
+  'preview_clips', 8, 'Number of clips in a preview.', lower_bound=1
 )
-_OUT = flags.DEFINE_string('out', '.', 'Folder of the previews.')
+_OUT = flags.DEFINE_string('out', '.', 'Folder to write previews to.')
 _SOURCE = flags.DEFINE_string('source', None, 'Folder of the raw data.')
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets go.')
-_NAME = flags.DEFINE_string('name', None, "The new data set's name.")
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Folder to write data sets to.'
+)
+_NAME = flags.DEFINE_string('name', None, 'Name of the new data set.')
 _WORKERS = flags.DEFINE_integer(
   'workers',
   os.cpu_count(),
-  'Processes; 0 to work in this one. The result does not depend on it.',
+  'Worker processes; 0: none. The result does not depend on it.',
   lower_bound=0,
 )
 _TEST_FRACTION = flags.DEFINE_float(
   'test_fraction',
   None,
-  'Share of the clips that become the test split, by a hash of their ids, '
-  'where the data set does not say itself; 0.1 by default.',
+  'Share of the clips in the test split, chosen by a hash of their ids, if '
+  'the data set has no splits; default: 0.1.',
 )
 _SPLITS = flags.DEFINE_string(
   'splits',
   None,
   'Explicit lists of sequence ids: FILE.json with {"train": [...], ...}, or '
-  'test=FILE.json for the list of one split; see '
+  'test=FILE.json with the list of one split; see '
   'xfactor/data/convert/splits.py.',
 )
 _SPLIT = flags.DEFINE_list(
-  'split', None, 'Convert these splits only, or preview this one (train).'
+  'split', None, 'Splits to convert, or the one to preview (default: train).'
 )
 _RUNNER = flags.DEFINE_enum(
   'runner',
   'local',
   ('local', 'beam'),
-  'Processes of this machine, or the workers of Apache Beam.',
+  'Run in local processes or on Apache Beam workers.',
 )
 _BEAM_OPTIONS = flags.DEFINE_string(
   'beam_options',
   '',
-  "Beam's own, for instance '--runner=DataflowRunner --project=P'.",
+  "Options of Beam, for example '--runner=DataflowRunner --project=P'.",
 )
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List, and write nothing.')
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a data set.')
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'List what would be converted and write nothing.'
+)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace an existing data set.'
+)
 _OPTIONS = flags.DEFINE_bool('options', False, "List the data set's options.")
 
 
 def _make_source(args: list[str]) -> tuple[sources.Source, float]:
-  """Returns the source, and the share of clips that the converter holds out."""
+  """Returns the source and the share of clips that the converter holds out."""
   test_fraction = _TEST_FRACTION.value
   own = options.names(_DATASET.value)
-  # A data set that splits by itself has this as an option of its own.
+  # Data sets with their own splitting take this as a source option.
   if test_fraction is not None and 'test_fraction' in own:
     args = [*args, f'--test_fraction={test_fraction}']
     test_fraction = None
@@ -95,9 +103,11 @@ def _make_source(args: list[str]) -> tuple[sources.Source, float]:
 
 
 def _look(args: list[str]) -> int:
-  """Verifies or previews what was converted; returns the exit code."""
+  """Verifies or previews converted data; returns the exit code."""
   if args:
-    raise UserError(f'{args[0]} is an option of no --verify or --preview')
+    raise UserError(
+      f'{args[0]}: --verify and --preview take no data set options; remove it'
+    )
   if _VERIFY.value is not None:
     report = verify.verify(_VERIFY.value, _WORKERS.value)
     print(findings.table(report))
@@ -117,13 +127,13 @@ def _look(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> str:
-  """Does what the flags say; returns what to print."""
+  """Converts or describes the data set; returns the text to print."""
   if _DATASET.value is None:
     raise UserError('give --dataset=NAME to convert, --verify or --preview')
   if _OPTIONS.value:
     return options.describe(_DATASET.value)
   if not _DATA_DIR.value:
-    raise UserError('give --data_dir=FOLDER, where the data set goes')
+    raise UserError('give --data_dir=FOLDER to write the data set to')
   source, test_fraction = _make_source(args)
   what = {
     'name': _NAME.value,
@@ -163,7 +173,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses absl's flags; the others are options of the data set."""
+  """Parses absl flags; the rest are options of the data set."""
   try:
     return flags.FLAGS(argv, known_only=True)
   except flags.Error as e:

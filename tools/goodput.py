@@ -1,4 +1,4 @@
-"""Says where the wall time of runs went, over all their interruptions.
+"""Prints where the wall time of runs went, across all interruptions.
 
   python tools/goodput.py RUN... [--json]
 
@@ -19,7 +19,7 @@ _JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of tables.')
 
 
 def table(name: str, summary: goodput.Summary) -> str:
-  """A run's buckets, in seconds and percent of the wall time."""
+  """Formats the buckets of a run, in seconds and percent of the wall time."""
   wall = summary.wall
   rows = [
     f'  {bucket:<10} {seconds:>12,.1f} {100 * seconds / (wall or 1):>6.1f} %'
@@ -37,7 +37,7 @@ def table(name: str, summary: goodput.Summary) -> str:
 
 
 def numbers(name: str, summary: goodput.Summary) -> dict[str, object]:
-  """The same for programs."""
+  """Returns the numbers of `table` for JSON."""
   return {
     'run': name,
     'wall': summary.wall,

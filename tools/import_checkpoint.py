@@ -1,25 +1,25 @@
-"""Takes checkpoints from the public XFactor and SRT codes and to them.
+"""Converts checkpoints from and to the public XFactor and SRT code.
 
   python tools/import_checkpoint.py --source=DIR_OR_FILE --out=runs/official
 
-reads what the public XFactor code saved (the folder checkpoints-0, its parent,
-or one ckpt-N.flax), what the public SRT code did (model.pt or its folder) or a
-.safetensors file, and writes a run of ours: evaluate it, go on with it
-(--config.allow_change=true, for its data are not known), or start from it by
+reads a checkpoint of the public XFactor code (the folder checkpoints-0, its
+parent, or one ckpt-N.flax), of the public SRT code (model.pt or its folder) or
+a .safetensors file, and writes a run of this code. Evaluate it, resume it (with
+--config.allow_change=true, since its data are unknown), or start from it with
 --config.init_from=runs/official.
 
   python tools/import_checkpoint.py --source=model.pt --out=runs/nmr \\
       --config=configs/srt_nmr.py
 
-gives the run this recipe, with the sizes of the arrays. Without --config it is
-that of the file config.yaml beside model.pt, or made of defaults.
+gives the run this recipe, with the sizes of the arrays. Without --config the
+recipe comes from config.yaml next to model.pt, or from defaults.
 
   python tools/import_checkpoint.py --source=runs/mine --out=DIR --to=official
   python tools/import_checkpoint.py --source=runs/mine --out=m.safetensors \\
       --to=safetensors
 
-write the newest checkpoint of a run of ours for others; 'official' is XFactor's
-format, into which what was imported and not trained on goes back bit for bit.
+export the newest checkpoint of a run. 'official' is the public XFactor format;
+an imported checkpoint that was not trained further is restored bit for bit.
 
 Exit codes: 0 done, 2 bad input (one line on stderr says what).
 """
@@ -33,31 +33,33 @@ from xfactor.exchange import convert as exchange_convert
 from xfactor.exchange import snapshot
 
 _SOURCE = flags.DEFINE_string(
-  'source', None, 'Checkpoint; its format is told by its content.'
+  'source', None, 'Checkpoint to read; its format is detected from its content.'
 )
 _OUT = flags.DEFINE_string('out', None, 'Folder or file to write.')
 _TO = flags.DEFINE_enum(
   'to',
   'ours',
   snapshot.FORMATS,
-  'Format to write: a run of ours by default.',
+  'Format to write; default: a run of this code.',
 )
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe of the run that is written.', lock_config=True
+  'config', None, 'Recipe of the written run.', lock_config=True
 )
 _CONTEXTS = flags.DEFINE_integer(
   'contexts',
   None,
-  'Views the model is given, which its arrays do not tell: 1 (the default) of '
-  'the stereo, 5 of the multi-view XFactor checkpoint.',
+  'Context views of the model, which its arrays do not contain: 1 (default) '
+  'for the stereo, 5 for the multi-view XFactor checkpoint.',
   lower_bound=1,
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size',
   None,
-  'Pixels along a side that it was trained at, likewise; 256 by default.',
+  'Image size in training, which is not in the arrays; default: 256.',
 )
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a checkpoint.')
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace an existing checkpoint.'
+)
 flags.mark_flags_as_required(['source', 'out'])
 
 

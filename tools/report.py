@@ -1,10 +1,10 @@
-"""Compares runs in one page: what they are, how they went, what they draw.
+"""Compares runs on one page: recipes, training curves and rendered pictures.
 
   python tools/report.py RUN... [--out=report.html]
 
-RUN is the --workdir of a run, finished or not. The page is one file that
-fetches nothing: it can be mailed, and opened anywhere. What a run lacks is said
-there. Exit codes: 0 written, 2 bad input (one line on stderr says what).
+RUN is the --workdir of a run, finished or not. The page is one self-contained
+file that can be mailed and opened offline. It names what a run lacks. Exit
+codes: 0 written, 2 bad input (one line on stderr says what).
 """
 
 from importlib import resources
@@ -21,7 +21,7 @@ from xfactor.evaluation.reports.runs import (
   sections,
 )
 
-_OUT = flags.DEFINE_string('out', 'report.html', 'The page.')
+_OUT = flags.DEFINE_string('out', 'report.html', 'HTML file to write.')
 
 
 def main(argv: list[str]) -> int:
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
       html.node('h2', 'Training'),
       html.node(
         'p',
-        'As logged: means of each interval, not smoothed. Of long runs, means '
-        'of stretches are drawn over a band from the least to the greatest '
-        'value. Point at a plot for numbers; untick runs above to hide them.',
+        'As logged: means of each interval, not smoothed. Long runs show means '
+        'of several intervals over a band from the minimum to the maximum. '
+        'Point at a plot for numbers; untick runs above to hide them.',
       ),
       *curves.training(runs),
       html.node('h3', 'Held-out pictures'),

@@ -1,12 +1,12 @@
-"""Trains the learned pose oracle, and lets it pass a gate or not.
+"""Trains the learned pose oracle and tests whether it passes its gate.
 
   python tools/train_pose_oracle.py --config=configs/pose_oracle.py \
       --workdir=runs/pose_oracle
 
 Writes WORKDIR/pose_oracle.safetensors, which `python -m xfactor.eval
---oracle=learned --oracle_options=weights=WORKDIR` takes if the gate is passed.
+--oracle=learned --oracle_options=weights=WORKDIR` accepts if it passed.
 Exit codes: 0 passed, 1 not passed (the oracle refuses the file), 2 bad input
-(one line on stderr says what), 130 stopped by Ctrl-C: nothing is written then.
+(one line on stderr says what), 130 stopped by Ctrl-C (nothing is written).
 """
 
 from absl import app, flags
@@ -21,13 +21,13 @@ from xfactor.evaluation.oracles.learned import training as learned_training
 from xfactor.training import data
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe.', lock_config=True
+  'config', None, 'Recipe.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the weights.')
 
 
 def _run(config: ConfigDict, workdir: epath.Path) -> bool:
-  """Makes the data, trains and writes the weights; returns if they passed."""
+  """Makes data, trains and writes weights; returns whether they passed."""
   named = config.data.names.split(',')
   wanted = {k: v for k, v in config.data.make.items() if k in named}
   data.make(ConfigDict({'data': {'dir': config.data.dir, 'make': wanted}}))
