@@ -1,22 +1,22 @@
-"""Trains models under equal budgets and tests whose poses transfer.
+"""Trains models with equal budgets and tests whether their poses transfer.
 
   python tools/transfer_benchmark.py --suite=synthetic --budget=4000
     [--seeds=0,1,2] [--members=xfactor,rust,...] [--oracles=known_scene,...]
     [--oracle_options=learned:weights=DIR] [--jobs=1] [--out=runs/transfer]
 
-Each member of --recipes, configs/transfer.py, is trained by `xfactor.main` in
-OUT/MEMBER-seedN, and evaluated by `xfactor.eval`: held-out pictures, the
-transfer test by each oracle, the pose probe. The budget is a number of updates,
-or training FLOPs such as 30TFLOP: then each member does as many updates as
-these pay for. By default, all oracles are asked that are known to serve the
-suite and can be made here; those that are named must be there.
+Each member of --recipes (configs/transfer.py) is trained by `xfactor.main` in
+OUT/MEMBER-seedN and evaluated by `xfactor.eval`: held-out pictures, the
+transfer test with each oracle, the pose probe. The budget is a number of
+updates or of training FLOPs, for example 30TFLOP; FLOPs are converted to
+updates of each member. By default, all oracles that suit the suite and are
+available run; oracles named by --oracles must be available.
 
 OUT/results.md has a table for each oracle, OUT/results.json all numbers, and
-OUT/pictures.png the same motions as every member transfers them. The same
-command goes on where it stopped, and does again what failed. Exit codes: 0
-complete, 1 a member failed (its row says why, its log.txt all that it said), 2
-bad input (one line on stderr says what), 42 told to stop (SIGTERM, Ctrl-C):
-start it again.
+OUT/pictures.png the same motions as transferred by every member. The same
+command resumes after an interruption and retries failed members. Exit codes: 0
+complete, 1 a member failed (its row has the reason, its log.txt the output), 2
+bad input (one line on stderr says what), 42 stopped (SIGTERM, Ctrl-C): run the
+command again.
 """
 
 import os
@@ -40,38 +40,46 @@ from xfactor.training import data as data_lib
 SUITES = ('synthetic', 'vizdoom')
 _SERVING = {
   'synthetic': ('known_scene', 'learned', 'colmap'),
-  # The learned oracle does not pass its gate on these.
+  # The learned oracle does not pass its gate on this data.
   'vizdoom': ('known_scene', 'colmap'),
 }
-_COLMAP_PIXELS = 256  # Smaller pictures it refuses nearly all.
+_COLMAP_PIXELS = 256  # It rejects nearly all smaller pictures.
 _OPTIONS = {'learned': 'weights=runs/pose_oracle'}
 
 _SUITE = flags.DEFINE_enum('suite', None, SUITES, 'Data set.')
 _BUDGET = flags.DEFINE_string(
-  'budget', None, 'Of each member: updates, or FLOPs as in 30TFLOP.'
+  'budget',
+  None,
+  'Budget of each member: updates, or FLOPs, for example 30TFLOP.',
 )
 _SEEDS = flags.DEFINE_list('seeds', '0,1,2', 'Seeds of the trainings.')
-_MEMBERS = flags.DEFINE_list('members', None, 'Of the recipe; default: all.')
-_OUT = flags.DEFINE_string('out', 'runs/transfer', 'Folder of all results.')
-_ORACLES = flags.DEFINE_list('oracles', None, 'Pose oracles.')
-_ORACLE_OPTIONS = flags.DEFINE_multi_string(
-  'oracle_options', [], "An oracle's own: NAME:KEY=VALUE,KEY=VALUE."
+_MEMBERS = flags.DEFINE_list(
+  'members', None, 'Members of --recipes; default: all.'
 )
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Members at the same time.', 1)
-_DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'Converted data sets.')
+_OUT = flags.DEFINE_string('out', 'runs/transfer', 'Folder for all results.')
+_ORACLES = flags.DEFINE_list(
+  'oracles', None, 'Pose oracles; default: all that suit.'
+)
+_ORACLE_OPTIONS = flags.DEFINE_multi_string(
+  'oracle_options', [], 'Options of an oracle: NAME:KEY=VALUE,KEY=VALUE.'
+)
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Members to run in parallel.', 1)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', 'data', 'Folder of converted data sets.'
+)
 _RECIPES = flags.DEFINE_string(
   'recipes',
   'configs/transfer.py',
-  'Has `MEMBERS`, the names, `get_config("MEMBER,SUITE")` and `PROBE_ONLY`, '
-  'those without a renderer.',
+  'Python file that defines `MEMBERS` (the names), '
+  '`get_config("MEMBER,SUITE")` and `PROBE_ONLY` (members without a renderer).',
 )
 
 
 def open_data(config: ConfigDict) -> list[store_lib.FrameStore]:
-  """The splits to train and to test on; made where the recipe says how.
+  """Opens the training and test splits; makes them if the recipe says how.
 
   Raises:
-    UserError: If one is missing.
+    UserError: If a split is missing.
   """
   data_lib.make(config)
   ((name, part),) = config.data.mix.items()
@@ -87,17 +95,17 @@ def make_oracles(
   suite: str,
   pixels: int,
 ) -> dict[str, oracles_base.PoseOracle]:
-  """The oracles by name.
+  """Returns the oracles by name.
 
   Args:
-    wanted: Those that are asked for; if None, those that serve the suite and
-      can be made.
-    options: Of theirs, as text.
+    wanted: Names of oracles; None for all that suit the suite and are
+      available.
+    options: Options of the oracles by name, as text.
     suite: Data set.
     pixels: Size of its pictures.
 
   Raises:
-    UserError: If one that is asked for cannot be made, or none can.
+    UserError: If a wanted oracle is not available, or none is.
   """
   made = {}
   for name in dict.fromkeys(wanted or _SERVING[suite]):
@@ -109,11 +117,11 @@ def make_oracles(
     except UserError as e:
       if wanted:
         raise
-      print(f'left out: {e}')
+      print(f'skipped: {e}')
   if not made:
     raise UserError(
-      "no pose oracle can be asked; pip install -e '.[oracles]' for "
-      'known_scene, or name others by --oracles'
+      "no pose oracle is available; run pip install -e '.[oracles]' for "
+      'known_scene, or name others with --oracles'
     )
   return made
 
@@ -123,10 +131,10 @@ def check_data(
   asked: Iterable[oracles_base.PoseOracle],
   store: store_lib.FrameStore,
 ) -> dict[str, str]:
-  """Why members cannot be tested on a split, by name.
+  """Returns, by name, why members cannot be tested on a split.
 
   Raises:
-    UserError: If an oracle does not take its clips.
+    UserError: If an oracle does not accept the clips.
   """
   length = int(store.num_frames[0])
   frames = views.eval_frames(length, 2, length)
@@ -144,7 +152,7 @@ def check_data(
 
 
 def parse_oracle_options(texts: Sequence[str]) -> dict[str, str]:
-  """`NAME:OPTIONS` by NAME, with what is the default elsewhere.
+  """Returns the options of `NAME:OPTIONS` by NAME, over the defaults.
 
   Raises:
     UserError: If there is no such oracle.
@@ -167,14 +175,16 @@ def main(_: list[str]) -> int:
     suite, budget = _SUITE.value, _BUDGET.value
     if not (suite and budget):
       raise UserError(
-        f'give --suite, one of {", ".join(SUITES)}, and --budget, say 4000'
+        f'give --suite, one of {", ".join(SUITES)}, and --budget, e.g. 4000'
       )
     if not _SEEDS.value or not all(x.isdigit() for x in _SEEDS.value):
-      raise UserError(f'--seeds={",".join(_SEEDS.value)}: give, say, 0,1,2')
-    # The accelerator is for the members.
+      raise UserError(
+        f'--seeds={",".join(_SEEDS.value)}: give integers such as 0,1,2'
+      )
+    # Members run in processes that need the accelerator.
     jax.config.update('jax_platforms', 'cpu')
     out = pathlib.Path(_OUT.value)
-    # Members share programs and, several at a time, a GPU's memory.
+    # Members share compiled programs and, in parallel, a GPU's memory.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{out}/compile_cache')
     if _JOBS.value > 1:
       os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

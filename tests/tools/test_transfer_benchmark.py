@@ -209,7 +209,7 @@ def test_means_over_seeds_and_nothing_twice(tmp_path, suite, capsys):
   assert table['xfactor']['parameters'] == '1,234'
   assert table['xfactor']['autoencoded AUC@20 %'].startswith('90.0')
   assert table['xfactor']['transfer PSNR'].startswith('11.0')
-  # Columns without a number are left out.
+  # Columns without a number are omitted.
   assert 'transfer rank %' not in table['xfactor']
   assert 'autoencoded PSNR' not in table['xfactor']
   # Null rows once, with the evaluation's own interval.
@@ -328,7 +328,7 @@ def test_other_budgets_do_not_mix(tmp_path, suite):
   assert suite(Player(), seeds=(0,))
   again = Player()
   with pytest.raises(
-    UserError, match='xfactor-seed0 was .*train.steps=40, and'
+    UserError, match='xfactor-seed0 was .*train.steps=40, not'
   ):
     suite(again, seeds=(0,), steps=80)
   assert not again.asked
@@ -460,7 +460,7 @@ def test_the_command(recipes):
   said = log.read_text() if log.exists() else ''
   assert done.returncode == 1, done.stderr + said
   assert 'seed 3' in said
-  assert re.search('^left out: .*train_pose_oracle', done.stdout, re.MULTILINE)
+  assert re.search('^skipped: .*train_pose_oracle', done.stdout, re.MULTILINE)
   cells = rows(out)
   assert list(cells) == [
     'rust',

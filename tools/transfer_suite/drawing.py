@@ -1,4 +1,4 @@
-"""Pictures: the same motions as every member transfers them."""
+"""Renders the same motions as transferred by every member."""
 
 import math
 import pathlib
@@ -20,14 +20,15 @@ _MARGIN, _LETTERS = 8, 16  # Pixels.
 
 
 def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
-  """Draws the first pairs of the transfer test by every member.
+  """Writes a picture of the first transfer-test pairs for every member.
 
-  For each pair: the motion's frames; where scenes can be drawn anew, the scene
-  as they would show it; and each member's transfer, all after the reference.
+  For each pair, after the reference: the frames of the motion; the true
+  re-rendering of the scene, if available; and the transfer of each member.
 
   Args:
-    path: Of the picture.
-    runs: Finished ones of members that draw; the first of each counts.
+    path: Path of the picture.
+    runs: Finished runs of members with a renderer; the first run of each member
+      is used.
   """
   config = runs[0].member.config
   store = store_lib.open_split(
@@ -76,7 +77,7 @@ def _fit(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
 def _clip(
   store: store_lib.FrameStore, excerpt: pairs.Excerpt, size: int
 ) -> np.ndarray:
-  """The reference and the targets of an excerpt."""
+  """Returns the reference and target frames of an excerpt."""
   return _fit(_frames(store, excerpt.clip, _shown(excerpt)), size)
 
 
@@ -90,7 +91,7 @@ def _truth(
   scene: pairs.Excerpt,
   size: int,
 ) -> dict[str, np.ndarray]:
-  """The scene from the motion's cameras, black inside of walls."""
+  """Renders the scene from the motion's cameras; black inside walls."""
   if not rerender.is_possible(store):
     return {}
   path = pairs.path_after(store, motion, scene, _shown(motion))
@@ -101,7 +102,7 @@ def _truth(
 def _labelled(
   picture: UInt8[np.ndarray, 'h w 3'], labels: Sequence[str]
 ) -> UInt8[np.ndarray, 'h w2 3']:
-  """A picture with what its rows are called on the left."""
+  """Returns a picture with the names of its rows on the left."""
   font = ImageFont.load_default(_LETTERS)
   width = max(math.ceil(font.getlength(label)) for label in labels)
   left = Image.new('RGB', (width + 2 * _MARGIN, len(picture)), 'white')

@@ -1,4 +1,4 @@
-"""The members of the benchmark: recipes, within a budget."""
+"""Members of the benchmark: recipes with a training budget."""
 
 import dataclasses
 import math
@@ -13,19 +13,19 @@ from xfactor.errors import UserError
 from xfactor.training import build as builds
 
 _PREFIXES = {'': 1, 'G': 1e9, 'T': 1e12, 'P': 1e15, 'E': 1e18}
-_STEPS = 1000  # That say how often an update is of which kind.
+_STEPS = 1000  # Sampled to estimate how often each kind of update occurs.
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """What is trained.
+  """A model that is trained and tested.
 
   Attributes:
-    name: Of the member.
-    config: Its recipe, but for the seed.
-    parameters: Of its networks.
-    flops: Of an update, the mean over its kinds.
-    draws: Whether it has a renderer; else the probe alone tests it.
+    name: Name of the member.
+    config: Recipe; the seed is set per run.
+    parameters: Number of parameters of its networks.
+    flops: FLOPs of an update, averaged over its kinds.
+    draws: Whether it has a renderer; otherwise only the probe tests it.
   """
 
   name: str
@@ -36,19 +36,19 @@ class Member:
 
   @property
   def updates(self) -> int:
-    """Within the budget."""
+    """Number of updates within the budget."""
     return self.config.train.steps
 
 
 def updates(budget: str, flops: int) -> int:
-  """Updates within a budget, at least one.
+  """Returns the number of updates within a budget, at least one.
 
   Args:
-    budget: A number of updates, or of FLOPs, say 30TFLOP or 1.5e3PFLOP.
-    flops: Of an update.
+    budget: Number of updates or of FLOPs, for example 30TFLOP or 1.5e3PFLOP.
+    flops: FLOPs of an update.
 
   Raises:
-    UserError: If it is neither.
+    UserError: If the budget is neither.
   """
   if budget.isdigit() and int(budget):
     return int(budget)
@@ -59,7 +59,7 @@ def updates(budget: str, flops: int) -> int:
     total = 0.0
   if not total > 0:
     raise UserError(
-      f'--budget={budget}: give a number of updates, 4000, or of FLOPs, 30TFLOP'
+      f'--budget={budget}: give updates, e.g. 4000, or FLOPs, e.g. 30TFLOP'
     )
   return max(1, round(total / flops))
 
@@ -71,18 +71,18 @@ def _make(
   config.data.dir = data_dir
   if len(config.data.mix) != 1:
     raise UserError(
-      f'the recipe of {name} trains on {len(config.data.mix)} data sets, and '
-      'the benchmark compares members on one; leave one in config.data.mix'
+      f'the recipe of {name} trains on {len(config.data.mix)} data sets, but '
+      'the benchmark needs one; keep one entry in config.data.mix'
     )
   built = builds.build(config)
   if built.method.posed:
     raise UserError(
-      f'a model of config.method={config.method!r} is told the cameras and has '
-      'no latent poses to transfer'
+      f'a model of config.method={config.method!r} takes known cameras and '
+      'has no latent poses to transfer'
     )
   flops = _mean_flops(built)
   config.train.steps = updates(budget, flops)
-  builds.build(config)  # Its schedule may not fit so few updates.
+  builds.build(config)  # Fails if the schedule does not fit.
   return Member(
     name=name,
     config=config.lock(),
@@ -113,21 +113,21 @@ def make(
   """Returns the members whose recipes fit, and why others do not, by name.
 
   Args:
-    recipes: From `load`.
+    recipes: Result of `load`.
     wanted: Names of members; all if None.
     suite: Data set.
-    budget: As for `updates`.
-    data_dir: Where the data sets are.
+    budget: Budget, see `updates`.
+    data_dir: Folder of the data sets.
 
   Raises:
-    UserError: If there is no such member, the budget is none, or no member
-      is left.
+    UserError: If a member does not exist, the budget is invalid, or no member
+      can be trained.
   """
   known = list(recipes['MEMBERS'])
   wanted = list(dict.fromkeys(wanted or known))
   if unknown := [name for name in wanted if name not in known]:
     raise UserError(
-      f'there is no member {unknown[0]!r}; choose of {", ".join(known)}'
+      f'there is no member {unknown[0]!r}; choose from {", ".join(known)}'
     )
   updates(budget, 1)
   members, failures = [], {}
@@ -143,10 +143,10 @@ def make(
 
 
 def load(path: str) -> dict[str, Any]:
-  """What a recipe's file defines.
+  """Runs the file of recipes and returns its definitions.
 
   Raises:
-    UserError: If it cannot be read or defines no members.
+    UserError: If the file cannot be read or defines no members.
   """
   try:
     found = runpy.run_path(path)

@@ -1,4 +1,4 @@
-"""Training and evaluating members: what is to be done, and doing it."""
+"""Plans and runs the training and evaluation of members."""
 
 import dataclasses
 import json
@@ -22,11 +22,11 @@ from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.training.resilience import shutdown
 
 TRAIN, PROBE = 'train', 'probe'
-_POLL = 0.2  # Seconds between looks whether to stop.
-_STATE = 'benchmark.json'  # In a run's folder: its recipe and what is done.
+_POLL = 0.2  # Seconds between checks for a stop request.
+_STATE = 'benchmark.json'  # In a run's folder: its recipe and finished stages.
 
-# Runs a command whose output goes to a file, until it ends or is to stop;
-# returns the exit code.
+# Runs a command with its output appended to a file, until it ends or the event
+# is set; returns the exit code.
 Runner = Callable[[Sequence[str], pathlib.Path, threading.Event], int]
 
 
@@ -35,9 +35,9 @@ class Stage:
   """A command of a run.
 
   Attributes:
-    name: `TRAIN`, `PROBE` where that is all there is to test, or an oracle's.
-    command: Its arguments.
-    key: Digest of all that its outcome depends on.
+    name: `TRAIN`, the name of an oracle, or `PROBE` if only the probe runs.
+    command: Program and arguments.
+    key: Digest of everything that its result depends on.
   """
 
   name: str
@@ -47,14 +47,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A member, trained from one seed.
+  """A member trained with one seed.
 
   Attributes:
-    member: What is trained.
-    seed: Of its training.
-    workdir: Its folder.
-    stages: What is to be done, in order.
-    recipe: Its training's settings by their dotted names.
+    member: Member that is trained.
+    seed: Seed of the training.
+    workdir: Folder of the run.
+    stages: Stages of the run, in order.
+    recipe: Training settings by dotted name.
   """
 
   member: Member
@@ -65,29 +65,29 @@ class Run:
 
   @property
   def name(self) -> str:
-    """Of member and seed."""
+    """Name of member and seed."""
     return self.workdir.name
 
   @property
   def log(self) -> pathlib.Path:
-    """Where all that its commands say is."""
+    """File with the output of its commands."""
     return self.workdir / 'log.txt'
 
   def left(self) -> list[Stage]:
-    """The stages that are not done, or not so."""
+    """Returns the stages that are not done with their current key."""
     done = self._state()['done']
     return [x for x in self.stages if done.get(x.name) != x.key]
 
   def finish(self, stage: Stage) -> None:
-    """Notes that a stage is done."""
+    """Records that a stage is done."""
     done = self._state()['done'] | {stage.name: stage.key}
     self._write(done)
 
   def begin(self) -> None:
-    """Notes the recipe before the first stage.
+    """Records the recipe before the first stage.
 
     Raises:
-      UserError: If the folder is that of another training.
+      UserError: If the folder belongs to another training.
     """
     state = self._state()
     begun = state['done'] or (self.workdir / 'checkpoints').exists()
@@ -95,8 +95,8 @@ class Run:
       was = state['recipe'].get(name, value)
       if begun and was != value:
         raise UserError(
-          f'{self.workdir} was trained with {name}={was}, and not with '
-          f'{value}; give another --out, or delete that folder'
+          f'{self.workdir} was trained with {name}={was}, not with {value}; '
+          'give another --out, or delete that folder'
         )
     self._write(state['done'])
 
@@ -123,17 +123,17 @@ def plan(
   recipes: str,
   suite: str,
 ) -> list[Run]:
-  """All runs, seed by seed, so that a part of them compares all members.
+  """Returns all runs, ordered by seed, so that early results compare members.
 
   Args:
-    members: To be trained.
-    seeds: Of their trainings.
-    out: Where the runs' folders are.
-    asked: The oracles by name.
-    options: Of theirs, as text.
-    stores: The splits to train and to test on.
-    recipes: The recipe's file.
-    suite: Its second argument.
+    members: Members to train.
+    seeds: Seeds of the trainings.
+    out: Folder that contains the folders of the runs.
+    asked: Oracles by name.
+    options: Options of the oracles by name, as text.
+    stores: Training and test splits.
+    recipes: Path of the file of recipes.
+    suite: Suite, the second argument of its `get_config`.
   """
   digests = [store.digest for store in stores]
   versions = {k: (x.version, x.settings()) for k, x in asked.items()}
@@ -160,7 +160,7 @@ def plan(
       name: [f'--oracle={name}', f'--oracle_options={options.get(name, "")}']
       for name in (asked if member.draws else ())
     }
-    if probed:  # With the first oracle, where there is one.
+    if probed:  # Together with the first oracle, if any.
       tests.setdefault(next(iter(tests), PROBE), []).append('--probe')
     train = [sys.executable, '-m', 'xfactor.main', *arguments]
     stages = [Stage(TRAIN, train, files.digest(recipe, digests))]
@@ -182,7 +182,7 @@ def _leaf(tree: dict[str, Any], name: str) -> Any:
 def execute(
   command: Sequence[str], log: pathlib.Path, stop: threading.Event
 ) -> int:
-  """The runner; SIGTERM tells the process to stop."""
+  """Runs a command; sends SIGTERM if it should stop."""
   with log.open('a') as file:
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     told = False
@@ -196,13 +196,13 @@ def execute(
 
 
 def complete(run: Run, runner: Runner, stop: threading.Event) -> str:
-  """Does what is left of a run.
+  """Runs the remaining stages of a run.
 
   Returns:
-    Why it failed; empty if it did not.
+    Reason of a failure; empty if there was none.
 
   Raises:
-    interruption.Interrupted: If it is to stop, and can go on from there.
+    shutdown.Interrupted: If a stop was requested; the run can be resumed.
   """
   for stage in run.left():
     if stop.is_set():
@@ -210,7 +210,7 @@ def complete(run: Run, runner: Runner, stop: threading.Event) -> str:
     before = run.log.stat().st_size if run.log.exists() else 0
     code = runner(stage.command, run.log, stop)
     if code == shutdown.EXIT_CODE:
-      stop.set()  # Before others begin.
+      stop.set()  # Other runs must not start.
     if code and stop.is_set():
       raise shutdown.Interrupted
     if code:
@@ -220,7 +220,7 @@ def complete(run: Run, runner: Runner, stop: threading.Event) -> str:
 
 
 def _reason(log: pathlib.Path, begin: int, code: int) -> str:
-  """The last error in a log from byte `begin` on, or its last line."""
+  """Returns the last error in a log after byte `begin`, or its last line."""
   said = log.read_bytes()[begin:].decode(errors='replace').splitlines()
   lines = [line.strip() for line in said if line.strip()]
   errors = [line for line in lines if line.startswith('error: ')]
@@ -232,13 +232,13 @@ def _reason(log: pathlib.Path, begin: int, code: int) -> str:
 def complete_all(
   runs: Sequence[Run], jobs: int, runner: Runner
 ) -> Iterator[tuple[Run, str, float]]:
-  """Completes runs, `jobs` at once.
+  """Completes runs, `jobs` in parallel.
 
   Yields:
-    A run, why it failed (empty if it did not), and the seconds that it took.
+    A run, the reason of its failure (empty if none), and its seconds.
 
   Raises:
-    interruption.Interrupted: If it was told to stop, after all have.
+    shutdown.Interrupted: If a stop was requested, after all runs have stopped.
   """
   stop, stopped = threading.Event(), False
 
@@ -265,5 +265,5 @@ def complete_all(
           stop.set()
     finally:
       stop.set()
-  if stopped:  # A member was told to stop, and not this process.
+  if stopped:  # Also if only a member received the signal.
     raise shutdown.Interrupted

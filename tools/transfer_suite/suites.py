@@ -1,4 +1,4 @@
-"""A suite: runs, and what comes out of them as they end."""
+"""Runs a suite and writes its results as runs finish."""
 
 import contextlib
 import pathlib
@@ -15,21 +15,21 @@ def complete(
   jobs: int = 1,
   runner: running.Runner = running.execute,
 ) -> bool:
-  """Completes runs and writes what comes out.
+  """Completes runs and writes their results.
 
   Args:
-    runs: From `running.plan`.
-    table: For their results.
-    out: Folder of the results.
-    jobs: Runs at the same time.
-    runner: Of their commands.
+    runs: Runs from `running.plan`.
+    table: Table that collects the results.
+    out: Folder for the results.
+    jobs: Number of parallel runs.
+    runner: Function that runs their commands.
 
   Returns:
-    Whether nothing failed.
+    Whether all runs succeeded.
 
   Raises:
-    UserError: If a folder is that of another training.
-    interruption.Interrupted: If it was told to stop.
+    UserError: If a folder belongs to another training.
+    shutdown.Interrupted: If a stop was requested.
   """
   for run in runs:
     run.begin()
@@ -56,5 +56,5 @@ def complete(
   if drawn and (todo or not pictures.exists()):
     drawing.write(pictures, drawn)
   print(table.markdown())
-  print(f'all of it in {out}: results.md, results.json, pictures.png')
+  print(f'results in {out}: results.md, results.json, pictures.png')
   return not table.failed

@@ -1,8 +1,8 @@
-"""Tables of the benchmark.
+"""Result tables of the benchmark.
 
-A cell is the mean over seeds with Student's 95 % interval of it: seeds are what
-varies, as all members are tested on the same examples. Of one seed alone it is
-that of the evaluation, over pairs of clips, where it has one.
+A cell is the mean over seeds with its 95 % Student interval: only seeds vary,
+since all members are tested on the same examples. With one seed, the interval
+is that of the evaluation over pairs of clips, if there is one.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from xfactor.data import files
 from xfactor.training import held_out
 
 _NULLS = ('true re-render', 'frozen', 'shuffled', 'other motion')
-# Columns by their keys: what they are called and by what they are multiplied.
+# Columns by key: title and factor.
 _COMMON = {
   'heldout': ('held-out PSNR', 1),
   'heldout shuffled': ('by another pose', 1),
@@ -44,14 +44,14 @@ _TRUE = ('psnr', 'rank', 'identified')
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A number, and the ends of its 95 % interval where they are known."""
+  """A number and the ends of its 95 % interval, if known."""
 
   value: float
   low: float | None = None
   high: float | None = None
 
   def text(self, scale: float = 1) -> str:
-    """For a table."""
+    """Formats the number for a table."""
     out = f'{scale * self.value:.1f}'
     if self.low is None:
       return out
@@ -59,7 +59,7 @@ class Number:
 
 
 def combine(numbers: Sequence[Number | None]) -> Number | None:
-  """The mean over seeds, see the module; None where there is no number."""
+  """Returns the mean over seeds (see the module); None without numbers."""
   known = [x for x in numbers if x is not None]
   if len(known) < 2:
     return known[0] if known else None
@@ -70,15 +70,15 @@ def combine(numbers: Sequence[Number | None]) -> Number | None:
 
 
 def read(run: running.Run) -> dict[str, dict[str, Any]]:
-  """Reads what the evaluations of a run wrote.
+  """Reads the results of a run's evaluations.
 
   Args:
-    run: A finished one.
+    run: Finished run.
 
   Returns:
-    'common': numbers by the keys of the common columns; 'rows': by oracle, row
-    and key those of its table; 'titles': by oracle its name and version, and
-    what guesses would identify.
+    'common': numbers by the keys of the common columns; 'rows': numbers by
+    oracle, row and key; 'titles': by oracle, its name and version, its number
+    of pairs, and the chance of identifying a motion by guessing.
   """
   config, workdir = run.member.config, run.workdir
   step = config.train.steps
@@ -144,17 +144,17 @@ def _plain(value: float | None) -> Number | None:
 
 
 class Table:
-  """The results so far."""
+  """Collects the results of runs."""
 
   def __init__(
     self, title: str, oracles: Sequence[str], failures: dict[str, str]
   ):
-    """Begins.
+    """Initializes an empty table.
 
     Args:
       title: Suite and budget.
-      oracles: Their names.
-      failures: Why members have no runs, by name.
+      oracles: Names of the oracles.
+      failures: Reasons why members have no runs, by name.
     """
     self._title, self._oracles = title, oracles
     self._bad = failures
@@ -162,15 +162,15 @@ class Table:
 
   @property
   def failed(self) -> bool:
-    """Whether a member did."""
+    """Whether a member failed."""
     return bool(self._bad or self._failures)
 
   def expect(self, run: running.Run) -> None:
-    """Takes a run that is to come."""
+    """Registers a run that will be added later."""
     self._runs.append(run)
 
   def add(self, run: running.Run) -> str:
-    """Takes a run that is finished; returns it in few words."""
+    """Adds a finished run; returns its main numbers as text."""
     found = self._found[run.name] = read(run)
     numbers = {
       title: (found['common'].get(key), scale)
@@ -184,7 +184,7 @@ class Table:
     )
 
   def fail(self, run: running.Run, reason: str) -> None:
-    """Takes a run that failed."""
+    """Records the failure of a run."""
     self._failures[run.name] = reason
 
   def write(self, out: pathlib.Path) -> None:
@@ -194,23 +194,23 @@ class Table:
     files.write_json(out / 'results.json', self._json())
 
   def markdown(self) -> str:
-    """A table for each oracle."""
+    """Returns the report as Markdown, with a table for each oracle."""
     seeds = sorted({run.seed for run in self._runs})
     how = (
-      "Means over seeds with Student's 95 % intervals, over seeds."
+      'Means over seeds with 95 % Student intervals.'
       if len(seeds) > 1
-      else 'One seed: the intervals, where there are any, are the '
-      "evaluation's over pairs and say nothing of other seeds."
+      else 'One seed: intervals, if any, are those of the evaluation over '
+      'pairs and do not include the variation between seeds.'
     )
     parts = [
       f'# Transfer benchmark: {self._title}',
       f'Seeds {", ".join(map(str, seeds))}. {how} PSNR is in dB; "by another '
-      'pose" is what held-out PSNR falls to with the pose of another example. '
-      'AUC@20 is the mean over pairs that the oracle accepts, "all '
-      'pairs" with rejected ones as zero; "autoencoded" is what the oracle '
-      "makes of the model's own reconstructions. Oracles do not compare. "
-      'Rank: share of other motions whose true picture is further away than '
-      'the right one, 50 by chance.',
+      'pose" is the held-out PSNR with the pose of another example. '
+      'AUC@20 is the mean over pairs that the oracle accepts; "all '
+      'pairs" counts rejected pairs as zero; "autoencoded" scores the '
+      "model's own reconstructions. Do not compare numbers of different "
+      'oracles. Rank: share of other motions whose true picture is further '
+      'away than that of the right motion, 50 by chance.',
     ]
     parts += [self._section(oracle) for oracle in self._oracles]
     return '\n\n'.join(parts) + '\n'
