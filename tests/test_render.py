@@ -106,10 +106,10 @@ def test_clips(place, clip):
     ('{0}/broken.png', 'broken.png cannot be read'),
     ('{0}/walk/f1.png,{0}/none.png', 'none.png cannot be read'),
     ('{0}/empty', 'holds no pictures'),
-    ('{0}/none', 'no file, no folder and no clip .*squares'),
-    ('circles/test/000', 'no clip of a data set in .*squares'),
+    ('{0}/none', 'not a file, a folder or a clip .*squares'),
+    ('circles/test/000', 'or a clip of a data set in .*squares'),
     ('squares/dev/000', "no split 'dev'"),
-    ('squares/test/0004', "no clip '0004'; near are .*004"),
+    ('squares/test/0004', "no clip '0004'; similar IDs: .*004"),
   ],
 )
 def test_what_cannot_be_read_is_named(place, name, said):
@@ -312,16 +312,16 @@ def test_the_command_for_posed_models(place, tmp_path):
   ('arguments', 'said'),
   [
     (['--out=x.avi'], '.mp4'),
-    (['--workdir=/none'], '/none is no run'),
-    (['--motion=squares/test/0'], 'near are'),
+    (['--workdir=/none'], '/none is neither a run'),
+    (['--motion=squares/test/0'], 'similar IDs: '),
     (['--motion={0}/walk/f1.png'], 'one frame'),
     (['--scene={0}/walk/f1.png,{0}/walk/f2.png'], 'stereo'),
     (['--scene={0}/long.jpg'], 'too long'),
     (['--stride=0'], 'stride'),
     (['--motion=rotate'], 'is a camera motion for posed models'),
-    (['--look_at=3'], '--look_at means nothing for motions of footage'),
-    (['--workdir={0}/posed'], 'is no camera motion, and this model'),
-    (['--workdir={0}/posed', '--chain=3'], '--chain means nothing for camera'),
+    (['--look_at=3'], '--look_at does not apply to models that take'),
+    (['--workdir={0}/posed'], 'is not a camera motion, and this model'),
+    (['--workdir={0}/posed', '--chain=3'], '--chain does not apply to posed'),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str):
-  # Late, so that data workers import the package without JAX.
+  # Lazy, so that data workers import the package without JAX.
   if name == 'load':
     from xfactor.api import load
 

@@ -1,4 +1,4 @@
-"""Trained models in use: camera motion read off one video moves another scene.
+"""Loads trained models, which apply the camera motion of a video to a scene.
 
   >>> import xfactor
   >>> from xfactor.data import images
@@ -17,11 +17,11 @@ The same in two steps, from the latent poses to the pictures:
   >>> bool((pictures == moved).all())
   True
 
-A latent pose says where a view is relative to a reference view, whose own pose
-is zero. That is all it says: latent poses do not compose. There is no product
-that makes of B relative to A and C relative to B the pose of C relative to A,
-and no inverse. Hence a motion that leaves its reference's sight is carried on
-from a picture (`transfer(chain=...)`), not by arithmetic.
+A latent pose is the pose of a view relative to a reference view, whose own pose
+is zero. Latent poses do not compose: the pose of C relative to A cannot be
+computed from B relative to A and C relative to B, and there is no inverse. A
+motion that leaves its reference's field of view therefore continues from a
+rendered picture (`transfer(chain=...)`).
 """
 
 from collections.abc import Sequence
@@ -43,16 +43,16 @@ def load(
   devices: Sequence[jax.Device] | None = None,
   progress: bool = False,
 ) -> Model | posed.PosedModel:
-  """Opens a trained model; `path`, `step`, `devices` and errors as `restore`.
+  """Loads a trained model; raises the errors of `restore.restore`.
 
-  XFactor's is a `Model`, that of a posed method (SRT) a `posed.PosedModel`.
+  Returns a `posed.PosedModel` for posed methods (SRT), else a `Model`.
 
   Args:
     path: A run's workdir, or one checkpoint of it, WORKDIR/checkpoints/STEP.
-    step: Of the checkpoint in a workdir; the newest if None.
-    batch: Pictures that a `Model` works on at once, rounded up to what the mesh
-      divides.
-    devices: Default: all.
+    step: Step of the checkpoint in a workdir; the newest if None.
+    batch: Pictures per batch of a `Model`, rounded up to a multiple of the
+      mesh's data-parallel devices.
+    devices: Devices to use; all if None.
     progress: Whether to show progress bars.
   """
   restored = restore.restore(path, step, devices)

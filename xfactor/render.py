@@ -1,4 +1,4 @@
-r"""Moves a scene's camera, as in another video or along a path, and shows it.
+r"""Renders a scene with the camera motion of a video or along a path.
 
   python -m xfactor.render --workdir=runs/vizdoom --out=moved.mp4 \
       --motion=walk.mp4 --scene=kitchen.jpg
@@ -8,19 +8,18 @@ r"""Moves a scene's camera, as in another video or along a path, and shows it.
   python -m xfactor.render --workdir=runs/srt_nmr --out=turn.mp4 \
       --motion=rotate --fade --scene=nmr/test/0:5
 
-For an XFactor run motion and scene are each a video, a picture or several
-between commas, a folder of frames, or a clip of a converted data set,
-NAME/SPLIT/ID. Writes a video of the motion beside the moved scene and, where
-both are the same clip, the truth; a strip and a GIF of the same name lie beside
-it.
+For an XFactor run, motion and scene are each a video, one or more pictures
+separated by commas, a folder of frames, or a clip of a converted data set,
+NAME/SPLIT/ID. Writes a video of the motion next to the moved scene and, if both
+are the same clip, the ground truth, and a strip and a GIF of the same name.
 
-For a posed run (SRT) the motion is one of rotate, zoom, closeup,
-rotate_and_closeup and eyeroll, and the scene a clip with cameras,
-NAME/SPLIT/ID, its number, NAME/SPLIT/3, or several, NAME/SPLIT/0:5, whose files
-are told apart by their IDs. Writes video, GIF and strip of what is drawn, and
-of a volume the depth as a second video and as 16-bit pictures.
+For a posed run (SRT), the motion is one of rotate, zoom, closeup,
+rotate_and_closeup and eyeroll, and the scene is a clip with cameras: its ID,
+NAME/SPLIT/ID, its number, NAME/SPLIT/3, or a range, NAME/SPLIT/0:5, with the ID
+in each file name. Writes a video, a GIF and a strip of the rendered pictures;
+models with a volume also write depth, as a video and as 16-bit pictures.
 
-Exit codes as those of xfactor.main.
+Exit codes are those of xfactor.main.
 """
 
 from collections.abc import Sequence
@@ -44,9 +43,11 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a run, or one checkpoint in it.'
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if unset.')
-_MOTION = flags.DEFINE_string('motion', None, 'Whose camera moves; see above.')
-_SCENE = flags.DEFINE_string('scene', None, 'What is shown; see above.')
-_OUT = flags.DEFINE_string('out', None, 'The video, x.mp4.')
+_MOTION = flags.DEFINE_string(
+  'motion', None, 'Source of the camera motion; see above.'
+)
+_SCENE = flags.DEFINE_string('scene', None, 'Scene to render; see above.')
+_OUT = flags.DEFINE_string('out', None, 'Video to write, x.mp4.')
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, "Folder of converted data sets; the recipe's if unset."
 )
@@ -57,56 +58,61 @@ _LAST = flags.DEFINE_integer(
   'last', None, 'Last frame of the motion to take.', lower_bound=0
 )
 _STRIDE = flags.DEFINE_integer(
-  'stride', 1, 'Take every so many frames.', lower_bound=1
+  'stride', 1, 'Take every n-th frame of the motion.', lower_bound=1
 )
 _FRAMES = flags.DEFINE_integer(
   'frames',
   100,
-  'Take at most so many, evenly spaced; of a camera motion, draw so many.',
+  'Maximum number of frames, evenly spaced; the length of a camera motion.',
   lower_bound=1,
 )
 _REFERENCE = flags.DEFINE_integer(
   'reference',
   None,
-  "Frame of the motion where the scene's own view stands; the first if unset.",
+  "Frame of the motion that matches the scene's view; the first if unset.",
 )
 _SCENE_REFERENCE = flags.DEFINE_integer(
-  'scene_reference', None, 'Frame of the scene; the most central if unset.'
+  'scene_reference',
+  None,
+  'Reference frame of the scene; the middle one if unset.',
 )
 _CHAIN = flags.DEFINE_integer(
-  'chain', None, 'Go on from a drawn picture after so many frames taken.'
+  'chain', None, 'Continue from a rendered picture after this many frames.'
 )
 _INTERPOLATE = flags.DEFINE_integer(
-  'interpolate', 1, 'Pictures a frame, by interpolated poses.', lower_bound=1
+  'interpolate',
+  1,
+  'Pictures per frame, from interpolated poses.',
+  lower_bound=1,
 )
 _FADE = flags.DEFINE_bool(
-  'fade', False, 'Whether a camera motion gains and loses its speed evenly.'
+  'fade', False, 'Accelerate and decelerate a camera motion smoothly.'
 )
 _HEIGHT = flags.DEFINE_integer(
-  'height', None, "Pixels to draw; the input views' if unset.", lower_bound=1
+  'height', None, "Height in pixels; the input views' if unset.", lower_bound=1
 )
 _WIDTH = flags.DEFINE_integer(
-  'width', None, "Pixels to draw; the input views' if unset.", lower_bound=1
+  'width', None, "Width in pixels; the input views' if unset.", lower_bound=1
 )
 _LOOK_AT = flags.DEFINE_string(
   'look_at',
   None,
-  'What a camera motion goes round: X,Y,Z, or a distance ahead of the first '
-  'view; if unset the origin where all views show it, else where they meet.',
+  'Centre of a camera motion: X,Y,Z, or a distance ahead of the first view; '
+  'if unset, the origin if all views show it, else where their axes meet.',
 )
 _KEEP_LENS = flags.DEFINE_bool(
   'keep_lens',
   False,
-  "Whether a camera motion has the views' focal length, not the public code's.",
+  "Use the views' focal length for a camera motion, not the public code's.",
 )
 _FPS = flags.DEFINE_float(
   'fps',
   None,
-  "Of the video; if unset the motion's pace, or 30 of a camera motion.",
+  "Frame rate of the video; the motion's if unset, 30 for a camera motion.",
   lower_bound=0.1,
 )
 _SIZE = flags.DEFINE_integer(
-  'size', 256, 'Pixels of height of a shown picture.', lower_bound=32
+  'size', 256, 'Height in pixels of each picture in the video.', lower_bound=32
 )
 _OF_FOOTAGE = [_FIRST, _LAST, _STRIDE, _REFERENCE, _SCENE_REFERENCE]
 _OF_FOOTAGE += [_CHAIN, _INTERPOLATE]
@@ -119,7 +125,7 @@ def main(_) -> int:
     out = epath.Path(_OUT.value).expanduser()
     if out.suffix != '.mp4':
       raise UserError(
-        f'--out={out} must end with .mp4; a GIF and a strip come with it'
+        f'--out={out} must end with .mp4; a GIF and a strip are written as well'
       )
     cli.avoid_idle_libtpu()
     model = api.load(_WORKDIR.value, _STEP.value, progress=True)
@@ -133,8 +139,8 @@ def main(_) -> int:
 
 
 def _fly(model: posed.PosedModel, data_dir: str, out: epath.Path) -> None:
-  """Draws scenes along a camera motion."""
-  _refuse(_OF_FOOTAGE, 'camera motions, which this model follows')
+  """Renders scenes along a camera motion."""
+  _refuse(_OF_FOOTAGE, 'posed models, which follow camera motions')
   camera_path.check_motion(_MOTION.value)
   store, clips = scene_views.find(_SCENE.value, data_dir)
   for clip in clips:
@@ -155,13 +161,13 @@ def _fly(model: posed.PosedModel, data_dir: str, out: epath.Path) -> None:
 
 
 def _transfer(model: latent.Model, data_dir: str, out: epath.Path) -> None:
-  """Moves a scene as another video moves."""
-  _refuse(_OF_PATHS, 'motions of footage, which this model follows')
+  """Renders a scene with the camera motion of a video."""
+  _refuse(_OF_PATHS, 'models that take the motion from a video')
   motion = _MOTION.value
   if motion in motions.MOTIONS and not epath.Path(motion).exists():
     raise UserError(
       f'--motion={motion} is a camera motion for posed models, and this one '
-      'takes its motion from footage; give a video, or a run of another method'
+      'takes its motion from a video; pass a video or the run of a posed model'
     )
   shown = transfer.transfer(
     model,
@@ -181,10 +187,10 @@ def _transfer(model: latent.Model, data_dir: str, out: epath.Path) -> None:
 
 
 def _refuse(holders: Sequence[flags.FlagHolder], what: str) -> None:
-  """Raises UserError if a flag is given that means nothing here."""
+  """Raises UserError if a flag is given that does not apply here."""
   given = [x.name for x in holders if flags.FLAGS[x.name].present]
   if given:
-    raise UserError(f'--{given[0]} means nothing for {what}; leave it out')
+    raise UserError(f'--{given[0]} does not apply to {what}; remove it')
 
 
 if __name__ == '__main__':

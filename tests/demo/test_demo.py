@@ -142,9 +142,9 @@ def test_a_moved_scene(place, mover, tmp_path):
   ('name', 'says'),
   [
     ('long.mp4', 'lasts 6 seconds and at most 5 are taken; cut it'),
-    ('broken.mp4', 'broken.mp4 is no video that can be read'),
-    ('list.mp4', 'list.mp4 is no video that can be read'),
-    ('kitchen.png', 'kitchen.png is no video that can be read'),
+    ('broken.mp4', 'broken.mp4 cannot be read as a video'),
+    ('list.mp4', 'list.mp4 cannot be read as a video'),
+    ('kitchen.png', 'kitchen.png cannot be read as a video'),
   ],
 )
 def test_bad_motions_are_refused(place, mover, name, says):
@@ -158,8 +158,8 @@ def test_bad_motions_are_refused(place, mover, name, says):
   ('names', 'says'),
   [
     (['kitchen.png'] * 4, 'has 4 pictures and at most 3 are taken'),
-    (['list.mp4'], 'list.mp4 is no picture'),
-    (['kitchen.png', 'walk.mp4'], 'walk.mp4 is no picture'),
+    (['list.mp4'], 'list.mp4 is not a picture'),
+    (['kitchen.png', 'walk.mp4'], 'walk.mp4 is not a picture'),
     (['broken.png'], 'broken.png cannot be read'),
   ],
 )
@@ -234,7 +234,7 @@ def test_a_bad_upload_gets_a_sentence(place, served):
 
     found('#motion input[type=file]')[0].send_keys(str(place / 'broken.mp4'))
     wait(
-      lambda: 'broken.mp4 is no video that can be read' in opened.page_source
+      lambda: 'broken.mp4 cannot be read as a video' in opened.page_source
     )
 
 
@@ -300,7 +300,7 @@ def test_nobody_else_can_listen(served):
   [
     ([], 'give --workdir=RUN to move scenes with its model'),
     (['--workdir=PLACE/posed'], 'is a posed model'),
-    (['--workdir=PLACE/nothing'], 'is no run'),
+    (['--workdir=PLACE/nothing'], 'is neither a run'),
     (['--data_dir=PLACE/nothing'], 'nothing has no data sets'),
     (['--data_dir=PLACE/data', '--port=PORT'], 'choose another --port'),
   ],

@@ -64,12 +64,12 @@ def test_names_of_scenes(data):
 @pytest.mark.parametrize(
   ('name', 'said'),
   [
-    ('skies/test/4', 'clips 0 to 3 and none 4; choose'),
-    ('skies/test/0:5', 'clips 0 to 3 and none 0:5'),
-    ('skies/test/2:2', 'none 2:2'),
-    ('skies/test/x04', "no clip 'x04'; near are .*004"),
+    ('skies/test/4', 'clips 0 to 3 and no clip 4; choose'),
+    ('skies/test/0:5', 'clips 0 to 3 and no clip 0:5'),
+    ('skies/test/2:2', 'no clip 2:2'),
+    ('skies/test/x04', "no clip 'x04'; similar IDs: .*004"),
     ('skies/dev/0', "no split 'dev'"),
-    ('stars/test/0', 'no clip of a data set in .*skies, squares'),
+    ('stars/test/0', 'not a clip of a data set in .*skies, squares'),
     ('skies/test', 'give NAME/SPLIT/ID'),
   ],
 )
@@ -195,7 +195,7 @@ def test_what_to_look_at():
   _, poses = path(views, 'zoom', look_at='0,3,1')
   np.testing.assert_allclose(poses[-1, 2, :3], [0, 1, 0], atol=1e-12)
   for bad in ('1,2', 'x', '-1', '1,2,nan', ''):
-    with pytest.raises(UserError, match=f'--look_at={bad} is no point'):
+    with pytest.raises(UserError, match=f'--look_at={bad} is neither a point'):
       camera_path.middle(views, bad)
 
 
@@ -207,13 +207,13 @@ def test_what_to_look_at():
   ],
 )
 def test_views_without_a_common_middle(views):
-  with pytest.raises(UserError, match='no common middle'):
+  with pytest.raises(UserError, match='no common centre'):
     camera_path.middle(views, None)
 
 
 def test_motions_that_cannot_be():
   views = made(OBJECT, [[0, 0, 0]])
-  with pytest.raises(UserError, match='no camera motion.*rotate, zoom'):
+  with pytest.raises(UserError, match='not a camera motion.*rotate, zoom'):
     path(views, 'walk.mp4')
   with pytest.raises(UserError, match='right above'):
     path(views, look_at='3,1,0')

@@ -1,4 +1,4 @@
-"""The camera path of a film through a scene's views."""
+"""Camera paths through a scene, relative to its views."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,8 +7,8 @@ from xfactor.errors import UserError
 from xfactor.geometry import cameras, motions
 from xfactor.inference import scene_views
 
-# Views whose lines of sight are closer to parallel, by the mean squared sine of
-# the angles to the first, do not say what they look at.
+# Least mean squared sine of the angles between the first optical axis and the
+# others: nearly parallel axes have no well-defined common point.
 _PARALLEL = 1e-3
 
 
@@ -23,24 +23,24 @@ def path(
   look_at: str | None = None,
   keep_lens: bool = False,
 ) -> tuple[Float[np.ndarray, 'n 4'], Float[np.ndarray, 'n 3 4']]:
-  """Cameras of a motion that starts where the first view's camera is.
+  """Returns the cameras of a motion that starts at the first view's camera.
 
   Args:
-    views: Of the scene.
-    motion: A key of `motions.MOTIONS`.
-    height: Pixels of a picture.
-    width: Pixels of a picture.
-    frames: Pictures.
-    faded: Whether speed is gained and lost evenly, see `motions.fade`.
-    look_at: See `middle`.
-    keep_lens: Whether the pictures' height shows as much as that of the first
-      view, and not what the public code's lens shows.
+    views: Views of the scene.
+    motion: Key of `motions.MOTIONS`.
+    height: Height of the pictures in pixels.
+    width: Width of the pictures in pixels.
+    frames: Number of pictures.
+    faded: Whether to accelerate and decelerate smoothly, see `motions.fade`.
+    look_at: Centre of the motion, see `middle`.
+    keep_lens: Whether to use the vertical field of view of the first view, not
+      the lens of the public code.
 
   Returns:
     Normalised intrinsics and world-to-camera poses.
 
   Raises:
-    UserError: If there is no such motion, or nothing to look at.
+    UserError: If the motion is unknown or has no centre.
   """
   check_motion(motion)
   world_to_stage = stage(views, look_at)
@@ -49,14 +49,14 @@ def path(
   )
   if np.linalg.norm(start[:2]) <= 1e-3 * np.linalg.norm(start):
     raise UserError(
-      f'the first view of {views.name} is right above or below what the motion '
-      'goes round; choose another point, --look_at=X,Y,Z'
+      f'the first view of {views.name} is right above or below the centre of '
+      'the motion; choose another one with --look_at=X,Y,Z'
     )
   lens = motions.public_lens(height, width)
   if keep_lens:
     fx, fy, cx, cy = views.intrinsics[0]
     rows, columns = views.images.shape[1:3]
-    # Pictures of another shape show more or less at the sides.
+    # Another aspect ratio changes the horizontal field of view only.
     lens = np.array([fx * columns / rows * height / width, fy, cx, cy])
   t = motions.frame_times(motion, frames, faded=faded)
   lenses, poses = motions.fly(motion, t, start, lens)
@@ -68,17 +68,17 @@ def check_motion(name: str) -> None:
   """Raises UserError if there is no camera motion of this name."""
   if name not in motions.MOTIONS:
     raise UserError(
-      f'--motion={name} is no camera motion, and this model follows no other; '
-      f'choose one of {", ".join(motions.MOTIONS)}'
+      f'--motion={name} is not a camera motion, and this model takes nothing '
+      f'else; choose one of {", ".join(motions.MOTIONS)}'
     )
 
 
 def stage(
   views: scene_views.Views, look_at: str | None
 ) -> Float[np.ndarray, '3 4']:
-  """Pose that brings what a motion goes round to the origin, and z upwards.
+  """Returns the pose that moves the centre to the origin and up to +z.
 
-  z stays as it is unless the clip's cameras are far from upright in it.
+  The rotation is the identity unless the clip's cameras are far from upright.
   """
   centre = middle(views, look_at)
   up = -views.all_poses[:, 1, :3].mean(0)
@@ -93,17 +93,17 @@ def stage(
 def middle(
   views: scene_views.Views, look_at: str | None
 ) -> Float[np.ndarray, '3']:
-  """The point of the world that a motion goes round.
+  """Returns the world point that a motion is centred on.
 
   Args:
-    views: Of the scene.
-    look_at: 'X,Y,Z', or a distance ahead of the first view. If None it is the
-      world's origin, where all cameras of the clip have it in sight: as in the
-      data sets of SRT, and as in its public code. Else the point on the first
-      view's optical axis that is nearest to those of the clip's others.
+    views: Views of the scene.
+    look_at: 'X,Y,Z', or a distance ahead of the first view. If None, the
+      world's origin if all cameras of the clip see it, as in the data sets and
+      the public code of SRT; otherwise the point on the first view's optical
+      axis that is nearest to the other optical axes of the clip.
 
   Raises:
-    UserError: If there is no such point, or `look_at` is neither.
+    UserError: If there is no such point, or `look_at` is invalid.
   """
   pose = views.world_to_camera[0]
   eye, ahead = cameras.camera_centre(pose), pose[2, :3]
@@ -117,22 +117,22 @@ def middle(
     if point.shape == (1,) and 0 < point[0] < np.inf:
       return eye + point * ahead
     raise UserError(
-      f'--look_at={look_at} is no point X,Y,Z and no distance above 0'
+      f'--look_at={look_at} is neither a point X,Y,Z nor a distance above 0'
     )
-  # The translation of a pose is where the world's origin is for the camera.
+  # The translation of a pose is the world's origin in camera coordinates.
   if (views.all_poses[:, 2, 3] > 0).all():
     origin = np.zeros((len(views.all_poses), 3))
     uv, _ = cameras.project(origin, views.all_intrinsics, views.all_poses)
     if ((uv > 0) & (uv < 1)).all():
       return origin[0]
   eyes, axes = cameras.camera_centre(views.all_poses), views.all_poses[:, 2, :3]
-  # What of the first axis, and of the way to each eye, is across each axis.
+  # Component of the first axis orthogonal to each other axis.
   across = ahead - (axes @ ahead)[:, None] * axes
   angles = np.sum(across**2, axis=1)
   distance = np.sum(across * (eyes - eye)) / max(np.sum(angles), 1e-12)
   if angles.mean() < _PARALLEL or distance <= 0:
     raise UserError(
-      f'the views of {views.name} have no common middle to go round; give '
+      f'the views of {views.name} have no common centre to look at; pass '
       '--look_at=X,Y,Z or a distance ahead of the first view'
     )
   return eye + distance * ahead

@@ -1,4 +1,4 @@
-"""A scene of a data set seen along a camera motion, from names to pictures."""
+"""Renders a scene of a data set along a camera motion and writes the videos."""
 
 import dataclasses
 import json
@@ -12,19 +12,19 @@ from PIL import Image
 
 from xfactor.inference import camera_path, footage, movie, posed, scene_views
 
-_COLUMNS = 7  # Of the strip.
+_COLUMNS = 7  # Columns of the strip.
 _FPS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Flight:
-  """What a model draws along a motion, and from what.
+  """Pictures rendered along a motion, with their input views.
 
   Attributes:
-    views: The inputs.
-    pictures: One a time of the motion.
+    views: Input views of the scene.
+    pictures: One picture for each time of the motion.
     depth: Distances along the rays; None for light fields.
-    span: Nearest and farthest that they can be; None for light fields.
+    span: Smallest and largest possible distance; None for light fields.
   """
 
   views: scene_views.Views
@@ -33,22 +33,22 @@ class Flight:
   span: tuple[float, float] | None
 
   def video(self, size: int) -> UInt8[np.ndarray, 'n h w 3']:
-    """The pictures, small ones enlarged to about `size` pixels of height."""
+    """Returns the pictures, small ones enlarged to a height of about `size`."""
     return _enlarge(self.pictures, size)
 
   def depth_video(self, size: int) -> UInt8[np.ndarray, 'n h w 3']:
-    """The depth in colours: what is near is bright."""
+    """Returns the depth as colours; near is bright."""
     return _enlarge(_colours(self.depth, self.span), size)
 
   def strip(self, size: int) -> UInt8[np.ndarray, 'h w 3']:
-    """Inputs above some of the pictures, and these above their depth."""
+    """Returns rows of inputs, of some pictures and of their depth."""
     numbers = self.views.numbers
     inputs = [
       (picture, f'input: frame {number}')
       for picture, number in zip(self.views.images, numbers, strict=True)
     ]
     some = footage.spread(len(self.pictures), _COLUMNS)
-    drawn = [(self.pictures[i], f'drawn: {i}') for i in some]
+    drawn = [(self.pictures[i], f'render: {i}') for i in some]
     rows = [
       inputs[i : i + _COLUMNS] for i in range(0, len(inputs), _COLUMNS)
     ] + [drawn]
@@ -84,7 +84,7 @@ def _colours(
 def _enlarge(
   pictures: UInt8[np.ndarray, 'n h w 3'], size: int
 ) -> UInt8[np.ndarray, 'n hh ww 3']:
-  """Repeats pixels, so that nothing is added to what was drawn."""
+  """Enlarges by repeating pixels, so that rendered pixels stay visible."""
   times = max(1, round(size / pictures.shape[1]))
   return pictures.repeat(times, axis=1).repeat(times, axis=2)
 
@@ -98,18 +98,18 @@ def fly(
   width: int | None = None,
   **options: Any,
 ) -> Flight:
-  """Draws a scene along a motion.
+  """Renders a scene along a motion.
 
   Args:
-    model: Draws.
-    views: Of the scene.
-    motion: A key of `motions.MOTIONS`.
-    height: Pixels; that of the views if None.
-    width: Pixels; that of the views if None.
-    **options: Of `path`.
+    model: Model to render with.
+    views: Views of the scene.
+    motion: Key of `motions.MOTIONS`.
+    height: Height in pixels; that of the views if None.
+    width: Width in pixels; that of the views if None.
+    **options: Other arguments of `camera_path.path`.
 
   Raises:
-    UserError: As `path`.
+    UserError: Errors of `camera_path.path`.
   """
   shape = views.images.shape[1:3]
   size = height or shape[0], width or shape[1]
@@ -122,14 +122,14 @@ def fly(
 def write(
   flown: Flight, out: epath.Path, *, fps: float | None = None, size: int = 256
 ) -> None:
-  """Writes OUT, x.mp4, and what else there is to see beside it.
+  """Writes the video OUT, x.mp4, a GIF, a strip and the depth.
 
-  That is x.gif, x.png with the inputs above some pictures, and of a volume
-  x_depth.mp4 in colours and x_depth/0000.png ..., 16 bits, where 65535 is as
-  far as the `max_dist` that x_depth/scale.json tells.
+  The strip x.png has the inputs above some pictures. Models with a volume also
+  write x_depth.mp4 in colours and 16-bit pictures x_depth/0000.png ..., where
+  65535 is the distance `max_dist` of x_depth/scale.json.
 
   Raises:
-    UserError: If they cannot be written.
+    UserError: If a file cannot be written.
   """
   video = flown.video(size)
   fps = fps or _FPS

@@ -1,4 +1,4 @@
-"""Frames of whatever shows a scene: videos, pictures, clips of data sets."""
+"""Reads frames from videos, pictures, folders and clips of data sets."""
 
 import dataclasses
 import difflib
@@ -20,12 +20,12 @@ from xfactor.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-  """Frames taken of a video, or whatever else there was.
+  """Frames taken from a video or another source.
 
   Attributes:
-    frames: Of one size.
-    numbers: Of each in what it was taken from, counted from 0.
-    times: Seconds of each; None where nothing tells them.
+    frames: Frames of one size.
+    numbers: Frame numbers in the source, counted from 0.
+    times: Timestamps in seconds; None if the source has none.
   """
 
   frames: UInt8[np.ndarray, 'n h w 3']
@@ -36,28 +36,28 @@ class Footage:
     return len(self.frames)
 
   def nearest(self, number: int) -> int:
-    """The index of the frame whose number is nearest.
+    """Returns the index of the frame whose number is nearest.
 
     Raises:
       UserError: If the number is before the first or after the last.
     """
     if not self.numbers[0] <= number <= self.numbers[-1]:
       raise UserError(
-        f'frame {number} is not among those taken, {self.numbers[0]} to '
-        f'{self.numbers[-1]}; choose one of these as reference'
+        f'frame {number} is not among the frames taken, {self.numbers[0]} to '
+        f'{self.numbers[-1]}; choose the reference among them'
       )
     return int(np.abs(self.numbers - number).argmin())
 
   @property
   def fps(self) -> float | None:
-    """Frames a second, if there are times."""
+    """Frame rate in frames per second; None without timestamps."""
     if self.times is None or len(self) < 2 or self.times[0] == self.times[-1]:
       return None
     return (len(self) - 1) / float(self.times[-1] - self.times[0])
 
 
 def spread(count: int, most: int) -> Int[np.ndarray, ' n']:
-  """At most `most` of `count` indices, evenly spaced, the ends included."""
+  """Returns at most `most` of `count` indices, evenly spaced, with the ends."""
   return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
@@ -71,26 +71,26 @@ def read(
   stride: int = 1,
   most: int = 100,
 ) -> Footage:
-  """Takes frames of a video or whatever else a name stands for.
+  """Reads frames of a video or another source.
 
   Args:
-    name: A video, a picture or several between commas, a folder of frames, or a
-      clip of a converted data set: NAME/SPLIT/ID.
+    name: A video, one or more pictures separated by commas, a folder of frames,
+      or a clip of a converted data set, NAME/SPLIT/ID.
     data_dir: Folder of converted data sets.
-    fit: Brings a picture, uint8 [H, W, 3], to the size that is wanted.
+    fit: Function that resizes a picture, uint8 [H, W, 3], to the final size.
     first: Number of the first frame to take.
-    last: Number of the last; the end of the video if None.
-    stride: Take every so many frames.
-    most: Of these take at most so many, evenly spaced.
+    last: Number of the last frame; the end of the video if None.
+    stride: Step between the frames to take.
+    most: Largest number of frames, chosen evenly among these.
 
   Raises:
-    UserError: If there is no such thing, it cannot be read, or it ends before
+    UserError: If the source does not exist, cannot be read, or ends before
       `first`.
   """
   stop = None if last is None else last + 1
   pictures = enumerate(_pictures(name, data_dir))
   try:
-    # Fitted one by one: a long video as it is would not go into memory.
+    # Resize frame by frame: a long video at full size does not fit in memory.
     taken = [
       (number, time, fit(picture))
       for number, (time, picture) in itertools.islice(
@@ -98,11 +98,11 @@ def read(
       )
     ]
   except images.ImageError as e:
-    raise UserError(f'{e} ({name}); give another picture') from e
+    raise UserError(f'{e} ({name}); pass another picture') from e
   if not taken:
     raise UserError(
       f'{name} has no frames from number {first} to '
-      f'{"its end" if last is None else last}; choose others'
+      f'{"its end" if last is None else last}; choose another range'
     )
   taken = [taken[i] for i in spread(len(taken), most)]
   numbers, times, frames = zip(*taken, strict=True)
@@ -116,7 +116,7 @@ def read(
 def _pictures(
   name: str, data_dir: str | os.PathLike[str]
 ) -> Iterator[tuple[float | None, np.ndarray]]:
-  """Yields time and picture of every frame."""
+  """Yields timestamp and picture of every frame."""
   path = epath.Path(name).expanduser()
   suffix = path.suffix.lower()
   if ',' in name or suffix in video.IMAGE_SUFFIXES:
@@ -131,7 +131,7 @@ def _pictures(
     ]
     if not files:
       raise UserError(
-        f'{path} holds no pictures ({", ".join(video.IMAGE_SUFFIXES)}); give a '
+        f'{path} holds no pictures ({", ".join(video.IMAGE_SUFFIXES)}); pass a '
         'folder of frames'
       )
     files.sort(key=lambda file: posed.natural(file.name))
@@ -147,24 +147,24 @@ def _pictures(
 def find(
   name: str, data_dir: str | os.PathLike[str]
 ) -> tuple[store_lib.FrameStore, int]:
-  """The split with a clip, NAME/SPLIT/ID, and the clip's number there.
+  """Returns the split and the number in it of the clip NAME/SPLIT/ID.
 
   Raises:
-    UserError: If there is none of that name.
+    UserError: If there is no such clip.
   """
   parts = name.split('/', 2)
   if len(parts) < 3 or parts[0] not in folders.available(data_dir):
     raise UserError(
-      f'{name} is no file, no folder and no clip of a data set in {data_dir} '
-      f'({", ".join(folders.available(data_dir)) or "which has none"}); give a '
-      'video, pictures between commas, a folder of frames, or NAME/SPLIT/ID'
+      f'{name} is not a file, a folder or a clip of a data set in {data_dir} '
+      f'({", ".join(folders.available(data_dir)) or "which has none"}); pass a '
+      'video, pictures separated by commas, a folder of frames or NAME/SPLIT/ID'
     )
   store = store_lib.open_split(data_dir, *parts[:2])
   ids = store.clip_ids()
   if parts[2] not in ids:
     near = difflib.get_close_matches(parts[2], ids, cutoff=0)
     raise UserError(
-      f'{parts[0]}/{parts[1]} has no clip {parts[2]!r}; near are '
+      f'{parts[0]}/{parts[1]} has no clip {parts[2]!r}; similar IDs: '
       f'{", ".join(near)}'
     )
   return store, ids.index(parts[2])

@@ -1,4 +1,4 @@
-"""A model of latent poses, for inference."""
+"""Inference with models of latent poses."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -25,19 +25,19 @@ Pictures = np.ndarray | Sequence[np.ndarray]
 
 
 class Model:
-  """A trained model; get one from `load`.
+  """A trained model of latent poses, returned by `xfactor.load`.
 
   Pictures of any size are cropped to their central square and resized to
-  `image_size`; a warning says so once. Programs are compiled once for each
-  number of contexts, however many frames there are.
+  `image_size`, with one warning. Functions are compiled once for each number of
+  context views, whatever the number of frames.
 
   Attributes:
-    config: The recipe it was trained with.
-    step: Updates it was trained for.
-    image_size: Pixels along a side.
+    config: Recipe of the training run.
+    step: Number of training updates.
+    image_size: Height and width of the pictures in pixels.
     pose_dim: Channels of a latent pose.
-    contexts: Most views of a scene that it takes.
-    window: Frames of the longest windows in training; None if not known.
+    contexts: Largest number of views of a scene.
+    window: Longest window in training, in frames; None if unknown.
   """
 
   def __init__(self, restored: restore.Restored, *, batch: int, progress: bool):
@@ -77,13 +77,13 @@ class Model:
     self._draw = jax.jit(draw, out_shardings=everywhere)
 
   def at(self, step: int, params: Params) -> 'Model':
-    """The model with the parameters of another step; compiles nothing."""
+    """Returns the model with other parameters, without a new compilation."""
     other = copy.copy(self)
     other.step, other._params = step, params
     return other
 
   def telling(self, say: Callable[[str], None]) -> 'Model':
-    """The model, with its warnings given to `say` and not to the log."""
+    """Returns the model with its warnings passed to `say`, not to the log."""
     other = copy.copy(self)
     other._said, other._say = set(), say
     return other
@@ -91,16 +91,16 @@ class Model:
   def encode_poses(
     self, frames: Pictures, reference: int = 0
   ) -> Float32[np.ndarray, 'n z']:
-    """Latent poses relative to frames[reference], whose own is exactly zero.
+    """Returns latent poses relative to frames[reference], whose pose is zero.
 
-    (Not RUST's, which are of the scene that the reference shows.)
+    (Except for RUST, whose poses are relative to the scene, not to a view.)
 
     Args:
       frames: uint8, one or more of any size.
-      reference: Index into them.
+      reference: Index into `frames`.
 
     Raises:
-      UserError: If there is no such frame, or as `fit`.
+      UserError: If `reference` is out of range, or `fit` raises.
     """
     frames = self.fit(frames, 'a frame')
     _check_index('reference', reference, len(frames))
@@ -113,23 +113,23 @@ class Model:
   def encode_pairs(
     self, references: Pictures, frames: Pictures
   ) -> Float32[np.ndarray, 'n z']:
-    """Latent poses of frames, each relative to a reference of its own.
+    """Returns latent poses of frames, each relative to its own reference.
 
-    Many short clips fill batches that `encode_poses` of each would not.
+    Batches many short clips, which `encode_poses` would encode one by one.
 
     Args:
       references: uint8, one for each of `frames`.
       frames: uint8, one or more of any size.
 
     Raises:
-      UserError: If they are not as many, or as `fit`.
+      UserError: If the counts differ, or `fit` raises.
     """
     references = self.fit(references, 'a reference')
     frames = self.fit(frames, 'a frame')
     if len(references) != len(frames):
       raise UserError(
-        f'{len(references)} references for {len(frames)} frames; give each '
-        'frame its own'
+        f'{len(references)} references for {len(frames)} frames; pass one '
+        'reference per frame'
       )
     return self._map('poses', self._encode, (), references, frames)
 
@@ -139,16 +139,17 @@ class Model:
     context_poses: Float32[np.ndarray, 'c z'],
     target_poses: Float32[np.ndarray, 'n z'],
   ) -> UInt8[np.ndarray, 'n h w 3']:
-    """Draws the scene of `context` from the target poses.
+    """Renders the scene of `context` from the target poses.
 
     Args:
       context: uint8, views of one scene, at most `contexts`.
-      context_poses: Their poses, relative to one of them.
-      target_poses: Poses to draw from, relative to that view, or to the one in
-        another video whose role it takes.
+      context_poses: Poses of the views, relative to one of them.
+      target_poses: Poses to render, relative to that view, or to the frame of
+        another video that it corresponds to.
 
     Raises:
-      UserError: If there are too many views, poses do not fit, or as `fit`.
+      UserError: If there are too many views, poses have a wrong shape, or `fit`
+        raises.
     """
     context = self.fit(context, 'a view of the scene')
     self._check_contexts(len(context))
@@ -160,7 +161,7 @@ class Model:
         raise UserError(
           f'{name} of shape {poses.shape} must have the shape '
           f'{(count, self.pose_dim)}: a row for each view, as encode_poses '
-          'gives them'
+          'returns them'
         )
     return self._map(
       'pictures', self._draw, (context, context_poses), target_poses
@@ -177,33 +178,31 @@ class Model:
     interpolate: int = 1,
     stride: int = 1,
   ) -> UInt8[np.ndarray, 'n h w 3']:
-    """Moves a scene's camera as that of another video: one picture a frame.
+    """Renders a scene with the camera motion of a video, a picture per frame.
 
-    The motion's poses are relative to its reference, those of the scene's views
-    to the scene's, and the scene's reference takes the motion's reference's
-    place: there, the picture is the scene as given.
+    Poses of the motion are relative to its reference, poses of the scene's
+    views to the scene's reference, and the two references correspond: at the
+    motion's reference, the picture shows the scene's reference view.
 
     Args:
       motion: uint8 frames of a video, two or more.
-      scene: uint8 views of one scene in the order of time, at most `contexts`.
+      scene: uint8 views of one scene in temporal order, at most `contexts`.
       reference: Index into `motion`.
-      scene_reference: Index into `scene`; the most central one if None.
-      chain: Frames after which the picture drawn there becomes the scene and
-        its frame the reference, for motions that leave their reference's sight.
-        Each time, the errors of a drawing become part of the scene.
+      scene_reference: Index into `scene`; the middle one if None.
+      chain: Frames after which the picture rendered there becomes the scene and
+        its frame the reference, for motions that leave the reference's field of
+        view. Each time, rendering errors become part of the scene.
       interpolate: k > 1 adds k - 1 pictures between neighbouring frames, from
         interpolated latent poses; n frames become k * (n - 1) + 1 pictures.
       stride: Frames of the video from one of `motion` to the next; only used to
         warn of motions beyond the training windows.
 
     Raises:
-      UserError: If options or counts make no sense, or as `fit`.
+      UserError: If options or counts are invalid, or `fit` raises.
     """
     motion = self.fit(motion, 'a frame of the motion')
     if len(motion) < 2:
-      raise UserError(
-        'the motion has one frame, which moves nothing; give two or more'
-      )
+      raise UserError('the motion has only one frame; pass two or more')
     scene = self.fit(scene, 'a view of the scene')
     self._check_contexts(len(scene))
     if scene_reference is None:
@@ -226,7 +225,7 @@ class Model:
         self.encode_poses(motion[frames], start - frames.start), interpolate
       )
       places = frames.start * interpolate + np.arange(len(targets))
-      # The frame where two pieces meet has been drawn with the first.
+      # The frame shared by two pieces was rendered with the first one.
       new = ~done[places]
       out[places[new]] = self.render(context, poses, targets[new])
       done[places] = True
@@ -235,18 +234,18 @@ class Model:
   def fit(
     self, pictures: Pictures, name: str = 'a picture'
   ) -> UInt8[np.ndarray, 'n h w 3']:
-    """What the model sees of pictures: central squares at the training size.
+    """Crops pictures to central squares and resizes them to the training size.
 
     Args:
       pictures: uint8, one or more.
-      name: What to call one of them in messages.
+      name: Name of one picture in messages.
 
     Raises:
-      UserError: If there are none, they are not uint8 [H, W, 3], too small, or
-        so long that a square shows little of them.
+      UserError: If there are none, or one is not uint8 [H, W, 3], too small or
+        too elongated for a central square.
     """
     if not len(pictures):
-      raise UserError(f'there is not {name} to look at; give at least one')
+      raise UserError(f'no pictures were given ({name}); pass at least one')
     return np.stack([self._fit(np.asarray(x), name) for x in pictures])
 
   def _fit(self, picture: np.ndarray, name: str) -> np.ndarray:
@@ -262,13 +261,13 @@ class Model:
     shape = f'{name} of {width} x {height} pixels'
     if 4 * min(height, width) < size:
       raise UserError(
-        f'{shape} is too small for a model of {size} x {size}; give a larger '
+        f'{shape} is too small for a model of {size} x {size}; pass a larger '
         'picture'
       )
     if max(height, width) > 4 * min(height, width):
       raise UserError(
         f'{shape} is too long: the model sees only the central square; crop it '
-        'to what matters'
+        'to the relevant part'
       )
     cropped = 'cropped to its central square and ' * (height != width)
     self._say_once(f'{shape} is {cropped}resized to {size} x {size}')
@@ -277,7 +276,7 @@ class Model:
   def _map(
     self, name: str, program: Callable, given: tuple, *rows: np.ndarray
   ) -> np.ndarray:
-    """Runs a program over rows, in batches of one shape (the last padded)."""
+    """Runs a compiled function over rows in batches, the last one padded."""
     count = len(rows[0])
     given = jax.device_put(given, NamedSharding(self._mesh, P()))
     place = NamedSharding(self._mesh, sharding.BATCH)
@@ -297,7 +296,7 @@ class Model:
         if not finite.all():
           raise UserError(
             f'the {name} that the model of step {self.step} gives are not '
-            'finite: its training diverged; take an older checkpoint'
+            'finite: its training diverged; use an older checkpoint'
           )
         out.append(got[: len(parts[0])])
         bar.update(len(parts[0]))
@@ -308,18 +307,18 @@ class Model:
       raise UserError(
         f'the scene has {count} views and this model takes '
         + (
-          'one (it is a stereo model); give one view'
+          'one (it is a stereo model); pass one view'
           if self.contexts == 1
-          else f'at most {self.contexts}; give fewer'
+          else f'at most {self.contexts}; pass fewer'
         )
       )
 
   def _warn(self, count: int, pieces: list, stride: int) -> None:
-    """Says where references change, and where frames are far from theirs."""
+    """Warns of changes of the reference and of frames far from theirs."""
     if changes := sorted(start for start, _ in pieces[1:]):
       self._say_once(
         f'the reference changes at frames {", ".join(map(str, changes))} of '
-        f'the {count} given; each time, errors of the drawing become part of '
+        f'the {count} given; each time, rendering errors become part of '
         'the scene'
       )
     far = max(
@@ -331,8 +330,8 @@ class Model:
       remedy = f'or give chain={chain}' if chain else 'or a smaller stride'
       self._say_once(
         f'the motion goes {far} frames from its reference and the model was '
-        f'trained with at most {self.window - 1}; beyond, pictures are '
-        f'guesses; take a shorter motion, {remedy}'
+        f'trained with at most {self.window - 1}; pictures beyond that are '
+        f'unreliable; use a shorter motion, {remedy}'
       )
 
   def _say_once(self, text: str) -> None:
@@ -348,16 +347,17 @@ def _are_finite(rows: Float[Array, 'n ...']) -> Bool[Array, ' n']:
 def segments(
   count: int, reference: int, chain: int | None
 ) -> list[tuple[int, slice]]:
-  """Divides a motion into pieces, each with a reference of its own.
+  """Divides a motion into pieces, each with its own reference.
 
   Args:
-    count: Frames of the motion.
-    reference: Of the first piece.
+    count: Number of frames of the motion.
+    reference: Reference of the first piece.
     chain: Frames from a piece's reference to its end.
 
   Returns:
-    (reference, frames); every further piece begins, or, before the first
-    reference, ends with a frame of a piece before it, which is its reference.
+    (reference, frames) of each piece. The reference of a further piece is its
+    first frame, or its last one before the first reference, and is also a frame
+    of an earlier piece.
   """
   chain = chain or count
   first = slice(max(reference - chain, 0), min(reference + chain + 1, count))
@@ -377,9 +377,9 @@ def segments(
 def _interpolate(
   poses: Float32[np.ndarray, 'n z'], steps: int
 ) -> Float32[np.ndarray, 'm z']:
-  """A Catmull-Rom curve through poses of one reference, `steps` points a pose.
+  """Samples a Catmull-Rom spline through poses, `steps` points per pose.
 
-  Nothing promises that latents between two poses are poses between them.
+  Interpolated latents are not guaranteed to be poses in between.
   """
   before, after = 2 * poses[:1] - poses[1:2], 2 * poses[-1:] - poses[-2:-1]
   padded = np.concatenate([before, poses, after])

@@ -1,4 +1,4 @@
-"""Pictures beside each other with captions, as video, GIF and a PNG strip."""
+"""Writes captioned pictures as a video, a GIF and a PNG strip."""
 
 import contextlib
 import fractions
@@ -18,14 +18,14 @@ from xfactor.errors import UserError
 
 BLACK, ORANGE = (0, 0, 0), (200, 80, 0)
 _GAP = 4  # Pixels between pictures.
-_GIF_TICK = 10  # Milliseconds; the format knows no shorter times.
-_GIF_SHORTEST = 20  # Viewers slow down what is shown for less.
+_GIF_TICK = 10  # Milliseconds; the time unit of the format.
+_GIF_SHORTEST = 20  # Milliseconds; viewers slow down shorter frames.
 
 
 def enlarge(
   picture: UInt8[np.ndarray, 'h w 3'], size: int
 ) -> UInt8[np.ndarray, '{size} ww 3']:
-  """The picture at `size` pixels of height; it stays as coarse as it is."""
+  """Resizes a picture to a height of `size`; whole factors repeat pixels."""
   height, width = picture.shape[:2]
   whole = size % height == 0
   how = Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC
@@ -38,7 +38,7 @@ def caption(
   text: str,
   colour: tuple[int, int, int] = BLACK,
 ) -> UInt8[np.ndarray, 'hh w 3']:
-  """The picture under a line of text, made smaller where it is too long."""
+  """Puts a line of text above a picture, in a smaller font if too long."""
   width = picture.shape[1]
   height = line_height(width)
   bar = Image.new('RGB', (width, height), 'white')
@@ -52,14 +52,14 @@ def caption(
 
 
 def line_height(width: int) -> int:
-  """Pixels of the line of text over a picture of this width."""
+  """Returns the height in pixels of a caption for this width."""
   return max(14, width // 10)
 
 
 def row(
   pictures: Sequence[UInt8[np.ndarray, 'h _ 3']],
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Pictures of one height beside each other."""
+  """Joins pictures of one height horizontally."""
   gap = np.full((len(pictures[0]), _GAP, 3), 255, np.uint8)
   parts = [part for picture in pictures for part in (gap, picture)]
   return np.concatenate(parts[1:], axis=1)
@@ -68,15 +68,15 @@ def row(
 def column(
   pictures: Sequence[UInt8[np.ndarray, '_ w 3']],
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Pictures of one width below each other."""
+  """Joins pictures of one width vertically."""
   turned = [einops.rearrange(x, 'h w c -> w h c') for x in pictures]
   return einops.rearrange(row(turned), 'w h c -> h w c')
 
 
 def mp4(frames: UInt8[np.ndarray, 'n h w 3'], fps: float) -> bytes:
-  """An MP4 video: H.264 where PyAV has an encoder for it, else MPEG-4.
+  """Encodes an MP4 video: H.264 if PyAV has the encoder, else MPEG-4.
 
-  Sides are made even with white, as 4:2:0 colour wants it.
+  Odd sides are padded with white, since 4:2:0 colour needs even sides.
   """
   odd = [(0, n % 2) for n in frames.shape[1:3]]
   frames = np.pad(frames, [(0, 0), *odd, (0, 0)], constant_values=255)
@@ -87,7 +87,7 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], fps: float) -> bytes:
     stream = container.add_stream('libx264' if h264 else 'mpeg4', rate=rate)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = 'yuv420p'
-    # Near lossless, so that nobody judges a model by the codec.
+    # Nearly lossless, so that codec artefacts do not hide those of the model.
     stream.options = {'crf': '16'} if h264 else {'q:v': '2'}
     for frame in frames:
       picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
@@ -102,7 +102,7 @@ def write(
   fps: float,
   strip: UInt8[np.ndarray, 'hh ww 3'],
 ) -> None:
-  """Writes OUT, x.mp4, and x.gif and x.png, the strip, beside it."""
+  """Writes the video OUT, x.mp4, the GIF x.gif and the strip x.png."""
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_bytes(mp4(frames, fps))
   out.with_suffix('.gif').write_bytes(gif(frames, fps))
@@ -111,7 +111,7 @@ def write(
 
 @contextlib.contextmanager
 def naming(out: epath.Path) -> Iterator[None]:
-  """Says of what cannot be written that it belongs to --out."""
+  """Turns write errors into a UserError that names --out."""
   try:
     yield
   except OSError as e:
@@ -121,7 +121,7 @@ def naming(out: epath.Path) -> Iterator[None]:
 
 
 def gif(frames: UInt8[np.ndarray, 'n h w 3'], fps: float) -> bytes:
-  """An endless GIF; above 50 frames a second some are left out."""
+  """Encodes a looping GIF; frames above 50 per second are skipped."""
   step = math.ceil(fps * _GIF_SHORTEST / 1000)
   ticks = round(1000 * step / fps / _GIF_TICK)
   first, *rest = (Image.fromarray(x).quantize() for x in frames[::step])

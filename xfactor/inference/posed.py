@@ -1,4 +1,4 @@
-"""Trained posed models in use: a few views with cameras, seen from others.
+"""Inference with posed models: renders a scene from a few views with cameras.
 
   >>> import xfactor
   >>> model = xfactor.load('runs/srt_nmr')
@@ -7,8 +7,8 @@
   >>> drawn.pictures.shape == (len(other_poses), 128, 128, 3)
   True
 
-Cameras have OpenCV axes; poses are world-to-camera [R|t] in whatever world the
-views share, with the unit of length of the training data; intrinsics are
+Cameras have OpenCV axes; poses are world-to-camera [R|t] in any world frame
+shared by the views, in the unit of length of the training data; intrinsics are
 (fx, fy, cx, cy) divided by width and height.
 """
 
@@ -35,10 +35,10 @@ from xfactor.nn import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """What a model knows of a scene; get one from `PosedModel.encode`.
+  """An encoded scene, returned by `PosedModel.encode`.
 
   Attributes:
-    tokens: One copy for each device of a batch.
+    tokens: Scene tokens, one copy for each data-parallel device.
     first: World-to-camera pose of the first view.
   """
 
@@ -48,11 +48,11 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-  """A scene from some cameras.
+  """Pictures of a scene from given cameras.
 
   Attributes:
-    pictures: What they see.
-    depth: Expected distance along each pixel's ray, where the model has a
+    pictures: Rendered pictures, one for each camera.
+    depth: Expected distance along each pixel's ray; None for models without a
       volume.
   """
 
@@ -61,14 +61,14 @@ class Rendered:
 
 
 class PosedModel:
-  """A trained posed model; get one from `xfactor.load`.
+  """A trained posed model, returned by `xfactor.load`.
 
   Attributes:
-    config: The recipe it was trained with.
-    step: Updates it was trained for.
-    contexts: Views of a scene that it was trained to take; others work, too.
+    config: Recipe of the training run.
+    step: Number of training updates.
+    contexts: Views of a scene in training; other numbers also work.
     image_shape: Height and width of the views in training.
-    span: Where rays begin and end, in units of the world; None for light
+    span: Start and end of the rays, in units of the world; None for light
       fields, which have no depth.
   """
 
@@ -137,14 +137,14 @@ class PosedModel:
     intrinsics: Float[np.ndarray, 'i 4'],
     world_to_camera: Float[np.ndarray, 'p 3 4'],
   ) -> Scene:
-    """Looks at views of a scene.
+    """Encodes views of a scene.
 
     Args:
-      images: uint8, or floats in [0, 1] which are rounded to as many levels;
-        of the size of the training views, or of another with as many pixels to
-        a degree.
-      intrinsics: Normalised, of each.
-      world_to_camera: Poses; the first is the one that counts as canonical.
+      images: uint8, or floats in [0, 1], which are rounded to 256 levels; of
+        the size of the training views, or of another size with the same number
+        of pixels per degree.
+      intrinsics: Normalised intrinsics of each view.
+      world_to_camera: Poses; the first one is the canonical pose.
 
     Raises:
       UserError: If counts differ, cameras are not finite, or views are larger
@@ -154,7 +154,7 @@ class PosedModel:
     _check(intrinsics, world_to_camera)
     if views != len(intrinsics):
       raise UserError(
-        f'{views} views have {len(intrinsics)} cameras; give each its own'
+        f'{views} views have {len(intrinsics)} cameras; pass one for each view'
       )
     stride = self._build.objective.input_stride
     srt_network.check_size(
@@ -164,7 +164,7 @@ class PosedModel:
     if views != self.contexts:
       logging.log_first_n(
         logging.WARNING,
-        '%d views are given of a scene; the model was trained with %d',
+        'The scene has %d views; the model was trained with %d.',
         1,
         views,
         self.contexts,
@@ -184,18 +184,18 @@ class PosedModel:
     height: int,
     width: int,
   ) -> Rendered:
-    """Draws a scene from other cameras, some rays at a time.
+    """Renders a scene from other cameras, in batches of rays.
 
-    How many is chosen from the model's sizes, so that of the pictures' size
-    memory hardly depends, and of their number not at all; every device takes
-    its share of them.
+    The batch size depends on the model's sizes, so that memory hardly depends
+    on the size of the pictures, and not on their number. The rays are divided
+    over all devices.
 
     Args:
-      scene: From `encode`.
-      intrinsics: Normalised, of each picture.
+      scene: Scene returned by `encode`.
+      intrinsics: Normalised intrinsics of each picture.
       world_to_camera: Poses in the world of the scene's views.
-      height: Pixels.
-      width: Pixels.
+      height: Height of the pictures in pixels.
+      width: Width of the pictures in pixels.
 
     Raises:
       UserError: If counts differ, or cameras or the pictures are not finite.
@@ -205,7 +205,7 @@ class PosedModel:
     most = self._ways * srt_objective.at_once(
       self._build.model, scene.tokens.shape[1]
     )
-    # Small pictures are drawn several at once, large ones in parts.
+    # Render several small pictures at once, and large ones in parts.
     calls = math.ceil(count / max(1, most // pixels))
     group = math.ceil(count / calls)
     parts = math.ceil(group * pixels / most)
@@ -232,7 +232,7 @@ class PosedModel:
         if not finite:
           raise UserError(
             f'the pictures that the model of step {self.step} gives are not '
-            'finite: its training diverged; take an older checkpoint'
+            'finite: its training diverged; use an older checkpoint'
           )
         pictures.append(drawn[: count - start])
         depths.append(None if depth is None else depth[: count - start])
@@ -250,11 +250,11 @@ def _single(x: np.ndarray) -> np.ndarray:
 def _check(intrinsics: np.ndarray, poses: np.ndarray) -> None:
   if not len(intrinsics) == len(poses) > 0:
     raise UserError(
-      f'cameras have {len(intrinsics)} intrinsics and {len(poses)} poses; give '
-      'at least one of each, and as many'
+      f'cameras have {len(intrinsics)} intrinsics and {len(poses)} poses; pass '
+      'at least one of each, in equal numbers'
     )
   if not (np.isfinite(intrinsics).all() and np.isfinite(poses).all()):
     raise UserError(
-      'a camera has numbers that are not finite; give only views whose '
-      'cameras are known'
+      'a camera has values that are not finite; pass only views with '
+      'known cameras'
     )

@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint alone: the recipe is written in it."""
+"""Restores a trained model from a checkpoint, which includes the recipe."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """A checkpoint's parameters on the devices here, and what they belong to.
+  """Parameters of a checkpoint on the local devices, and their model.
 
   Attributes:
-    config: The recipe that was trained, on the defaults of this version.
-    step: Updates done.
-    build: What the recipe builds on the devices here.
-    params: Of the networks.
+    config: Recipe of the training run, with the defaults of this version.
+    step: Number of training updates.
+    build: Networks and objective built from the recipe.
+    params: Parameters of the networks.
   """
 
   config: ConfigDict
@@ -45,13 +45,13 @@ def restore(
 
   Args:
     path: A run's workdir, or one checkpoint of it, WORKDIR/checkpoints/STEP.
-    step: Of the checkpoint in a workdir; the newest if None.
-    devices: Default: all. They are laid out as in the recipe; if their number
-      does not allow that, each holds all parameters.
+    step: Step of the checkpoint in a workdir; the newest if None.
+    devices: Devices to use; all if None. The mesh is that of the recipe; if
+      it does not fit their number, each device holds all parameters.
 
   Raises:
     UserError: If there is no such checkpoint, it cannot be read, or it does not
-      hold the model that its recipe describes.
+      match the model of its recipe.
   """
   workdir, step = _locate(epath.Path(path).expanduser(), step)
   checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
@@ -67,24 +67,24 @@ def restore(
 def _locate(
   path: epath.Path, step: int | None
 ) -> tuple[epath.Path, int | None]:
-  """The workdir and the step that are meant."""
+  """Returns the workdir and the step that a path refers to."""
   if path.name.isdigit() and path.parent.name == 'checkpoints':
     if step not in (None, int(path.name)):
       raise UserError(
-        f'{path} is not the checkpoint of step {step}; leave out the one or '
-        'the other'
+        f'{path} is not the checkpoint of step {step}; pass either the '
+        'step or its folder'
       )
     return path.parent.parent, int(path.name)
   if not (path / 'checkpoints').exists():
     raise UserError(
-      f'{path} is no run (it has no folder checkpoints) and no checkpoint '
-      '(WORKDIR/checkpoints/STEP); give the one or the other'
+      f'{path} is neither a run (it has no folder checkpoints) nor a '
+      'checkpoint (WORKDIR/checkpoints/STEP); pass one of them'
     )
   return path, step
 
 
 def _recipe(folder: epath.Path) -> ConfigDict:
-  """The recipe in a checkpoint's metadata."""
+  """Reads the recipe from the metadata of a checkpoint."""
   file = folder / 'meta' / 'metadata'
   try:
     saved = configs.upgraded(json.loads(file.read_text())['config'])
@@ -92,12 +92,12 @@ def _recipe(folder: epath.Path) -> ConfigDict:
     unknown = _update(config, saved)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(
-      f'{file} holds no recipe that can be read ({type(e).__name__}); give a '
-      'checkpoint that xfactor.main wrote'
+      f'{file} holds no recipe that can be read ({type(e).__name__}); pass a '
+      'checkpoint written by xfactor.main'
     ) from e
   if unknown:
     logging.warning(
-      '%s has settings that this version does not know and leaves out: %s',
+      '%s has settings that this version does not know and ignores: %s',
       folder,
       ', '.join(unknown),
     )
@@ -107,14 +107,14 @@ def _recipe(folder: epath.Path) -> ConfigDict:
 def _update(
   config: ConfigDict, saved: Mapping[str, Any], prefix: str = ''
 ) -> list[str]:
-  """Puts saved values into a config; returns the names it does not have."""
+  """Copies saved values into a config; returns the names it does not have."""
   unknown = []
   for key, value in saved.items():
     if key not in config:
       unknown.append(prefix + key)
     elif isinstance(config[key], ConfigDict) and config[key]:
       unknown += _update(config[key], value, f'{prefix}{key}.')
-    else:  # A leaf, or a dict whose names are the recipe's own.
+    else:  # A leaf, or a dict whose keys are chosen by the recipe.
       config[key] = ConfigDict(value) if isinstance(value, dict) else value
   return unknown
 
@@ -125,7 +125,7 @@ def _build(config: ConfigDict, devices: Sequence[jax.Device]) -> builds.Build:
     sharding.make_mesh(sharding.Config(**config.mesh), devices)
   except UserError:
     config.mesh.update(dataclasses.asdict(sharding.Config()))
-  # What suits the machine of the training need not suit this one.
+  # These settings were chosen for the training machine.
   config.model.attention = 'auto'
   config.data.batch = len(devices)
   config.train.accumulate = 1

@@ -17,16 +17,16 @@ from xfactor.geometry import cameras
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """Views of a scene: a model's inputs, and the cameras of the whole clip.
+  """Input views of a scene, and the cameras of the whole clip.
 
   Attributes:
-    name: NAME/SPLIT/ID.
-    numbers: Of the frames in the clip.
-    images: The frames at the model's size.
-    intrinsics: Theirs, normalised.
-    world_to_camera: Theirs.
-    all_intrinsics: Of all frames of the clip.
-    all_poses: Of all frames of the clip.
+    name: Clip, NAME/SPLIT/ID.
+    numbers: Frame numbers of the views in the clip.
+    images: Views at the model's size.
+    intrinsics: Normalised intrinsics of the views.
+    world_to_camera: Poses of the views.
+    all_intrinsics: Normalised intrinsics of all frames of the clip.
+    all_poses: Poses of all frames of the clip.
   """
 
   name: str
@@ -39,19 +39,19 @@ class Views:
 
 
 def find(name: str, data_dir: str) -> tuple[store_lib.FrameStore, list[int]]:
-  """The clips that NAME/SPLIT/ID stands for, and the split they are in.
+  """Returns the split and the clip numbers that NAME/SPLIT/ID refers to.
 
   Instead of an ID there can be a clip's number, counted from 0 in the order of
-  the records, or a range of them, BEGIN:END, whose end is left out.
+  the records, or a range of numbers, BEGIN:END, without its end.
 
   Raises:
-    UserError: If there are none.
+    UserError: If there are no such clips.
   """
   dataset, _, rest = name.partition('/')
   split, _, clip = rest.partition('/')
   if not clip or dataset not in folders.available(data_dir):
     raise UserError(
-      f'{name} is no clip of a data set in {data_dir} '
+      f'{name} is not a clip of a data set in {data_dir} '
       f'({", ".join(folders.available(data_dir)) or "which has none"}); give '
       'NAME/SPLIT/ID, NAME/SPLIT/3 or NAME/SPLIT/0:5'
     )
@@ -62,13 +62,13 @@ def find(name: str, data_dir: str) -> tuple[store_lib.FrameStore, list[int]]:
   if not (numbers := re.fullmatch(r'(\d*)(:?)(\d*)', clip)):
     near = difflib.get_close_matches(clip, ids, cutoff=0)
     raise UserError(
-      f'{dataset}/{split} has no clip {clip!r}; near are {", ".join(near)}'
+      f'{dataset}/{split} has no clip {clip!r}; similar IDs: {", ".join(near)}'
     )
   begin = int(numbers[1] or 0)
   end = int(numbers[3] or len(ids)) if numbers[2] else begin + 1
   if not begin < end <= len(ids):
     raise UserError(
-      f'{dataset}/{split} has clips 0 to {len(ids) - 1} and none {clip}; '
+      f'{dataset}/{split} has clips 0 to {len(ids) - 1} and no clip {clip}; '
       'choose among these'
     )
   return store, list(range(begin, end))
@@ -77,16 +77,16 @@ def find(name: str, data_dir: str) -> tuple[store_lib.FrameStore, list[int]]:
 def read(
   store: store_lib.FrameStore, clip: int, config: ConfigDict, data_dir: str
 ) -> Views:
-  """Reads the views that a model is given of a clip.
+  """Reads the input views of a clip.
 
-  They are the inputs of the fixed evaluation, or where the clip is not in it,
-  the clip's first frames.
+  They are the inputs of the fixed evaluation, or the first frames of a clip
+  that the evaluation does not contain.
 
   Args:
-    store: The clip's split.
-    clip: Its number.
-    config: Of the model.
-    data_dir: Where the store is.
+    store: Split with the clip.
+    clip: Number of the clip.
+    config: Recipe of the model.
+    data_dir: Folder of converted data sets.
 
   Raises:
     UserError: If the clip has no cameras or too few frames, or a frame cannot
@@ -96,14 +96,14 @@ def read(
   name = f'{store.name}/{store.split}/{known.id}'
   if not known.posed:
     raise UserError(
-      f'{name} has no cameras, which this model needs; take a scene of a data '
-      'set whose cameras are known'
+      f'{name} has no cameras, which this model needs; use a scene of a data '
+      'set with known cameras'
     )
   data = config.data
   if known.num_frames < data.contexts:
     raise UserError(
       f'{name} has {known.num_frames} frames and the model takes '
-      f'{data.contexts} of them; take another scene'
+      f'{data.contexts} of them; use another scene'
     )
   numbers = list(range(data.contexts))
   num_views = data.contexts + data.targets

@@ -1,4 +1,4 @@
-"""A motion applied to a scene, from their names to pictures for people."""
+"""Transfers a motion to a scene and writes captioned pictures."""
 
 import dataclasses
 
@@ -8,21 +8,21 @@ from jaxtyping import UInt8
 
 from xfactor.inference import footage, latent, movie
 
-_COLUMNS = 7  # Of the strip.
-_FPS_UNKNOWN = 12.0  # Where there are no times and no --fps.
+_COLUMNS = 7  # Columns of the strip.
+_FPS_UNKNOWN = 12.0  # Without timestamps and --fps.
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """A transfer and what it was made of; `k` pictures a motion frame.
+  """A transfer and its inputs.
 
   Attributes:
     motion: Frames of the motion.
-    reference: Index into them.
-    scene: The scene's reference view.
-    pictures: The moved scene, k * (n - 1) + 1.
-    has_truth: Whether the motion's frames are what `pictures` should show.
-    k: Above 1, the others are interpolated.
+    reference: Index into the frames.
+    scene: Reference view of the scene.
+    pictures: Moved scene, k * (n - 1) + 1 pictures.
+    has_truth: Whether the motion's frames are the ground truth of `pictures`.
+    k: Pictures per frame of the motion; above 1, the others are interpolated.
   """
 
   motion: footage.Footage
@@ -33,7 +33,7 @@ class Transfer:
   k: int
 
   def cells(self, at: int, size: int) -> list[np.ndarray]:
-    """Motion, transfer and truth at one picture, with captions."""
+    """Returns captioned motion, transfer and truth of one picture."""
     frame, between = divmod(at, self.k)
     number = self.motion.numbers[frame]
     seen = movie.enlarge(self.motion.frames[frame], size)
@@ -50,13 +50,13 @@ class Transfer:
     return cells
 
   def video(self, size: int) -> np.ndarray:
-    """The video: motion | transfer | truth."""
+    """Returns the video: motion | transfer | truth."""
     return np.stack(
       [movie.row(self.cells(i, size)) for i in range(len(self.pictures))]
     )
 
   def strip(self, size: int) -> np.ndarray:
-    """Some pictures beside each other, after the references."""
+    """Returns the references and some pictures side by side."""
     number = self.motion.numbers[self.reference]
     start = [
       (self.motion.frames[self.reference], f'reference: frame {number}'),
@@ -86,7 +86,7 @@ def transfer(
   chain: int | None = None,
   interpolate: int = 1,
 ) -> Transfer:
-  """Reads motion and scene and draws the transfer; arguments as the flags."""
+  """Reads motion and scene and renders the transfer; see the flags."""
 
   def read(name: str, **taken) -> footage.Footage:
     def fit(picture: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def transfer(
     centre = (len(still) - 1) // 2
   else:
     centre = still.nearest(scene_reference)
-  if ',' in scene and not same:  # All are meant.
+  if ',' in scene and not same:  # Use all listed pictures.
     views = np.arange(len(still))
   else:
     views = choose_views(still.numbers, centre, model.contexts, model.window)
@@ -125,16 +125,16 @@ def transfer(
 def choose_views(
   numbers: np.ndarray, centre: int, most: int, window: int | None
 ) -> np.ndarray:
-  """Chooses a scene's views: `centre` and others evenly around it.
+  """Chooses views of a scene: `centre` and others evenly around it.
 
   Args:
-    numbers: Of the frames that there are.
+    numbers: Frame numbers to choose from.
     centre: Index of the reference view.
-    most: How many to choose, if there are so many.
-    window: Frames that they may come from; all if None.
+    most: Largest number of views.
+    window: Length in frames of the window of the views; all frames if None.
 
   Returns:
-    Their indices, ascending.
+    Indices of the views, ascending.
   """
   if most == 1:
     return np.array([centre])
@@ -150,10 +150,10 @@ def choose_views(
 def write(
   shown: Transfer, out: epath.Path, *, fps: float | None = None, size: int = 256
 ) -> None:
-  """Writes OUT, and a GIF and a PNG strip of the same name beside it.
+  """Writes the video OUT, and a GIF and a PNG strip of the same name.
 
   Raises:
-    UserError: If they cannot be written.
+    UserError: If a file cannot be written.
   """
   frames = shown.video(size)
   fps = fps or (shown.motion.fps or _FPS_UNKNOWN) * shown.k
