@@ -141,7 +141,7 @@ def test_train_then_evaluate(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'step 3' in done.stdout
   page = tmp_path / 'run/eval/00000003/index.html'
-  assert f'all of it in a page: {page}' in done.stdout
+  assert f'report: {page}' in done.stdout
   assert page.stat().st_size > 10_000
   done = fork('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
   assert done.returncode == 2

@@ -2,11 +2,11 @@
 
 Scores a checkpoint on the fixed held-out examples of the recipe's data sets and
 writes eval/STEP.json, pictures and a page, eval/STEP/index.html, into the run's
-folder: the newest, that of --step=N, or with --step=all each that has not been
-evaluated yet. --follow goes on with every new one until that of the recipe's
-last update. With --oracle=NAME it also runs the transfer test: True Pose
-Similarity by that oracle, and FID; with --probe it trains and tests the pose
-probe. Exit codes as those of xfactor.main.
+folder. The default is the newest checkpoint; --step=N selects one, --step=all
+all that are not evaluated yet. --follow waits for new checkpoints until that of
+the recipe's last update. --oracle=NAME also runs the transfer test: True Pose
+Similarity by that oracle, and FID. --probe also trains and tests the pose
+probe. Exit codes are those of xfactor.main.
 """
 
 import contextlib
@@ -23,30 +23,33 @@ from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.training.resilience import shutdown
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe that was trained.', lock_config=True
+  'config', None, 'Recipe of the run.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _STEP = flags.DEFINE_string(
-  'step', 'latest', 'Checkpoint: latest, a number, or all not evaluated yet.'
+  'step', 'latest', 'Checkpoint: latest, a number, or all (not evaluated yet).'
 )
 _FOLLOW = flags.DEFINE_bool('follow', False, 'Wait for new checkpoints.')
 _ORACLE = flags.DEFINE_enum(
   'oracle', None, oracles.NAMES, 'Pose oracle; runs the transfer test.'
 )
 _ORACLE_OPTIONS = flags.DEFINE_string(
-  'oracle_options', '', "The oracle's own, for instance weights=model.pt."
+  'oracle_options', '', 'Options of --oracle, for instance weights=model.pt.'
 )
 _TARGET_ORACLE = flags.DEFINE_enum(
-  'target_oracle', None, oracles.NAMES, 'Of real frames; default: --oracle.'
+  'target_oracle',
+  None,
+  oracles.NAMES,
+  'Oracle of real frames; default: --oracle.',
 )
 _TARGET_ORACLE_OPTIONS = flags.DEFINE_string(
-  'target_oracle_options', '', 'Its own.'
+  'target_oracle_options', '', 'Options of --target_oracle.'
 )
 _LPIPS = flags.DEFINE_multi_enum(
-  'lpips', None, ['vgg16', 'alexnet'], 'LPIPS by these (default: vgg16).'
+  'lpips', None, ['vgg16', 'alexnet'], 'LPIPS networks (default: vgg16).'
 )
 _INCEPTION = flags.DEFINE_string(
-  'inception', None, "Weights of pytorch-fid's Inception, for the FID."
+  'inception', None, "Weights of pytorch-fid's Inception for the FID."
 )
 _PROBE = flags.DEFINE_bool(
   'probe', False, 'Train and test a pose probe; needs cameras.'
@@ -65,8 +68,8 @@ def main(_) -> int:
     config, workdir = _CONFIG.value, _WORKDIR.value
     if not _ORACLE.value and (_INCEPTION.value or _TARGET_ORACLE.value):
       raise UserError(
-        '--inception and --target_oracle are for the transfer test; give an '
-        '--oracle as well'
+        '--inception and --target_oracle are for the transfer test; add '
+        '--oracle=NAME'
       )
     evaluate = evaluation_run.Evaluation(
       config,
@@ -82,7 +85,7 @@ def main(_) -> int:
     ):
       page = evaluate(step)
       if jax.process_index() == 0:
-        print(f'all of it in a page: {page}', flush=True)
+        print(f'report: {page}', flush=True)
   return 0
 
 

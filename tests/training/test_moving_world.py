@@ -104,7 +104,7 @@ def test_the_table_is_printed(run):
     f'rank        {transfer["rank"]:6.1f} %',
     f'identified  {transfer["identified"]:6.1f} %',
     f'PSNR        {transfer["psnr"]:6.2f} dB',
-    f'left as it is: {transfer["frozen_psnr"]:.2f} dB',
+    f'of the unmoved scene: {transfer["frozen_psnr"]:.2f} dB',
     'motion that a linear map reads off the pose (R2): pan ',
     f'{workdir}/transfer.png, .mp4 and .gif',
   ):

@@ -1,11 +1,11 @@
-"""Does motion transfer? What the main job measures of latent poses itself.
+"""Measures during training whether the motion of latent poses transfers.
 
-*   `Motion.transfer`: the transfer test without an oracle (`tps.py`), in worlds
-    whose scenes can be drawn anew.
+*   `Motion.transfer`: the transfer test without an oracle (`transfer_test.py`),
+    for data sets whose scenes can be rendered again.
 *   `Motion.explained`: how much of each degree of freedom of the true camera a
-    linear map reads off the latent pose, in worlds with cameras. It shows what
-    has been learned long before PSNR does: the first half decibel that a pose
-    gains is colour, not motion.
+    linear map reads off the latent pose, for data sets with cameras. It shows
+    progress long before PSNR does: the first half decibel that a pose gains is
+    colour, not motion.
 """
 
 import collections
@@ -28,10 +28,10 @@ from xfactor.nn.functional import Params
 from xfactor.training import held_out
 from xfactor.training.build import Build
 
-_FITTED = 512  # Pairs of frames that the linear map is fitted to, at most.
+_FITTED = 512  # Pairs of frames to fit the linear map to.
 _RIDGE = 1.0
-# Turns and moves that are less than this share of the largest of their kind
-# are not asked for: a panning camera that looks up rolls a little, too.
+# Rotations and translations below this share of the largest of their kind are
+# not tested: a panning camera that looks up rolls a little, too.
 _LEAST = 0.2
 _ROWS = 4  # Pairs in the video.
 _FPS = 8.0
@@ -45,16 +45,18 @@ _COLUMNS = (
 
 
 def make(config: ConfigDict, build: Build) -> 'Motion | None':
-  """Returns the probe of a recipe; None for methods without latent poses."""
+  """Returns the tests of a recipe; None for methods without latent poses."""
   return None if build.method.posed else Motion(config, build)
 
 
 class Motion:
-  """The tests of a recipe's data sets; opens them, compiles once.
+  """Tests the motion of latent poses on a recipe's data sets.
+
+  Opens the data sets and compiles once.
 
   Args:
-    config: The recipe, of a method with latent poses.
-    build: What it built.
+    config: Recipe of a method with latent poses.
+    build: Result of `build.build` for the recipe.
 
   Raises:
     UserError: If a data set is missing, or a window cannot hold the views.
@@ -66,18 +68,18 @@ class Motion:
       name: store_lib.open_split(config.data.dir, name, config.eval.split)
       for name in config.data.mix
     }
-    # Before training: who waited for hours wants to hear of no bad window.
+    # Reports a bad window before training, not hours later.
     self._tested = {
       name: self._paired(store) for name, store in self._stores.items()
     }
     self._model = None
 
   def brief(self, params: Params, step: int) -> held_out.Findings:
-    """Measures what a linear map reads off the poses."""
+    """Measures the motion that a linear map reads off the poses."""
     return _findings({}, self.explained(params, step))
 
   def full(self, params: Params, step: int) -> held_out.Findings:
-    """Measures all, and films the transfer."""
+    """Measures everything, and renders a video of the transfer."""
     film = self.films(params, step)
 
     def save(workdir: str) -> str:
@@ -95,7 +97,7 @@ class Motion:
   def transfer(
     self, params: Params, step: int
   ) -> dict[str, transfer_test.Result]:
-    """The transfer test of each world whose scenes can be drawn anew."""
+    """Runs the transfer test of each data set that can be rendered again."""
     return {
       name: transfer_test.evaluate(
         self._at(params, step),
@@ -109,9 +111,9 @@ class Motion:
     }
 
   def explained(self, params: Params, step: int) -> dict[str, dict[str, float]]:
-    """R2 by data set and degree of freedom, of held-out pairs of frames.
+    """R2 on held-out pairs of frames, by data set and degree of freedom.
 
-    1 is all of the variance; 0 or less is nothing.
+    1 explains all of the variance; 0 or less explains nothing.
     """
     if not self._build.method.relative:
       return {}
@@ -130,24 +132,24 @@ class Motion:
   def films(
     self, params: Params, step: int
   ) -> tuple[np.ndarray, float, np.ndarray] | None:
-    """Scenes that held-out motions moved, for `movie.write`.
+    """Renders scenes moved by held-out motions, for `movie.write`.
 
     Returns:
-      A video, uint8 [n, h, w, 3], its frames a second, and a picture
-      [h, w, 3]; None where no clips can be paired.
+      A video, uint8 [n, h, w, 3], its frames per second, and a picture
+      [h, w, 3]; None if no clips can be paired.
     """
     rows = []
     for name, pairs in self._tested.items():
       if pairs:
         model, store = self._at(params, step), self._stores[name]
-        # Every other one: the scene of a pair is the motion of the next.
+        # Every other pair: the scene of one is the motion of the next.
         rows += transfer_test.films(model, store, pairs[::2], _ROWS)
     return (_video(rows), _FPS, _picture(rows)) if rows else None
 
   def _paired(
     self, store: store_lib.FrameStore
   ) -> list[tuple[pairs_lib.Excerpt, pairs_lib.Excerpt]]:
-    """Pairs of clips to test on; none where there are no two."""
+    """Pairs of clips to test on; none with fewer than two clips."""
     config = self._config.eval
     window = config.transfer_window or config.window
     if not config.pairs or np.sum(store.num_frames >= window) < 2:
@@ -158,7 +160,7 @@ class Motion:
     if self._model is None:
       restored = restore.Restored(self._config, step, self._build, params)
       model = latent.Model(restored, batch=8, progress=False)
-      # That frames are resized is what training does, too: no news.
+      # Training resizes frames as well: no need to report it.
       self._model = model.telling(lambda text: None)
     return self._model.at(step, params)
 
@@ -167,7 +169,7 @@ class Motion:
   ) -> tuple[np.ndarray, np.ndarray] | None:
     """Latent poses [n, z] and motions [n, 6] of fixed pairs of frames.
 
-    None where no clip is long enough, or one that is looked at has no cameras.
+    None if no clip is long enough, or one of the clips has no cameras.
     """
     window, rng = self._config.eval.window, np.random.default_rng(0)
     rows = rng.permutation(np.flatnonzero(store.num_frames >= window))
@@ -191,18 +193,18 @@ class Motion:
 def freedoms(
   reference: Float[np.ndarray, '3 4'], target: Float[np.ndarray, '3 4']
 ) -> Float[np.ndarray, '6']:
-  """What moved from a camera to another, by degree of freedom.
+  """Motion from one camera to another, by degree of freedom.
 
   Args:
     reference: World to camera.
     target: World to camera.
 
   Returns:
-    In the order of `wander.FREEDOMS`: pan, tilt and roll in radians, then
-    slide, rise and push in the world's unit, about the reference's axes.
+    Values in the order of `wander.FREEDOMS`: pan, tilt and roll in radians,
+    then slide, rise and push in the world's unit, about the reference's axes.
   """
   turn = target[:, :3] @ reference[:, :3].T
-  # Of a camera that looks along x of a world with z up.
+  # Axes of a camera that looks along x in a world with z up.
   axes = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
   yaw, pitch, roll = (x.item() for x in wander.angles((turn @ axes)[None]))
   eye = reference[:, :3] @ (-target[:, :3].T @ target[:, 3]) + reference[:, 3]
@@ -215,7 +217,7 @@ def explained_variance(
   tested: Float[np.ndarray, 'm z'],
   motions: Float[np.ndarray, 'm d'],
 ) -> dict[str, float]:
-  """R2 of a ridge regression from latent poses to motions, on unseen ones.
+  """R2 of a ridge regression from latent poses to motions, on unseen data.
 
   Args:
     fitted: Latent poses to fit to.
@@ -224,8 +226,8 @@ def explained_variance(
     motions: Their motions.
 
   Returns:
-    By degree of freedom; those that move little beside others of their kind
-    are left out.
+    R2 by degree of freedom, without those that move little compared with
+    others of their kind.
   """
   mean, spread = fitted.mean(0), fitted.std(0) + 1e-8
 
@@ -247,11 +249,11 @@ def explained_variance(
 
 
 def summary(result: transfer_test.Result) -> dict[str, float]:
-  """The transfer test in a few numbers; NaN where nothing could be judged.
+  """Summarizes the transfer test; NaN where nothing could be judged.
 
   Returns:
     `rank`, `identified` and `chance` in percent, `psnr`, `own_psnr` and
-    `frozen_psnr` in dB to the true re-render; see `tps.Result.truth`.
+    `frozen_psnr` in dB to the true re-render; see `transfer_test.Result.truth`.
   """
   return {
     'pairs': len(result.candidates),
@@ -265,25 +267,25 @@ def summary(result: transfer_test.Result) -> dict[str, float]:
 
 
 def table(name: str, result: transfer_test.Result) -> str:
-  """The transfer test as lines of text for people."""
+  """Formats the transfer test as text."""
   found = summary(result)
   motions = result.candidates.mean()
   return '\n'.join(
     [
       f'{name}: does motion transfer? ({found["pairs"]} pairs of held-out '
       'clips: the motion of one moves the scene of the other)',
-      f'  rank        {found["rank"]:6.1f} %   of other motions that the true '
-      'scene is further away after (chance 50)',
-      f'  identified  {found["identified"]:6.1f} %   of pairs whose motion is '
-      f'told from {motions:.3g} (chance {found["chance"]:.1f})',
+      f'  rank        {found["rank"]:6.1f} %   of other motions fit the '
+      'pictures worse than the right one (chance 50)',
+      f'  identified  {found["identified"]:6.1f} %   of pairs whose motion '
+      f'fits best of {motions:.3g} (chance {found["chance"]:.1f})',
       f'  PSNR        {found["psnr"]:6.2f} dB  to the true scene after the '
-      f'motion; the scene left as it is: {found["frozen_psnr"]:.2f} dB',
+      f'motion; of the unmoved scene: {found["frozen_psnr"]:.2f} dB',
     ]
   )
 
 
 def explained_line(name: str, explained: dict[str, float]) -> str:
-  """R2 of the degrees of freedom as a line of text."""
+  """Formats the R2 of the degrees of freedom as a line of text."""
   parts = ', '.join(f'{key} {value:.2f}' for key, value in explained.items())
   return f'{name}: motion that a linear map reads off the pose (R2): {parts}'
 
@@ -292,7 +294,7 @@ def _findings(
   transfer: dict[str, transfer_test.Result],
   explained: dict[str, dict[str, float]],
 ) -> held_out.Findings:
-  """Collects what was measured, by data set."""
+  """Collects the measurements by data set."""
   values = collections.defaultdict(dict)
   lines = collections.defaultdict(list)
   scalars = {}
@@ -312,7 +314,7 @@ def _findings(
 
 
 def as_json(result: transfer_test.Result) -> dict[str, Any]:
-  """What eval/STEP.json says of a transfer test; None where nothing is."""
+  """Returns a transfer test for eval/STEP.json; None for no value."""
   return {
     key: value if np.isfinite(value) else None
     for key, value in summary(result).items()
@@ -320,7 +322,7 @@ def as_json(result: transfer_test.Result) -> dict[str, Any]:
 
 
 def _video(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-  """There and back again: motion, the scene moved, truth, a row a pair."""
+  """Plays motion, moved scene and truth forth and back, a row per pair."""
   frames = []
   for at in _there_and_back(len(rows[0]['motion'])):
     shown = [
@@ -334,7 +336,7 @@ def _video(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _picture(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-  """A row a pair: the motion's ends, the scene, and it moved; the truth."""
+  """Shows the motion's ends, scene, moved scene and truth, a row per pair."""
   shown = [
     _row(
       [x['motion'][x['reference']], x['motion'][-1]]
@@ -364,7 +366,7 @@ def _below(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _titled(picture: np.ndarray, titles: Sequence[str]) -> np.ndarray:
-  """The picture under the titles of its columns."""
+  """Adds the titles of the columns above the picture."""
   blank = np.full((1, 128, 3), 255, np.uint8)
   heads = [movie.caption(blank, title) for title in titles]
   head = movie.row(heads)

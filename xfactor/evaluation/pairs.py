@@ -13,7 +13,7 @@ from xfactor.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Excerpt:
-  """The frames of a clip that the test looks at.
+  """Frames of a clip that the transfer test uses.
 
   Attributes:
     clip: Row of the clip in its split.
@@ -35,7 +35,7 @@ class Excerpt:
 def pairs_of(
   config: ConfigDict, store: store_lib.FrameStore
 ) -> list[tuple[Excerpt, Excerpt]]:
-  """`fixed_pairs` as a recipe wants them."""
+  """Returns `fixed_pairs` with the settings of a recipe."""
   return fixed_pairs(
     store,
     config.eval.pairs,
@@ -51,13 +51,13 @@ def path_after(
   scene: Excerpt,
   frames: Int[np.ndarray, ' n'],
 ) -> Float[np.ndarray, 'n 4 4']:
-  """The cameras of the motion's frames, begun at the scene's reference.
+  """Cameras of the motion's frames, moved to start at the scene's reference.
 
   Args:
     store: The split, with cameras.
-    motion: What moves.
-    scene: Whose world the cameras are in.
-    frames: Of the motion's clip.
+    motion: Excerpt that gives the motion.
+    scene: Excerpt in whose world the cameras are.
+    frames: Frames of the motion's clip.
   """
 
   def cameras(excerpt: Excerpt, frames: np.ndarray) -> np.ndarray:
@@ -81,20 +81,20 @@ def fixed_pairs(
 ) -> list[tuple[Excerpt, Excerpt]]:
   """Returns pairs of different clips, (motion, scene), the same in every run.
 
-  They are kept beside the clips in `transfer_index-SPLIT.json`. Clips are taken
-  in the order of their ids' hashes; in each round every clip is the motion of a
-  pair once, and the scene of another.
+  They are stored next to the clips in `transfer_index-SPLIT.json`. Clips are
+  used in the order of their ids' hashes; in each round every clip is the motion
+  of one pair and the scene of another.
 
   Args:
     store: The split.
-    count: Pairs, if there are so many.
-    contexts: Views of the scene that are given to the model.
-    targets: Views that it draws.
-    window: Frames that contexts and targets are from.
+    count: Number of pairs, if there are enough clips.
+    contexts: Number of views of the scene that the model gets.
+    targets: Number of views that it renders.
+    window: Number of frames that contexts and targets are from.
 
   Raises:
     UserError: If fewer than two clips have `window` frames, or the file names
-      clips that are gone.
+      clips that no longer exist.
   """
   if not 2 <= targets <= window or contexts > window:
     raise UserError(
@@ -133,9 +133,8 @@ def _choose(
   n = len(rows)
   if n < 2:
     raise UserError(
-      f'{n} clips of {store.name}/{store.split} have {window} frames, and the '
-      'transfer test needs two that do; give a smaller '
-      'config.eval.transfer_window'
+      f'{n} clips of {store.name}/{store.split} have {window} frames, but the '
+      'transfer test needs at least 2; reduce config.eval.transfer_window'
     )
   rows.sort(key=lambda i: (files.unit_hash(store.clip_id(i)), i))
   inside = (np.arange(contexts) + 0.5) / contexts * (window - 1)

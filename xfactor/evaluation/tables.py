@@ -11,7 +11,7 @@ COLUMNS = ('rra@20', 'rta@20', 'auc@10', 'auc@20', 'auc@30')
 
 
 def as_json(summary: poses.Summary, scores: poses.Scores) -> dict[str, Any]:
-  """A row of a table, with every pair's scores; None where there is none."""
+  """Returns a table row with the scores of every pair; None for no value."""
   return {
     'pairs': summary.num_pairs,
     'acceptance': summary.acceptance_rate,
@@ -32,10 +32,10 @@ def plain(value: float) -> float | None:
 
 
 def percent(value: float) -> str:
-  """A share as a number of percent; a dash where there is none."""
+  """Formats a share in percent; a dash if it is not finite."""
   return f'{100 * value:.1f}' if np.isfinite(value) else '-'
 
 
 def number(value: float) -> str:
-  """A number of four digits; a dash where there is none."""
+  """Formats a number with four digits; a dash if it is not finite."""
   return f'{value:.4g}' if np.isfinite(value) else '-'

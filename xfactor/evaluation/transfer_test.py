@@ -1,28 +1,29 @@
-"""True Pose Similarity: does motion read off one clip move another scene alike?
+"""True Pose Similarity: does the motion of one clip transfer to another scene?
 
-The transfer test of arXiv 2510.13063 (table 1): for a pair of clips (A, B), B's
-scene is drawn from the poses of A's target frames; a pose oracle recovers the
-camera's path from A's target frames and, alone, from the drawn pictures; the
-score is how alike the two paths are (`poses.py`).
+The transfer test of arXiv 2510.13063 (table 1). For a pair of clips (A, B), B's
+scene is rendered from the latent poses of A's target frames. A pose oracle
+recovers the camera path from A's target frames and, separately, from the
+rendered pictures. The score is the similarity of the two paths
+(`xfactor.metrics.poses`).
 
-Beside the model stand rows that say what its numbers mean:
+Baselines show how to read the model's numbers:
 
-  autoencoded   B's scene drawn from B's own target poses, against B's targets:
-                what the oracle makes of the model's pictures at best
-  true re-render  B's scene as A's cameras would see it, where scenes can be
-                drawn anew (synthetic): the best that any model could do
+  autoencoded   B's scene rendered from B's own target poses, against B's
+                targets: the best that the oracle can do on the model's pictures
+  true re-render  B's scene from A's cameras, if scenes can be rendered again
+                (synthetic): the best that any model could do
   frozen        B's reference view for every target: no motion at all
-  shuffled      A's path against the pictures that another pair's motion made
-  other motion  A's path against B's real frames: what chance and the data give
+  shuffled      A's path against the pictures of another pair's motion
+  other motion  A's path against B's real frames: chance level of the data
 
-A pair counts where the oracle trusts both of its paths. The share of those and
-the score with all others as zero stand beside every mean, and the Frechet
-distance of a row's pictures to B's real frames: the paths alone would be just
-right in A's own frames.
+A pair counts if the oracle trusts both of its paths. Every mean comes with the
+share of these pairs and with the score that counts all others as zero, and with
+the Frechet distance of the row's pictures to B's real frames: A's own frames
+would have perfect paths.
 
-Where scenes can be drawn anew, pictures are also held against the truth itself,
-which needs no oracle and bears blur: their PSNR, and how often they are nearer
-to B's scene after A's motion than after other clips' motions.
+If scenes can be rendered again, pictures are also compared with the truth
+itself, which needs no oracle and tolerates blur: their PSNR, and how often they
+are nearer to B's scene after A's motion than after other clips' motions.
 """
 
 import dataclasses
@@ -53,35 +54,36 @@ ROWS = (
   'other motion',
 )
 _REAL, _MOTION = 'other motion', 'motion'  # B's and A's own targets.
-_CHUNK = 64  # Pairs whose pictures are in memory at once.
+_CHUNK = 64  # Pairs with pictures in memory at the same time.
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A transfer test.
+  """Results of a transfer test.
 
   Attributes:
-    oracle: What recovered the paths.
-    summaries: By row, see the module.
-    scores: By row, of every pair.
-    accepted: By row, bool [pairs].
+    oracle: Name and version of the oracle.
+    summaries: Means by row, see the module.
+    scores: Scores of every pair, by row.
+    accepted: bool [pairs] by row.
     paths: 'target' and 'model', float64 [pairs, t, 4, 4] world to camera, NaN
       where the oracle does not trust them.
-    distances: By row, the Frechet distance of its pictures to real ones; not of
-      rows without pictures of their own.
-    distance: Its name, 'fid' or 'fd_alex', or None.
-    pictures: Of the first pairs: 'motion' and 'drawn', uint8 [p, t, h, w, 3],
-      and 'scene', uint8 [p, h, w, 3].
-    truth: By row that has pictures, empty where scenes cannot be drawn anew,
-      float64 [pairs] by name over the targets that are not the reference. NaN
-      where a camera would go through a wall. 'psnr': dB, the mean of frames,
-      against B's scene after A's motion, 'autoencoded' after its own; NaN for
-      the true re-render itself. 'rank': share of the other motions after
-      which the scene is further away than after the right one, by the squared
-      error of pictures smoothed by a Gaussian of a 32nd of their size; a half
-      by chance. 'identified': 1 where these are all of them, else 0.
-    candidates: int [pairs], motions to choose from, the right one and up to 7
-      that stay in free space; None where `truth` is empty.
+    distances: Frechet distance of a row's pictures to real ones, for rows with
+      pictures of their own.
+    distance: Name of this distance, 'fid' or 'fd_alex', or None.
+    pictures: Pictures of the first pairs: 'motion' and 'drawn', uint8
+      [p, t, h, w, 3], and 'scene', uint8 [p, h, w, 3].
+    truth: Comparison with the true re-render, for rows with pictures; empty if
+      scenes cannot be rendered again. float64 [pairs] by name, over the targets
+      that are not the reference; NaN if a camera would go through a wall.
+      'psnr': dB, the mean over frames, against B's scene after A's motion
+      (after B's own for 'autoencoded'); NaN for the true re-render itself.
+      'rank': share of the other motions after which the scene is further away
+      than after the right one, by the squared error of pictures smoothed by a
+      Gaussian of a 32nd of their size; a half by chance. 'identified': 1 if
+      this share is 1, else 0.
+    candidates: int [pairs], number of motions to choose from, the right one and
+      up to 7 others that stay in free space; None if `truth` is empty.
   """
 
   oracle: str
@@ -99,11 +101,11 @@ class Result:
 
   @property
   def chance(self) -> float:
-    """The share that guesses would identify; NaN where there is no choice."""
+    """Share that guesses would identify; NaN if there is no choice."""
     return _mean(1 / self.candidates[self.candidates > 1])
 
   def true_mean(self, row: str, name: str) -> float:
-    """The mean of one of `truth` where there is one, else NaN."""
+    """Mean of the finite values of one of `truth`, else NaN."""
     values = self.truth.get(row, {}).get(name, np.empty(0))
     return _mean(values[np.isfinite(values)])
 
@@ -123,21 +125,20 @@ def evaluate(
   """Runs the transfer test.
 
   Args:
-    model: That draws.
-    store: The split with the clips.
-    pairs: (motion, scene), from `fixed_pairs`.
-    oracle: Recovers the paths; `oracles.Cached` remembers them.
-    target_oracle: Knows those of real frames that drawn ones are held against;
-      by default `oracle`.
-    features: For the Frechet distances; by default there are none.
-    num_pictures: Pairs whose pictures to keep.
-    seed: Of the bootstrap.
-    progress: Whether to show a bar.
+    model: Model that renders.
+    store: Split with the clips.
+    pairs: Pairs (motion, scene), from `fixed_pairs`.
+    oracle: Oracle that recovers the paths; `cache.Cached` stores its results.
+    target_oracle: Oracle of the paths of real frames; by default `oracle`.
+    features: Features for the Frechet distances; by default there are none.
+    num_pictures: Number of pairs whose pictures are kept.
+    seed: Seed of the bootstrap.
+    progress: Whether to show a progress bar.
 
   Raises:
-    UserError: If a frame cannot be read, or as `api.Model` and the oracle.
+    UserError: If a frame cannot be read, or by `latent.Model` or the oracle.
   """
-  # One object for each excerpt: they are looked up by identity.
+  # One object for each excerpt: the caches look them up by identity.
   one = {_key(excerpt): excerpt for pair in pairs for excerpt in pair}
   pairs = [(one[_key(a)], one[_key(b)]) for a, b in pairs]
   drawing, anew = _Rendering(model, store), None
@@ -231,18 +232,18 @@ def films(
   pairs: Sequence[tuple[pairs_lib.Excerpt, pairs_lib.Excerpt]],
   count: int,
 ) -> list[dict[str, Any]]:
-  """Every frame of some motions, and scenes moved by them.
+  """Renders every frame of some motions, and of scenes moved by them.
 
   Args:
-    model: That draws.
-    store: The split with the clips.
-    pairs: (motion, scene), from `fixed_pairs`.
-    count: Pairs to show, the first whose cameras stay in free space.
+    model: Model that renders.
+    store: Split with the clips.
+    pairs: Pairs (motion, scene), from `fixed_pairs`.
+    count: Number of pairs to show, the first whose cameras stay in free space.
 
   Returns:
-    A dict a pair: `motion`, `drawn`, `scene` (as given, at each frame) and,
-    where scenes can be drawn anew, `truth`, uint8 [t, h, w, 3], and
-    `reference`, the frame of the motion at which the scene is as given.
+    A dict for each pair: `motion`, `drawn`, `scene` (the input, at each frame)
+    and, if scenes can be rendered again, `truth`, uint8 [t, h, w, 3], and
+    `reference`, the frame of the motion at which the scene is not moved.
   """
   drawing, anew = _Rendering(model, store), None
   if rerender.is_possible(store):
@@ -275,7 +276,7 @@ def films(
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-  """What the model sees of an excerpt, and the latent poses that it tells."""
+  """The model's input from an excerpt, and its latent poses."""
 
   contexts: np.ndarray
   targets: np.ndarray
@@ -284,7 +285,7 @@ class _Seen:
 
 
 class _Rendering:
-  """Pictures of excerpts; the last ones are remembered."""
+  """Renders excerpts; caches the last ones."""
 
   def __init__(self, model: latent.Model, store: store_lib.FrameStore):
     self._model, self._store = model, store
@@ -296,7 +297,7 @@ class _Rendering:
     motions: Sequence[pairs_lib.Excerpt],
     scenes: Sequence[pairs_lib.Excerpt],
   ) -> dict[str, list[UInt8[np.ndarray, 't h w 3'] | None]]:
-    """What there is to see, by row, of each pair."""
+    """Pictures of each pair, by row."""
     return {
       'model': list(map(self.draw, motions, scenes)),
       'autoencoded': list(map(self.draw, scenes, scenes)),
@@ -339,12 +340,12 @@ def _find(
     str, tuple[Sequence[np.ndarray | None], Sequence[pairs_lib.Excerpt]]
   ],
 ) -> dict[str, list[oracles_base.PoseResult]]:
-  """The paths of clips by row, in one batch; lost where there is no clip.
+  """Finds the paths of clips by row, in one batch; lost if there is no clip.
 
   Args:
-    oracle: That finds them.
+    oracle: Oracle that finds them.
     store: The split.
-    asked: By row, clips and the excerpts whose scenes they show.
+    asked: Clips and the excerpts whose scenes they show, by row.
   """
 
   def scene(row: str, excerpt: pairs_lib.Excerpt) -> oracles_base.Scene:
@@ -372,13 +373,13 @@ def _key(excerpt: pairs_lib.Excerpt) -> tuple:
 
 
 def _stack(results: Sequence[oracles_base.PoseResult]) -> np.ndarray:
-  """Returns the paths [pairs, t, 4, 4], NaN for those that do not count."""
+  """Returns the paths [pairs, t, 4, 4], NaN where they are not ok."""
   lost = oracles_base.lost(len(results[0].world_to_camera))
   return np.stack([(r if r.ok else lost).world_to_camera for r in results])
 
 
 def write(path: epath.PathLike, result: Result) -> None:
-  """Writes the numbers of a test, with those of every pair."""
+  """Writes the numbers of a test, means and those of every pair."""
   rows = {}
   for row, summary in result.summaries.items():
     out = tables.as_json(summary, result.scores[row])
@@ -401,13 +402,13 @@ def _mean(values: np.ndarray) -> float:
 
 
 def table(name: str, result: Result) -> str:
-  """The means as lines of text: percent, with 95 % intervals of AUC@20."""
+  """Formats the means as text: percent, with 95 % intervals of AUC@20."""
   count = next(iter(result.summaries.values())).num_pairs
   head = ['accepted', *(c.upper() for c in tables.COLUMNS), '95 %', 'all pairs']
   head += [result.distance.upper()] if result.distance else []
   title = (
     f'{name}: True Pose Similarity of {count} pairs by {result.oracle}, in %; '
-    'all pairs: AUC@20 with rejected ones as 0'
+    'all pairs: AUC@20 with rejected pairs as 0'
   )
   if result.truth:
     head += ['PSNR', 'IDENT.']
@@ -438,7 +439,7 @@ def table(name: str, result: Result) -> str:
 
 
 def panel(result: Result) -> UInt8[np.ndarray, 'h w 3']:
-  """Two rows a pair: the motion's targets; the scene, and it after them."""
+  """Two rows per pair: the motion's targets; the scene, then it moved."""
   scene = result.pictures['scene'][:, None]
   rows = [
     np.concatenate([np.full_like(scene, 255), result.pictures['motion']], 1),

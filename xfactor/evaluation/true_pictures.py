@@ -14,11 +14,11 @@ from xfactor.evaluation import pairs
 from xfactor.metrics import images as metrics
 
 TRUTH = 'true re-render'
-_CANDIDATES = 8  # Motions that pictures may be of.
+_CANDIDATES = 8  # Motions to identify the right one among.
 
 
 class TrueRenders:
-  """Scenes drawn anew as they look after the motions of a test."""
+  """Re-renders scenes as they look after the motions of a test."""
 
   def __init__(
     self,
@@ -35,10 +35,10 @@ class TrueRenders:
     scenes: Sequence[pairs.Excerpt],
     pictures: dict[str, list[np.ndarray]],
   ) -> tuple[list[np.ndarray | None], list[dict[str, dict[str, float]]], list]:
-    """Returns the truth of each pair, how rows compare, and the candidates."""
+    """Returns each pair's truth, the numbers of rows, and candidate counts."""
     truth, candidates = [None] * len(scenes), [0] * len(scenes)
     numbers = [{} for _ in scenes]
-    # Scene by scene: to light one takes longer than to draw it.
+    # Scene by scene: preparing the light takes longer than rendering.
     for i in sorted(range(len(scenes)), key=lambda i: scenes[i].clip):
       a, b = motions[i], scenes[i]
       truth[i], own = self.draw(a, b), self.draw(b, b)
@@ -47,13 +47,13 @@ class TrueRenders:
       for row, clips in (pictures | {TRUTH: truth}).items():
         motion, wanted = (b, own) if row == 'autoencoded' else (a, truth[i])
         numbers[i][row] = _compare(clips[i], wanted, motion, others)
-      numbers[i][TRUTH]['psnr'] = np.nan  # Infinite, of itself.
+      numbers[i][TRUTH]['psnr'] = np.nan  # Would be infinite.
     return truth, numbers, candidates
 
   def draw(
     self, motion: pairs.Excerpt, scene: pairs.Excerpt
   ) -> np.ndarray | None:
-    """The scene as the motion's cameras see it; None if one is in a wall."""
+    """Renders the scene from the motion's cameras; None if one is in a wall."""
     path = pairs.path_after(self._store, motion, scene, motion.targets)
     if not rerender.is_free(self._store, scene.clip, path).all():
       return None
@@ -62,7 +62,7 @@ class TrueRenders:
   def _others(
     self, motion: pairs.Excerpt, scene: pairs.Excerpt
   ) -> list[np.ndarray]:
-    """The scene after motions of other clips, the next ones of the test."""
+    """Renders the scene after the next motions of the test, of other clips."""
     k = self._motions.index(motion)
     after = self._motions[k + 1 :] + self._motions[:k]
     clips = {motion.clip, scene.clip}
@@ -77,13 +77,13 @@ def _compare(
   motion: pairs.Excerpt,
   others: Sequence[np.ndarray],
 ) -> dict[str, float]:
-  """The numbers of `Result.truth` of one clip.
+  """Returns the numbers of `transfer_test.Result.truth` of one clip.
 
   Args:
-    drawn: What a row shows, uint8 [t, h, w, 3].
-    truth: What it should.
-    motion: That made it, by right.
-    others: The scene after other motions, smooth.
+    drawn: Pictures of a row, uint8 [t, h, w, 3].
+    truth: Pictures that they should be.
+    motion: Motion that they should show.
+    others: Pictures of the scene after other motions, smoothed.
   """
   out = dict.fromkeys(('psnr', 'identified', 'rank'), np.nan)
   if drawn is None or truth is None:
@@ -102,6 +102,6 @@ def _compare(
 
 
 def _smooth(clip: UInt8[np.ndarray, 't h w 3']) -> np.ndarray:
-  """What even blurry pictures show."""
+  """Blurs pictures so that only coarse structure counts."""
   sigma = clip.shape[1] / 32
   return ndimage.gaussian_filter(np.float32(clip), (0, sigma, sigma, 0))

@@ -1,7 +1,7 @@
-"""How far to trust a pose oracle: frames whose cameras are known, made worse.
+"""Measures a pose oracle on degraded frames whose cameras are known.
 
-What a model draws is smoother than frames are, and at times noisy. An oracle
-that is to judge it must place such pictures where they belong, or refuse them.
+Pictures of models are smoother than frames and sometimes noisy. An oracle that
+judges them must find their poses, or reject them.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ KINDS = (
   *(('blur', sigma) for sigma in (1.0, 2.0, 3.0)),
   *(('noise', sigma) for sigma in (0.02, 0.05, 0.1)),
 )
-# Blurs are in pixels of a picture with this many, and grow with it.
+# Blurs are in pixels of a picture of this size, and scale with the size.
 _SIDE = 128
 _COLUMNS = {
   'ok_clips': 'clips ok',
@@ -39,20 +39,20 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What an oracle makes of c clips of v frames of one kind.
+  """Results of an oracle for c clips of v frames with one degradation.
 
   Attributes:
-    kind: As in `KINDS`.
-    sigma: Of the blur, in 1/128 of the pictures' longer side, or of the noise,
-      of 1.
-    ok: bool [c], which clips it accepts.
-    frame_ok: bool [c, v], which frames.
-    paths: float64 [c, v, 4, 4] world to camera; NaN where neither is.
+    kind: Name from `KINDS`.
+    sigma: Deviation of the blur, in 1/128 of the pictures' longer side, or of
+      the noise, as a share of white.
+    ok: bool [c], accepted clips.
+    frame_ok: bool [c, v], accepted frames.
+    paths: float64 [c, v, 4, 4] world to camera; NaN where neither is accepted.
     numbers: `ok_clips` and `ok_frames`, shares; `rotation_degrees` and
-      `translation_degrees`, medians over the pairs of frames that are ok, of
-      the latter those that are apart, and `..._90`, their percentiles; `auc@30`
-      as in `poses`, the mean over accepted clips, and
-      `auc@30_rejected_as_zero`, that over all. None for what is over nothing.
+      `translation_degrees`, medians over the pairs of accepted frames (the
+      latter over those with a baseline), and `..._90`, the 90th percentiles;
+      `auc@30` as in `poses`, the mean over accepted clips, and
+      `auc@30_rejected_as_zero`, over all clips. None for means over nothing.
   """
 
   kind: str
@@ -68,8 +68,8 @@ class Result:
   """A measurement of an oracle.
 
   Attributes:
-    title: Of what.
-    clips: The ids of c clips.
+    title: Description of oracle and data.
+    clips: Ids of c clips.
     truth: float64 [c, v, 4, 4] world to camera.
     rows: One for each of `KINDS`.
   """
@@ -114,25 +114,25 @@ def measure(
   window: int | None = None,
   size: int | None = None,
 ) -> Result:
-  """Returns how well an oracle places frames, and worse and worse ones.
+  """Measures an oracle on true frames and increasingly degraded ones.
 
-  Clips that are too short or lack one of the cameras are left out. An oracle
-  that looks the frames up in their clip must hold them out of that.
+  Clips that are too short or lack one of the cameras are skipped. An oracle
+  that uses the clip's own frames must exclude those that it localises.
 
   Args:
-    oracle: Any but `file`, which knows.
+    oracle: Oracle; any but `file`, which knows the cameras.
     store: Split with cameras.
-    clips: Rows of it; by default all.
-    num_frames: Frames of a clip, at least 2, evenly spread over
-    window: its middle frames, by default all.
-    size: Of the pictures; by default that of the frames, uncropped.
+    clips: Rows of the split; by default all.
+    num_frames: Frames per clip, at least 2, evenly spread over the window.
+    window: Number of frames in the middle of a clip; by default all.
+    size: Side of the pictures; by default frames stay as they are, uncropped.
 
   Raises:
     UserError: If no clip has such frames, or the oracle lacks something.
   """
   if not 2 <= num_frames <= (window or num_frames):
     raise UserError(
-      f'{num_frames} frames of a window of {window} have no poses to compare; '
+      f'cannot compare poses of {num_frames} frames of a window of {window}; '
       'give at least 2, and no more than the window has'
     )
   chosen, truth, found = [], [], []
@@ -150,7 +150,7 @@ def measure(
       )
     rng = np.random.default_rng(clip)
     scene = base.Scene(store, clip, frames)
-    # Clip by clip, so that an oracle reads each once.
+    # Clip by clip, so that an oracle reads each clip once.
     found.append(
       oracle.batch([(worse(pictures, *kind, rng), scene) for kind in KINDS])
     )
@@ -159,15 +159,15 @@ def measure(
   if not chosen:
     raise UserError(
       f'no clip of {store.name}/{store.split} has cameras for '
-      f'{window or num_frames} frames, without which a pose oracle cannot be '
-      'measured; choose another data set or fewer frames'
+      f'{window or num_frames} frames, which are needed to measure a pose '
+      'oracle; choose another data set or fewer frames'
     )
   truth = np.stack(truth)
   return Result(
     title=(
       f'{oracle.name} {oracle.version} on {len(chosen)} clips of '
       f'{store.name}/{store.split}, {num_frames} frames of '
-      f'{pictures.shape[2]} x {pictures.shape[1]} pixels each; errors in '
+      f'{pictures.shape[2]} x {pictures.shape[1]} pixels; errors in '
       'degrees, shares in %'
     ),
     clips=[store.clip_id(clip) for clip in chosen],
@@ -188,7 +188,7 @@ def worse(
   """Returns degraded pictures; kind and sigma as in `Row`."""
   if kind == 'blur':
     sigma = sigma * max(pictures.shape[1:3]) / _SIDE
-    # Frames and colours do not mix.
+    # Blur neither over time nor over colours.
     changed = ndimage.gaussian_filter(
       pictures.astype(np.float32), sigma, mode='mirror', axes=(1, 2)
     )
@@ -200,7 +200,7 @@ def worse(
 
 
 def _frames(length: int, count: int, window: int | None) -> np.ndarray | None:
-  """Returns which frames of a clip to look at, None if it is too short."""
+  """Returns the frames of a clip to use, or None if it is too short."""
   window = length if window is None else window
   if not count <= window <= length:
     return None
@@ -220,7 +220,7 @@ def _row(
   paths[~frame_ok & ~ok[:, None]] = np.nan
   scores = poses.score(truth, paths)
   auc = poses.aggregate(scores, ok).means['auc@30']
-  # Infinite with a frame that is not ok.
+  # Errors are infinite for pairs with a frame that is not ok.
   found = np.isfinite(scores.rotation_degrees)
   between = poses.relative_poses(truth)[..., :3, 3]
   apart = np.linalg.norm(between, axis=-1) >= poses.MIN_BASELINE

@@ -1,15 +1,15 @@
-"""Poses of blurred pictures of a scene that can be drawn anew.
+"""Poses of blurred pictures of a scene that can be rendered again.
 
-Analysis by synthesis: a picture was taken where the scene's own rendering, as
-blurred as the picture, looks most like it. What small models draw is too smooth
-for features, but not for that.
+Analysis by synthesis: finds the camera from which a rendering of the scene,
+blurred as much as the picture, is most similar to it. Pictures of small models
+are too smooth for feature matching, but not for this.
 
 Pictures are compared by the lowest coefficients of their cosine transforms. A
-Gaussian blur only scales those, so one rendering stands for all of its blurs.
-The search starts from cameras scattered about the clip's own. It goes on by
-damped Gauss-Newton steps on the pose, each with the best blur (variable
-projection, Golub and Pereyra 1973); the derivatives are finite differences that
-Broyden's updates (1965) keep fresh.
+Gaussian blur only scales these, so one rendering covers all of its blurs. The
+search starts from cameras scattered around the clip's own and refines the pose
+by damped Gauss-Newton steps, each with the best blur (variable projection,
+Golub and Pereyra 1973). The derivatives are finite differences, maintained by
+Broyden's updates (1965).
 """
 
 import dataclasses
@@ -32,44 +32,44 @@ from xfactor.geometry import cameras
 
 _SIDE = 32  # Pixels at which pictures are compared.
 _WAVES = 16  # Coefficients along each side.
-# Blurs are shares of the side. At most, next to nothing but colours is left.
+# Blurs as shares of the side. The largest leaves little more than colours.
 _BLURS = np.geomspace(0.008, 2.0, 33)
-# Pictures and renderings are blurred so as well, coarse to fine.
+# Extra blur of pictures and renderings, coarse to fine.
 _COARSE, _FINE = 0.08, 0.02
 _COARSE_STEPS, _FINE_STEPS = 4, 15
-# Lengths are in units of the distance to the scene, and count as radians.
-_SPREAD = np.array([0.15, 0.25, 0.05, 0.15, 0.1, 0.15])  # Of the first cameras.
-_DELTA = 0.02  # Of finite differences.
-_LONGEST, _SHORTEST = 0.15, 5e-4  # Steps.
-_SAME, _ELSEWHERE = 0.1, 0.3  # Between poses.
-_FEWEST = 12  # Coefficients that tell noise.
-_ROUNDING = 0.29 / 255 / _SIDE  # Of a coefficient of a picture in uint8.
-# Squared frequencies, in half waves a side, by coefficient.
+# Lengths are in units of the distance to the scene and are added to radians.
+_SPREAD = np.array([0.15, 0.25, 0.05, 0.15, 0.1, 0.15])  # Initial cameras.
+_DELTA = 0.02  # Step of finite differences.
+_LONGEST, _SHORTEST = 0.15, 5e-4  # Limits of a step's length.
+_SAME, _ELSEWHERE = 0.1, 0.3  # Distances between poses.
+_FEWEST = 12  # Minimum number of coefficients to estimate noise.
+_ROUNDING = 0.29 / 255 / _SIDE  # Rounding error of a coefficient, for uint8.
+# Squared frequency of each coefficient, in half waves per side.
 _SQUARES = np.repeat(
   np.add.outer(*[np.square(np.pi * np.arange(_WAVES))] * 2).ravel(), 3
 )
 
 
 class Oracle(oracles.SceneOracle):
-  """Localises pictures by rendering their scene; its scale.
+  """Localises pictures by rendering their scene; poses have the scene's scale.
 
-  A frame is ok if its rendering is clearly nearer than any from elsewhere (by
-  more than 0.3 radians, or that share of the distance to the scene) and its
-  pose is certain: `info` has, by frame, `error`, the squared difference as a
-  share of the picture's variance, `rival`, the same of the best elsewhere,
-  `degrees`, the standard deviation of the pose as far as the difference tells,
+  A frame is ok if its rendering matches clearly better than any from another
+  place (more than 0.3 radians or 0.3 of the distance to the scene away) and its
+  pose is certain. `info` has for each frame: `error`, the squared difference as
+  a share of the picture's variance; `rival`, that of the best other place;
+  `degrees`, the standard deviation of the pose estimated from the difference;
   and `blur`, the deviation of the Gaussian as a share of the picture's side. A
-  clip is ok if all of its frames are; no frame is where the first, the origin,
-  is lost. The pictures are taken to have the intrinsics of the clip's first
-  frame. The frames that they claim to be help no search, nor does one start
-  from the clip's own cameras.
+  clip is ok if all of its frames are; no frame is ok if the first, the origin,
+  is lost. All pictures are assumed to have the intrinsics of the clip's first
+  frame. The search does not use `Scene.frames`, and does not start from the
+  clip's own cameras.
 
   Args:
-    starts: Cameras that the search looks at first.
-    refined: How many of these it goes on from.
-    max_ratio: Most of `error` over `rival`.
-    max_error: Most of `error`.
-    max_degrees: Most of `degrees`.
+    starts: Number of initial cameras of the search.
+    refined: Number of these that are refined.
+    max_ratio: Largest ratio of `error` to `rival`.
+    max_error: Largest `error`.
+    max_degrees: Largest `degrees`.
   """
 
   name = 'rerender'
@@ -102,14 +102,14 @@ class Oracle(oracles.SceneOracle):
     base.check_images(images)
     if scene is None:
       raise UserError(
-        'the rerender oracle localises pictures of converted data sets alone; '
+        'the rerender oracle only localises pictures of converted data sets; '
         'choose another oracle: learned, colmap, vggt'
       )
     start = time.perf_counter()
     world = _world(scene.store, int(scene.clip), self._starts)
     if not len(world.poses):
-      return base.lost(len(images), "no free place about the clip's cameras")
-    # A camera that is frozen gives one picture again and again.
+      return base.lost(len(images), "no free place around the clip's cameras")
+    # A static camera repeats one picture: search only once.
     _, first, places = np.unique(
       images, axis=0, return_index=True, return_inverse=True
     )
@@ -132,28 +132,28 @@ class Oracle(oracles.SceneOracle):
     )
 
   def _doubt(self, found: '_Found') -> str | None:
-    """Returns why a pose does not count, if so."""
+    """Returns why a pose is rejected, or None."""
     if found.degrees > self._max_degrees:
       return (
-        f'a pose to {found.degrees:.3g} degrees, not {self._max_degrees:g}: '
-        'the picture shows too little'
+        f'pose uncertain by {found.degrees:.3g} degrees, over '
+        f'{self._max_degrees:g}: the picture shows too little'
       )
     if found.error > self._max_error:
       return (
-        f'{found.error:.3g} of its variance unlike the scene, more than '
+        f'differs from the scene by {found.error:.3g} of its variance, over '
         f'{self._max_error:g}'
       )
     if found.error > self._max_ratio * found.rival:
       return (
-        f'{found.error:.3g} of its variance unlike the scene, elsewhere '
-        f'{found.rival:.3g}: no clear best'
+        f'differs from the scene by {found.error:.3g} of its variance, from '
+        f'another place by {found.rival:.3g}: no clear best'
       )
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-  """Where a picture was taken: [4, 4] world-to-camera; see `Oracle`."""
+  """Pose of a picture, [4, 4] world-to-camera, with numbers as in `Oracle`."""
 
   pose: np.ndarray
   error: float
@@ -163,23 +163,23 @@ class _Found:
 
 
 def _waves(picture: np.ndarray) -> np.ndarray:
-  """The coefficients [C] of a picture; their squares sum to its mean square."""
+  """Coefficients [C] of a picture; their squares sum to its mean square."""
   small = pictures.centre_crop_resize(picture, _SIDE) / 255
   waves = fft.dctn(small, axes=(0, 1), norm='ortho') / _SIDE
   return waves[:_WAVES, :_WAVES].ravel()
 
 
 def _blurred(blur: float | np.ndarray) -> np.ndarray:
-  """What blurs [*b] leave of coefficients: [*b, C]."""
+  """Factors [*b, C] by which blurs [*b] scale the coefficients."""
   return np.exp(-_SQUARES / 2 * np.square(blur)[..., None])
 
 
 def _fit(
   wanted: np.ndarray, waves: np.ndarray, level: float
 ) -> tuple[float, float]:
-  """The least squared difference [C] to a picture, and the blur that gives it.
+  """Returns the least squared difference to a picture [C], and its blur.
 
-  Infinite where there is no rendering.
+  The difference is infinite if there is no rendering.
   """
   if not np.isfinite(waves).all():
     return np.inf, _BLURS[0]
@@ -195,7 +195,7 @@ def _fit(
 
 
 def _errors(wanted: np.ndarray, waves: np.ndarray, level: float) -> np.ndarray:
-  """The least squared difference of a picture [C] to each of many [n, C]."""
+  """Least squared difference of a picture [C] to each of many [n, C]."""
   weight = _blurred(np.float64(level))
   blurs = _blurred(_BLURS) * weight
   wanted = wanted * weight
@@ -205,19 +205,19 @@ def _errors(wanted: np.ndarray, waves: np.ndarray, level: float) -> np.ndarray:
 
 
 def _share(error: float, wanted: np.ndarray, level: float) -> float:
-  """A squared difference as a share of a picture's variance."""
+  """Squared difference as a share of a picture's variance."""
   shown = np.square(wanted * _blurred(np.float64(level)))[3:].sum()
   return float(error / (shown + _SIDE**2 * _ROUNDING**2))
 
 
 class _World:
-  """A clip's scene, and its rendering from cameras about the clip's own.
+  """A clip's scene and its renderings from cameras around the clip's own.
 
   Attributes:
     intrinsics: float64 [4], of the pictures.
-    distance: To what the middle frame sees, in the world's unit.
+    distance: Distance to the content of the middle frame, in the world's unit.
     poses: float64 [n, 4, 4] world to camera.
-    waves: float64 [n, C], what they see.
+    waves: float64 [n, C], coefficients of their renderings.
   """
 
   def __init__(self, store: store_lib.FrameStore, number: int, starts: int):
@@ -229,7 +229,7 @@ class _World:
     known = clip.world_to_camera[base.rigid(clip.world_to_camera)]
     path = np.tile(np.eye(4), (len(known), 1, 1))
     path[:, :3] = known
-    # A turn moves what is seen as a slide does that is as long as it is away.
+    # At this distance a rotation and a translation move pixels equally far.
     self.distance = 1.0
     middle = path[[len(path) // 2]]
     slopes = np.linalg.norm(self.slopes(middle, self.look(middle))[0], axis=0)
@@ -242,14 +242,14 @@ class _World:
     self.poses, self.waves = poses[free], waves[free]
 
   def moved(self, poses: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Poses [n, 4, 4] after steps [n, 6]: turns, and moves, of the camera."""
+    """Poses [n, 4, 4] after steps [n, 6]: camera rotations, translations."""
     motion = np.tile(np.eye(4), (len(steps), 1, 1))
     motion[:, :3, :3] = Rotation.from_rotvec(steps[:, :3]).as_matrix()
     motion[:, :3, 3] = self.distance * steps[:, 3:]
     return motion @ poses
 
   def look(self, poses: np.ndarray) -> np.ndarray:
-    """What is seen [n, C]; NaN from inside a wall."""
+    """Renders the scene; returns coefficients [n, C], NaN inside a wall."""
     drawn, free = rerender.rerender(self._store, self._number, poses, _SIDE)
     waves = np.full((len(poses), _SQUARES.size), np.nan)
     for i in np.flatnonzero(free):
@@ -257,7 +257,7 @@ class _World:
     return waves
 
   def slopes(self, poses: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """Derivatives [n, C, 6] by steps; 0 where walls are on both sides."""
+    """Derivatives [n, C, 6] by steps; 0 if there are walls on both sides."""
     count = 6 * len(poses)
     poses, waves = np.repeat(poses, 6, 0), np.repeat(waves, 6, 0)
     steps = np.tile(_DELTA * np.eye(6), (count // 6, 1))
@@ -267,7 +267,7 @@ class _World:
     return np.nan_to_num(change / _DELTA).reshape(count // 6, 6, -1).mT
 
   def apart(self, pose: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """How far poses [n, 4, 4] are from one: radians and lengths in one."""
+    """Distances of poses [n, 4, 4] from one: radians and lengths combined."""
     steps = poses @ np.linalg.inv(pose)
     angles = Rotation.from_matrix(steps[:, :3, :3]).magnitude()
     centres = -(poses[:, :3, :3].mT @ poses[:, :3, 3:])[..., 0]
@@ -275,18 +275,18 @@ class _World:
     return np.hypot(angles, gaps / self.distance)
 
 
-# The rows of an evaluation ask for the same few clips again and again.
+# The rows of an evaluation use the same few clips repeatedly.
 @functools.lru_cache(maxsize=4)
 def _world(store: store_lib.FrameStore, number: int, starts: int) -> _World:
-  """Draws the first cameras of a clip.
+  """Renders a clip's scene from the initial cameras.
 
   Raises:
-    UserError: If its scene cannot be drawn anew.
+    UserError: If the scene cannot be rendered again.
   """
   if not rerender.is_possible(store):
     raise UserError(
-      f'the scenes of {store.name}/{store.split} cannot be drawn anew, which '
-      'the rerender oracle does; choose another oracle: known_scene, learned, '
+      f'the scenes of {store.name}/{store.split} cannot be rendered again, as '
+      'the rerender oracle must; choose another oracle: known_scene, learned, '
       'colmap, vggt'
     )
   return _World(store, number, starts)
@@ -294,17 +294,17 @@ def _world(store: store_lib.FrameStore, number: int, starts: int) -> _World:
 
 @dataclasses.dataclass
 class _State:
-  """A search for the pose of a picture, at the best pose so far.
+  """State of a picture's pose search, at the best pose so far.
 
   Attributes:
-    wanted: [C] of the picture.
+    wanted: [C], coefficients of the picture.
     pose: [4, 4] world to camera.
-    waves: [C], what is seen from there.
-    slopes: [C, 6], its derivatives, roughly.
+    waves: [C], coefficients of the rendering from this pose.
+    slopes: [C, 6], their approximate derivatives.
     fresh: Whether these are finite differences.
     error: Squared difference at the current level.
-    blur: That gives it.
-    damping: Of the next step.
+    blur: Blur with this difference.
+    damping: Damping of the next step.
     done: Whether steps have become tiny.
   """
 
@@ -319,7 +319,7 @@ class _State:
   done: bool = False
 
   def model(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Difference [C], and its derivatives [C, 7] by steps and the blur."""
+    """Difference [C] and its derivatives [C, 7] by steps and the blur."""
     weight = _blurred(np.float64(level))
     left = weight * _blurred(np.float64(self.blur))
     by_blur = -_SQUARES * self.blur**2 * left * self.waves
@@ -327,7 +327,7 @@ class _State:
     return weight * self.wanted - left * self.waves, slopes
 
   def step(self, level: float) -> np.ndarray:
-    """Returns where to go next, [6]."""
+    """Returns the next step, [6]."""
     difference, slopes = self.model(level)
     normal = slopes.T @ slopes
     normal += np.diag(self.damping * np.diag(normal) + 1e-9)
@@ -335,10 +335,10 @@ class _State:
     return step * min(1, _LONGEST / max(np.linalg.norm(step), 1e-12))
 
   def degrees(self) -> float:
-    """The standard deviation of the pose, of all its directions together.
+    """Standard deviation of the pose over all its directions together.
 
-    The difference counts as noise, as much as there is on average up to the
-    frequency where that is most: errors of models are smooth, roundings not.
+    The difference counts as noise. Its power is averaged up to the frequency
+    where the average is largest: model errors are smooth, rounding errors not.
     """
     difference, slopes = self.model(0.0)
     powers = np.square(difference)[np.argsort(_SQUARES, kind='stable')].cumsum()
@@ -351,7 +351,7 @@ class _State:
 
 
 def _search(world: _World, wanted: np.ndarray, refined: int) -> list[_Found]:
-  """Finds the poses of different pictures [v, C] in order of time."""
+  """Finds the poses of distinct pictures [v, C] in order of time."""
   states = []
   for picture in wanted:
     errors = _errors(picture, world.waves, _COARSE)
@@ -362,7 +362,7 @@ def _search(world: _World, wanted: np.ndarray, refined: int) -> list[_Found]:
       ]
     )
   _descend(world, sum(states, []), _COARSE, _COARSE_STEPS)
-  # Where the neighbours in time are is another place to start from.
+  # Start from the poses of the neighbours in time as well.
   best = [min(own, key=lambda x: x.error).pose for own in states]
   more = []
   for i, (picture, own) in enumerate(zip(wanted, states, strict=True)):
@@ -396,7 +396,7 @@ def _search(world: _World, wanted: np.ndarray, refined: int) -> list[_Found]:
 def _distinct(
   world: _World, poses: np.ndarray, errors: np.ndarray, count: int
 ) -> list[int]:
-  """Returns the best few that are not close to one another."""
+  """Returns the best `count` poses that are not close to each other."""
   chosen = []
   for i in np.argsort(errors, kind='stable').tolist():
     if len(chosen) == count:
@@ -407,7 +407,7 @@ def _distinct(
 
 
 def _between(path: Sequence[np.ndarray], i: int) -> np.ndarray:
-  """Poses that a frame may have, from those of its neighbours: [n, 4, 4]."""
+  """Candidate poses [n, 4, 4] of a frame, from those of its neighbours."""
   near = [path[j] for j in (i - 1, i + 1) if 0 <= j < len(path)]
   if len(near) == 2:
     step = near[1] @ np.linalg.inv(near[0])
@@ -425,7 +425,7 @@ def _between(path: Sequence[np.ndarray], i: int) -> np.ndarray:
 def _descend(
   world: _World, states: Sequence[_State], level: float, steps: int
 ) -> None:
-  """Takes some steps, of all states at once, that make errors smaller."""
+  """Takes up to `steps` steps of all states at once to reduce the errors."""
   for x in states:
     x.error, x.blur = _fit(x.wanted, x.waves, level)
     x.damping, x.done = 1e-3, False
@@ -446,7 +446,7 @@ def _descend(
       error, blur = _fit(x.wanted, waves, level)
       length = np.linalg.norm(move)
       x.done = bool(length < _SHORTEST)
-      # Of short steps, rounding is most of the change.
+      # The change of a short step is mostly rounding.
       if np.isfinite(error) and length > _DELTA / 2:
         missed = waves - x.waves - x.slopes @ move
         x.slopes = x.slopes + np.outer(missed, move) / length**2
@@ -460,7 +460,7 @@ def _descend(
 
 
 def _judge(world: _World, best: _State, states: Sequence[_State]) -> _Found:
-  """Compares the best place of a picture with all others looked at."""
+  """Compares the best pose of a picture with all others that were rendered."""
   poses = np.concatenate([world.poses, [x.pose for x in states]])
   waves = np.concatenate([world.waves, [x.waves for x in states]])
   away = world.apart(best.pose, poses) > _ELSEWHERE
