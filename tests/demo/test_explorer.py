@@ -174,7 +174,7 @@ def test_bad_inputs_are_told(converted):
   assert rows == [('item/001', 'item 1 is broken')]
   assert 'full 1.0.0 that could not be converted: 1;' in said
   # Every other clip of `Fake` has one, here without that of the bad one.
-  assert 'frames of train that a neighbour stands in for: 5.' in said
+  assert 'frames of train replaced by a neighbouring frame: 5.' in said
 
 
 def test_strips_show_frames_and_damage(data):
@@ -286,7 +286,7 @@ def test_histograms_count_every_clip(converted, monkeypatch):
   unknown = clips.baselines(store_of(converted, 'videos'))
   assert unknown.sampled == 4
   assert len(clips.histograms(store.num_frames, unknown).data) == 1
-  assert 'None of 4 clips looked at has cameras' in clips.describe(
+  assert 'None of 4 sampled clips has cameras' in clips.describe(
     store, unknown
   )
 

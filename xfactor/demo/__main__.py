@@ -1,14 +1,14 @@
-r"""A page in the browser: motions moved to other scenes, and data sets.
+r"""Serves a web page that moves scenes with a model and browses data sets.
 
   python -m xfactor.demo --workdir=runs/tiny
   python -m xfactor.demo --data_dir=data
   python -m xfactor.demo --workdir=runs/sm --data_dir=/data --port=7861
 
-With --workdir the page has a tab where the motion of a video moves a scene, by
-a trained XFactor; with data sets, one to browse them. Nobody but this machine
-can open it unless --host says so, and it asks nothing of any other.
+With --workdir, a tab applies the camera motion of a video to a scene with a
+trained XFactor model; with data sets, another tab browses them. Without --host
+only this machine can open the page, and the page loads nothing from others.
 
-Needs `pip install -e '.[demo]'`. Exit codes as those of xfactor.main.
+Needs `pip install -e '.[demo]'`. Exit codes are those of xfactor.main.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, "Folder of converted data sets; the recipe's if unset."
 )
 _PORT = flags.DEFINE_integer(
-  'port', 7860, 'Where the page is.', lower_bound=1, upper_bound=65535
+  'port', 7860, 'Port of the page.', lower_bound=1, upper_bound=65535
 )
 _HOST = flags.DEFINE_string(
-  'host', '127.0.0.1', 'Who may open it: 0.0.0.0 lets all that reach you.'
+  'host', '127.0.0.1', 'Address to listen on; 0.0.0.0 allows all machines.'
 )
 _SECONDS = flags.DEFINE_float(
-  'max_seconds', 120.0, 'Of a video that is uploaded.', lower_bound=0.0
+  'max_seconds', 120.0, 'Longest uploaded video in seconds.', lower_bound=0.0
 )
 _MEGABYTES = flags.DEFINE_integer(
-  'max_megabytes', 200, 'Of a file that is uploaded.', lower_bound=1
+  'max_megabytes', 200, 'Largest uploaded file in MB.', lower_bound=1
 )
 
 
@@ -53,17 +53,17 @@ def main(_) -> int:
         'give --workdir=RUN to move scenes with its model, --data_dir=FOLDER '
         'to look at data sets, or both'
       )
-    # Else nothing is cleaned up where it is told to stop.
+    # Clean up on SIGTERM as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix='xfactor-demo-') as folder:
-      # Of uploads and results; read when Gradio is imported.
+      # Folder of uploads and results; Gradio reads it on import.
       os.environ['GRADIO_TEMP_DIR'] = folder
       os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
       try:
         import gradio  # noqa: F401
       except ImportError as e:
         raise UserError(
-          f"{e}; install what the page needs: pip install -e '.[demo]'"
+          f"{e}; install the dependencies of the page: pip install -e '.[demo]'"
         ) from e
       _serve()
   return 0
@@ -80,25 +80,25 @@ def _serve() -> None:
     if isinstance(model, posed.PosedModel):
       raise UserError(
         f'{_WORKDIR.value} is a posed model, which takes no motion from '
-        'videos; fly through scenes with python -m xfactor.render'
+        'videos; render scenes with python -m xfactor.render'
       )
     data_dir = data_dir or model.config.data.dir
   with tempfile.TemporaryDirectory() as made:
     if model and not folders.available(data_dir):
-      print(f'{data_dir} has no data sets; making some rooms to try')
+      print(f'{data_dir} has no data sets; generating some example rooms')
       rooms = synthetic.Source(scenes=8, frames=24, size=model.image_size)
       convert_run.convert(rooms, made, workers=0, quiet=True)
       data_dir = made
     if not model and not folders.available(data_dir):
       raise UserError(
-        f'{data_dir} has no data sets; give the --data_dir of a conversion'
+        f'{data_dir} has no data sets; pass the --data_dir of a conversion'
       )
     limits = uploads_lib.Limits(_MEGABYTES.value, _SECONDS.value)
     built = page_lib.build(model, _WORKDIR.value or '', data_dir, limits)
     address = page_lib.launch(
       built, host=_HOST.value, port=_PORT.value, limits=limits
     )
-    print(f'open {address} in a browser; Ctrl-C ends it', flush=True)
+    print(f'open {address} in a browser; Ctrl-C stops it', flush=True)
     with contextlib.suppress(KeyboardInterrupt):
       built.block_thread()
 

@@ -1,4 +1,4 @@
-"""Which converted data sets there are, as their manifests have it."""
+"""Lists converted data sets from their manifests."""
 
 import dataclasses
 import functools
@@ -17,22 +17,22 @@ HEADERS = (
   *('data set', 'version', 'split', 'clips', 'frames', 'MiB', 'depth'),
   'converted by',
 )
-_ROWS = 200  # Of bad inputs; all of them are in manifest.json.
+_ROWS = 200  # Listed bad inputs; manifest.json has all of them.
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """A split of a version of a data set, as the manifests have it.
+  """A split of one version of a data set, from the manifests.
 
   Attributes:
-    name: Of the data set.
+    name: Name of the data set.
     version: Semantic version.
-    split: For instance 'train'.
-    clips: Number of them.
-    frames: Number of them.
-    bytes: Of the records of frames and clips.
+    split: Name of the split, for instance 'train'.
+    clips: Number of clips.
+    frames: Number of frames.
+    bytes: Size of the records of frames and clips.
     depth: Whether frames have depth.
-    source: The converter's source and its version.
+    source: Source of the conversion and its version.
   """
 
   name: str
@@ -49,7 +49,7 @@ class Split:
     return f'{self.name} {self.version} {self.split}'
 
   def row(self) -> tuple[str, ...]:
-    """Returns what the table of all splits has of it."""
+    """Returns the row of the split in the table of all splits."""
     size, depth = f'{self.bytes / 2**20:,.1f}', 'yes' if self.depth else 'no'
     counts = f'{self.clips:,}', f'{self.frames:,}'
     name = self.name, self.version, self.split
@@ -57,7 +57,7 @@ class Split:
 
 
 def overview(data_dir: str | os.PathLike[str]) -> tuple[list[Split], list[str]]:
-  """Returns all splits of a folder, and a sentence a version without use.
+  """Returns all splits of a folder, and a sentence per unreadable version.
 
   Raises:
     UserError: If there is no converted data set.
@@ -66,7 +66,7 @@ def overview(data_dir: str | os.PathLike[str]) -> tuple[list[Split], list[str]]:
   names = folders.available(data_dir)
   if not names:
     raise UserError(
-      f'{data_dir} holds no converted data set; give the --data_dir of a '
+      f'{data_dir} holds no converted data set; pass the --data_dir of a '
       'conversion (python tools/convert_datasets.py)'
     )
   for name in names:
@@ -76,8 +76,8 @@ def overview(data_dir: str | os.PathLike[str]) -> tuple[list[Split], list[str]]:
       except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         root = files.data_folder(data_dir) / name
         problems.append(
-          f'{name} {version} cannot be listed ({e!r}): python '
-          f'tools/convert_datasets.py --verify={root} tells more.'
+          f'{name} {version} cannot be listed ({e!r}); check it with '
+          f'python tools/convert_datasets.py --verify={root}.'
         )
   return splits, problems
 
@@ -108,11 +108,11 @@ def _splits(
 def open_split(
   data_dir: str | os.PathLike[str], split: Split
 ) -> store_lib.FrameStore:
-  """Opens a split, or returns it as it was opened before.
+  """Opens a split, or returns the store that is already open.
 
   Raises:
-    UserError: As `records.open_split`.
-    OSError: If it has gone.
+    UserError: Errors of `store.open_split`.
+    OSError: If the split was deleted.
   """
   folder = folders.clips_folder(data_dir, split.name, split.version)
   written = (folder / 'manifest.json').stat().mtime
@@ -132,7 +132,7 @@ def _ids(store: store_lib.FrameStore) -> list[str]:
 
 
 def search(store: store_lib.FrameStore, text: str) -> Int[np.ndarray, 'n']:
-  """Returns the numbers of the clips with a text in their id, in any case."""
+  """Returns the numbers of clips whose id contains a text, in any case."""
   if not text:
     return np.arange(len(store))
   wanted = text.casefold()
@@ -143,22 +143,22 @@ def search(store: store_lib.FrameStore, text: str) -> Int[np.ndarray, 'n']:
 def bad_inputs(
   store: store_lib.FrameStore,
 ) -> tuple[str, list[tuple[str, str]]]:
-  """Returns what the conversion said of bad inputs: a sentence, and a list.
+  """Returns a summary of the bad inputs of a conversion, and a list of them.
 
-  The list has the first inputs that could not be converted, and why.
+  The list has the first inputs that could not be converted, and the reasons.
   """
   manifest = store.manifest()
   skipped, missing = manifest['skipped'], manifest.get('missing')
   facts = [
     f'Inputs of {store.name} {store.version} that could not be converted: '
     f'{len(skipped):,}',
-    f'unreadable frames of {store.split} that a neighbour stands in for: '
+    f'unreadable frames of {store.split} replaced by a neighbouring frame: '
     f'{manifest["splits"][store.split]["replaced"]:,}',
   ]
   if left_out := manifest.get('left_out'):
-    facts.append(f'clips that the split lists left out: {left_out:,}')
+    facts.append(f'clips excluded by the split lists: {left_out:,}')
   if missing:
     facts.append(f'ids of the split lists without a clip: {len(missing):,}')
   if len(skipped) > _ROWS:
-    facts.append(f'the first {_ROWS} are below, manifest.json has all')
+    facts.append(f'the first {_ROWS} are listed below, manifest.json has all')
   return '; '.join(facts) + '.', [(i, why) for i, why in skipped[:_ROWS]]

@@ -1,4 +1,4 @@
-"""What clips of a converted data set look like: strips, cameras, histograms."""
+"""Shows clips of a converted data set as strips, cameras and histograms."""
 
 import dataclasses
 import io
@@ -15,22 +15,22 @@ from xfactor.data.records import store as store_lib
 from xfactor.geometry import cameras
 from xfactor.inference import footage
 
-POINTS = 20_000  # Of a clip, in all frames that are shown.
-SAMPLE = 512  # Clips whose cameras the histograms are of.
+POINTS = 20_000  # Points of a clip, over all frames of its strip.
+SAMPLE = 512  # Clips whose cameras the histograms count.
 _BINS = 30
-_CAMERAS = 64  # Of a clip, between which the widest baseline is looked for.
-_FAR = 95  # Percentile of depth beyond which points are left out.
+_CAMERAS = 64  # Cameras of a clip among which to find the widest baseline.
+_FAR = 95  # Percentile of depth beyond which points are hidden.
 _DEPTHS_PER_UNIT = 1000
-# What reading a damaged record, picture or depth raises.
+# Errors raised by a damaged record, picture or depth.
 UNREADABLE = (RuntimeError, ValueError, OSError, SyntaxError, images.ImageError)
 
 
 def strip(
   store: store_lib.FrameStore, number: int
 ) -> tuple[UInt8[np.ndarray, 'h w 3'], str]:
-  """Returns frames of a clip side by side, and what is wrong with them if any.
+  """Returns frames of a clip side by side, and an error message or ''.
 
-  What cannot be read is a grey area.
+  A strip that cannot be read is grey.
   """
   frames = preview.evenly(int(store.num_frames[number]))
   try:
@@ -41,7 +41,7 @@ def strip(
 
 
 def caption(store: store_lib.FrameStore, number: int, problem: str) -> str:
-  """Returns what to write below a strip."""
+  """Returns the caption of a strip."""
   said = problem or f'{store.num_frames[number]} frames'
   return f'{store.clip_id(number)}, {said}'
 
@@ -49,15 +49,15 @@ def caption(store: store_lib.FrameStore, number: int, problem: str) -> str:
 def details(
   store: store_lib.FrameStore, number: int, depth: bool
 ) -> tuple[str, UInt8[np.ndarray, 'h w 3'], graph_objects.Figure | None]:
-  """Returns what there is to see of a clip: facts, its strip, its cameras.
+  """Returns the facts, the strip and the cameras of a clip.
 
   Args:
-    store: The split.
-    number: Of the clip.
+    store: Split with the clip.
+    number: Number of the clip.
     depth: Whether the data set has depth.
 
   Raises:
-    Any of `UNREADABLE`: If the clip's own record is damaged.
+    Any of `UNREADABLE`: If the record of the clip is damaged.
   """
   clip = store.clip(number)
   facts = f'{clip.id}: {preview.facts(clip)}'
@@ -68,7 +68,7 @@ def details(
     return f'{facts}. No cameras are known.', picture, None
   points = colours = None
   if not depth:
-    facts += '. No depth is known, so that only cameras are drawn.'
+    facts += '. No depth is known; only the cameras are shown.'
   else:
     try:
       points, colours = cloud(store, clip)
@@ -80,9 +80,9 @@ def details(
 def cloud(
   store: store_lib.FrameStore, clip: codec.Clip
 ) -> tuple[Float[np.ndarray, 'n 3'], UInt8[np.ndarray, 'n 3']]:
-  """Returns what the frames of a clip's strip see: world points and colours.
+  """Returns at most `POINTS` world points of a clip's strip, with colours.
 
-  They are `POINTS` or fewer, and the farthest are left out.
+  The farthest points are skipped, see `_FAR`.
 
   Raises:
     Any of `UNREADABLE`: If a frame is damaged or has no depth.
@@ -121,10 +121,10 @@ def scene(
   points: Float[np.ndarray, 'n 3'] | None = None,
   colours: UInt8[np.ndarray, 'n 3'] | None = None,
 ) -> graph_objects.Figure:
-  """Draws the cameras of a clip, and world points where they are known.
+  """Plots the cameras of a clip, and world points if they are known.
 
-  The first camera is the origin and looks ahead; up is what is up for the
-  cameras on average. The pyramids have the colours of the strip's bars.
+  The first camera is the origin and looks ahead; up is the average up vector of
+  the cameras. The pyramids have the colours of the strip's bars.
   """
   poses = clip.world_to_camera.astype(float)
   right, ahead = preview.from_above(poses)
@@ -138,7 +138,7 @@ def scene(
   size = 0.15 * np.ptp(centres, 0).max()
   drawn = []
   if points is not None and len(points):
-    # Cameras that hardly move must be seen beside a large scene.
+    # Keep cameras visible that hardly move in a large scene.
     size = max(size, 0.04 * np.ptp(points, 0).max())
     rgb = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in colours.tolist()]
     drawn.append(
@@ -202,10 +202,10 @@ class Baselines:
   """Distances between cameras, in units of each scene.
 
   Attributes:
-    steps: Median over each clip of that of frames in succession.
-    widest: The largest in each clip.
-    sampled: Clips that were looked at; those without cameras have no distance.
-    unreadable: Those of them that are damaged.
+    steps: Median distance of consecutive frames of each clip.
+    widest: Largest distance in each clip.
+    sampled: Number of sampled clips; those without cameras have no distance.
+    unreadable: Number of damaged clips among them.
   """
 
   steps: Float[np.ndarray, 'n']
@@ -241,13 +241,13 @@ def baselines(store: store_lib.FrameStore) -> Baselines:
 def histograms(
   lengths: Int[np.ndarray, 'n'], found: Baselines
 ) -> graph_objects.Figure:
-  """Draws the lengths of clips and, where cameras are known, the baselines."""
-  # Bins of whole frames, and some room around a single one.
+  """Plots histograms of clip lengths and of baselines of known cameras."""
+  # Bins of whole frames, with a margin around a single bin.
   width = -(-int(np.ptp(lengths) + 1) // _BINS)
   edges = np.arange(lengths.min(), lengths.max() + width + 1, width) - 0.5
   drawn = [('clip length, frames', np.histogram(lengths, edges))]
   for title, values in (
-    ('baseline of frames in succession, median of a clip', found.steps),
+    ('baseline of consecutive frames, median of a clip', found.steps),
     ('widest baseline in a clip', found.widest),
   ):
     if len(values):
@@ -277,7 +277,7 @@ def histograms(
 
 
 def describe(store: store_lib.FrameStore, found: Baselines) -> str:
-  """Returns in words what the histograms are of."""
+  """Describes the histograms in words."""
   low, high = store.num_frames.min(), store.num_frames.max()
   middle = np.median(store.num_frames)
   text = (
@@ -291,7 +291,7 @@ def describe(store: store_lib.FrameStore, found: Baselines) -> str:
       'in the units of their scenes (metres only where the source has metres).'
     )
   else:
-    text += f'None of {found.sampled:,} clips looked at has cameras.'
+    text += f'None of {found.sampled:,} sampled clips has cameras.'
   if found.unreadable:
     text += f' {found.unreadable:,} of them cannot be read.'
   return text

@@ -1,7 +1,7 @@
-"""The explorer of converted data sets: what there is, clips, bad records.
+"""Tab of the page that browses converted data sets, clips and bad records.
 
-A page that opens reads manifests alone; each click reads a bounded number of
-records, but for the one that has all of a data set verified.
+Opening the page reads only manifests; each click reads a bounded number of
+records, except the one that verifies a whole data set.
 """
 
 import functools
@@ -17,8 +17,8 @@ from xfactor.data.records import store as store_lib
 from xfactor.demo import catalogue, clips
 from xfactor.errors import UserError
 
-PAGE = 8  # Clips.
-# Gradio's galleries are of squares.
+PAGE = 8  # Clips per page.
+# Gradio's galleries have square cells by default.
 _STYLE = """<style>
 .strips .grid-wrap { max-height: none; overflow: hidden; }
 .strips .grid-container { grid-template-rows: none; grid-auto-rows: auto; }
@@ -28,9 +28,9 @@ _VERIFYING = gr.Progress(track_tqdm=True)
 
 
 class Explorer:
-  """What the page asks for; returns the values or changes of its parts.
+  """Event handlers of the page, which return values or updates of components.
 
-  What a visitor sends only chooses among what was listed: it is no path.
+  Input of visitors only selects from listed splits; it is never used as a path.
   """
 
   def __init__(self, data_dir: str | os.PathLike[str]):
@@ -56,7 +56,7 @@ class Explorer:
   def browse(
     self, label: str | None, text: str, page: int | None = 1
   ) -> tuple[Any, ...]:
-    """Shows a page, or the nearest, of the clips that a search finds."""
+    """Shows the given page, or the nearest one, of the clips found."""
     store = self._open(label)
     found = catalogue.search(store, text)
     if not len(found):
@@ -84,7 +84,7 @@ class Explorer:
   def look(
     self, shown: tuple[str, list[int]] | None, at: int = 0
   ) -> tuple[Any, ...]:
-    """Shows one of the clips of a page."""
+    """Shows a clip of the current page."""
     if not shown or not 0 <= at < len(shown[1]):
       raise UserError('Choose a clip from the list.')
     label, numbers = shown
@@ -110,16 +110,16 @@ class Explorer:
   def check(
     self, label: str | None, progress: gr.Progress = _VERIFYING
   ) -> tuple[Any, ...]:
-    """Verifies all of a data set."""
-    del progress  # It follows the bar of `verify`.
-    name = self._chosen(label).name  # What is to be judged may not open.
+    """Verifies a whole data set."""
+    del progress  # Gradio follows the progress bar of `verify`.
+    name = self._chosen(label).name  # The split may fail to open.
     root = files.data_folder(self._data_dir) / name
-    workers = max((os.cpu_count() or 1) // 2, 1)  # Visitors need some, too.
+    workers = max((os.cpu_count() or 1) // 2, 1)  # Leave cores for visitors.
     return _say(), findings.table(verify.verify(root, workers))
 
 
 def tab(data_dir: str | os.PathLike[str]) -> None:
-  """Puts the explorer of a folder's data sets on the open `gr.Blocks`.
+  """Builds the tab inside of an open `gr.Blocks`.
 
   Args:
     data_dir: Folder of converted data sets, local or gs://.
@@ -133,7 +133,7 @@ def tab(data_dir: str | os.PathLike[str]) -> None:
     max_height=400,
     buttons=[],
   )
-  choice = gr.Dropdown([], label='Split to look at')
+  choice = gr.Dropdown([], label='Split to browse')
   with gr.Column(visible=False) as chosen:
     with gr.Row():
       with gr.Column():
@@ -162,11 +162,11 @@ def tab(data_dir: str | os.PathLike[str]) -> None:
         picture = gr.Image(
           label='Chosen clip', show_label=False, interactive=False, buttons=[]
         )
-        plot = gr.Plot(label='Cameras, coloured as the bars, and points')
+        plot = gr.Plot(label='Cameras in the colours of the bars, and points')
     counted = gr.HTML()
     bars = gr.Plot(label='Clip lengths and baselines', show_label=False)
     bad = gr.Dataframe(
-      headers=['input', 'why'],
+      headers=['input', 'reason'],
       label='Inputs that could not be converted',
       interactive=False,
       wrap=True,
@@ -174,7 +174,7 @@ def tab(data_dir: str | os.PathLike[str]) -> None:
       buttons=[],
       visible=False,
     )
-    again = gr.Button('Verify: re-read all of this data set')
+    again = gr.Button('Verify: read the whole data set again')
     failed = gr.HTML(visible=False)
     verdict = gr.Code(
       'not verified yet',
@@ -211,13 +211,13 @@ def tab(data_dir: str | os.PathLike[str]) -> None:
 
 
 def _say(*sentences: str) -> dict[str, Any]:
-  """Shows sentences, in which nothing is markup, as paragraphs."""
+  """Shows sentences as paragraphs, with markup escaped."""
   paragraphs = ''.join(f'<p>{html.escape(x)}</p>' for x in sentences)
   return gr.update(value=paragraphs, visible=bool(sentences))
 
 
 def _told(handler: Callable[..., Any], outputs: int) -> Callable[..., Any]:
-  """Has the first output say what went wrong, and empties the others."""
+  """Shows errors of a handler in the first output and clears the others."""
 
   @functools.wraps(handler)
   def call(*args):

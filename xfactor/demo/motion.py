@@ -1,4 +1,4 @@
-"""The tab of the page where a video's motion moves the camera of a scene."""
+"""Tab of the page that applies the camera motion of a video to a scene."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ from xfactor.demo import paths, uploads
 from xfactor.errors import UserError
 from xfactor.inference import footage, latent, movie, transfer
 
-_CLIPS = 200  # To choose from, at most.
-_SIZE = 256  # Pixels of a shown picture.
-_STRIP = 5  # Pictures that show what is chosen.
+_CLIPS = 200  # Most clips to choose from.
+_SIZE = 256  # Pixels per side of each picture in the video.
+_STRIP = 5  # Frames that preview a chosen video or scene.
 _FILES = {
   'mp4': 'Video (mp4)',
   'gif': 'GIF',
@@ -32,11 +32,11 @@ _FILES = {
 
 
 def clip_names(data_dir: epath.PathLike, first: Collection[str]) -> list[str]:
-  """Clips to try, NAME/SPLIT/ID, held-out ones where there are any.
+  """Lists example clips, NAME/SPLIT/ID, from the test split if there is one.
 
   Args:
     data_dir: Folder of converted data sets.
-    first: Those to begin with.
+    first: Names of the data sets to list first.
   """
   out = []
   names = folders.available(data_dir)
@@ -54,12 +54,12 @@ _OPTIONS = 'first', 'last', 'frames', 'interpolate', 'chain'
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-  """What a visitor gets.
+  """Result shown to a visitor.
 
   Attributes:
-    files: By the kinds of `_FILES`.
-    path: Of the camera, drawn.
-    notes: Sentences about it.
+    files: Paths by the keys of `_FILES`.
+    path: Plot of the camera path.
+    notes: Warnings of the model.
   """
 
   files: dict[str, str]
@@ -69,9 +69,9 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class Mover:
-  """A model and the clips that it may be tried on.
+  """A model and its example clips.
 
-  Motions and scenes are named by the path of an upload or by one of `clips`.
+  Motions and scenes are given as the path of an upload or one of `clips`.
   """
 
   model: latent.Model
@@ -83,7 +83,7 @@ class Mover:
     return clip_names(self.data_dir, self.model.config.data.mix)
 
   def defaults(self) -> tuple[str | None, str | None]:
-    """Two clips of one data set, the recipe's if it is there."""
+    """Returns two clips of one data set, that of the recipe if present."""
     if not self.clips:
       return None, None
     prefix = self.clips[0].split('/')[0] + '/'
@@ -91,10 +91,10 @@ class Mover:
     return own[0], own[len(own) // 2]
 
   def length(self, motion: str) -> int:
-    """How many frames a motion has, of a video about.
+    """Returns the number of frames of a motion, approximate for videos.
 
     Raises:
-      UserError: If it is an upload that is not to be taken.
+      UserError: If an upload is invalid or exceeds the limits.
     """
     if motion in self.clips:
       store, clip = footage.find(motion, self.data_dir)
@@ -102,21 +102,21 @@ class Mover:
     return uploads.video_frames(motion, self.limits)
 
   def span(self, motion: str | None) -> tuple[int, int]:
-    """The last frame, and the last of as many as training saw at once."""
+    """Returns the last frame, and the last frame of a training window."""
     end = max(self.length(motion) - 1, 1) if motion else 1
     return end, min(end, (self.model.window or end + 1) - 1)
 
   def motion_strip(
     self, motion: str | None, first: int = 0, last: int | None = None
   ) -> UInt8[np.ndarray, 'h w 3'] | None:
-    """Some frames of a motion, as the model sees them."""
+    """Returns some frames of a motion at the model's size."""
     if motion is None:
       return None
     self.length(motion)
     return self._strip(motion, first=first, last=last)
 
   def scene_strip(self, scene: str | None) -> UInt8[np.ndarray, 'h w 3'] | None:
-    """Some views of a scene, as the model sees them."""
+    """Returns some views of a scene at the model's size."""
     if scene is None:
       return None
     self._check_scene(scene)
@@ -134,7 +134,7 @@ class Mover:
     interpolate: int = 1,
     chain: int = 0,
   ) -> Moved:
-    """Moves the scene and writes the files; arguments as xfactor.render's."""
+    """Moves the scene and writes the files; see the flags of xfactor.render."""
     notes = []
     self.length(motion)
     self._check_scene(scene)
@@ -199,7 +199,7 @@ def tab(mover: Mover) -> None:
         mover,
         moving,
         mover.motion_strip(moving, 0, seen),
-        f'1. A motion: a video of at most {limits.seconds:.0f} s and '
+        f'1. Motion: a video of at most {limits.seconds:.0f} s and '
         f'{limits.megabytes} MB',
         file_types=['video'],
         elem_id='motion',
@@ -209,8 +209,8 @@ def tab(mover: Mover) -> None:
         mover,
         still,
         mover.scene_strip(still),
-        '2. A scene: '
-        + ('pictures in the order of time' if several else 'a picture'),
+        '2. Scene: '
+        + ('pictures in temporal order' if several else 'a picture'),
         file_types=['image'],
         file_count='multiple' if several else 'single',
         elem_id='scene',
@@ -219,9 +219,9 @@ def tab(mover: Mover) -> None:
     first = gr.Slider(0, end, 0, step=1, label='From frame')
     last = gr.Slider(0, end, seen, step=1, label='To frame')
     frames = gr.Slider(
-      2, limits.frames, min(24, limits.frames), step=1, label='Frames taken'
+      2, limits.frames, min(24, limits.frames), step=1, label='Number of frames'
     )
-    interpolate = gr.Slider(1, 4, 1, step=1, label='Pictures a frame')
+    interpolate = gr.Slider(1, 4, 1, step=1, label='Pictures per frame')
     chain = gr.Slider(0, 50, 0, step=1, label='Chain (0: never)')
   run = gr.Button('3. Move the scene', variant='primary', elem_id='run')
   with gr.Row():
@@ -262,10 +262,10 @@ def tab(mover: Mover) -> None:
     options = dict(zip(_OPTIONS, map(int, values[4:]), strict=True))
     with _explained(*names), tempfile.TemporaryDirectory() as folder:
       if None in names:
-        raise UserError('there is no motion or no scene yet; choose both')
+        raise UserError('no motion or no scene is chosen; choose both')
       progress(0, desc='reading')
       moved = mover.move(*names, folder, **options)
-      # A generator, as what it yields is copied before the folder goes.
+      # A generator: Gradio copies the files before the folder is deleted.
       yield [
         moved.files['mp4'],
         '\n'.join(f'* {note}' for note in moved.notes),
@@ -305,7 +305,7 @@ def _choice(
   label: str,
   **options: Any,
 ) -> tuple[gr.File, gr.Dropdown, gr.Image]:
-  """An upload, clips for who has none at hand, and what is chosen."""
+  """Returns an upload field, a list of example clips and a preview."""
   return (
     gr.File(label=label, height=140, **options),
     gr.Dropdown(mover.clips, value=clip, label='or a clip'),
@@ -316,7 +316,7 @@ def _choice(
 
 
 def _name(file: str | list[str] | None, clip: str | None) -> str | None:
-  """What is meant: the upload, where there is one."""
+  """Returns the upload if there is one, else the clip."""
   files = [file] if isinstance(file, str) else file or []
   for path in map(epath.Path, files):
     if ',' in path.name:
@@ -326,7 +326,7 @@ def _name(file: str | list[str] | None, clip: str | None) -> str | None:
 
 
 def _plain(text: str, *names: str | None) -> str:
-  """The text, with uploads called as their owner calls them."""
+  """Replaces paths of uploads in a text by their file names."""
   for name in filter(None, names):
     for path in map(epath.Path, name.split(',')):
       if path.is_absolute():
@@ -336,7 +336,7 @@ def _plain(text: str, *names: str | None) -> str:
 
 @contextlib.contextmanager
 def _explained(*names: str | None) -> Iterator[None]:
-  """Shows a UserError about what is named as the sentence that it is."""
+  """Shows the message of a UserError on the page, without a traceback."""
   try:
     yield
   except UserError as e:

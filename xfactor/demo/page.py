@@ -1,4 +1,4 @@
-"""The page: its tabs, its looks and what it lets through."""
+"""Builds and serves the page, with its upload limits."""
 
 import gradio as gr
 from etils import epath
@@ -7,8 +7,8 @@ from xfactor.demo import explorer, motion, uploads
 from xfactor.errors import UserError
 from xfactor.inference import latent
 
-_KEPT = 3600  # Seconds for which uploads and results are kept at least.
-_WAITING = 20  # Visitors in the queue, at most.
+_KEPT = 3600  # Seconds to keep uploads and results, at least.
+_WAITING = 20  # Most requests in the queue.
 
 
 def build(
@@ -20,10 +20,10 @@ def build(
   """Builds the page.
 
   Args:
-    model: Gets a tab, if there is one.
-    name: What to call it.
-    data_dir: Folder of converted data sets; they get a tab.
-    limits: Of what visitors hand in.
+    model: Model of the first tab; None omits the tab.
+    name: Name of the model on the page.
+    data_dir: Folder of converted data sets, for the second tab.
+    limits: Limits of uploads.
   """
   with gr.Blocks(
     title='xfactor', analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
@@ -43,10 +43,10 @@ def build(
 def launch(
   page: gr.Blocks, *, host: str, port: int, limits: uploads.Limits
 ) -> str:
-  """Serves the page in threads; returns its address.
+  """Serves the page in background threads; returns its address.
 
   Raises:
-    UserError: If the port is taken or the host not this machine's.
+    UserError: If the port is in use or the host is not this machine's.
   """
   page.queue(max_size=_WAITING, default_concurrency_limit=4)
   try:

@@ -1,4 +1,4 @@
-"""Where a camera went, as far as latent poses and known cameras tell."""
+"""Plots camera paths from latent poses and from known cameras."""
 
 import numpy as np
 from jaxtyping import Float
@@ -10,11 +10,11 @@ from xfactor.geometry import cameras
 def principal(
   poses: Float[np.ndarray, 'n z'],
 ) -> tuple[Float[np.ndarray, 'n 3'], float]:
-  """Latent poses along the three directions in which they differ most.
+  """Returns latent poses along their first three principal components.
 
   Returns:
-    Their principal components, signs and scale arbitrary, and the share of the
-    variance in them, 0 to 1.
+    Projected poses, with arbitrary signs and scale, and their share of the
+    variance, 0 to 1.
   """
   centred = poses - poses.mean(axis=0)
   directions, sizes, _ = np.linalg.svd(centred, full_matrices=False)
@@ -29,7 +29,7 @@ def principal(
 def centres(
   world_to_camera: Float[np.ndarray, 'n 3 4'],
 ) -> Float[np.ndarray, 'n 3']:
-  """Where cameras stand: right, up and ahead of the first one."""
+  """Returns camera centres as right, up and ahead of the first one."""
   places = cameras.camera_centre(world_to_camera)
   x, down, ahead = world_to_camera[0, :, :3] @ (places - places[0]).T
   return np.stack([x, -down, ahead], axis=-1)
@@ -40,12 +40,12 @@ def figure(
   reference: int,
   world_to_camera: Float[np.ndarray, 'n 3 4'] | None = None,
 ) -> graph_objects.Figure:
-  """The path of latent poses in 3D, beside that of the cameras where known.
+  """Plots the path of latent poses in 3D, and that of known cameras.
 
   Args:
-    poses: Of the frames of a motion.
-    reference: The one that they are relative to.
-    world_to_camera: Of the same frames.
+    poses: Latent poses of the frames of a motion.
+    reference: Index of the frame that the poses are relative to.
+    world_to_camera: Camera poses of the same frames, if known.
   """
   points, share = principal(poses)
   drawn = {f'latent poses ({share:.0%} of their variance)': points}
@@ -78,7 +78,7 @@ def figure(
       text=[f'frame {reference}, the reference'],
       hoverinfo='text',
     )
-    # Cubes of one scale: what is short looks short.
+    # Cubes with the same scale on all axes.
     middle, half = _cube(path)
     ranges = [[c - half, c + half] for c in middle[[0, 2, 1]]]
     sides = zip(('xaxis', 'yaxis', 'zaxis'), ranges, strict=True)
@@ -100,6 +100,6 @@ def figure(
 def _cube(
   points: Float[np.ndarray, 'n 3'],
 ) -> tuple[Float[np.ndarray, '3'], float]:
-  """The middle of points, and half the side of a cube around them."""
+  """Returns the centre and half the side of a cube around points."""
   low, high = points.min(axis=0), points.max(axis=0)
   return (low + high) / 2, 0.55 * float((high - low).max()) or 1.0

@@ -1,4 +1,4 @@
-"""What visitors may hand in: bounded, and opened as what it says it is."""
+"""Checks uploads of visitors for size and file format."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from etils import epath
 from xfactor.data.sources import video
 from xfactor.errors import UserError
 
-# What phones and cameras write; a playlist in disguise could name other files.
+# Formats of phones and cameras; playlists could refer to local files.
 _CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif'
-_MOST_PIXELS = 4096 * 4096  # Of a frame.
+_MOST_PIXELS = 4096 * 4096  # Pixels per frame.
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Of one visitor's request.
+  """Limits of one request.
 
   Attributes:
-    megabytes: Of one file.
-    seconds: Of a video.
-    frames: That are encoded and drawn.
-    pictures: Of a scene.
+    megabytes: Size of one file in MB.
+    seconds: Length of a video in seconds.
+    frames: Number of frames to encode and render.
+    pictures: Number of pictures of a scene.
   """
 
   megabytes: int = 200
@@ -32,24 +32,24 @@ class Limits:
 
 
 def video_frames(path: str, limits: Limits) -> int:
-  """About how many frames a video has, by its header.
+  """Returns the approximate number of frames of a video, from its header.
 
   Raises:
-    UserError: If it is no video of a known container, or beyond the limits.
+    UserError: If the container is unknown, or the video exceeds the limits.
   """
   name = epath.Path(path).name
   try:
     with av.open(path, options={'format_whitelist': _CONTAINERS}) as container:
       (stream, *_) = container.streams.video or [None]
       if stream is None:
-        raise UserError(f'{name} has no pictures in it; choose a video')
+        raise UserError(f'{name} has no video stream; choose a video')
       seconds = float(container.duration or 0) / av.time_base
       rate = float(stream.average_rate or 30)
       pixels = stream.width * stream.height
       count = stream.frames or round(seconds * rate)
   except (av.FFmpegError, OSError) as e:
     raise UserError(
-      f'{name} is no video that can be read; convert it to mp4 and choose that'
+      f'{name} cannot be read as a video; convert it to mp4 and upload that'
     ) from e
   if seconds > limits.seconds or count > 240 * limits.seconds:
     raise UserError(
@@ -65,16 +65,16 @@ def video_frames(path: str, limits: Limits) -> int:
 
 
 def check_pictures(paths: Sequence[str], limits: Limits) -> None:
-  """Looks at the names of a scene's pictures.
+  """Checks the file names and the number of a scene's pictures.
 
   Raises:
-    UserError: If one is of another kind of file, or they are too many.
+    UserError: If a file is not a picture, or there are too many.
   """
   for path in map(epath.Path, paths):
     if path.suffix.lower() not in video.IMAGE_SUFFIXES:
       raise UserError(
-        f'{path.name} is no picture ({", ".join(video.IMAGE_SUFFIXES)}); '
-        'choose one'
+        f'{path.name} is not a picture ({", ".join(video.IMAGE_SUFFIXES)}); '
+        'choose a picture'
       )
   if len(paths) > limits.pictures:
     raise UserError(
