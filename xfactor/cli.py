@@ -1,4 +1,4 @@
-"""What the binaries share: flags, exit codes, joining a cluster."""
+"""Shared by the binaries: flags, exit codes, joining a cluster."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,7 @@ from xfactor.errors import UserError
 from xfactor.training.resilience import shutdown
 
 _COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of process 0, where no cluster is detected.'
+  'coordinator', None, 'HOST:PORT of process 0, if no cluster is detected.'
 )
 _PROCESSES = flags.DEFINE_integer(
   'processes', None, 'Number of processes, with --coordinator.'
@@ -26,34 +26,34 @@ _HEARTBEAT = flags.DEFINE_integer(
   'heartbeat', 100, 'Seconds of silence until a process counts as dead.', 1
 )
 
-# Seconds for others to come before something is said.
+# Seconds to wait for other processes before printing a hint.
 _PATIENCE = 20.0
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses absl flags; bad ones are one line and exit code 2.
+  """Parses absl flags; for bad flags, prints one line and exits with code 2.
 
-  A supervisor restarts on other codes, which would not cure a wrong flag.
+  A supervisor restarts on other codes, which does not fix a wrong flag.
   """
   try:
     rest = flags.FLAGS(argv)
     if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
-      # A file that cannot be loaded is only noticed when it is looked into.
+      # Config files are loaded lazily: this access shows errors here.
       flags.FLAGS['config'].value.is_locked  # noqa: B018
     if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # Orbax tells all it does.
+      logging.set_verbosity(logging.WARNING)  # Orbax logs much at INFO.
     return rest
   except (flags.Error, UserError) as e:
     message = str(e)
   except (AttributeError, KeyError) as e:
-    # Locked configs answer: 'stesp'\nDid you mean "steps" instead of "stesp"?
+    # Locked configs raise: 'stesp'\nDid you mean "steps" instead of "stesp"?
     answer = str(e).replace('\\n', ' ').strip('\'"').replace("'", '', 1)
     message = (
       f'the recipe or an override has no such key: {answer} (all keys are in '
       'xfactor/config.py)'
     )
   except OSError as e:
-    # ml_collections puts the path and the cause into its last line.
+    # The last line of ml_collections' message has the path and the cause.
     cause = str(e).strip().split('\n')[-1].strip()
     message = f'cannot load the recipe: {cause}'
   except SyntaxError as e:
@@ -66,10 +66,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def reporting_user_errors() -> Iterator[None]:
-  """Turns what people should read into one line each, and exit codes.
+  """Turns expected errors into one line on stderr and an exit code.
 
-  2 for a UserError, 1 for a run that diverged, 42 where it was told to stop
-  and lost nothing, 130 for Ctrl-C elsewhere.
+  2 for a UserError, 1 for a run that diverged, 42 for a stop request after
+  which nothing is lost, 130 for Ctrl-C elsewhere.
   """
   try:
     yield
@@ -80,19 +80,19 @@ def reporting_user_errors() -> Iterator[None]:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(1)
   except shutdown.Interrupted:
-    print('stopped; the same command goes on from here', file=sys.stderr)
+    print('stopped; run the same command to resume', file=sys.stderr)
     sys.exit(shutdown.EXIT_CODE)
   except KeyboardInterrupt:
-    print('stopped; the same command goes on from here', file=sys.stderr)
+    print('stopped; run the same command to resume', file=sys.stderr)
     sys.exit(130)
 
 
 def initialize_distributed() -> None:
   """Joins the other processes of the run; must come before any JAX call.
 
-  With --coordinator, as the flags say; on TPUs or under Slurm with several
-  tasks, as JAX detects; else this process is alone. Who waits five minutes for
-  the others in vain is ended by JAX.
+  Uses the flags if --coordinator is given, JAX's detection on TPUs or under
+  Slurm with several tasks, and otherwise a single process. JAX aborts if the
+  other processes do not join within five minutes.
   """
   avoid_idle_libtpu()
   given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -105,7 +105,7 @@ def initialize_distributed() -> None:
   elif _in_cluster():
     _join()
   elif _on_tpu_vm():
-    # Elsewhere than on Google's VMs a host with TPUs is alone.
+    # Outside Google Cloud, assume a single TPU host.
     with contextlib.suppress(ValueError, OSError):
       _join()
 
@@ -113,8 +113,9 @@ def initialize_distributed() -> None:
 def split_cpu(devices: int) -> None:
   """Lets JAX see the CPU as several devices; must come before any JAX call.
 
-  A small step is divided among cores better by its batch than by each of its
-  operations. Other platforms do not notice; a number in XLA_FLAGS stays.
+  For a small step, cores are used better by splitting the batch than by
+  splitting each operation. Has no effect on other platforms; a number in
+  XLA_FLAGS takes precedence.
   """
   if 'xla_force_host_platform_device_count' not in os.environ.get(
     'XLA_FLAGS', ''
@@ -156,10 +157,10 @@ def _on_tpu_vm() -> bool:
 
 
 def avoid_idle_libtpu() -> None:
-  """Without TPUs libtpu, there to compile ahead of time, only complains."""
+  """Selects the CPU if libtpu is installed but the machine has no TPU."""
   if (
     _has_libtpu()
-    # JAX sets it, when imported, where there are no TPUs.
+    # JAX sets it at import if there are no TPUs.
     and 'TPU_SKIP_MDS_QUERY' in os.environ
     and jax.config.jax_platforms is None
     and importlib.util.find_spec('jax_plugins') is None

@@ -1,7 +1,7 @@
-"""The default configuration: recipes in configs/ state differences from it.
+"""The default configuration; recipes in configs/ state differences from it.
 
-Every leaf is read by some builder, a test checks it. Recipes are locked, so
-that a misspelt `--config.x=y` fails and names the nearest key.
+A test checks that every leaf is used. Recipes are locked, so that a misspelled
+`--config.x=y` fails and names the nearest key.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from xfactor.nn import optimizer, sharding
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """The settings outside of sections.
+  """Top-level settings.
 
   Attributes:
     seed: Seed of all random numbers.
-    method: Method; which other settings there are depends on it.
+    method: Name of the method; the other settings depend on it.
     perceptual_weights: Folder or file of LPIPS weights; empty takes those of
       the installed package.
     init_from: Workdir of another run to start from.
-    init_networks: Networks taken from there: 'both', or 'pose_encoder' as in
-      the public multi-view code.
-    allow_change: Resume although the recipe or the data have changed.
+    init_networks: Networks loaded from it: 'both', or 'pose_encoder' as in the
+      public multi-view code.
+    allow_change: Whether to resume if the recipe or the data have changed.
     expected_devices: Minimum number of devices over all processes; 0 accepts
       any.
-    cpu_devices: Devices that a CPU is split into; results do not depend on it.
-    compile_cache: Keep compiled programs in WORKDIR/compile_cache.
+    cpu_devices: Devices that a CPU is split into; does not change results.
+    compile_cache: Whether to keep compiled programs in WORKDIR/compile_cache.
   """
 
   seed: int = limits.at_least(0, 0)
@@ -59,11 +59,11 @@ class Data:
     image_size: Height of images, in pixels.
     image_width: Width of images, in pixels; None: square images.
     contexts: Context views; 1 is the stereo model.
-    ramp_steps: Updates until windows reach their end.
+    ramp_steps: Updates until windows reach their final length.
     min_length: Minimum length of clips, in frames; shorter ones are skipped.
-    threads: Threads of each process that read and decode.
-    workers: Processes that do it instead, if above 0.
-    prefetch: Batches made ahead.
+    threads: Threads per process that read and decode.
+    workers: Processes that read and decode instead of threads, if above 0.
+    prefetch: Batches prepared ahead.
     max_bad_fraction: Share of unreadable examples that stops a run.
   """
 
@@ -87,15 +87,14 @@ class Train:
   Attributes:
     steps: Optimizer updates.
     accumulate: Parts of a batch whose gradients are accumulated.
-    log_every: Updates from a line of the log to the next.
-    eval_every: Updates from an evaluation to the next; 0 evaluates only at the
-      end.
-    save_every: Updates from a checkpoint to the next.
-    save_minutes: Also save after this many minutes; 0 disables.
-    keep: Number of checkpoints kept, newest first.
-    max_skipped: Skipped steps in a row that stop a run.
-    spike_factor: Skips gradients longer than this times their running median;
-      0 disables.
+    log_every: Updates between lines of the log.
+    eval_every: Updates between evaluations; 0 evaluates only at the end.
+    save_every: Updates between checkpoints.
+    save_minutes: Minutes after which to save as well; 0 disables.
+    keep: Number of newest checkpoints to keep.
+    max_skipped: Number of non-finite steps in a row that stops a run.
+    spike_factor: Multiple of the running median of gradient norms above which
+      an update is skipped; 0 disables.
     watchdog_minutes: Minutes without progress that end the process; 0 disables.
     profile_at: First step that is profiled; None disables.
     profile_steps: Steps that are profiled.
@@ -123,9 +122,9 @@ class Eval:
     split: Split of the data sets.
     batch: Examples of a batch, over all devices.
     examples: Maximum number of held-out examples of each data set.
-    window: Frames from context to target, ends included.
-    panel: Examples shown in pictures.
-    lpips: Whether to score LPIPS where its weights are installed.
+    window: Frames from context to target, inclusive.
+    panel: Number of examples shown in pictures.
+    lpips: Whether to compute LPIPS if its weights are installed.
   """
 
   split: str = 'test'
@@ -137,7 +136,7 @@ class Eval:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-  """Defaults of a section; where None, a placeholder that keeps the type."""
+  """Returns the defaults of a section; typed placeholders for None."""
   types = typing.get_type_hints(cls)
   return {
     name: config_dict.placeholder(typing.get_args(types[name])[0])
@@ -161,9 +160,9 @@ def base(method: str = 'xfactor') -> ConfigDict:
       'objective': {},
       'optimizer': dataclasses.asdict(optimizer.Config()),
       'mesh': dataclasses.asdict(sharding.Config()),
-      # `mix`: name of a data set to `part(...)`. `make`: data sets made where
-      # they are missing, by name; each has the options of its source, and the
-      # source's name as `source` where it is another.
+      # `mix`: `part(...)` by name of a data set. `make`: options of the data
+      # sets to make if they are missing, by name; `source` names the source if
+      # it differs from the data set.
       'data': _defaults(Data) | {'mix': {}, 'make': {}},
       'train': _defaults(Train),
       'eval': _defaults(Eval),
@@ -175,7 +174,7 @@ def base(method: str = 'xfactor') -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises UserError if a value is too small to make sense."""
+  """Raises UserError if a value of the recipe is out of range."""
   method = registry.get(config.method)
   limits.check(config, limits.of(Recipe))
   for section, cls in (
@@ -199,10 +198,10 @@ def check(config: ConfigDict) -> None:
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """A recipe that an earlier version saved, with today's names.
+  """Converts a recipe saved by an earlier version to today's names.
 
-  Before version 0.2 `method` was called `family`; before that there was only
-  XFactor.
+  Before version 0.2 `method` was called `family`. Even older recipes have
+  neither and are XFactor.
   """
   saved = dict(saved)
   saved.setdefault('method', saved.pop('family', 'xfactor'))
@@ -210,15 +209,16 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def small(method: str = 'xfactor') -> ConfigDict:
-  """A model for two CPU cores, without data.
+  """Returns a small model for two CPU cores, without data.
 
-  float32, and no LPIPS: on a CPU it would cost more than all the rest. XFactor
-  has the settings by which small models learn motion; see docs/learning.md.
+  It uses float32 and no LPIPS, which would cost more than the rest of a step on
+  a CPU. XFactor has the settings with which small models learn motion; see
+  docs/learning.md.
 
   Args:
     method: 'xfactor', a stereo model of 0.4 M parameters for views of 32 x 32
-      pixels; 'rust' or 'rayzer', as deep and wide; 'srt', an improved SRT of
-      1.2 M for 64 x 64.
+      pixels; 'rust' or 'rayzer' of the same depth and width; 'srt', an improved
+      SRT of 1.2 M parameters for 64 x 64 pixels.
   """
   config = base(method)
   config.model.update(dtype='float32', heads=4)
@@ -241,8 +241,8 @@ def small(method: str = 'xfactor') -> ConfigDict:
     config.model.update(features=64, encoder_layers=2, patch_size=4)
     config.objective.lpips_weight = 0.0
     config.data.update(batch=32, image_size=32)
-    # Two cores with four examples at a time each, and layers recomputed: what
-    # they work on fits their caches (2.5 times faster than all at once).
+    # Four examples at a time on each of two cores, with recomputed layers: the
+    # working set fits their caches (2.5 times faster than all at once).
     config.cpu_devices = 2
     config.train.accumulate = 4
     config.eval.pairs = 64
@@ -256,9 +256,9 @@ def small(method: str = 'xfactor') -> ConfigDict:
       tie_qk=True,
       pose_gain=10.0,
     )
-    # Blur as much of a picture as in the paper.
+    # The same blur relative to the picture size as in the paper.
     config.objective.augmentation.blur_sigma = (0.1, 0.25)
-    config.objective.unmasked_prob = 0.0  # One program to compile.
+    config.objective.unmasked_prob = 0.0  # Compiles only one program.
     config.optimizer.update(
       name='muon', learning_rate=3e-3, final_learning_rate=3e-4
     )
@@ -273,13 +273,13 @@ def small(method: str = 'xfactor') -> ConfigDict:
 
 
 def like(config: ConfigDict, method: str) -> ConfigDict:
-  """A recipe's data, optimizer and schedule for another method's model.
+  """Converts a recipe to another method, with the same data and schedule.
 
-  Of the model and the objective that is kept which both methods have.
+  Keeps the settings of model and objective that both methods have.
 
   Args:
-    config: The recipe.
-    method: Of the one to make; as unposed as the recipe's.
+    config: Recipe.
+    method: Name of the new method; like the recipe's, one without cameras.
   """
   made = small(method) if config.model.features < 1024 else base(method)
   for section in made:
@@ -293,7 +293,7 @@ def like(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def beside(file: str, name: str) -> ConfigDict:
-  """The recipe `name` in the folder of a recipe's file, to state changes of."""
+  """Returns the recipe `name` in the folder of `file`, as a base to modify."""
   path = pathlib.Path(file).with_name(f'{name}.py')
   return runpy.run_path(str(path))['get_config']()
 
@@ -301,13 +301,13 @@ def beside(file: str, name: str) -> ConfigDict:
 def part(
   *, begin: int, end: int, weight: float = 1.0, split: str = 'train'
 ) -> ConfigDict:
-  """A data set's share of the mix and its windows.
+  """Returns the share and the windows of a data set in the mix.
 
   Args:
-    begin: Longest window, in frames, at the first update.
-    end: Longest window from update `data.ramp_steps` on.
+    begin: Maximum window, in frames, at the first update.
+    end: Maximum window, in frames, from update `data.ramp_steps`.
     weight: Share of the examples, relative to the other data sets' weights.
-    split: The split to train on.
+    split: Split to train on.
   """
   return ConfigDict(
     {'begin': begin, 'end': end, 'weight': weight, 'split': split}
@@ -315,7 +315,7 @@ def part(
 
 
 def leaf_paths(config: ConfigDict, prefix: str = '') -> list[str]:
-  """Dotted names of all leaves."""
+  """Returns the dotted names of all leaves."""
   paths = []
   for key in config:
     value = config[key]

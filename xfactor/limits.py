@@ -1,4 +1,4 @@
-"""Smallest values of settings, kept with the fields that they limit."""
+"""Minimum values of settings, stored in the metadata of their fields."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from xfactor.errors import UserError
 
 
 def at_least(default: Any, least: float) -> Any:
-  """Returns a dataclass field with a default and a smallest value."""
+  """Returns a dataclass field with a default and a minimum value."""
   return dataclasses.field(default=default, metadata={'least': least})
 
 
 def of(cls: type) -> dict[str, float]:
-  """Returns the smallest values of a dataclass's fields, by field."""
+  """Returns the minimum values of a dataclass's fields, by field."""
   return {
     field.name: field.metadata['least']
     for field in dataclasses.fields(cls)
@@ -30,11 +30,11 @@ def check(
 
   Args:
     values: The recipe or the section; None values and missing keys pass.
-    least: Smallest values by key.
+    least: Minimum values by key.
     prefix: Name of the section and a dot.
 
   Raises:
-    UserError: If a value is smaller.
+    UserError: If a value is below its minimum.
   """
   for key, limit in least.items():
     value = values.get(key)

@@ -1,9 +1,9 @@
 """Trains a recipe: python -m xfactor.main --config=FILE --workdir=DIR.
 
-The same command starts a run and goes on with it. Any value of the recipe can
-be overridden: --config.train.steps=1000. Exit codes: 0 complete, 42 told to
-stop (SIGTERM, Ctrl-C) and saved, 137 killed because it hung, 2 bad input (one
-line on stderr says what), 1 anything else. Start it again after 42 and 137.
+The same command starts and resumes a run. Any value of the recipe can be
+overridden: --config.train.steps=1000. Exit codes: 0 complete, 42 stopped by
+SIGTERM or Ctrl-C and saved, 137 killed because it hung, 2 bad input (explained
+in one line on stderr), 1 other errors. Run it again after 42 and 137.
 """
 
 from absl import app, flags
@@ -25,7 +25,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def _make_probe(
   config: ConfigDict, build: builds.Build
 ) -> held_out.Probe | None:
-  # Imported late: not all of evaluation has to load before training starts.
+  # Imported late, so that evaluation loads only when it is needed.
   from xfactor.evaluation import motion
 
   return motion.make(config, build)

@@ -108,7 +108,7 @@ def test_a_second_ctrl_c_ends_all(recipe, straight, tmp_path):
   with runs.Run(recipe, tmp_path, *FLAGS, hang='data') as run:
     assert run.until(run.hangs), run.output()
     run.tell(signal.SIGINT)
-    assert run.until(lambda: 'told to stop' in run.output())
+    assert run.until(lambda: 'stop requested' in run.output())
     run.tell(signal.SIGINT)
     assert run.codes() == [130]
 

@@ -1,7 +1,7 @@
-"""Compiling train steps for TPUs that are not there, and what XLA made of them.
+"""Compiles train steps for absent TPUs and reports on the programs.
 
 libtpu compiles for any topology on any machine; jax.experimental.topologies
-stands in for the devices.
+provides the devices.
 """
 
 import collections
@@ -29,7 +29,7 @@ TOPOLOGIES = (
   *('v5p:2x2x1', 'v5p:4x4x4', 'v5p:8x8x8', 'v5p:16x16x24'),
   *('v6e:2x2', 'v6e:4x4', 'v6e:8x8', 'v6e:16x16'),
 )
-# libtpu looks for a TPU machine around it, and for other users of its TPU.
+# Otherwise libtpu looks for a TPU machine and for other users of its TPU.
 ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
@@ -41,12 +41,12 @@ _GIB = 2**30
 
 @dataclasses.dataclass
 class Collective:
-  """All uses of one kind of collective in a step, on one chip.
+  """Uses of one kind of collective in a step, on one chip.
 
   Attributes:
     count: Instructions of the program.
-    bytes: Of the whole arrays that they gather, reduce or exchange.
-    sent: Bytes that leave a chip, by ring algorithms.
+    bytes: Size of the full arrays that they gather, reduce or exchange.
+    sent: Bytes sent by a chip, with ring algorithms.
   """
 
   count: int = 0
@@ -76,9 +76,9 @@ _ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]')
 def collectives(hlo: str) -> dict[str, Collective]:
   """Counts collectives in the text of an optimized TPU program.
 
-  TPUs scatter while they reduce in fusions called all-reduce-scatter, whose
-  inside is an all-reduce. What runs asynchronously appears several times with
-  one channel. Between slices, hosts send parts of all-reduces.
+  TPUs reduce-scatter in fusions named all-reduce-scatter, which contain an
+  all-reduce. Asynchronous collectives appear several times with the same
+  channel. Between slices, hosts send parts of all-reduces.
   """
   bodies, entry = _computations(hlo)
   found = {kind: Collective() for kind in (*KINDS, _NETWORK)}
@@ -96,7 +96,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
         if (kind, channel[1]) in seen:
           continue
         seen.add((kind, channel[1]))
-      # Where it only starts, the shape is of operand and result.
+      # The shape of a start instruction has the operand and the result.
       size = max(_sizes(shape)) if started else sum(_sizes(shape))
       if 'all-reduce-scatter' in name and kind == 'all-reduce':
         kind = 'reduce-scatter'
@@ -113,7 +113,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-  """The lines of each computation, and which one is the program."""
+  """Returns the lines of each computation, and the name of the entry."""
   bodies, name, entry = {}, '', ''
   for line in hlo.splitlines():
     if head := _HEAD.match(line):
@@ -126,7 +126,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _turns(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
-  """How often each computation runs in a step; callers come first."""
+  """Returns how often each computation runs in a step, callers first."""
   calls = {name: list(_calls(bodies, name)) for name in bodies}
   order, seen = [], set()
 
@@ -159,7 +159,7 @@ def _calls(
 
 
 def _trip_count(condition: list[str]) -> int:
-  """Of a scan: its counter is compared with a constant."""
+  """Returns the length of a scan, the constant in its loop condition."""
   limits = [int(n) for n in re.findall(r'constant\((\d+)\)', str(condition))]
   return max(limits, default=1)
 
@@ -173,7 +173,7 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _group_size(line: str) -> int:
-  """Devices that take part together."""
+  """Returns the number of devices of a replica group."""
   if found := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
     return len(found[1].split(','))
   if found := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
@@ -187,20 +187,20 @@ def _group_size(line: str) -> int:
 
 @dataclasses.dataclass
 class Report:
-  """What one program needs, and how fast it could be.
+  """Memory that a program needs, and bounds of its speed.
 
   Attributes:
     program: 'split' or 'whole'.
-    fits: Whether a chip's memory holds it.
-    seconds: Of tracing and compiling.
-    needed: GiB a chip: all of the below.
-    capacity: GiB that a program can have.
+    fits: Whether it fits into the memory of a chip.
+    seconds: Time of tracing and compiling.
+    needed: GiB per chip, in total.
+    capacity: GiB available to a program.
     arguments, temporaries, peak: GiB, as XLA counts them.
-    kernels: Mosaic kernels (attention) in the program.
-    collectives: By kind.
-    bounds: Least seconds of a step: 'compute', 'HBM', 'ICI'.
-    model_tflop: Of a step, on all chips.
-    mfu: Bound on the model FLOPs' share of the peak.
+    kernels: Number of Mosaic (attention) kernels.
+    collectives: Collectives by kind.
+    bounds: Minimum seconds of a step by 'compute', 'HBM', 'ICI'.
+    model_tflop: Model TFLOP of a step, on all chips.
+    mfu: Upper bound of the model FLOPs utilization.
   """
 
   program: str
@@ -241,14 +241,14 @@ class Report:
 
 
 def describe(name: str, slices: int) -> Sequence[jax.Device]:
-  """The devices of a topology, one a chip from v4 on.
+  """Returns the devices of a topology, one per chip since v4.
 
   Raises:
     UserError: If libtpu is missing or does not know the topology.
   """
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
-      'compiling for TPUs needs libtpu; install it by `pip install -e .[tpu]`'
+      'compiling for TPUs needs libtpu: run `pip install -e .[tpu]`'
     )
   for key, value in ENVIRONMENT.items():
     os.environ.setdefault(key, value)
@@ -261,8 +261,8 @@ def describe(name: str, slices: int) -> Sequence[jax.Device]:
     ).devices
   except jax.errors.JaxRuntimeError as e:
     raise UserError(
-      f'--topology={name} is none that libtpu knows ({e}); these are known, '
-      f'and other sizes of them: {", ".join(TOPOLOGIES)}'
+      f'--topology={name} is unknown to libtpu ({e}): choose one of these or '
+      f'another size of them: {", ".join(TOPOLOGIES)}'
     ) from e
 
 
@@ -331,7 +331,7 @@ def compile_step(build: builds.Build, kind: StepKind) -> Report:
 def compile_recipe(
   config: ConfigDict, devices: Sequence[jax.Device]
 ) -> Iterator[Report]:
-  """Compiles all programs of a recipe; each is reported once it is done."""
+  """Compiles all programs of a recipe; yields each report when it is done."""
   build = builds.build(config, devices)
   for kind in build.step_kinds():
     jax.clear_caches()
@@ -339,12 +339,12 @@ def compile_recipe(
 
 
 def largest(fits: Callable[[int], bool], limit: int, known: int = 0) -> int:
-  """The largest number up to `limit` that fits, by doubling and bisecting.
+  """Finds the largest number up to `limit` that fits, by bisection.
 
   Args:
-    fits: Tries a number; whatever is smaller than one that fits, fits.
-    limit: Of the numbers tried.
-    known: One that fits, for certain.
+    fits: Tests a number; all numbers below a fitting one must fit.
+    limit: Maximum number to try.
+    known: Number that is known to fit.
   """
   low, high = known, max(2 * known, 1)
   while high <= limit and fits(high):

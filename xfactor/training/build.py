@@ -1,4 +1,4 @@
-"""What a recipe builds: shared by training, evaluation and compiling ahead."""
+"""Builds a recipe for training, evaluation and ahead-of-time compilation."""
 
 import dataclasses
 import functools
@@ -25,24 +25,24 @@ from xfactor.training.step import root_keys, train_step
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-  """A recipe made concrete for a mesh.
+  """A recipe built for a mesh.
 
   Attributes:
-    mesh: Devices by axes.
-    method: The kind of model.
-    model: The networks' sizes.
-    functional: The networks' structure.
-    tx: The optimizer.
+    mesh: Mesh of devices.
+    method: Method of the recipe.
+    model: Sizes of the networks.
+    functional: Structure of the networks.
+    tx: Optimizer.
     schedule: Learning rate by update.
-    objective: The loss.
+    objective: Loss.
     places: Shardings of the train state.
     batch: Examples of an update, over all devices.
-    views: Of an example: contexts and targets.
-    frames: That are read for it.
-    image_size: Pixels, the height of a view.
-    image_width: Pixels, its width.
-    accumulate: Parts a batch is worked through in.
-    seed: Of everything random.
+    views: Views of an example: contexts and targets.
+    frames: Frames read for an example.
+    image_size: Height of a view, in pixels.
+    image_width: Width of a view, in pixels.
+    accumulate: Parts of a batch whose gradients are accumulated.
+    seed: Seed of all random numbers.
   """
 
   mesh: Mesh
@@ -62,11 +62,11 @@ class Build:
   seed: int
 
   def abstract_state(self) -> state.TrainState:
-    """Shapes, dtypes and shardings of the train state."""
+    """Returns shapes, dtypes and shardings of the train state."""
     return state.abstract(self.functional, self.tx, self.places)
 
   def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a global batch."""
+    """Returns shapes, dtypes and shardings of a global batch."""
     place = NamedSharding(self.mesh, sharding.BATCH)
     views = (self.batch, self.frames)
     known = {
@@ -83,7 +83,7 @@ class Build:
 
   @property
   def needs_lpips(self) -> bool:
-    """Whether the loss takes the weights of LPIPS."""
+    """Whether the loss needs the weights of LPIPS."""
     return self.method.needs_lpips(self.objective)
 
   def step_kinds(self) -> list[StepKind]:
@@ -91,16 +91,16 @@ class Build:
     return self.method.step_kinds(self.objective)
 
   def init(self) -> state.TrainState:
-    """New parameters and moments, born sharded."""
+    """Initializes the train state directly in its shardings."""
     make = functools.partial(state.init, self.functional, self.tx)
     with jax.set_mesh(self.mesh):
       return jax.jit(make, out_shardings=self.places)(root_keys(self.seed)[0])
 
   def step(self, kind: StepKind, *, controlled: bool = False):
-    """The jitted step: (state, batch, LPIPS weights) to (state, metrics).
+    """Jits the step: (state, batch, LPIPS weights) to (state, metrics).
 
-    With `controlled` it takes a `control.Control`, too. The state is donated;
-    its shardings stay as they are, so that the program is compiled once.
+    With `controlled` it also takes a `control.Control`. The state is donated
+    and keeps its shardings, so that the program is compiled only once.
     """
     step = functools.partial(
       train_step,
@@ -133,7 +133,7 @@ class Build:
     weights: Params | None,
     controlled: bool = False,
   ):
-    """Compiles `step` for this mesh; the result never recompiles."""
+    """Compiles `step` for this mesh ahead of time."""
     arguments = (self.abstract_state(), self.abstract_batch(), weights)
     if controlled:
       arguments += (control.abstract(self.mesh),)
@@ -145,7 +145,7 @@ class Build:
 def build(
   config: ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Build:
-  """Builds a recipe for the devices (default: all); allocates nothing.
+  """Builds a recipe for devices (default: all) without allocating arrays.
 
   Raises:
     UserError: If parts of the recipe contradict each other or the devices.
@@ -195,16 +195,16 @@ def build(
 def load_perceptual(
   config: ConfigDict, mesh: Mesh, *, required: bool, net: str = 'vgg16'
 ) -> Params | None:
-  """LPIPS weights on every device, or None where there are none.
+  """Returns LPIPS weights on every device, or None if there are none.
 
   Args:
-    config: The recipe; `perceptual_weights` may name a folder or file.
-    mesh: Where to put them.
-    required: Whether their absence is an error.
+    config: Recipe; `perceptual_weights` may name a folder or file.
+    mesh: Mesh to replicate them on.
+    required: Whether missing weights are an error.
     net: 'vgg16' or 'alexnet'.
 
   Raises:
-    UserError: If they are required and missing, or damaged.
+    UserError: If the weights are damaged, or required and missing.
   """
   path = config.perceptual_weights or None
   try:

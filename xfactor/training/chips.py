@@ -5,13 +5,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published peaks of what jax calls one device.
+  """Published peak values of one JAX device.
 
   Attributes:
     tflops: Dense bfloat16 TFLOP/s.
-    hbm_gib: Memory that a program can have: libtpu's own figures for TPUs.
-    hbm_gbps: Its bandwidth, GB/s.
-    link_gbps: To the other chips over all links, GB/s (ICI, NVLink).
+    hbm_gib: Memory available to a program, GiB; for TPUs as libtpu reports it.
+    hbm_gbps: Memory bandwidth, GB/s.
+    link_gbps: Bandwidth to other chips over all links, GB/s (ICI, NVLink).
   """
 
   tflops: float
@@ -20,8 +20,8 @@ class Chip:
   link_gbps: float
 
 
-# By prefixes of jax's device_kind, in lower case. The chips of v3 are two
-# devices each; those of v4 are one, as Cloud TPUs run them.
+# Keys are prefixes of jax's device_kind in lower case. A v3 chip is two
+# devices; a v4 chip is one, as on Cloud TPUs.
 CHIPS = {
   'tpu v3': Chip(61.5, 15.48, 450, 82),
   'tpu v4': Chip(275, 30.75, 1228, 300),
@@ -35,7 +35,7 @@ CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-  """The peaks of one device, or None where the table lacks it."""
+  """Returns the peaks of one device, or None if it is not in the table."""
   for prefix, peaks in CHIPS.items():
     if device_kind.lower().startswith(prefix):
       return peaks
@@ -43,6 +43,6 @@ def chip(device_kind: str) -> Chip | None:
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak bf16 FLOP/s of one device, or None where the table lacks it."""
+  """Returns the peak bf16 FLOP/s of one device, or None if unknown."""
   peaks = chip(device_kind)
   return peaks and peaks.tflops * 1e12

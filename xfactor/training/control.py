@@ -1,9 +1,10 @@
-"""What processes tell a train step beside its batch, and agree on through it.
+"""Lets all processes agree, through the train step, on when to save or stop.
 
-Processes are signalled at different times and their clocks differ, but a save
-or a stop must come after the same step on all. So each puts what it asks for
-into its part of a step's arguments, the step's metrics have the largest, and
-all read it at the same place in their loops: no barrier, no traffic of its own.
+Processes receive signals at different times and their clocks differ, but they
+must save or stop after the same step. Each process passes its request as its
+shard of an argument of the step. The metrics contain the largest request, and
+all processes read it at the same point of their loops. This needs no barrier
+and no communication of its own.
 """
 
 import dataclasses
@@ -15,18 +16,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Requests; the larger includes the smaller.
+# Requests; a larger one includes the smaller ones.
 NOTHING, SAVE, STOP = 0, 1, 2
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Control:
-  """Arguments of a train step, or something about each of them.
+  """Control arguments of a train step, or their shardings or shapes.
 
   Attributes:
-    requests: int32 [devices], what each process asks of all.
-    max_grad_norm: float32 [], a step with a larger gradient is left out.
+    requests: int32 [devices], the request of each device's process.
+    max_grad_norm: float32 [], the step skips an update with a larger gradient.
   """
 
   requests: Any
@@ -34,7 +35,7 @@ class Control:
 
 
 def shardings(mesh: Mesh) -> Control:
-  """Where they live."""
+  """Returns the shardings of the control arguments."""
   return Control(
     requests=NamedSharding(mesh, P(mesh.axis_names)),
     max_grad_norm=NamedSharding(mesh, P()),
@@ -42,7 +43,7 @@ def shardings(mesh: Mesh) -> Control:
 
 
 def abstract(mesh: Mesh) -> Control:
-  """Their shapes, dtypes and shardings."""
+  """Returns the shapes, dtypes and shardings of the control arguments."""
   places = shardings(mesh)
   return Control(
     requests=jax.ShapeDtypeStruct(
@@ -54,10 +55,10 @@ def abstract(mesh: Mesh) -> Control:
   )
 
 
-# They are the same in nearly all steps.
+# Cached: the values are the same in nearly all steps.
 @functools.lru_cache(maxsize=4)
 def make(mesh: Mesh, request: int, max_grad_norm: float) -> Control:
-  """Puts what this process asks for, and the largest gradient, on the mesh."""
+  """Puts the request of this process and the gradient limit on the mesh."""
   values = Control(
     requests=np.full(len(mesh.local_devices), request, np.int32),
     max_grad_norm=np.asarray(max_grad_norm, np.float32),

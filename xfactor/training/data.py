@@ -1,4 +1,4 @@
-"""From a recipe's data section to the pipeline that feeds the step."""
+"""Opens the data pipeline of a recipe and makes its data sets."""
 
 import jax
 from jax.experimental import multihost_utils
@@ -11,7 +11,7 @@ from xfactor.methods import registry
 
 
 def open_pipeline(config: ConfigDict) -> pipeline_training.Pipeline:
-  """This process's share of the training stream of a recipe.
+  """Opens this process's share of the training stream of a recipe.
 
   Raises:
     UserError: If a data set is missing or does not fit the recipe.
@@ -49,10 +49,10 @@ def open_pipeline(config: ConfigDict) -> pipeline_training.Pipeline:
 
 
 def make(config: ConfigDict) -> None:
-  """Makes the data sets that a recipe says how to make, unless they are there.
+  """Makes the missing data sets of the recipe's `data.make`.
 
   Raises:
-    UserError: If one cannot be made, or is there with other options.
+    UserError: If one cannot be made, or exists with other options.
   """
   if not config.data.make:
     return
@@ -68,6 +68,6 @@ def make(config: ConfigDict) -> None:
         if not made.already:
           print(summary.report(made), flush=True)
   finally:
-    # However it went: the others wait here, and find out by themselves.
+    # Also after an error: the other processes wait here.
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('data sets made')

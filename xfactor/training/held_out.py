@@ -1,4 +1,4 @@
-"""Evaluation of a recipe's data sets on their fixed held-out examples."""
+"""Evaluates a model on the fixed held-out examples of its data sets."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +20,11 @@ from xfactor.training.build import Build
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-  """What a `Probe` found of a checkpoint.
+  """Results of a `Probe` on a checkpoint.
 
   Attributes:
     values: JSON values by data set, then by name, for eval/STEP.json.
-    lines: Text by data set, for people.
+    lines: Readable text by data set.
     scalars: Numbers by name, for the log.
     save: Writes pictures into a workdir and returns a line about them.
   """
@@ -38,8 +38,8 @@ class Findings:
 class Probe(Protocol):
   """Measures more of a model than the PSNR of held-out pictures.
 
-  `training` runs probes and writes what they find; `evaluation.motion` has the
-  one of the main job.
+  The training loop runs a probe and writes its findings. `evaluation.motion`
+  implements the probe of xfactor.main.
   """
 
   def brief(self, params: Params, step: int) -> Findings:
@@ -50,10 +50,10 @@ class Probe(Protocol):
 
 
 class HeldOut:
-  """The held-out examples of every data set of a recipe, and their scores.
+  """Scores models on the held-out examples of a recipe's data sets.
 
-  Which clips and frames are looked at is fixed in a file beside each data set,
-  so that runs can be compared.
+  A file next to each data set fixes the clips and frames, so that runs can be
+  compared.
   """
 
   def __init__(
@@ -62,12 +62,13 @@ class HeldOut:
     """Opens the data sets.
 
     Args:
-      config: The recipe.
-      build: What it built.
-      lpips: Names of LPIPS distances and their weights; may be empty.
+      config: Recipe.
+      build: Build of the recipe.
+      lpips: Weights of LPIPS distances by name; may be empty.
 
     Raises:
-      UserError: If a data set, its split or long enough clips are missing.
+      UserError: If a data set, its split or clips of sufficient length are
+        missing.
     """
     sharding.check_batch(build.mesh, config.eval.batch, 'config.eval.batch')
     self._config = config
@@ -87,7 +88,7 @@ class HeldOut:
     }
 
   def __call__(self, params: Params) -> dict[str, methods_scores.Result]:
-    """Scores parameters on every data set, by its name."""
+    """Returns the scores of parameters by data set."""
     return {
       name: self._evaluate(
         params,
@@ -115,12 +116,12 @@ class HeldOut:
 
 
 def folder(workdir: epath.PathLike, step: int) -> epath.Path:
-  """Where the pictures of a step are."""
+  """Returns the folder of the pictures of a step."""
   return epath.Path(workdir) / 'eval' / f'{step:08d}'
 
 
 def file(workdir: epath.PathLike, step: int) -> epath.Path:
-  """Where the scores of a step are."""
+  """Returns the file of the scores of a step."""
   return epath.Path(workdir) / 'eval' / f'{step:08d}.json'
 
 
@@ -153,7 +154,7 @@ def write(
     }
     for name, result in results.items()
   }
-  # Last: where there are numbers, there are pictures.
+  # Last, so that the pictures exist whenever the scores do.
   files.write_json(file(workdir, step), {'step': step, 'data': data})
 
 
@@ -169,7 +170,7 @@ def tables(
 
 
 def panels(name: str, result: methods_scores.Result) -> dict[str, np.ndarray]:
-  """The pictures of one data set, uint8, small ones enlarged."""
+  """Returns the pictures of one data set as uint8; enlarges small ones."""
   scale = max(1, 128 // result.images['truth'].shape[1])
   return {
     f'{name}_{kind}': picture
@@ -178,7 +179,7 @@ def panels(name: str, result: methods_scores.Result) -> dict[str, np.ndarray]:
 
 
 def scalars(results: dict[str, methods_scores.Result]) -> dict[str, float]:
-  """Flat names for the log: NAME/psnr, NAME/copy_psnr, ..."""
+  """Flattens means for the log: NAME/psnr, NAME/copy_psnr, ..."""
   return {
     f'eval/{name}/{metric if who == "model" else f"{who}_{metric}"}': value
     for name, result in results.items()

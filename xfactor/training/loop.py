@@ -1,4 +1,4 @@
-"""The training loop, read top to bottom."""
+"""The training loop, from top to bottom."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ MakeProbe = Callable[[ConfigDict, builds.Build], held_out_lib.Probe | None]
 def train(
   config: ConfigDict, workdir: str, make_probe: MakeProbe | None = None
 ) -> None:
-  """Trains a recipe in `workdir`, or resumes where it stopped there.
+  """Trains a recipe in `workdir`, or resumes the run there.
 
   Args:
     config: The recipe.
@@ -50,9 +50,9 @@ def train(
       `evaluation.motion.make`.
 
   Raises:
-    UserError: If something that the user can mend is wrong.
+    UserError: If there is a problem that the user can fix.
     FloatingPointError: If too many steps in a row were not finite.
-    shutdown.Interrupted: If it was told to stop, and nothing is lost.
+    shutdown.Interrupted: If a stop was requested; nothing is lost.
   """
   with contextlib.ExitStack() as stack:
     _train(
@@ -71,7 +71,7 @@ def _train(
   interrupted: shutdown.Interruption,
   owned: Callable[[T], T],
 ) -> None:
-  """`train`; what it opens is `owned`: closed however it ends."""
+  """Implements `train`; resources are `owned`, which closes them at the end."""
   check_devices(config.expected_devices)
   if config.compile_cache:
     keep_programs(workdir)
@@ -80,13 +80,13 @@ def _train(
   goodput = owned(Goodput(workdir, active=main_process))
   began = time.monotonic()
 
-  # ---------------------------------------------------- model, optimizer, loss
+  # ----------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
   weights = builds.load_perceptual(
     config, build.mesh, required=build.needs_lpips
   )
 
-  # ---------------------------------------------------------------------- data
+  # ----------------------------------------------------------------------- data
   data.make(config)
   watchdog = owned(
     Watchdog(workdir, config.train.watchdog_minutes, jax.process_index())
@@ -97,7 +97,7 @@ def _train(
   held_out = held_out_lib.HeldOut(config, build, lpips)
   probe = make_probe(config, build)
 
-  # ------------------------------------ state: go on where it stopped, or begin
+  # ---------------------------------------------------- state: resume, or start
   meta = {
     'config': json.loads(config.to_json_best_effort()),
     'data': fingerprint,
@@ -127,7 +127,7 @@ def _train(
   first = int(state.step)
   steps = config.train.steps
 
-  # -------------------------------------------- compile: once, and never again
+  # ------------------------------------------------------- compile all programs
   goodput.add('init', time.monotonic() - began)
   watchdog.progress()
   began = time.monotonic()
@@ -147,9 +147,9 @@ def _train(
       if key != 'config':
         print(f'{key:>11}  {value}', flush=True)
 
-  # ---------------------------------------------------------------- train loop
+  # ----------------------------------------------------------------- train loop
   # The order within an iteration matters: step n is dispatched before the
-  # metrics of step n - 1 are fetched, so that the device never waits for us.
+  # metrics of step n - 1 are fetched, so that the device never waits.
   batches = owned(stream.batches(start_step=first))
   requests = requests_lib.Requests(
     config.train.save_minutes, decides=main_process
@@ -220,7 +220,7 @@ def _train(
         or evaluates
         or requests.agreed
       ):
-        log.flush()  # What is saved with the state is up to this step.
+        log.flush()  # The norms saved with the state include this step.
         with goodput.measure('checkpoint'):
           checkpoints.save(state, meta | {'grad_norms': spikes.norms()})
         requests.saving()
@@ -248,7 +248,7 @@ def _train(
     bar.close()
     checkpoints.wait()
 
-  # ------------------------------------------------------------------ held out
+  # ------------------------------------------------------------------- held out
   done = int(state.step)
   findings = held_out_lib.Findings()
   with goodput.measure('evaluation'):
@@ -266,12 +266,12 @@ def _train(
 
 
 def check_devices(expected: int) -> None:
-  """Raises UserError if there are fewer than expected; 0 expects nothing."""
+  """Raises UserError if there are fewer devices than expected; 0: any."""
   found = jax.device_count()
   if found < expected:
     raise UserError(
-      f'config.expected_devices={expected} but there are {found}, '
-      f'{jax.local_device_count()} of them in this one of '
+      f'config.expected_devices={expected} but there are {found} devices, '
+      f'{jax.local_device_count()} of them local, in '
       f'{jax.process_count()} process(es): start the command on all hosts '
       '(gcloud ... --worker=all), or give --coordinator, --processes and '
       '--process'
@@ -279,7 +279,7 @@ def check_devices(expected: int) -> None:
 
 
 def keep_programs(workdir: str) -> None:
-  """Keeps compiled programs with the run, unless JAX was told where to."""
+  """Keeps compiled programs in the workdir, unless JAX has a cache folder."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', f'{workdir}/compile_cache')
 
@@ -304,7 +304,7 @@ def describe(
   stream: pipeline_training.Pipeline,
   compiled: dict[StepKind, Any],
 ) -> dict[str, Any]:
-  """What a run is, for the first lines of its log and for run.json."""
+  """Describes a run for the first lines of its log and for run.json."""
   devices = build.mesh.devices.flatten()
   parameters = sum(math.prod(x.shape) for x in build.functional.shapes.values())
   memory = [

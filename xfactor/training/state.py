@@ -1,6 +1,6 @@
-"""The train state: step, parameters and optimizer moments, nothing else.
+"""The train state: only step, parameters and optimizer state.
 
-Random keys and the place in the data are functions of the step.
+Random keys and the position in the data are functions of the step.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from xfactor.nn.functional import Functional
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """What a checkpoint holds, or something about each part of it.
+  """State stored in a checkpoint, or the shardings or shapes of its leaves.
 
   Attributes:
-    step: int32 [], optimizer updates done.
-    params: Path to float32 array.
-    opt_state: Of optax.
+    step: int32 [], completed train steps.
+    params: float32 arrays by path.
+    opt_state: Optimizer state of optax.
   """
 
   step: Any
@@ -35,7 +35,7 @@ class TrainState:
 def shardings(
   mesh: Mesh, functional: Functional, tx: optax.GradientTransformation
 ) -> TrainState:
-  """Where each leaf of the state lives, as a TrainState of shardings."""
+  """Returns the sharding of each leaf of the state."""
   params = sharding.param_shardings(mesh, functional.shapes)
   return TrainState(
     step=NamedSharding(mesh, P()),
@@ -47,7 +47,7 @@ def shardings(
 def init(
   functional: Functional, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-  """A new state; to be jitted with `shardings` as its out_shardings."""
+  """Creates a new state; jit it with `shardings` as out_shardings."""
   params = functional.init(key)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
@@ -57,7 +57,7 @@ def abstract(
   tx: optax.GradientTransformation,
   places: TrainState,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state: what restoring needs."""
+  """Returns shapes, dtypes and shardings of the state, for restoring it."""
   shapes = jax.eval_shape(lambda: init(functional, tx, jax.random.key(0)))
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(

@@ -1,4 +1,4 @@
-"""The train step: pure, one program for split steps and one for whole ones."""
+"""The train step: a pure function, compiled once for each kind of step."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from xfactor.training.state import TrainState
 
 
 def root_keys(seed: int) -> Array:
-  """Two keys that share no stream: for the parameters and for the steps."""
+  """Returns independent keys for the parameters and for the steps."""
   return jax.random.split(jax.random.key(seed))
 
 
@@ -36,35 +36,35 @@ def train_step(
   accumulate: int,
   kind: StepKind,
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One optimizer update on a global batch.
+  """Applies one optimizer update on a global batch.
 
-  Everything random is drawn for the global batch from (seed, step), so that
-  neither the mesh nor `accumulate` changes what an example sees.
+  All random numbers are sampled for the global batch from (seed, step), so
+  they depend neither on the mesh nor on `accumulate`.
 
-  Where the loss or the gradient is not finite, or the gradient too large,
-  parameters and optimizer stay as they are, its counts included; only the step
-  goes on. So a state is never worse than the one before.
+  If the loss or the gradient is not finite, or the gradient is too large, the
+  parameters and the optimizer state, including its counts, do not change. Only
+  the step is incremented. Such steps therefore never damage the state.
 
   Args:
-    state: Donated by the caller.
-    batch: The global batch: the method's arrays, as the pipeline yields them.
-    perceptual_weights: Of LPIPS, an argument so that they are no constants
-      of the program; None where the loss has none.
-    control: Requests and the largest gradient; none and infinity by default.
-    method: Of the networks and their objective.
-    functional: The networks' structure.
-    tx: The gradient transformation.
+    state: Train state; the caller donates it.
+    batch: Global batch: the method's arrays, as the pipeline yields them.
+    perceptual_weights: LPIPS weights, passed as an argument so that they are
+      not constants of the program; None if the loss does not use LPIPS.
+    control: Requests and gradient limit; by default no request and no limit.
+    method: Method of the networks and their objective.
+    functional: Structure of the networks.
+    tx: Gradient transformation.
     schedule: Learning rate by update, for the metrics.
-    objective: The loss.
-    seed: Of everything random.
-    accumulate: Parts that the batch is worked through in.
+    objective: Loss.
+    seed: Seed of all random numbers.
+    accumulate: Parts of the batch whose gradients are accumulated.
     kind: Kind of the step.
 
   Returns:
-    The next state and the step's metrics: loss and its parts, gradient norm
-    before clipping, learning rate, whether the step was `skipped` because it
-    was not finite or as one of the `spikes`, the `request`, and `module_norms`
-    [modules], the gradient's by module in the order of `modules`.
+    The next state and the metrics of the step: loss and its parts, gradient
+    norm before clipping, learning rate, whether the update was `skipped`
+    because it was not finite or was one of the `spikes`, the `request`, and
+    `module_norms` [modules], the gradient norms in the order of `modules`.
   """
   key = jax.random.fold_in(root_keys(seed)[1], state.step)
   draws = method.sample(key, batch, objective)
@@ -114,7 +114,7 @@ def train_step(
 
 
 def modules(params: Mapping[str, Any]) -> dict[str, list[str]]:
-  """The modules that have parameters, in order, and their parameters' paths."""
+  """Returns the modules with parameters, sorted, and their parameter paths."""
   found = {}
   for path in sorted(params):
     found.setdefault(path.rpartition('/')[0], []).append(path)
@@ -122,15 +122,14 @@ def modules(params: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _updates_done(opt_state: Any) -> Array:
-  """Updates that the optimizer has done: those left out do not count."""
+  """Returns the number of optimizer updates, without the skipped ones."""
   return optax.tree.get_all_with_path(opt_state, 'count')[0][1]
 
 
 def accumulate_gradients(gradient: Callable, batch, parts: int):
-  """The mean of `gradient(*part)` over `parts` equal parts of the batch.
+  """Averages `gradient(*part)` over `parts` equal parts of the batch.
 
-  Parts are dealt out like cards, so that a batch sharded over devices stays
-  where it is.
+  Parts are interleaved, so that a batch sharded over devices is not moved.
   """
   if parts == 1:
     return gradient(*batch)

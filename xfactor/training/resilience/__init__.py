@@ -1,1 +1,1 @@
-"""What lets a run survive faults, stops and changes."""
+"""Checkpoints, clean shutdown, and protection against faults and divergence."""

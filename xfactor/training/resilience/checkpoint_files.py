@@ -1,4 +1,4 @@
-"""Reads the files of a checkpoint, and judges damage."""
+"""Reads and verifies the files of a checkpoint."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from xfactor.training.resilience import checksums
 
 T = TypeVar('T')
 
-# Of storage that may well answer the next time.
+# Transient storage errors: do not treat the checkpoint as damaged.
 _PASSING = (
   'UNAVAILABLE',
   'RESOURCE_EXHAUSTED',
@@ -27,17 +27,17 @@ _PASSING = (
 
 
 class Damaged(Exception):
-  """A checkpoint that is not what was saved; says why."""
+  """A checkpoint that differs from what was saved, with the reason."""
 
 
 def load(
   folder: epath.Path, target: Any, prefix: str
 ) -> tuple[Any, dict[str, Any]]:
-  """Reads and verifies a checkpoint; without a target, all that it holds.
+  """Reads and verifies a checkpoint; without a target, reads all of it.
 
   Raises:
-    _Damaged: If it is not what was saved, on all processes alike.
-    UserError: If it is of another model, or may not be read.
+    Damaged: On all processes, if the checkpoint differs from what was saved.
+    UserError: If it is of another model, or is not readable.
   """
 
   def read():
@@ -49,8 +49,8 @@ def load(
   if saved is None:
     if jax.process_index() == 0:
       logging.warning(
-        'The checkpoint %s is not verified: it is of an older version, which '
-        'kept no fingerprints.',
+        'The checkpoint %s is not verified: an older version saved it '
+        'without fingerprints.',
         folder,
       )
     return state, meta
@@ -64,7 +64,7 @@ def load(
 def _read_meta(
   folder: epath.Path,
 ) -> tuple[dict[str, Any], dict[str, str] | None]:
-  """What `save` was given, and each leaf's type and fingerprint, if kept."""
+  """Returns the metadata, and each leaf's type and fingerprint if stored."""
   meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
   digest = meta.pop('sha256', None)
   if digest != (files.digest(meta) if 'fingerprints' in meta else None):
@@ -78,7 +78,7 @@ def _read_state(
   saved: Mapping[str, str] | None,
   prefix: str,
 ) -> Any:
-  """The part of the state that `target` describes; all of it for None."""
+  """Returns the part of the state that `target` describes; None: all."""
   ours = target
   if target is None or saved is None:
     tree = _read_tree(folder)
@@ -114,7 +114,7 @@ def _read_state(
 
 
 def _read_tree(folder: epath.Path) -> Any:
-  """Shapes and dtypes as Orbax keeps them: nested dicts and lists."""
+  """Returns shapes and dtypes as Orbax stores them: nested dicts and lists."""
   return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
 
 
@@ -131,14 +131,14 @@ def _differences(
 
 @contextlib.contextmanager
 def _judging_errors(folder: epath.Path) -> Iterator[None]:
-  """Tells damage, whatever it makes Orbax raise, from what may pass."""
+  """Converts errors of Orbax: damage, missing permission, or transient."""
   try:
     yield
   except (UserError, Damaged):
     raise
   except Exception as e:
     root = e
-    while root.__cause__ is not None:  # Orbax wraps those of TensorStore.
+    while root.__cause__ is not None:  # Orbax wraps TensorStore errors.
       root = root.__cause__
     cause = str(root).strip().split('\n')[0][:200]
     if isinstance(root, PermissionError) or 'PERMISSION_DENIED' in cause:
@@ -156,7 +156,7 @@ def _judging_errors(folder: epath.Path) -> Iterator[None]:
 
 
 def together(work: Callable[[], T]) -> T:
-  """Does something on all processes; where it fails on one, it does on all."""
+  """Runs `work` on all processes; if it fails on one, it fails on all."""
   result = error = None
   try:
     result = work()
@@ -167,7 +167,7 @@ def together(work: Callable[[], T]) -> T:
     kind = next(i for i, x in enumerate(kinds) if isinstance(error, x))
     worst = int(multihost_utils.process_allgather(np.asarray(kind)).max())
     if worst > kind:
-      message = 'another process cannot go on with the checkpoints; see its log'
+      message = 'another process failed to access checkpoints; see its log'
       error = (Damaged if worst == 1 else UserError)(message)
   if error is not None:
     raise error

@@ -1,10 +1,10 @@
-"""Checkpoints: Orbax, asynchronous, restored onto whatever mesh is there.
+"""Asynchronous Orbax checkpoints that can be restored onto any mesh.
 
-The same command starts and resumes. A checkpoint counts once Orbax has renamed
-its folder to the number of its step (in a bucket: written commit_success.txt).
-Whatever is restored is compared with the fingerprints that the state had on the
-devices when it was saved. Nothing is ever started from scratch where a
-checkpoint was expected.
+The same command starts and resumes a run. A checkpoint is valid once Orbax has
+renamed its folder to the number of its step (in a bucket: has written
+commit_success.txt). A restored state is compared with the fingerprints that it
+had on the devices when it was saved. A run that has only damaged checkpoints
+stops and never starts from scratch.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ def warm_start(
   workdir: epath.PathLike,
   networks: str,
 ) -> tuple[dict[str, jax.Array], str]:
-  """New parameters with those of another run in their place.
+  """Replaces new parameters with those of another run.
 
   Args:
-    params: Newly initialised.
-    abstract: Their shapes, dtypes and shardings.
-    workdir: Of the other run, whose newest checkpoint is taken.
-    networks: 'both', or the name of one.
+    params: Newly initialized parameters.
+    abstract: Shapes, dtypes and shardings of the parameters.
+    workdir: Folder of the other run, whose newest checkpoint is loaded.
+    networks: 'both', or the name of one network.
 
   Returns:
-    The parameters, and what was loaded in words.
+    The parameters, and a description of what was loaded.
 
   Raises:
     UserError: If there is no checkpoint, or it is of another model.
@@ -59,13 +59,13 @@ def warm_start(
 class Checkpoints:
   """The checkpoints of one run, under `WORKDIR/checkpoints/STEP`.
 
-  All processes of a run call the same methods and come to the same results.
+  All processes of a run must call the same methods and get the same results.
 
   Args:
     workdir: Folder of the run.
-    keep: Newest checkpoints kept.
-    create: Whether this is the run itself, which writes. Others only look, and
-      change nothing.
+    keep: Number of newest checkpoints to keep.
+    create: Whether this is the run itself, which writes; readers change
+      nothing.
   """
 
   def __init__(
@@ -82,14 +82,14 @@ class Checkpoints:
           max_to_keep=keep,
           enable_async_checkpointing=True,
           create=create,
-          cleanup_tmp_directories=create,  # Of saves that were killed.
+          cleanup_tmp_directories=create,  # From killed saves.
         ),
       )
     except OSError as e:
       raise checkpoint_files.cannot_write(self.folder, e) from e
 
   def steps(self) -> list[int]:
-    """Steps with a committed checkpoint, oldest first."""
+    """Returns the steps of committed checkpoints, oldest first."""
     found = [x for x in self._manager.all_steps() if x != self._pending]
     if jax.process_count() > 1:
       shared = np.full(1024, -1)
@@ -98,37 +98,37 @@ class Checkpoints:
     return sorted(int(step) for step in found if step >= 0)
 
   def resumable(self) -> bool:
-    """Whether there is a checkpoint to go on from.
+    """Returns whether there is a checkpoint to resume from.
 
     Raises:
-      UserError: If all there were are damaged: starting anew is for the user
-        to decide.
+      UserError: If all checkpoints are damaged; the user has to decide whether
+        to start from scratch.
     """
     if self.steps():
       return True
     aside = sorted(x.name for x in self.folder.glob('*.damaged*'))
     if aside:
       raise UserError(
-        f'{self.folder} holds damaged checkpoints alone ({", ".join(aside)}): '
-        'give another --workdir to begin anew'
+        f'{self.folder} holds only damaged checkpoints ({", ".join(aside)}): '
+        'give another --workdir to start from scratch'
       )
     return False
 
   def check_room(self, abstract: TrainState) -> None:
-    """Looks for what would make saving fail, before hours are spent.
+    """Fails early if checkpoints cannot be saved.
 
-    Warns if the disk has no room for all checkpoints to be kept.
+    Warns if the disk has no room for all checkpoints that are kept.
 
     Raises:
-      UserError: If the folder cannot be written, or has no room for one.
+      UserError: If the folder is not writable, or has no room for a checkpoint.
     """
     size = _size(abstract)
     free = self._find_room(size)
-    # Old ones are deleted when the next is there.
+    # Old checkpoints are deleted only after the next one is complete.
     more = self._keep + 1 - min(len(self.steps()), self._keep)
     if free < more * size and jax.process_index() == 0:
       logging.warning(
-        '%s has %.1f GiB left, and each of %d more checkpoints takes %.1f GiB.',
+        '%s has %.1f GiB left; %d more checkpoints take %.1f GiB each.',
         self.folder,
         free / 2**30,
         more,
@@ -139,12 +139,12 @@ class Checkpoints:
     """Starts to save; returns once the state is copied off the device.
 
     Args:
-      state: Has to be finite.
-      meta: Anything that JSON can hold.
+      state: Finite train state.
+      meta: Metadata; must be JSON serializable.
 
     Raises:
       FloatingPointError: If the state is not finite; nothing is written.
-      UserError: If it cannot be written, or the save before it could not.
+      UserError: If this or the previous checkpoint cannot be written.
     """
     self.wait()
     step = int(jax.device_get(state.step))
@@ -158,7 +158,7 @@ class Checkpoints:
         + f' at step {step}, which is not saved; the newest checkpoint in '
         f'{self.folder} is from before it'
       )
-    # Orbax takes minutes to give up where it cannot make a folder.
+    # Checked first: Orbax retries for minutes if it cannot make a folder.
     self._find_room(_size(state))
     types = checksums.describe(state)
     prints = {name: f'{types[name]} {x}' for name, x in prints.items()}
@@ -177,7 +177,7 @@ class Checkpoints:
     self._pending = step
 
   def _find_room(self, size: int) -> int:
-    """The bytes left, if the folder can be written and has room for one."""
+    """Returns the bytes left; checks that a checkpoint can be written."""
 
     def look():
       probe = self.folder / '.writable'
@@ -200,10 +200,10 @@ class Checkpoints:
     )
 
   def poll(self) -> int | None:
-    """The step that was saved since the last call, if any; never waits.
+    """Returns the step saved since the last call, if any; never waits.
 
-    Orbax tells of what failed only when it is waited for, which would be at the
-    next save: call this every step.
+    Orbax reports errors only when it is waited for, at the latest at the next
+    save. Call this after every step to see them early.
 
     Raises:
       UserError: If it could not be written.
@@ -213,7 +213,7 @@ class Checkpoints:
     return self.wait()
 
   def wait(self) -> int | None:
-    """Returns when all is on disk, as `poll`.
+    """Waits until all is on disk; returns the same as `poll`.
 
     Raises:
       UserError: If it could not be written.
@@ -221,16 +221,16 @@ class Checkpoints:
     step, self._pending = self._pending, None
     try:
       self._manager.wait_until_finished()
-    except (OSError, ValueError) as e:  # TensorStore's are ValueErrors.
+    except (OSError, ValueError) as e:  # TensorStore raises ValueError.
       self._manager.reload()
       raise checkpoint_files.cannot_write(self.folder, e) from e
     return step
 
   def close(self) -> None:
-    """Waits, and releases what is open.
+    """Waits for a pending save and releases resources.
 
     Raises:
-      UserError: If what was being saved could not be written.
+      UserError: If the pending checkpoint could not be written.
     """
     try:
       self.wait()
@@ -240,16 +240,16 @@ class Checkpoints:
   def restore(
     self, abstract: TrainState, step: int | None = None
   ) -> tuple[TrainState, dict[str, Any]]:
-    """The state at `step` (default: the newest good one), and its metadata.
+    """Restores the state and metadata of a checkpoint.
 
-    A run that goes on renames damaged ones that it passes over to STEP.damaged.
+    A resumed run renames damaged checkpoints that it skips to STEP.damaged.
 
     Args:
       abstract: Shapes, dtypes and shardings to restore to.
-      step: Which checkpoint.
+      step: Step of the checkpoint; the newest good one by default.
 
     Raises:
-      UserError: If there is none that is good, or it is of another model.
+      UserError: If there is no good checkpoint, or it is of another model.
     """
     _, state, meta = self._restore(step, abstract)
     return state, meta
@@ -260,15 +260,15 @@ class Checkpoints:
     step: int | None = None,
     prefix: str = '',
   ) -> tuple[int, dict[str, jax.Array]]:
-    """The step and the parameters alone: all that evaluation needs.
+    """Restores only the step and the parameters, for evaluation.
 
     Args:
       abstract: Shapes, dtypes and shardings to restore to.
-      step: Which checkpoint; the newest good one by default.
-      prefix: Of the names of the parameters wanted; all by default.
+      step: Step of the checkpoint; the newest good one by default.
+      prefix: Prefix of the parameters to restore; all by default.
 
     Raises:
-      UserError: If there is none that is good, or it is of another model.
+      UserError: If there is no good checkpoint, or it is of another model.
     """
     wanted = {
       name: x for name, x in abstract.items() if name.startswith(prefix)
@@ -277,19 +277,19 @@ class Checkpoints:
     return step, state['params']
 
   def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest checkpoint as NumPy arrays, whatever its model, and its meta.
+    """Reads the newest checkpoint of any model as NumPy arrays.
 
     Returns:
       Nested dicts and lists with the names of `TrainState`, and the metadata.
 
     Raises:
-      UserError: If there is none that is good.
+      UserError: If there is no good checkpoint.
     """
     _, state, meta = self._restore(None, None)
     return state, meta
 
   def find(self, step: int | None) -> int:
-    """The step of a checkpoint, the newest for None.
+    """Returns `step` if it has a checkpoint; for None, the newest step.
 
     Raises:
       UserError: If there is no such checkpoint.
@@ -312,7 +312,7 @@ class Checkpoints:
   def _restore(
     self, step: int | None, target: Any, prefix: str = ''
   ) -> tuple[int, Any, dict[str, Any]]:
-    """The step, state and metadata of a checkpoint, or the newest good one."""
+    """Returns step, state and metadata; for None, of the newest good one."""
     asked, newest = step, self.find(step)
     damaged = {}
     for step in reversed(self.steps()):
@@ -325,21 +325,21 @@ class Checkpoints:
         if asked is not None:
           raise UserError(
             f'the checkpoint {folder} is damaged ({e}): give another step, or '
-            'none for the newest that is good'
+            'none for the newest good one'
           ) from e
-        damaged[step] = str(e)  # The error itself holds on to what was read.
+        damaged[step] = str(e)  # The exception would keep the arrays alive.
         continue
       self._pass_over(damaged, step)
       return step, state, meta
-    # Nothing is renamed: the next start must not find an empty folder.
+    # Keep the names: the next start must not find an empty folder.
     causes = '; '.join(f'{step}: {x}' for step, x in damaged.items())
     raise UserError(
-      f'none of the checkpoints in {self.folder} can be read ({causes}): mend '
-      'one, or give another --workdir'
+      f'none of the checkpoints in {self.folder} can be read ({causes}): '
+      'restore one from a copy, or give another --workdir'
     )
 
   def _pass_over(self, damaged: Mapping[int, str], good: int) -> None:
-    """Says which are damaged, and in a run renames them."""
+    """Logs damaged checkpoints; the run itself also renames them."""
     if not damaged:
       return
 
@@ -371,7 +371,7 @@ class Checkpoints:
 
 
 def _size(state: TrainState) -> int:
-  """Bytes of a checkpoint, about: noise hardly shrinks."""
+  """Returns the approximate bytes of a checkpoint, without compression."""
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
   )

@@ -1,9 +1,9 @@
-"""Fingerprints of arrays, the same on any mesh: is it still what it was?
+"""Fingerprints of arrays that do not depend on the mesh.
 
 An array's fingerprint is the sum, modulo 2^32, of its words, each mixed with
-its index. A sum has no order: every device adds up what it holds, in place.
-The mixing is one-to-one for each index, so that no change of a single word goes
-unseen; of other changes one in 2^32 does.
+its index. The order of a sum does not matter: every device adds up its shard
+in place. The mixing is one-to-one for each index, so every change of a single
+word is detected. Other changes are missed with probability 2^-32.
 """
 
 import functools
@@ -16,15 +16,15 @@ from jax.sharding import PartitionSpec as P
 
 
 def compute(tree: Any) -> tuple[dict[str, str], list[str]]:
-  """Fingerprints the leaves of a tree in one program, where they are.
+  """Computes fingerprints of a tree's leaves in one program, on their devices.
 
   Args:
-    tree: Arrays of at most 32 bits a value; those of several processes are
-      given on all of them.
+    tree: Arrays of at most 32 bits per value. All processes must pass the
+      arrays that they share.
 
   Returns:
-    Eight hexadecimal digits by each leaf's name, and the names of those that
-    hold values that are not finite; the same on all processes.
+    Eight hexadecimal digits by leaf name, and the names of leaves with values
+    that are not finite; the same on all processes.
   """
   leaves = named_leaves(tree)
   places = [getattr(leaf, 'sharding', None) for leaf in leaves.values()]
@@ -38,7 +38,7 @@ def compute(tree: Any) -> tuple[dict[str, str], list[str]]:
 
 
 def describe(tree: Any) -> dict[str, str]:
-  """Type and shape by each leaf's name, for instance `float32[128,64]`."""
+  """Returns type and shape by leaf name, for instance `float32[128,64]`."""
   return {
     name: f'{jnp.dtype(x.dtype).name}[{",".join(map(str, x.shape))}]'
     for name, x in named_leaves(tree).items()
@@ -46,7 +46,7 @@ def describe(tree: Any) -> dict[str, str]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """A tree's leaves, or what describes them, by slash-joined names."""
+  """Returns a tree's leaves, or their descriptions, by slash-joined names."""
 
   def is_leaf(x):
     return hasattr(x, 'shape')
@@ -65,7 +65,7 @@ def _program(everywhere: NamedSharding | None):
 
 
 def _sums(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """Sums of all leaves, and how often each is not finite: uint32 [leaves]."""
+  """Returns sums and counts of non-finite values by leaf: uint32 [leaves]."""
   sums, not_finite = zip(*map(_sum, leaves), strict=True)
   return jnp.stack(sums), jnp.stack(not_finite)
 
@@ -80,7 +80,7 @@ def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   for axis, size in enumerate(x.shape):
     along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     index = index * jnp.uint32(size) + along
-  # Both in one pass: two are five times as slow on a CPU.
+  # Both in one pass: two passes are five times slower on a CPU.
   return jax.lax.reduce(
     (_mix(words ^ _mix(index)), not_finite.astype(jnp.uint32)),
     (jnp.uint32(0), jnp.uint32(0)),
@@ -90,7 +90,7 @@ def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """Scatters 32-bit words, one-to-one: the finaliser of MurmurHash3."""
+  """Mixes 32-bit words one-to-one: the finalizer of MurmurHash3."""
   x ^= x >> 16
   x *= jnp.uint32(0x85EBCA6B)
   x ^= x >> 13

@@ -1,7 +1,7 @@
-"""What becomes of steps that are not finite, or whose gradients jump.
+"""Limits gradient spikes, and stops a run with too many non-finite steps.
 
-The step itself leaves them out (`step.train_step`). Here is decided what a jump
-is, and when there were too many.
+`step.train_step` skips the updates. This module sets the gradient limit and
+decides when there were too many.
 """
 
 import collections
@@ -17,53 +17,53 @@ from jax.experimental import multihost_utils
 from xfactor.data.pipeline import parts as pipeline_parts
 from xfactor.data.records import store
 
-# Metrics that count the steps left out: not finite ones and jumps.
+# Metrics that count skipped updates: not finite, and gradient spikes.
 COUNTED = ('skipped', 'spikes')
-# Steps that a jump is judged by, and how many of them must be there.
+# Steps of the running median, and the minimum number of finite ones.
 _WINDOW = 128
 _MIN_JUDGED = 32
 
 
 class Spikes:
-  """The largest gradient norm allowed: a multiple of the running median.
+  """Limit of the gradient norm: a multiple of the running median.
 
-  Large norms count for the median, too, so that a lasting change is followed;
-  ones that are not finite do not. The limit of a step knows of the steps up to
-  the last but one before it, no matter what has arrived: so a run that was
-  interrupted has the limits of one that was not.
+  The median includes large norms, so that it follows a lasting change, but not
+  non-finite ones. The limit of step n uses the norms up to step n - 2, even if
+  that of step n - 1 has already arrived. An interrupted run therefore has the
+  same limits as an uninterrupted one.
   """
 
   def __init__(
     self, factor: float, step: int = 0, norms: Sequence[float | None] = ()
   ):
-    """Begins, or goes on.
+    """Starts, or resumes with the norms of a checkpoint.
 
     Args:
-      factor: Of the median; 0 allows everything.
-      step: That comes next.
-      norms: Of those before it, as `norms` gave them.
+      factor: Multiple of the median that is allowed; 0 allows everything.
+      step: Next step.
+      norms: Norms of the steps before it, as returned by `norms`.
     """
     self._factor = factor
     self._step = step
     self._norms = collections.deque(norms, maxlen=_WINDOW + 1)
 
   def add(self, norm: float) -> None:
-    """Takes the gradient norm of the next step."""
+    """Adds the gradient norm of the next step."""
     self._step += 1
     if self._factor:
       self._norms.append(norm if math.isfinite(norm) else None)
 
   def norms(self) -> list[float | None]:
-    """The norms of the newest steps, oldest first; None if not finite."""
+    """Returns the newest norms, oldest first; None if not finite."""
     return list(self._norms)
 
   def limit(self, step: int) -> float:
-    """The largest norm allowed in a step, infinity where too little is known.
+    """Returns the limit of a step; infinity with too few finite norms.
 
     Args:
-      step: The one that comes next, or the one after it.
+      step: Next step, or the one after it.
     """
-    late = self._step - (step - 1)  # Arrived before it was to be known.
+    late = self._step - (step - 1)  # Norms that the limit must not use.
     known = list(self._norms)[: len(self._norms) - late][-_WINDOW:]
     finite = [norm for norm in known if norm is not None]
     if len(finite) < _MIN_JUDGED:
@@ -74,8 +74,8 @@ class Spikes:
 class Diagnosis:
   """Stops a run after too many steps in a row that are not finite.
 
-  WORKDIR/diagnosis-STEP.json then has, for each of them, its loss, the norm of
-  the gradient by module, and the clips that its examples were cut from.
+  WORKDIR/diagnosis-STEP.json then contains, for each of these steps, the loss,
+  the gradient norms by module, and the clips of the examples.
   """
 
   def __init__(
@@ -85,13 +85,13 @@ class Diagnosis:
     stream: pipeline_parts.DataConfig,
     modules: Iterable[str],
   ):
-    """Begins to count.
+    """Starts counting.
 
     Args:
       workdir: Folder of the run.
-      limit: Steps in a row that are too many.
-      stream: Where the examples are from.
-      modules: Names of the norms by module.
+      limit: Number of non-finite steps in a row that stops the run.
+      stream: Data of the run, which names the clips.
+      modules: Names of the modules in `module_norms`.
     """
     self._workdir = epath.Path(workdir)
     self._limit = limit
@@ -106,16 +106,16 @@ class Diagnosis:
     module_norms: jax.Array,
     examples: Mapping[str, np.ndarray],
   ) -> None:
-    """Takes what is known of a step.
+    """Adds the results of a step.
 
     Args:
-      step: Its number.
-      values: Its metrics.
-      module_norms: float32 [modules].
+      step: Number of the step.
+      values: Metrics of the step.
+      module_norms: float32 [modules], gradient norms.
       examples: `part` and `clip` of this process's examples.
 
     Raises:
-      FloatingPointError: If there were too many.
+      FloatingPointError: If there were too many non-finite steps in a row.
     """
     if not values['skipped']:
       self._skipped.clear()
@@ -125,10 +125,10 @@ class Diagnosis:
       return
     file = self._write(step)
     raise FloatingPointError(
-      f'loss or gradient were not finite in {self._limit} steps in a row, '
+      f'the loss or gradient was not finite in {self._limit} steps in a row, '
       f'the last was {step} (loss {values["loss"]}, gradient norm '
-      f'{values["grad_norm"]}); all states are from before them; see {file}, '
-      'and lower config.optimizer.learning_rate or look at the examples there'
+      f'{values["grad_norm"]}); their updates were skipped; see the examples '
+      f'in {file}, or lower config.optimizer.learning_rate'
     )
 
   def _write(self, step: int) -> epath.Path:
@@ -171,5 +171,5 @@ class Diagnosis:
 
 
 def _number(value: float) -> float | str:
-  """JSON has no name for what is not finite."""
+  """Converts non-finite numbers to text, which JSON can store."""
   return float(value) if math.isfinite(value) else str(float(value))

@@ -1,4 +1,4 @@
-"""Is what goes on what was stopped: the recipe and its data, then and now."""
+"""Checks that a resumed run has the recipe and data of its checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from xfactor import config as configs
 from xfactor.data.pipeline import fingerprint
 from xfactor.errors import UserError
 
-# Settings of another training. The data, seed included, are compared by what
-# they are; all else says where, how fast and how long.
+# Settings that change the training. The data, seed included, are compared by
+# their fingerprint; other settings affect only place, speed and duration.
 _MEANING = ('method', 'model.', 'objective.', 'optimizer.')
 _SPEED = ('model.attention', 'model.remat')
 
@@ -23,20 +23,20 @@ def check(
   *,
   allow: bool,
 ) -> list[str]:
-  """Compares a checkpoint's recipe and data with those it would go on with.
+  """Compares a checkpoint's recipe and data with those of the resumed run.
 
   Args:
-    saved: The checkpoint's metadata: 'config', the recipe, and 'data', the
+    saved: Metadata of the checkpoint: 'config', the recipe, and 'data', the
       `Pipeline.fingerprint`.
-    found: The same of now.
-    origin: The checkpoint, for the message.
-    allow: Whether differences that matter are only logged.
+    found: Metadata of the resumed run.
+    origin: Name of the checkpoint, for the message.
+    allow: Whether to only log changes that affect the training.
 
   Returns:
-    What else changed, each as `NAME: OLD -> NEW`.
+    The other changes, each as `NAME: OLD -> NEW`.
 
   Raises:
-    UserError: If something that matters changed; names what, and both values.
+    UserError: If changes affect the training; lists names and both values.
   """
   matter, rest = [], []
   for name, old, new in _changes(saved['config'], found['config']):
@@ -52,17 +52,17 @@ def check(
   if not allow:
     raise UserError(
       f'the recipe or its data are not those that {origin} was trained on '
-      f'({changes}): undo the change, give another --workdir, or go on with '
-      'the new by --config.allow_change=true'
+      f'({changes}): undo the change, give another --workdir, or accept '
+      'it with --config.allow_change=true'
     )
-  logging.warning('Going on from %s with changes: %s', origin, changes)
+  logging.warning('Resuming from %s with changes: %s', origin, changes)
   return rest
 
 
 def _changes(
   saved: Mapping[str, Any], found: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-  """Settings that differ; those that an older version lacked are defaults."""
+  """Returns settings that differ; missing old ones have their defaults."""
   saved = configs.upgraded(saved)
   defaults = configs.base(found['method'])
   defaults = json.loads(defaults.to_json_best_effort())

@@ -1,9 +1,9 @@
-"""SIGTERM and Ctrl-C: noticed at once, answered where nothing is lost.
+"""Handles SIGTERM and Ctrl-C without losing work.
 
-A thread notices them, because Python's own handlers wait while XLA compiles.
-Where one process of several is told to stop, the others hear of it through
-JAX's coordination service. Where they stop together is not decided here: a
-train step carries the request and all see it after the same step (`requests`).
+A thread receives the signals, because Python's handlers are blocked while XLA
+compiles. If one of several processes receives a signal, it notifies the others
+through JAX's coordination service. The step after which all of them stop is
+agreed through the train step; see `training.control`.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ EXIT_CODE = 42
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _KEY = 'xfactor/interrupted'
-_POLL = 2.0  # Seconds between looks whether another process was told to stop.
-_GRACE = 5.0  # Seconds in which the main thread may leave by itself.
+_POLL = 2.0  # Seconds between checks for a stop request of another process.
+_GRACE = 5.0  # Seconds for the main thread to exit by itself.
 
 
 class Interrupted(BaseException):
-  """Told to stop, and all is on disk; the process is to exit with code 42.
+  """A stop was requested and all is on disk; the process exits with code 42.
 
-  Like KeyboardInterrupt no Exception, so that no library swallows it.
+  Like KeyboardInterrupt not an Exception, so that libraries do not catch it.
   """
 
 
 class Interruption:
-  """Whether the run was told to stop; made by `handling`.
+  """State of stop requests; created by `handling`.
 
   Attributes:
-    requested: Whether this or another process was.
-    deferring: Whether that is only noted now.
+    requested: Whether this or another process was asked to stop.
+    deferring: Whether requests are only noted now.
   """
 
   def __init__(self):
@@ -53,14 +53,14 @@ class Interruption:
 
   @contextlib.contextmanager
   def deferred(self) -> Iterator[None]:
-    """Inside, a request is only noted; leaving it then raises Interrupted."""
+    """Only notes a request inside; raises Interrupted on exit."""
     with self._mode(deferring=True):
       yield
     self._raise_if_requested()
 
   @contextlib.contextmanager
   def at_once(self) -> Iterator[None]:
-    """Inside, a request raises Interrupted even if deferred outside."""
+    """Raises Interrupted on a request inside, even if deferred outside."""
     with self._mode(deferring=False):
       self._raise_if_requested()
       with self.translating():
@@ -68,7 +68,7 @@ class Interruption:
 
   @contextlib.contextmanager
   def translating(self) -> Iterator[None]:
-    """Where others leave, those who wait for them get errors: Interrupted."""
+    """Turns errors caused by stopped peer processes into Interrupted."""
     try:
       yield
     except Exception as e:
@@ -88,20 +88,20 @@ class Interruption:
       self.deferring = before
 
   def _raise_if_requested(self) -> None:
-    # Once: what is cleaned up on the way out is not to be interrupted, too.
+    # Only once, so that the cleanup is not interrupted.
     if self.requested and not self._raised:
       self._raised = True
       raise Interrupted
 
   def handle(self, signum, frame) -> None:
-    """Python's signal handler; runs as soon as the main thread can."""
+    """Handles a signal in Python, as soon as the main thread is free."""
     del signum, frame
     self.requested = True
     if not self.deferring:
       self._raise_if_requested()
 
   def watch(self, wake: int, closed: threading.Event) -> None:
-    """Waits for signals, written to `wake` as they come, until closed."""
+    """Waits until closed for signals, which Python writes to `wake`."""
     while not closed.is_set():
       if select.select([wake], [], [], _POLL)[0]:
         self._notice(os.read(wake, 64))
@@ -118,10 +118,10 @@ class Interruption:
     if not self._noticed and set(signals) & set(_SIGNALS):
       self.requested = self._noticed = True
       self._set_deadline()
-      print('told to stop; Ctrl-C stops at once', file=sys.stderr, flush=True)
+      print('stop requested; Ctrl-C stops at once', file=sys.stderr, flush=True)
 
   def _set_deadline(self) -> None:
-    # Process 0 serves the others, and ends them when it ends.
+    # Process 0 hosts the coordination service: its exit ends the others.
     last = self._client is not None and distributed.global_state.process_id == 0
     grace = _GRACE + (2 * _POLL if last else 0)
     self._deadline = time.monotonic() + grace
@@ -133,23 +133,23 @@ class Interruption:
         self._client.key_value_set(_KEY, '1', allow_overwrite=True)
 
   def _hears(self) -> bool:
-    """Whether another process has said that it was told to stop."""
+    """Returns whether another process has announced a stop request."""
     if self._client is None:
       return False
     try:
       return bool(self._client.key_value_try_get(_KEY))
-    except jax.errors.JaxRuntimeError:  # Not there, or process 0 has left.
+    except jax.errors.JaxRuntimeError:  # No key, or process 0 has exited.
       return False
 
 
 @contextlib.contextmanager
 def handling() -> Iterator[Interruption]:
-  """SIGTERM and Ctrl-C raise Interrupted inside, unless deferred.
+  """Raises Interrupted on SIGTERM and Ctrl-C inside, unless deferred.
 
-  If the main thread is stuck (it compiles, or waits for a process that has
-  left), the whole process ends with code 42 a few seconds later; a second
-  Ctrl-C ends it at once. To be entered in the main thread, and after
-  jax.distributed.initialize, whose own handler it replaces.
+  If the main thread is blocked (it compiles, or waits for a process that has
+  exited), the process exits with code 42 a few seconds later. A second Ctrl-C
+  ends it at once. Enter it in the main thread and after
+  jax.distributed.initialize, whose signal handler it replaces.
   """
   interruption = Interruption()
   wake, write = os.pipe()
@@ -166,18 +166,18 @@ def handling() -> Iterator[Interruption]:
       yield interruption
   finally:
     for signum, handler in previous.items():
-      # None: JAX's, which is of no more use.
+      # None: the handler of JAX, which is no longer needed.
       signal.signal(signum, signal.SIG_DFL if handler is None else handler)
     signal.set_wakeup_fd(previous_fd)
     closed.set()
-    os.write(write, bytes(1))  # Wakes it.
+    os.write(write, bytes(1))  # Wakes the thread.
     thread.join()
     os.close(write)
     os.close(wake)
 
 
 def leave(code: int) -> None:
-  """Ends the process and its workers wherever its threads are."""
+  """Ends the process and its workers, whatever its threads are doing."""
   for child in multiprocessing.active_children():
     child.kill()
   with contextlib.suppress(OSError, ValueError):

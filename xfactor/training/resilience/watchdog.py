@@ -1,4 +1,4 @@
-"""Ends a process that hangs, so that a supervisor can start it again."""
+"""Ends a process that hangs, so that a supervisor can restart it."""
 
 import faulthandler
 import sys
@@ -10,23 +10,23 @@ from xfactor.training.resilience import shutdown
 
 EXIT_CODE = 137
 
-_LOOKS = 20  # In the time that may pass without progress.
+_LOOKS = 20  # Checks within the time allowed without progress.
 
 
 class Watchdog:
-  """Kills the process with code 137 where there is no progress for too long.
+  """Ends the process with code 137 after too long without progress.
 
-  Before that it writes where all threads are to stderr and to
-  WORKDIR/stacks-PROCESS.txt. The other processes of a run miss the killed one
-  and end, too. A process that was suspended as a whole is not hanging.
+  First it writes the stacks of all threads to stderr and to
+  WORKDIR/stacks-PROCESS.txt. The other processes of the run notice the missing
+  process and end, too. The time in which a process is suspended does not count.
   """
 
   def __init__(self, workdir: epath.PathLike, minutes: float, process: int):
-    """Starts to watch.
+    """Starts watching.
 
     Args:
       workdir: Folder of the run.
-      minutes: Without progress before it is killed; 0 never kills.
+      minutes: Minutes allowed without progress; 0 disables.
       process: Number of this process.
     """
     self._file = epath.Path(workdir) / f'stacks-{process}.txt'
@@ -38,17 +38,17 @@ class Watchdog:
       self._thread.start()
 
   def progress(self) -> None:
-    """To be called wherever something was achieved."""
+    """Notes progress; call it after each unit of work."""
     self._idle = 0
 
   def close(self) -> None:
-    """Ends the watch."""
+    """Stops watching."""
     self._closed.set()
     if self._minutes:
       self._thread.join()
 
   def _watch(self) -> None:
-    # Looks are counted, not seconds: a suspended process does not look.
+    # Counts checks, not seconds: a suspended process does not check.
     while not self._closed.wait(self._minutes * 60 / _LOOKS):
       self._idle += 1
       if self._idle > _LOOKS:

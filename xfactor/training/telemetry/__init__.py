@@ -1,1 +1,1 @@
-"""What a run tells people: logs, curves, goodput, profiles."""
+"""Logs, curves, goodput and profiles of a run."""

@@ -1,26 +1,26 @@
-"""Where a run's wall time went, over all its interruptions.
+"""Measures how a run spent its wall time, over all its interruptions.
 
 Every incarnation of a run (a process that trains in its workdir, until it ends
-or is killed) appends lines to WORKDIR/goodput.jsonl. Each of its seconds is in
-one bucket:
+or is killed) appends lines to WORKDIR/goodput.jsonl. Each second belongs to one
+bucket:
 
-init        before the first step, without compiling: data sets opened, state
-            made or restored
+init        before the first step, without compiling: opening data sets, making
+            or restoring the state
 compile     compiling the programs
 data_wait   waiting for the next batch
-step        training steps that count: those of them that were not done again
-checkpoint  what a save keeps the loop waiting for
+step        training steps that count: those that were not repeated
+checkpoint  time that a save blocks the loop
 evaluation  held-out scores and pictures
-lost        steps that were done again by a later incarnation, as the checkpoint
-            that it began with was older
+lost        steps that a later incarnation repeated, because it resumed from an
+            older checkpoint
 other       the rest between the first and the last line of an incarnation
-downtime    from an incarnation's last line to the next one's first, with what
-            a killed one did after its last line
+downtime    from an incarnation's last line to the first line of the next,
+            including the work of a killed one after its last line
 
 Goodput is the share of `step` in the wall time, from the first line to the
 last. The buckets follow Google's ml-goodput-measurement; no cloud is needed.
 
-The loop does, on the process that writes metrics:
+Usage, on the process that writes metrics:
 
   goodput = Goodput(workdir, active=jax.process_index() == 0)
   with goodput.measure('compile'): ...            # A line, at once.
@@ -29,7 +29,7 @@ The loop does, on the process that writes metrics:
   goodput.flush()                                 # Lines for the sums.
   goodput.close()
 
-`flush` belongs where metrics are logged. Spans must not contain one another.
+Call `flush` when metrics are logged. Spans must not overlap.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ BUCKETS = (*_MEASURED, 'lost', 'other', 'downtime')
 
 
 class Goodput:
-  """Appends where the time goes to a run's goodput.jsonl; mute if not `active`.
+  """Appends time spans to a run's goodput.jsonl, if `active`.
 
   Only one process of a run should be active.
   """
@@ -66,7 +66,7 @@ class Goodput:
     if not active:
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    # After a kill the last line may lack its end.
+    # A killed run may have left its last line unfinished.
     if self._path.exists() and not self._path.read_bytes().endswith(b'\n'):
       self._append('\n')
     self._write([{'kind': 'start'}])
@@ -79,9 +79,9 @@ class Goodput:
     Args:
       kind: init, compile, data_wait, step, checkpoint or evaluation. Data waits
         and steps are summed up until `flush`, others are written at once.
-      seconds: How many.
-      step: Updates done so far; must be given for steps.
-      steps: How many updates these seconds were for, the last `step` included.
+      seconds: Seconds to add.
+      step: Completed updates; required for steps only.
+      steps: Number of updates, up to `step`, that took these seconds.
 
     Raises:
       ValueError: If there is no such bucket, or a step has no number.
@@ -99,7 +99,7 @@ class Goodput:
 
   @contextlib.contextmanager
   def measure(self, kind: str) -> Iterator[None]:
-    """Adds the seconds spent inside to a bucket other than `step`."""
+    """Adds the time inside to a bucket other than `step`."""
     began = time.monotonic()
     try:
       yield
@@ -107,7 +107,7 @@ class Goodput:
       self.add(kind, time.monotonic() - began)
 
   def flush(self) -> None:
-    """Writes the sums since the last time."""
+    """Writes the sums since the last flush."""
     lines = []
     if self._sums['data_wait']:
       lines.append({'kind': 'data_wait', 'seconds': self._sums['data_wait']})
@@ -125,7 +125,7 @@ class Goodput:
     self._write(lines)
 
   def close(self) -> None:
-    """Writes what is left and that the incarnation has ended."""
+    """Writes the remaining sums and the end of the incarnation."""
     self.flush()
     self._write([{'kind': 'end'}])
 
@@ -136,20 +136,20 @@ class Goodput:
     self._append(''.join(f'{json.dumps(head | line)}\n' for line in lines))
 
   def _append(self, text: str) -> None:
-    # Closed each time: a mounted bucket uploads only then.
+    # Closed each time, because a mounted bucket uploads only then.
     with open(self._path, 'a') as f:
       f.write(text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """Where a run's time went.
+  """Time of a run by bucket.
 
   Attributes:
-    seconds: Of each of `BUCKETS`; they add up to the wall time.
-    incarnations: Processes that worked on the run.
+    seconds: Seconds by name in `BUCKETS`; they add up to the wall time.
+    incarnations: Number of incarnations.
     steps: Updates that count.
-    lost_steps: Updates that were done again.
+    lost_steps: Updates that were repeated.
   """
 
   seconds: dict[str, float]
@@ -159,20 +159,20 @@ class Summary:
 
   @property
   def wall(self) -> float:
-    """Seconds from the first line to the last."""
+    """Wall time from the first line to the last, in seconds."""
     return sum(self.seconds.values())
 
   @property
   def goodput(self) -> float:
-    """Share of the wall time that went into steps that count, in [0, 1]."""
+    """Share of the wall time spent on steps that count, in [0, 1]."""
     return self.seconds['step'] / self.wall if self.wall else 0.0
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The lines of a run's goodput.jsonl; unfinished ones are passed over.
+  """Reads the lines of a run's goodput.jsonl; skips unfinished ones.
 
   Raises:
-    UserError: If the run has none.
+    UserError: If the run has no such file.
   """
   path = epath.Path(workdir) / FILE
   try:
@@ -192,12 +192,12 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def summarize(lines: Iterable[dict[str, Any]]) -> Summary:
-  """Adds up the lines of a run, of all its incarnations."""
+  """Adds up the lines of all incarnations of a run."""
   incarnations = {}
   for line in lines:
     incarnations.setdefault(line['incarnation'], []).append(line)
   seconds = dict.fromkeys(BUCKETS, 0.0)
-  kept = []  # Step lines, and how many of their first updates still count.
+  kept = []  # Step lines, and how many of their updates still count.
   lost_steps = 0
   last = None
   for events in incarnations.values():
@@ -206,7 +206,7 @@ def summarize(lines: Iterable[dict[str, Any]]) -> Summary:
       seconds['downtime'] += max(0.0, begin - last)
     last = end
     steps = [event for event in events if event['kind'] == 'step']
-    if steps:  # What was done beyond its beginning has been done again.
+    if steps:  # Updates beyond its start were repeated.
       first = steps[0]['step'] - steps[0]['steps']
       for old in kept:
         counts = min(max(0, first - old['from']), old['counts'])

@@ -1,4 +1,4 @@
-"""The progress bar and the metrics of a run's steps."""
+"""Collects the metrics of steps, one step late."""
 
 import contextlib
 import time
@@ -14,7 +14,7 @@ from xfactor.training.resilience import requests as requests_lib
 
 
 class Log:
-  """Metrics fetched one step late, and where the time went meanwhile."""
+  """Averages metrics and measures speed; fetches metrics one step late."""
 
   def __init__(
     self,
@@ -23,7 +23,7 @@ class Log:
     spikes: divergence.Spikes,
     diagnosis: divergence.Diagnosis,
   ):
-    """Begins; the others are told what arrives."""
+    """Starts; passes fetched metrics to requests, spikes and diagnosis."""
     self._requests = requests
     self._spikes = spikes
     self._diagnosis = diagnosis
@@ -31,14 +31,14 @@ class Log:
     self._flops = build.method.flops(build)
     kinds = [device.device_kind for device in build.mesh.devices.flat]
     peak = chips.peak_flops(kinds[0])
-    # A share of the bfloat16 peak says nothing of a float32 model.
+    # MFU is relative to the bfloat16 peak, so not defined for float32 models.
     half = build.model.dtype == 'bfloat16'
     self._peak = peak * len(kinds) if peak and half else None
     self._pending = None
     self.restart()
 
   def restart(self) -> None:
-    """Begins a new interval; what happened since the last is not counted."""
+    """Starts a new interval; ignores what happened since the last `read`."""
     self._metrics = []
     self._steps = 0
     self._wait = 0.0
@@ -46,7 +46,7 @@ class Log:
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Counts the time spent inside as waiting for data."""
+    """Counts the time inside as waiting for data."""
     began = time.monotonic()
     yield
     self._wait += time.monotonic() - began
@@ -57,13 +57,13 @@ class Log:
     metrics: dict[str, jax.Array],
     examples: dict[str, np.ndarray],
   ) -> None:
-    """Takes a step's metrics, still on the way, and fetches the last step's."""
+    """Adds a step's metrics, still being computed; fetches the last step's."""
     self.flush()
     self._pending = step, metrics, examples
     self._steps += 1
 
   def flush(self) -> None:
-    """Fetches what is pending.
+    """Fetches pending metrics.
 
     Raises:
       FloatingPointError: If too many steps in a row were not finite.
@@ -80,11 +80,11 @@ class Log:
     self._metrics.append(values)
 
   def read(self) -> dict[str, float]:
-    """Means of what has arrived, the interval's speed; begins a new one.
+    """Returns means and speed of the interval, and starts a new one.
 
-    Steps that were not finite are not in the means.
+    The means exclude steps that were not finite.
     """
-    if not self._metrics:  # One step so far, and it is on its way.
+    if not self._metrics:  # Only one step so far, still pending.
       self.flush()
     seconds = time.monotonic() - self._started
     finite = [x for x in self._metrics if not x['skipped']] or self._metrics

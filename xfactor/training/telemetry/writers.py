@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: JSON lines, TensorBoard and pictures."""
+"""Writes metrics as JSON lines and to TensorBoard, and pictures."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from xfactor.errors import UserError
 
 
 class Writer:
-  """Writes metrics and pictures into a run's folder; mute if not `active`.
+  """Writes metrics and pictures into a run's folder, if `active`.
 
   Only one process of a run should be active.
   """
@@ -35,7 +35,7 @@ class Writer:
     self._folder = epath.Path(workdir)
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
-      # Appended to: a resumed run goes on in the same file.
+      # A resumed run appends to the same file.
       self._lines = open(  # noqa: SIM115
         os.fspath(self._folder / 'metrics.jsonl'), 'a', buffering=1
       )
@@ -48,7 +48,7 @@ class Writer:
       os.fspath(self._folder / 'tensorboard')
     )
 
-    # After a kill the last line may lack its end.
+    # A killed run may have left its last line unfinished.
     self._lines.write('\n' if self._is_unfinished() else '')
 
   def _is_unfinished(self) -> bool:
@@ -74,14 +74,14 @@ class Writer:
     self._tensorboard.add_image(name, image, step, dataformats='HWC')
 
   def curves(self) -> None:
-    """Draws what metrics.jsonl has so far into curves.png."""
+    """Plots metrics.jsonl into curves.png."""
     if not self._active:
       return
     lines = read_lines(self._folder / 'metrics.jsonl')
     images.write_png(self._folder / 'curves.png', plot_curves(lines))
 
   def header(self, facts: Mapping[str, Any]) -> None:
-    """Writes what the run is into run.json, and to TensorBoard as text."""
+    """Writes facts about the run into run.json, and to TensorBoard as text."""
     if not self._active:
       return
     text = json.dumps(dict(facts), indent=2)
@@ -96,10 +96,10 @@ class Writer:
 
 
 def read_lines(path: epath.PathLike) -> list[dict[str, float]]:
-  """The lines of a metrics.jsonl in the order of their steps.
+  """Reads the lines of a metrics.jsonl, in the order of their steps.
 
-  A line that a killed run left unfinished is passed over; what a resumed run
-  wrote again replaces what was there.
+  Skips unfinished lines of killed runs. Values that a resumed run wrote again
+  replace earlier ones.
   """
   by_step = {}
   for text in epath.Path(path).read_text().splitlines():
@@ -114,10 +114,10 @@ def read_lines(path: epath.PathLike) -> list[dict[str, float]]:
 def plot_curves(
   lines: Sequence[Mapping[str, float]],
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """A picture of a run: the training loss and each data set's held-out PSNR.
+  """Plots the training loss and each data set's held-out PSNR.
 
   Args:
-    lines: Those of metrics.jsonl.
+    lines: Lines of metrics.jsonl.
   """
   figure = Figure(figsize=(9, 3.2), dpi=100, layout='constrained')
   loss, psnr = figure.subplots(1, 2)
