@@ -130,8 +130,8 @@ def test_growth_is_measured_where_it_fits(
   sizes = {'factors': [2.0], 'contexts': [1, 2]}
   curves = growth.run(recipe, **sizes, repeats=2, out=picture)
   said = capsys.readouterr().out
-  assert said.startswith('left out: width 64: it needs ')
-  assert said.count('left out') == 1
+  assert said.startswith('skipped: width 64: it needs ')
+  assert said.count('skipped') == 1
   assert [curve.things for curve in curves] == [
     ['batch 2', 'batch 4', 'batch 8', 'batch 16'],
     [f'context views {n}' for n in (1, 2, 8, 16)],

@@ -1,9 +1,10 @@
-"""How long saving holds training up, and what it takes to save and restore.
+"""Measures saving and restoring checkpoints, and how long training is blocked.
 
-Ours is what training does: the state is copied off the device and fingerprinted
-while the loop waits, then written behind its back; what is restored is compared
-with its fingerprints, and the checkpoint before is deleted. Beside it Orbax
-alone, which writes while the loop waits, and compares and deletes nothing.
+Compares the checkpoints of training with plain Orbax. Training copies the state
+off the device and computes fingerprints while the loop waits, then writes in
+the background; it deletes the previous checkpoint and compares what it restores
+with the fingerprints. Plain Orbax writes while the loop waits, and neither
+compares nor deletes.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ from xfactor.training.state import TrainState
 
 
 class Asynchronous:
-  """Training's checkpoints."""
+  """The checkpoints of training."""
 
   def __init__(self, folder: pathlib.Path, abstract: TrainState):
     self._abstract = abstract
-    # A checkpoint is deleted with each save, as in training after a while.
+    # Each save deletes a checkpoint, as in training after the first few.
     self._checkpoints = checkpoints.Checkpoints(folder, keep=1)
     self._checkpoints.check_room(abstract)
 
@@ -42,7 +43,7 @@ class Asynchronous:
     return self._checkpoints.restore(self._abstract)[0]
 
   def folder(self) -> pathlib.Path:
-    """Of the newest checkpoint."""
+    """Folder of the newest checkpoint."""
     newest = self._checkpoints.find(None)
     return pathlib.Path(self._checkpoints.folder) / str(newest)
 
@@ -51,7 +52,7 @@ class Asynchronous:
 
 
 class Synchronous:
-  """Orbax alone, waited for."""
+  """Plain Orbax, which blocks until the checkpoint is written."""
 
   def __init__(self, folder: pathlib.Path, abstract: TrainState):
     self._folder, self._abstract = folder / 'state', abstract
@@ -61,7 +62,7 @@ class Synchronous:
     self._checkpointer.save(self._folder, args=ocp.args.StandardSave(state))
 
   def wait(self) -> None:
-    """It is on disk."""
+    """Does nothing: `save` has already written the checkpoint."""
 
   def restore(self) -> TrainState:
     return self._checkpointer.restore(
@@ -76,7 +77,7 @@ class Synchronous:
 
 
 def make_state(build: builds.Build) -> TrainState:
-  """A state of noise: new moments are zeros, which take no room on a disk."""
+  """Returns a state of noise; the zeros of new moments take no disk space."""
   rng = np.random.default_rng(0)
 
   def make(leaf):
@@ -90,10 +91,10 @@ def make_state(build: builds.Build) -> TrainState:
 def check_states_equal(
   state: TrainState, restored: dict[str, TrainState]
 ) -> str:
-  """Returns a line that what was restored is what was saved, to the bit.
+  """Returns a line stating that all restored states are bit-identical.
 
   Raises:
-    Unequal: If it is not.
+    Unequal: If one differs from the saved state.
   """
   expected = checksums.named_leaves(state)
   for thing, other in restored.items():
@@ -101,8 +102,8 @@ def check_states_equal(
     for name, leaf in expected.items():
       if name not in found or not np.array_equal(leaf, found[name]):
         raise Unequal(
-          f'{name} restored by {thing!r} is not what was saved: their times '
-          'cannot be compared'
+          f'{name} restored by {thing!r} differs from the saved array, so '
+          'their times cannot be compared'
         )
   return 'all restore the state that was saved'
 
@@ -111,12 +112,12 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   """Saves and restores a recipe's train state in a temporary folder.
 
   Args:
-    recipe: Of any method.
-    repeats: Saves, and as many restores, of each.
+    recipe: Recipe of any method.
+    repeats: Number of saves and of restores of each.
 
   Raises:
-    Unequal: If what is restored is not what was saved.
-    UserError: If the temporary folder (of $TMPDIR) has no room.
+    Unequal: If a restored state differs from the saved one.
+    UserError: If the temporary folder ($TMPDIR) has too little free space.
   """
   build = builds.build(recipe, jax.devices()[:1])
   abstract, state = build.abstract_state(), make_state(build)
@@ -150,7 +151,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
       table.add('written, MiB/s', thing, size / total.wall)
       with timed() as result:
         jax.block_until_ready(way.restore())
-      # From the system's memory rather than the disk: it is just written.
+      # Read from the page cache rather than the disk.
       table.add('restore, wall s', thing, result.wall)
       table.add('restore, CPU s', thing, result.cpu)
       table.add('read, MiB/s', thing, size / result.wall)
@@ -162,7 +163,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
 def _save(
   way: Asynchronous | Synchronous, state: TrainState
 ) -> tuple[Time, Time]:
-  """Times a save until the loop goes on, and until it is on disk."""
+  """Returns the times until the loop continues and until all is on disk."""
   if isinstance(way, Synchronous):
     shutil.rmtree(way.folder(), ignore_errors=True)
   jax.block_until_ready(state)

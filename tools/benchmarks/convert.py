@@ -1,4 +1,4 @@
-"""From 720p pictures and video to records, on one core."""
+"""Measures conversion of 720p pictures and video to records on one core."""
 
 import contextlib
 import pathlib
@@ -37,21 +37,21 @@ def make_footage(folder: pathlib.Path) -> None:
 
 
 class Converter:
-  """Converts footage on one core, and measures it."""
+  """Converts footage on one core and measures the time."""
 
   def __init__(self, folder: str, size: int, full: bool):
-    """Prepares converting.
+    """Prepares the conversion.
 
     Args:
-      folder: The footage.
-      size: Pixels of the records.
-      full: Whether JPEGs are decoded in full before they are made smaller.
+      folder: Folder of the footage.
+      size: Image size of the records in pixels.
+      full: Whether JPEGs are decoded in full before they are resized.
     """
     self._source = video.Source(folder, size=size, cut_threshold=2.0)
     self._full = full
 
   def convert(self) -> tuple[Time, int, int]:
-    """Returns the time, the number of frames and their bytes on disk."""
+    """Returns the time, the number of frames and their size in bytes."""
     with contextlib.ExitStack() as stack:
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       if self._full:
@@ -72,7 +72,7 @@ class Converter:
 
 
 def run(*, sizes: Iterable[int], repeats: int, isolate: bool) -> list[Table]:
-  """Measures converting 720p footage to frames of each size."""
+  """Measures conversion of 720p footage to frames of each size."""
   return [_compare_converters(size, repeats, isolate) for size in sizes]
 
 
@@ -94,7 +94,7 @@ def _compare_converters(size: int, repeats: int, isolate: bool) -> Table:
       f'convert: {width} x {height} to {size} pixels, one core', list(kinds)
     )
     for call in converters.values():
-      call('convert')  # Imports and caches.
+      call('convert')  # Warm-up: imports and caches.
     for name in alternate(converters, repeats):
       result, frames, written = converters[name]('convert')
       table.add('frames/s', name, frames / result.wall)

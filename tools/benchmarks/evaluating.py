@@ -1,10 +1,10 @@
-"""Held-out reconstruction in batches of the recipe's size, and one by one.
+"""Compares held-out reconstruction in the recipe's batches and one by one.
 
-The compiled program of xfactor.eval, with the fetching of its scores and
-pictures; batches lie ready in memory. Of each example it draws the target by
-its own pose, by halves and by another's, and another scene after its motion;
-all but the last are scored, with LPIPS where the recipe has it and weights are
-installed.
+Runs the compiled program of xfactor.eval, including the transfer of scores and
+pictures to the host; batches are already in memory. For each example it renders
+the target with its own pose, from halves and with another example's pose, and
+another scene with its motion. All but the last are scored, with LPIPS if the
+recipe has it and weights are installed.
 """
 
 import math
@@ -22,19 +22,19 @@ from xfactor.training import build as builds
 
 Scores = dict[str, dict[str, np.ndarray]]
 
-# Of the scores of an example: PSNR in dB, others by their own. Rounding to
-# eight bits may fall to either side; bfloat16 is coarser than that.
+# Tolerances of an example's scores: PSNR in dB, others in their own unit.
+# Rounding to eight bits may go either way; bfloat16 is coarser.
 _TOLERANCE = {'psnr': 0.02, 'other': 2e-3}
 _COARSE_TOLERANCE = {'psnr': 0.3, 'other': 3e-2}
-# By another example's pose: one by one there is none.
+# Uses the pose of another example, which batches of one do not have.
 _ALONE = 'shuffled'
 
 
 def make_examples(build: builds.Build, count: int) -> dict[str, np.ndarray]:
-  """Examples as `pipeline.eval_batches` yields them, of noise.
+  """Returns examples of noise, as yielded by `evaluation.eval_batches`.
 
-  From one to the next the contrast grows, and so the scores differ: two that
-  are mistaken for each other would be seen.
+  The contrast increases from one to the next, so that their scores differ and
+  swapped examples are detected.
   """
   rng = np.random.default_rng(0)
   size = (build.image_size, build.image_width)
@@ -55,14 +55,14 @@ def make_examples(build: builds.Build, count: int) -> dict[str, np.ndarray]:
 
 
 def check_scores_equal(scores: dict[str, Scores], *, coarse: bool) -> str:
-  """Returns a line that all score every example the same.
+  """Returns a line stating that all give every example the same scores.
 
   Args:
-    scores: By thing, of an evaluation each.
-    coarse: Whether the model computes in bfloat16, or on an accelerator.
+    scores: Scores of one evaluation of each thing.
+    coarse: Whether the model computes in bfloat16 or on an accelerator.
 
   Raises:
-    Unequal: If one does not.
+    Unequal: If scores differ.
   """
   tolerance = _COARSE_TOLERANCE if coarse else _TOLERANCE
   (first, ours), *others = scores.items()
@@ -87,12 +87,12 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   """Compares batches of the recipe's size with batches of one.
 
   Args:
-    recipe: With latent poses.
-    repeats: Evaluations of each, of `config.eval.batch` examples.
+    recipe: Recipe with latent poses.
+    repeats: Number of evaluations of each, of `config.eval.batch` examples.
 
   Raises:
-    Unequal: If the scores are not the same.
-    UserError: If the recipe is wrong.
+    Unequal: If the scores differ.
+    UserError: If the recipe is invalid.
   """
   build = builds.build(recipe, jax.devices()[:1])
   count = recipe.eval.batch
@@ -103,7 +103,7 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   evaluate = clip_scores.Evaluator(
     build.functional, build.mesh, {'lpips': weights} if weights else {}
   )
-  # Else poses hardly touch what is drawn.
+  # With the initial weights, poses hardly affect the rendered picture.
   params = jax.device_put(perturbed(build.init().params), build.places.params)
   examples = make_examples(build, count)
   things = {f'batches of {count}': count, 'one by one': 1}

@@ -1,8 +1,8 @@
-"""How step time and memory grow with batch, views, image size and width.
+"""Measures how step time and memory grow with batch, views, size and width.
 
-One of them at a time, around the recipe. Beside what is measured stands what
-analytic FLOPs say at the rate of the recipe's own step, also of sizes that are
-not measured. Wider models have more heads, not wider ones.
+Changes one of them at a time, starting from the recipe. Also lists the time
+predicted from analytic FLOPs at the rate of the recipe's step, including for
+sizes that are not measured. Wider models have more heads, not wider heads.
 """
 
 import dataclasses
@@ -27,27 +27,27 @@ from xfactor.training.state import TrainState
 WALL, PREDICTED = 'step, wall s', 'as FLOPs, wall s'
 MEMORY = 'XLA temporaries, MiB'
 CONTEXTS = 'context views'
-# Of the recipe's own, and context views: predicted, not measured.
+# Multiples of the recipe's sizes, and context views: predicted, not measured.
 _FURTHER = 4, 8
 _FURTHER_CONTEXTS = 8, 16
-# Of the free memory: a program's needs are XLA's estimate.
+# Usable share of the free memory: XLA only estimates what a program needs.
 _SHARE = 0.9
 
 
 @dataclasses.dataclass
 class Curve(Table):
-  """A table of what grows, its columns the sizes; the first is the recipe's.
+  """A table with one column per size; the first is the recipe's.
 
   Attributes:
-    axis: What grows.
-    sizes: Column to size.
+    axis: Quantity that grows.
+    sizes: Size of each column.
   """
 
   axis: str = ''
   sizes: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def points(self, row: str) -> list[tuple[int, float]]:
-    """Sizes and medians, of the columns that have them, by size."""
+    """Returns sizes and medians of the measured columns, sorted by size."""
     samples = self.rows.get(row, {})
     return sorted(
       (self.sizes[thing], float(np.median(values)))
@@ -70,10 +70,10 @@ class Point:
     return self.build.method.flops(self.build, self.kind)
 
   def compile(self, weights: Params | None) -> int:
-    """Compiles; returns the bytes it needs to run, 0 if XLA does not say.
+    """Compiles; returns the bytes needed to run, 0 if XLA does not report them.
 
     Raises:
-      MemoryError: If XLA knows that it cannot run.
+      MemoryError: If XLA reports that the program cannot run.
     """
     try:
       self._program = self.build.compile(self.kind, weights=weights)
@@ -87,11 +87,11 @@ class Point:
     return stats.temp_size_in_bytes + stats.argument_size_in_bytes
 
   def temporaries(self) -> float | None:
-    """XLA's account of the program, MiB; None where there is none."""
+    """Returns XLA's temporaries in MiB; None if not reported."""
     return self._program and temporaries(self._program)
 
   def step(self, state: TrainState, weights: Params | None) -> TrainState:
-    """Makes a step; the batch stays on the device."""
+    """Runs a step; the batch stays on the device."""
     if self._batch is None:
       self._batch = make_batch(self.build)
     state, _ = self._program(state, self._batch, weights)
@@ -99,13 +99,13 @@ class Point:
 
 
 class States:
-  """Train states by width: all steps of a width go on with the same one."""
+  """Train states by width; all steps of a width share one state."""
 
   def __init__(self):
     self._states = {}
 
   def step(self, point: Point, weights: Params | None) -> None:
-    """Makes a step, and waits for it."""
+    """Runs a step and waits for it."""
     width = point.build.model.features
     state = self._states.pop(width, None)
     state = point.build.init() if state is None else state
@@ -113,7 +113,7 @@ class States:
 
 
 def own_sizes(recipe: ConfigDict) -> dict[str, tuple[int, int]]:
-  """What grows to its size in the recipe, and what sizes are multiples of."""
+  """Returns the recipe's size of each axis and the unit of its sizes."""
   data, model = recipe.data, recipe.model
   return {
     'batch': (data.batch, recipe.train.accumulate),
@@ -124,7 +124,7 @@ def own_sizes(recipe: ConfigDict) -> dict[str, tuple[int, int]]:
 
 
 def resized(recipe: ConfigDict, axis: str, size: int) -> ConfigDict:
-  """The recipe with one thing grown."""
+  """Returns the recipe with one axis resized."""
   config = recipe.copy_and_resolve_references()
   data, model = config.data, config.model
   if axis == 'batch':
@@ -147,7 +147,7 @@ def _multiple(value: float, unit: int) -> int:
 
 
 def available_bytes() -> int:
-  """Of the first device's memory, those that are free."""
+  """Returns the free memory of the first device."""
   stats = jax.devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use']
@@ -165,14 +165,14 @@ def run(
   repeats: int,
   out: str | os.PathLike[str] | None,
 ) -> list[Table]:
-  """Measures the train step of the recipe and of others around it.
+  """Measures the train step of the recipe and of resized recipes.
 
   Args:
-    recipe: With latent poses.
-    factors: What the recipe's batch, image size and width are multiplied by.
+    recipe: Recipe with latent poses.
+    factors: Factors for the recipe's batch, image size and width.
     contexts: Numbers of context views.
     repeats: Steps at each size.
-    out: A picture of all; see `draw`.
+    out: Path of a plot of all curves, see `draw`; None for no plot.
 
   Raises:
     UserError: If the recipe's own step does not fit, or `out` cannot be
@@ -181,7 +181,7 @@ def run(
   # A program from the cache would be loaded instead of compiled.
   jax.config.update('jax_enable_compilation_cache', False)
   if out is not None:
-    _save(Figure(), out)  # It fails now, or not in the end.
+    _save(Figure(), out)  # Fails early if `out` cannot be written.
   own = Point(recipe)
   weights = None
   if own.build.needs_lpips:
@@ -223,7 +223,7 @@ def run(
 
 
 def _compile(point: Point, weights: Params | None) -> str:
-  """Compiles; returns why it cannot be run, if it cannot."""
+  """Compiles; returns why the step cannot run, or an empty string."""
   free = available_bytes()
   try:
     needed = point.compile(weights)
@@ -242,14 +242,14 @@ def _measure(
   weights: Params | None,
   repeats: int,
 ) -> None:
-  """Fills the curve: `points` are its columns, of which some are measured."""
+  """Fills the curve; `points` are all columns, `measured` those to run."""
   base = curve.things[0]
   own = points[base]
   fitting = {}
   for name, point in measured.items():
     problem = '' if point is own else _compile(point, weights)
     if problem:
-      print(f'left out: {name}: {problem}', flush=True)
+      print(f'skipped: {name}: {problem}', flush=True)
       continue
     fitting[name] = point
     states.step(point, weights)  # The warm-up.
@@ -262,7 +262,7 @@ def _measure(
   for name, point in points.items():
     curve.add(PREDICTED, name, point.work / rate)
     curve.add('model GFLOP', name, point.work / 1e9)
-  # A share of the bfloat16 peak says nothing of a float32 model.
+  # MFU is relative to the bfloat16 peak: meaningless for float32 models.
   half = own.build.model.dtype == 'bfloat16'
   peak = half and chips.peak_flops(jax.devices()[0].device_kind)
   for name, point in fitting.items():
@@ -270,7 +270,7 @@ def _measure(
       curve.add('model GFLOP/s', name, point.work / wall / 1e9)
       if peak:
         curve.add('MFU', name, point.work / wall / peak)
-  # Also of programs that there is no room to run.
+  # Also for programs that do not fit.
   for name, point in measured.items():
     mib = point.temporaries()
     if mib is not None:
@@ -278,9 +278,9 @@ def _measure(
 
 
 def draw(curves: Sequence[Curve]) -> Figure:
-  """Draws a panel for each: time and what FLOPs predict; memory, at the right.
+  """Plots one panel per curve: time and predicted time; memory on the right.
 
-  All axes are logarithmic, those of time and memory alike.
+  All axes are logarithmic, with the same scale for time and memory.
   """
   figure = Figure((9, 6.5), layout='constrained')
   FigureCanvasAgg(figure)
@@ -289,7 +289,7 @@ def draw(curves: Sequence[Curve]) -> Figure:
     memory = time.twinx()
     for axes, row, style, colour, label in (
       (time, WALL, 'o-', 'tab:blue', 'step time'),
-      (time, PREDICTED, '--', 'tab:gray', "as FLOPs at the recipe's rate"),
+      (time, PREDICTED, '--', 'tab:gray', "FLOPs at the recipe's rate"),
       (memory, MEMORY, 's-', 'tab:orange', 'XLA temporaries'),
     ):
       if points := curve.points(row):
@@ -305,7 +305,7 @@ def draw(curves: Sequence[Curve]) -> Figure:
     memory.set(yscale='log', ylabel='MiB')
     own = curve.things[0]
     if own in curve.rows.get(MEMORY, {}):
-      # The same slope is the same growth, and the recipe's points coincide.
+      # Equal slopes then mean equal growth; the recipe's points coincide.
       scale = np.median(curve.rows[MEMORY][own])
       scale /= np.median(curve.rows[WALL][own])
       memory.set_ylim(scale * np.array(time.get_ylim()))

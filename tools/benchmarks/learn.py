@@ -1,18 +1,18 @@
-"""How fast the parts of an XFactor recipe learn motion, in a posed world.
+"""Measures how fast the parts of an XFactor recipe learn motion on posed data.
 
-Trains three times, each from the recipe's initialisation and with its
+Trains three times, each from the recipe's initialization and with its
 optimizer, data and augmentation; examples are split as in training:
 
-*   the renderer alone. It is told true motions in place of latent poses.
-*   the pose encoder alone. The first channels of its poses are to be the true
-    motions (squared error).
-*   both together: the recipe as it is.
+*   only the renderer, with true motions in place of latent poses.
+*   only the pose encoder: the first channels of its poses are trained to equal
+    the true motions (squared error).
+*   both together: the unchanged recipe.
 
-A true motion is six numbers, as `motion.freedoms`, each divided by its standard
-deviation; those that hardly move in the data are 0. Held-out tests on the way:
-PSNR drawn with the right pose and with that of another pair, and how much of
-each degree of freedom a linear map reads off the poses (R2). All are on pairs
-of frames as far apart as those of the last update.
+A true motion is the six numbers of `motion.freedoms`, each divided by its
+standard deviation; degrees of freedom that hardly vary in the data are 0.
+Held-out scores during training: PSNR with the right pose and with that of
+another pair, and the share of each degree of freedom that a linear map explains
+from the poses (R2). All use pairs of frames as far apart as in the last update.
 """
 
 import contextlib
@@ -44,16 +44,17 @@ from xfactor.nn.layers import to_float
 from xfactor.training import build as builds
 from xfactor.training import data, state
 
-BETTER = 'better, %'  # Pairs that the right pose draws better; chance: 50.
-# What counts as learned: `BETTER` of the renderer, R2 of a degree of freedom.
-# Of untrained poses 0.3 can be read off: a tilt changes how bright a view is.
+BETTER = 'better, %'  # Pairs rendered better with the right pose; chance: 50.
+# Thresholds for learned: `BETTER` of the renderer, R2 of a degree of freedom.
+# Untrained poses reach an R2 of 0.3, since tilt changes the brightness.
 MIN_BETTER, MIN_R2 = 75.0, 0.5
 
 _FITTED, _HELD_OUT = 384, 192  # Pairs of frames.
-# Of the largest turn or move: a panning camera that looks up rolls a little.
+# Share of the largest rotation or translation that counts as motion: panning
+# while looking up also rolls a little.
 _LEAST = 0.4
-_ROWS = 5  # Tests of a training, with one before the first update.
-# Else halves have different motions, or none is known, or nothing is drawn.
+_ROWS = 5  # Tests per training, including one before the first update.
+# Required so that both halves share one known motion and a target is rendered.
 _NEEDED = {
   'data.contexts': 1,
   'data.offset_prob': 0.0,
@@ -68,7 +69,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Rows of each training (updates, CPU seconds, scores), and a sentence."""
+  """Rows of each training (updates, CPU seconds, scores) and a conclusion."""
 
   title: str
   rows: dict[str, list[Row]]
@@ -85,16 +86,16 @@ class Report:
 def target_motion(
   batch: methods_base.Batch, draws: xfactor_objective.Samples
 ) -> jax.Array:
-  """True motions [b, 6] from the references to the targets.
+  """Returns the true motions [b, 6] from the references to the targets.
 
-  Of two views the first is the reference, since both are as central; the target
-  is the second (1) or, not moved, the first again (0).
+  The first of two views is the reference, since both are equally central; the
+  target is the second view (1) or the unmoved first view (0).
   """
   return batch['motions'] * draws.target[:, None]
 
 
 class ToldRenderer(xfactor_method.XFactor):
-  """The renderer alone: told the true motion, and scored as in training."""
+  """Trains only the renderer, given the true motion, with the usual loss."""
 
   def loss(self, network, batch, draws, objective, *, kind, weights):
     views, _ = xfactor_objective.prepare(
@@ -102,7 +103,7 @@ class ToldRenderer(xfactor_method.XFactor):
     )
     true = target_motion(batch, draws)[:, None, None]
     channels = network.config.pose_dim - true.shape[-1]
-    # Alike for both halves; before the target's pose the reference's, zero.
+    # The same for both halves; the reference's pose, zero, comes first.
     poses = jnp.pad(true, ((0, 0), (0, 0), (1, 0), (0, channels)))
     poses = jnp.repeat(poses, 2, axis=1)
     drawn = xfactor_objective.render(network, views[:, :1], poses, draws.order)
@@ -111,7 +112,7 @@ class ToldRenderer(xfactor_method.XFactor):
 
 
 class ToldEncoder(xfactor_method.XFactor):
-  """The pose encoder alone: its first channels are to be the true motion."""
+  """Trains only the pose encoder to predict the true motion."""
 
   def loss(self, network, batch, draws, objective, *, kind, weights):
     joint = network.config.joint_encoder
@@ -124,9 +125,9 @@ class ToldEncoder(xfactor_method.XFactor):
 
 
 TRAININGS = {
-  'renderer': (ToldRenderer(), 'the renderer alone, told true motions'),
-  'encoder': (ToldEncoder(), 'the pose encoder alone, supervised'),
-  'joint': (xfactor_method.XFactor(), 'both together, as the recipe is'),
+  'renderer': (ToldRenderer(), 'only the renderer, given true motions'),
+  'encoder': (ToldEncoder(), 'only the pose encoder, supervised'),
+  'joint': (xfactor_method.XFactor(), 'both together, the unchanged recipe'),
 }
 
 
@@ -138,11 +139,11 @@ def train(
   weights: Params | None,
   points: list[int],
 ) -> Iterator[tuple[int, float, Params]]:
-  """Trains on batches with motions, by `known`; yields at `points` (updates).
+  """Trains on batches with motions from `known`; yields at `points` (updates).
 
   Yields:
-    Updates done, the CPU seconds that they took (all threads; nothing of
-    compiling or of what the caller does) and parameters, valid until the next.
+    Updates done, their CPU seconds (all threads; without compilation and the
+    work of the caller) and the parameters, valid until the next iteration.
   """
   put = functools.partial(sharding.to_mesh, build.mesh)
   with jax.set_mesh(build.mesh):
@@ -162,7 +163,7 @@ def train(
 def make_tests(
   build: builds.Build, fitted: Arrays, held_out: Arrays
 ) -> dict[str, Callable[[Params], Row]]:
-  """Scores on held-out pairs, by training; a linear map is fitted to others."""
+  """Returns held-out tests by training; R2 fits its linear map on `fitted`."""
   bind, true = build.functional.bind, held_out['motions']
   told = np.pad(true, ((0, 0), (0, build.model.pose_dim - true.shape[1])))
 
@@ -207,15 +208,15 @@ def make_tests(
 
 
 def conclude(last: Mapping[str, Row]) -> str:
-  """What the last rows of the three say, in a sentence.
+  """Summarizes the last rows of the three trainings in one sentence.
 
-  The renderer has learned if the right motion draws `MIN_BETTER` percent of the
-  pairs better than another; an encoder, all whose R2 is `MIN_R2` or more.
+  The renderer has learned if the right motion renders `MIN_BETTER` percent of
+  the pairs better than another motion; an encoder, if all R2 reach `MIN_R2`.
   """
   draws = last['renderer'][BETTER] >= MIN_BETTER
   unseen, lost = (_not_learned(last[name]) for name in ('encoder', 'joint'))
   if not lost:
-    return 'both together learn all motions: train on for better pictures'
+    return 'both together learn all motions: train longer for better pictures'
   facts = (
     f'the renderer {"learns" if draws else "does not learn"} from true motions;'
     f' the encoder {f"does not learn {unseen}" if unseen else "learns"} from '
@@ -227,7 +228,7 @@ def conclude(last: Mapping[str, Row]) -> str:
       'pose_gain) or the optimizer (config.optimizer.name)'
     )
   elif draws:
-    advice = 'begin with smaller motions (config.data.mix)'
+    advice = 'start with smaller motions (config.data.mix)'
   elif unseen:
     advice = 'smaller motions (config.data.mix) or another optimizer may help'
   else:
@@ -236,21 +237,21 @@ def conclude(last: Mapping[str, Row]) -> str:
 
 
 def _not_learned(row: Row) -> str:
-  """The degrees of freedom that are not, for people; empty if all are."""
+  """Lists the degrees of freedom that are not learned; empty if all are."""
   r2 = {k[3:]: value for k, value in row.items() if k.startswith('R2 ')}
   return ' and '.join(k for k, value in r2.items() if not value >= MIN_R2)
 
 
 def run(recipe: ConfigDict, *, updates: int) -> list[Report]:
-  """Trains three times, printing rows as they come.
+  """Trains three times and prints rows during training.
 
   Args:
-    recipe: Of stereo XFactor, with data sets that have cameras; those that it
-      says how to make are made where missing.
-    updates: Of each of the three.
+    recipe: Stereo XFactor recipe whose data sets have cameras; missing data
+      sets in `data.make` are made.
+    updates: Updates of each training.
 
   Raises:
-    UserError: If the recipe is wrong, or no camera is known or moves.
+    UserError: If the recipe does not fit, or no camera is known or moves.
   """
   _check(recipe)
   build = builds.build(recipe, jax.devices()[:1])
@@ -296,7 +297,7 @@ def _check(recipe: ConfigDict) -> None:
 def _open(
   recipe: ConfigDict, updates: int
 ) -> tuple[pipeline_training.Pipeline, Arrays, Arrays]:
-  """The training stream; pairs of it, and held-out ones, as batches."""
+  """Returns the training stream, and batches of training and held-out pairs."""
   split = recipe.eval.split
   for name, part in recipe.data.mix.items():
     for each in (part.split, split):
@@ -317,14 +318,14 @@ def _open(
 
 
 def _with_motions(batch: Arrays, scale: Any = 1.0) -> Arrays:
-  """What a step takes, and true motions [b, 6] of second views, scaled."""
+  """Returns the arrays of a step and the scaled true motions [b, 6]."""
   motions = [motion.freedoms(*x) for x in batch['world_to_camera']]
   arrays = {name: batch[name] for name in xfactor_method.XFactor.arrays}
   return arrays | {'motions': np.float32(motions * np.asarray(scale))}
 
 
 def _scale(fitted: Arrays) -> np.ndarray:
-  """Factors [6] that give motions a deviation of 1; 0 for what hardly moves."""
+  """Returns factors [6] that give unit deviation; 0 for what hardly varies."""
   spread = _with_motions(fitted)['motions'].std(0)
   least = np.repeat(_LEAST * spread.reshape(2, 3).max(1), 3)
   moving = spread > np.maximum(least, 1e-4)
@@ -334,7 +335,7 @@ def _scale(fitted: Arrays) -> np.ndarray:
 
 
 def _show(row: Row, head: bool) -> None:
-  """Prints a row, below what its columns are if it is the first."""
+  """Prints a row, with the names of the columns before the first one."""
   if head:
     print(''.join(f'{name:>11}' for name in row))
   updates, cpu, *scores = row.values()

@@ -1,4 +1,4 @@
-"""Tables of samples, clocks, memory, and processes to measure in."""
+"""Tables of measurements, timers, memory use, and processes to measure in."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ MIB = 2**20
 
 
 class Unequal(Exception):
-  """The two sides of a comparison do not compute the same."""
+  """Raised if the sides of a comparison do not compute the same."""
 
 
 # ==============================================================================
-# Measuring and showing
+# Measurements and tables
 # ==============================================================================
 
 
@@ -32,9 +32,9 @@ class Table:
   """Samples of several quantities for several things; the first is ours.
 
   Attributes:
-    title: What is compared.
-    things: Names, in the order of the columns.
-    rows: Quantity to the samples of each thing that has it.
+    title: Title of the comparison.
+    things: Names of the columns, in order.
+    rows: Samples by quantity and thing.
   """
 
   title: str
@@ -44,11 +44,11 @@ class Table:
   )
 
   def add(self, row: str, thing: str, value: float) -> None:
-    """Appends a sample; the n-th ones of all things are neighbours in time."""
+    """Appends a sample; the n-th samples of all things are adjacent in time."""
     self.rows.setdefault(row, {}).setdefault(thing, []).append(float(value))
 
   def ratios(self, row: str, thing: str) -> list[float]:
-    """Returns this thing's samples, each over its neighbour among ours."""
+    """Returns the ratios of this thing's samples to our adjacent samples."""
     samples = self.rows[row]
     if thing == self.things[0] or not {thing, self.things[0]} <= set(samples):
       return []
@@ -80,7 +80,7 @@ class Table:
 
 
 def align(title: str, cells: list[list[str]]) -> str:
-  """Lines of cells below a title, in columns: the first to the left."""
+  """Formats cells as aligned columns below a title."""
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = [
     '  '.join(
@@ -103,7 +103,7 @@ def _spread(ratios: list[float]) -> dict[str, float]:
 
 
 def number(values: list[float] | None) -> str:
-  """A median for people."""
+  """Formats a median."""
   if values is None:
     return '-'
   median = float(np.median(values))
@@ -111,7 +111,7 @@ def number(values: list[float] | None) -> str:
 
 
 def ratio(ratios: list[float]) -> str:
-  """A median ratio, with the smallest and the largest, for people."""
+  """Formats a median ratio with its minimum and maximum."""
   if not ratios:
     return ''
   median, low, high = _spread(ratios).values()
@@ -121,9 +121,9 @@ def ratio(ratios: list[float]) -> str:
 
 
 def alternate(things: Iterable[Any], repeats: int) -> Iterable[Any]:
-  """Yields all things `repeats` times, in turns; every second turn backwards.
+  """Yields all things `repeats` times, in alternating order.
 
-  Whatever drifts meanwhile then favours none of them.
+  Drift over time then favours none of them.
   """
   things = list(things)
   for turn in range(repeats):
@@ -132,7 +132,7 @@ def alternate(things: Iterable[Any], repeats: int) -> Iterable[Any]:
 
 @dataclasses.dataclass
 class Time:
-  """What `timed` measured: seconds by the clock and of all threads' work."""
+  """Result of `timed`: wall seconds and CPU seconds of all threads."""
 
   wall: float = 0.0
   cpu: float = 0.0
@@ -140,7 +140,7 @@ class Time:
 
 @contextlib.contextmanager
 def timed():
-  """Measures the block; the result is complete once it is left."""
+  """Times the block; the result is filled in when the block ends."""
   result = Time()
   wall, cpu = time.perf_counter(), time.process_time()
   yield result
@@ -149,10 +149,10 @@ def timed():
 
 
 def peak_mib() -> float:
-  """Largest resident size that this process had, MiB.
+  """Returns the peak resident size of this process in MiB.
 
-  Linux only: the system's `ru_maxrss` would include the parent's size at the
-  time of the fork.
+  Reads /proc on Linux, since `ru_maxrss` would include the size of the parent
+  at the time of the fork.
   """
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith('VmHWM:'):
@@ -161,21 +161,21 @@ def peak_mib() -> float:
 
 
 def temporaries(program: jax.stages.Compiled) -> float | None:
-  """XLA's account of a program's temporaries, MiB; None if it gives none."""
+  """Returns XLA's temporaries of a program in MiB; None if not reported."""
   stats = program.memory_analysis()
   return None if stats is None else stats.temp_size_in_bytes / MIB
 
 
 def is_exact(dtype: str = 'float32') -> bool:
-  """Whether products of this dtype are rounded as float32's on this machine.
+  """Whether products of this dtype have float32 precision on this machine.
 
-  Accelerators round products of float32, too.
+  Accelerators round float32 products, too.
   """
   return dtype == 'float32' and jax.default_backend() == 'cpu'
 
 
 def machine() -> dict[str, Any]:
-  """What the numbers were measured on."""
+  """Describes the machine and software of the measurements."""
   cpuinfo = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
   models = [x.split(':')[1].strip() for x in cpuinfo if 'model name' in x]
   device = jax.devices()[0]
@@ -207,7 +207,7 @@ def _call(method: str, *args: Any) -> Any:
 
 
 class Remote:
-  """An object in a process of its own, called by method name."""
+  """An object in its own process, called by method name."""
 
   def __init__(self, stack: contextlib.ExitStack, make: Callable, *args: Any):
     self._pool = stack.enter_context(
@@ -222,7 +222,7 @@ class Remote:
 
 
 class Local:
-  """The same in this process."""
+  """Same interface as `Remote`, in this process."""
 
   def __init__(self, _: contextlib.ExitStack, make: Callable, *args: Any):
     self._subject = make(*args)
@@ -232,5 +232,5 @@ class Local:
 
 
 def place(isolate: bool) -> type[Remote] | type[Local]:
-  """Returns where to make what is measured."""
+  """Returns the class that runs a measured object."""
   return Remote if isolate and jax.default_backend() != 'tpu' else Local

@@ -1,4 +1,4 @@
-"""A pose oracle on frames whose cameras are known, and on worse ones."""
+"""Measures a pose oracle on frames with known cameras, also degraded ones."""
 
 import os
 
@@ -14,7 +14,7 @@ from xfactor.evaluation.oracles import degradation
 from xfactor.evaluation.reports import evaluation as reports_evaluation
 from xfactor.metrics import poses
 
-# All but `file`, which knows.
+# `file` reads the true cameras.
 NAMES = tuple(name for name in oracles.NAMES if name != 'file')
 _SHOWN = 12
 _COLUMNS = 4
@@ -35,14 +35,14 @@ def run(
 
   Args:
     store: Split with cameras.
-    name: Of the oracle.
-    options: Its own, as on the command line. Here `known_scene` does not get to
-      see the frames themselves, unless told otherwise.
-    clips: How many, spread evenly over the split; None for all.
-    frames: Of each clip.
+    name: Name of the oracle.
+    options: Options of the oracle, as on the command line. `known_scene` does
+      not see the frames themselves unless the options say so.
+    clips: Number of clips, spread evenly over the split; None for all.
+    frames: Number of frames per clip.
     window: See `degradation.measure`.
-    size: Likewise.
-    out: A picture of paths; see `draw`.
+    size: See `degradation.measure`.
+    out: Path of a plot of paths, see `draw`; None for no plot.
 
   Raises:
     UserError: As `degradation.measure`, or if `out` cannot be written.
@@ -65,9 +65,9 @@ def run(
 
 
 def draw(result: degradation.Result) -> Figure:
-  """Draws the paths of a dozen clips, seen from above, found in true frames.
+  """Plots the paths of 12 clips, found in unchanged frames, from above.
 
-  Those of the oracle are aligned with the true ones by a similarity; a line
+  The oracle's paths are aligned with the true ones by a similarity; a line
   shows where each camera looks.
   """
   row = result.rows[0]
