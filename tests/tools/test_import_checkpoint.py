@@ -176,7 +176,7 @@ def test_gradients_of_an_unfinished_update_are_told(theirs, tmp_path):
   source = write(tmp_path / 'in.flax', arrays)
   facts = exchange_convert.convert(source, tmp_path / 'run')
   assert facts['step'].startswith('2 updates, 7 steps')
-  assert 'not finished' in facts['left out']
+  assert 'not finished' in facts['ignored']
   # They are kept for the way back all the same.
   exchange_convert.convert(tmp_path / 'run', tmp_path / 'o.flax', to='official')
   assert (tmp_path / 'o.flax').read_bytes() == source.read_bytes()
@@ -340,7 +340,7 @@ BFLOAT16 = (
     (FILE.read_bytes()[:300_000], 'damaged or incomplete'),
     (FILE.read_bytes()[:1], 'damaged or incomplete'),
     (serialization.msgpack_serialize({'a': 1}), 'Dense_0/kernel is missing'),
-    (b'PK\x03\x04' + bytes(100), 'no good file of torch.save'),
+    (b'PK\x03\x04' + bytes(100), 'not a valid file of torch.save'),
     (b'', 'no known format'),
     (
       safetensors.numpy.save({'w': np.zeros(9)})[:-3],

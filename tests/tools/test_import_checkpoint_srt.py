@@ -517,7 +517,7 @@ def test_files_that_are_not_srt_are_refused(tmp_path):
   half = tmp_path / 'model.pt'
   for name in ('srt_2', 'vsrt'):
     half.write_bytes(content(name)[:100_000])
-    with pytest.raises(UserError, match=r'model\.pt is no good file'):
+    with pytest.raises(UserError, match=r'model\.pt is not a valid file'):
       exchange_convert.read(half)
 
 

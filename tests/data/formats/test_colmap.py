@@ -194,9 +194,9 @@ def test_garbage(tmp_path, name):
     ('cameras.txt', '1 PINHOLE 0 10 1 1 1 1', 'PINHOLE of 0 x 10'),
     ('cameras.txt', '1 PINHOLE', 'values to unpack'),
     ('images.txt', '1 1 0 0 0 0 0 0 8 a.jpg\n\n', 'no camera 8'),
-    ('images.txt', '1 0 0 0 0 0 0 0 7 a.jpg\n\n', 'is no pose'),
-    ('images.txt', '1 1 0 0 0 nan 0 0 7 a.jpg\n\n', 'is no pose'),
-    ('images.txt', '1 1 0 0 0 0 0 7 a.jpg\n\n', 'is no pose'),
+    ('images.txt', '1 0 0 0 0 0 0 0 7 a.jpg\n\n', 'is not a pose'),
+    ('images.txt', '1 1 0 0 0 nan 0 0 7 a.jpg\n\n', 'is not a pose'),
+    ('images.txt', '1 1 0 0 0 0 0 7 a.jpg\n\n', 'is not a pose'),
     ('images.txt', '\xff\xfe', 'utf-8'),
     # Without the lines for points half of the images would vanish.
     ('images.txt', 2 * '1 1 0 0 0 0 0 0 7 a\n', 'after a must'),

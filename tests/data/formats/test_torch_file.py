@@ -212,7 +212,7 @@ def test_cut_short(tmp_path, name, share):
     data = stream.read()
   path = tmp_path / name
   path.write_bytes(data[: int(share * len(data))])
-  with pytest.raises(UserError, match=f'{name} is no good file of torch.save'):
+  with pytest.raises(UserError, match=f'{name} is not a valid file of torch'):
     torch_file.load(path)
 
 
@@ -220,7 +220,7 @@ def test_cut_short(tmp_path, name, share):
 def test_lost_and_short_storages(data):
   change = {'data/1': data}
   file = rewrite('chunk.torch', lambda name, old: change.get(name, old))
-  with pytest.raises(UserError, match='no good file of torch.save'):
+  with pytest.raises(UserError, match='not a valid file of torch.save'):
     torch_file.load(file)
 
 

@@ -281,5 +281,5 @@ def test_frames_override_the_intrinsics_of_the_file(tmp_path):
 def test_bad_transforms(tmp_path, change, reason):
   file = tmp_path / 'transforms.json'
   write_transforms(file, 3, **change)
-  with pytest.raises(UserError, match=rf'transforms\.json is no .*{reason}'):
+  with pytest.raises(UserError, match=rf'transforms\.json is not .*{reason}'):
     camera_files.read_transforms(file)

@@ -285,7 +285,7 @@ def test_tfrecord_ranges_and_damage(tmp_path):
     path.write_bytes(data[:length])
     with pytest.raises(errors.UserError, match='damaged at record [01]; copy'):
       list(tfrecord.read(path))
-  with pytest.raises(errors.UserError, match='no tf.train.Example'):
+  with pytest.raises(errors.UserError, match='not a tf.train.Example'):
     tfrecord.example(b'\xff\xff\xff')
 
 

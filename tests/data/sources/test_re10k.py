@@ -199,9 +199,10 @@ def test_damaged_chunk_is_skipped(tmp_path):
   summary = convert_run.convert(source, tmp_path, workers=0, quiet=True)
   assert sum(split.clips for split in summary.splits.values()) == 1
   whys = [why for _, why in summary.skipped]
-  assert '000001.torch is no chunk' in whys[0]
-  assert '000002.torch is no good file' in whys[1]
-  assert "sequence 0 is none of pixelSplat (KeyError: 'images')" in whys[2]
+  assert '000001.torch is not a chunk' in whys[0]
+  assert '000002.torch is not a valid file' in whys[1]
+  assert 'sequence 0 is not in the format of pixelSplat' in whys[2]
+  assert "(KeyError: 'images')" in whys[2]
 
 
 def test_chunk_of_pytorch(tmp_path):
@@ -282,7 +283,7 @@ def test_lvsm(tmp_path):
   assert train.clip_ids() == ['a1', 'b1']
   ((where, why),) = summary.skipped
   assert where == 'd1'
-  assert 'd1.json is no metadata of LVSM' in why
+  assert 'd1.json is not a metadata file of LVSM' in why
 
 
 def write_cameras(file, times, video='abc-_9'):
@@ -330,7 +331,7 @@ def test_folders_of_frames(tmp_path, below, suffix, option):
   skipped = dict(summary.skipped)
   assert sorted(skipped) == ['d1', 'e1']
   assert 'neither a folder train/d1 of frames nor a video gone' in skipped['d1']
-  assert 'e1.txt is no camera file of RealEstate10K' in skipped['e1']
+  assert 'e1.txt is not a camera file of RealEstate10K' in skipped['e1']
 
 
 def write_video(path, frames, rate=25, gop=12):

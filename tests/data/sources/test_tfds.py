@@ -313,7 +313,7 @@ def test_finding_the_data_set(tmp_path):
   for builder, reason in (
     ('ds', 'holds cfg; expected a version with features.json'),
     ('ds/cfg:2.0.0', 'holds 1.10.0, 1.9.0; expected 2.0.0 with'),
-    ('other', 'holds ds; expected other as TFDS'),
+    ('other', 'holds ds; expected other as prep'),
   ):
     with pytest.raises(errors.UserError, match=reason):
       make(tmp_path, builder).items()

@@ -236,7 +236,7 @@ def test_last_good_frame_stands_in_for_bad_packets(
   np.testing.assert_allclose(clip.timestamps, np.arange(60) / 25, atol=2e-3)
   (warning,) = warnings
   assert f'{path} is damaged: kept 56 frames, lost 4 packets' in warning
-  assert 'stand-ins for 4 frames' in warning
+  assert 'replaced 4 missing frames' in warning
   again, _ = convert(tmp_path)
   assert again[0].frames == clip.frames
   # Those of the bad frames that are not kept are not counted.

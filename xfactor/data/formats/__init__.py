@@ -1,1 +1,1 @@
-"""Readers of files that other programs write."""
+"""Readers of third-party file formats."""

@@ -1,4 +1,4 @@
-"""Camera files of posed sequences: RealEstate10K's text and transforms.json."""
+"""Reads camera files: the text of RealEstate10K, and transforms.json."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from etils import epath
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
-# From the axes of a camera of OpenCV to those of OpenGL.
+# Converts camera axes between OpenCV and OpenGL.
 _FLIP = np.array([1.0, -1.0, -1.0, 1.0])
 
 
@@ -27,11 +27,11 @@ class Cameras(NamedTuple):
 
 
 def from_rows(rows: np.ndarray) -> Cameras:
-  """Cameras as rows of RealEstate10K's 18 numbers.
+  """Returns cameras from rows of 18 numbers in the format of RealEstate10K.
 
   Args:
-    rows: [N, 18] normalised fx, fy, cx, cy, two numbers without meaning, and
-      the three rows of world-to-camera [R|t], one after the other.
+    rows: [N, 18] normalised fx, fy, cx, cy, two unused numbers, and the three
+      rows of world-to-camera [R|t].
   """
   rows = np.asarray(rows, np.float64)
   return Cameras(rows[:, :4], rows[:, 6:].reshape(-1, 3, 4))
@@ -41,9 +41,9 @@ class RealEstateFile(NamedTuple):
   """A camera file of RealEstate10K.
 
   Attributes:
-    url: Of the video.
+    url: URL of the video.
     timestamps: int64 [N] microseconds of the video, ascending.
-    cameras: One a timestamp.
+    cameras: One camera per timestamp.
   """
 
   url: str
@@ -54,11 +54,11 @@ class RealEstateFile(NamedTuple):
 def read_realestate(path: str | os.PathLike[str]) -> RealEstateFile:
   """Reads a camera file of RealEstate10K.
 
-  The first line is the video's address; each other one has a timestamp and the
+  The first line is the video's URL; each other line has a timestamp and the
   numbers of `from_rows` (https://google.github.io/realestate10k/download.html).
 
   Raises:
-    UserError: If the file cannot be read or is not of this form.
+    UserError: If the file cannot be read or has another format.
   """
   path = epath.Path(path)
   try:
@@ -70,8 +70,8 @@ def read_realestate(path: str | os.PathLike[str]) -> RealEstateFile:
       raise ValueError('numbers are missing')
   except (OSError, ValueError) as error:
     raise UserError(
-      f'{path} is no camera file of RealEstate10K ({error}): a line with the '
-      'address of the video, then 19 numbers a line; download it again'
+      f'{path} is not a camera file of RealEstate10K ({error}): a line with '
+      'the URL of the video, then 19 numbers per line; download it again'
     ) from error
   order = np.argsort(timestamps, kind='stable')
   return RealEstateFile(url.strip(), timestamps[order], from_rows(rows[order]))
@@ -81,10 +81,10 @@ class Frame(NamedTuple):
   """A frame of a transforms.json (OpenCV).
 
   Attributes:
-    path: Of the picture, as in the file.
+    path: Path of the picture, as in the file.
     intrinsics: float64 [4] (fx, fy, cx, cy), divided by width and height.
     world_to_camera: float64 [3, 4] [R|t] in the world of the file.
-    distortion: Largest absolute coefficient of the lens, 0 for a pinhole.
+    distortion: Largest absolute distortion coefficient, 0 for a pinhole.
   """
 
   path: str
@@ -98,8 +98,8 @@ def read_transforms(path: str | os.PathLike[str]) -> list[Frame]:
 
   `transform_matrix` is camera-to-world with OpenGL's axes (x right, y up, z
   back). The intrinsics of the file, which a frame may override, are pixels of
-  `w` x `h`. The poses stay in the file's world: `applied_transform`, by which
-  nerfstudio turned COLMAP's world to get there, is not undone.
+  `w` x `h`. The poses stay in the file's world: `applied_transform`, which
+  nerfstudio applied to COLMAP's world, is not undone.
   (docs.nerf.studio, "Data conventions".)
 
   Raises:
@@ -112,7 +112,7 @@ def read_transforms(path: str | os.PathLike[str]) -> list[Frame]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     reason = f'it lacks {error}' if isinstance(error, KeyError) else error
     raise UserError(
-      f'{path} is no transforms.json with intrinsics and poses ({reason}); '
+      f'{path} is not a transforms.json with intrinsics and poses ({reason}); '
       'download it again'
     ) from error
 

@@ -1,8 +1,8 @@
-"""Cameras and poses of COLMAP's sparse models, read without COLMAP.
+"""Reads cameras and poses of COLMAP's sparse models without COLMAP.
 
 A model is a folder with the files `cameras` and `images`, both `.bin` or both
 `.txt` (https://colmap.github.io/format.html). Newer versions write `rigs` and
-`frames` beside them; the poses in `images` are complete without.
+`frames` as well; the poses in `images` are complete without them.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from etils import epath
 
 from xfactor.errors import UserError
 
-# (name, focal lengths, parameters) by COLMAP's numbers: colmap/sensor/models.h.
-# The parameters are f or fx, fy; then cx, cy; then the distortion.
+# (name, focal lengths, parameters), indexed by the model ids of COLMAP's
+# colmap/sensor/models.h. Parameters are f or fx, fy; cx, cy; the distortion.
 _MODELS = (
   ('SIMPLE_PINHOLE', 1, 3),
   ('PINHOLE', 2, 4),
@@ -41,15 +41,15 @@ _POINT_BYTES = 24  # x, y, number of the 3D point.
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-  """What images of one camera share.
+  """A camera that one or more images share.
 
   Attributes:
-    model: COLMAP's name, for instance 'OPENCV'.
-    width: Pixels of the pictures that COLMAP saw.
-    height: Pixels of the pictures that COLMAP saw.
+    model: Name of the camera model in COLMAP, for instance 'OPENCV'.
+    width: Pixels of COLMAP's input pictures.
+    height: Pixels of COLMAP's input pictures.
     intrinsics: float64 [4] (fx, fy, cx, cy), divided by the width and height;
       as in COLMAP the centre of the first pixel is 0.5 / width, 0.5 / height.
-    distortion: float64 [...], the model's other parameters in COLMAP's order.
+    distortion: float64 [...], the other parameters in COLMAP's order.
   """
 
   model: str
@@ -64,7 +64,7 @@ class Image:
   """A registered image.
 
   Attributes:
-    camera: Its camera.
+    camera: Camera of the image.
     world_to_camera: float64 [3, 4] [R|t], OpenCV axes.
   """
 
@@ -73,16 +73,16 @@ class Image:
 
 
 def read_model(folder: epath.Path) -> dict[str, Image] | None:
-  """Reads the registered images of a model by name, in the order of the file.
+  """Reads the registered images of a model by name, in file order.
 
   Args:
-    folder: Of the model, for instance `sparse/0`, local or gs://.
+    folder: Folder of the model, for instance `sparse/0`, local or gs://.
 
   Returns:
-    The images, or None where the folder does not exist or holds no model.
+    The images, or None if the folder does not exist or has no model.
 
   Raises:
-    UserError: If a file is truncated or garbage, or of an unknown camera model.
+    UserError: If a file is damaged or has an unknown camera model.
   """
   for suffix, read_cameras, read_images in (
     ('.bin', _binary_cameras, _binary_images),
@@ -100,8 +100,8 @@ def _read(path: epath.Path, parse: Callable[[bytes], dict]) -> dict:
     return parse(path.read_bytes())
   except (ValueError, struct.error) as error:
     raise UserError(
-      f'{path} is no COLMAP model that can be read ({error}); restore it from '
-      'its origin or remove it'
+      f'{path} is not a readable COLMAP model ({error}); restore it from its '
+      'origin or remove it'
     ) from error
 
 
@@ -119,7 +119,7 @@ def _camera(
     model=name,
     width=width,
     height=height,
-    # One focal length stands for both.
+    # A single focal length is used for both axes.
     intrinsics=np.concatenate(
       [values[:focals] / size, values[focals : focals + 2] / size]
     ),
@@ -136,7 +136,7 @@ def _image(
   quaternion, translation = np.split(np.array(pose, np.float64), [4])
   length = np.linalg.norm(quaternion)
   if len(pose) != 7 or not 0 < length < np.inf or not np.isfinite(pose).all():
-    raise ValueError(f'{list(pose)} is no pose')
+    raise ValueError(f'{list(pose)} is not a pose')
   w, x, y, z = quaternion / length
   rotation = [
     [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -147,7 +147,7 @@ def _image(
 
 
 class _Reader:
-  """Takes little-endian numbers and texts off a file, one after the other."""
+  """Reads consecutive little-endian numbers and strings."""
 
   def __init__(self, data: bytes):
     self._data = data
@@ -223,8 +223,8 @@ def _text_images(data: bytes, cameras: dict[int, Camera]) -> dict[str, Image]:
     _, *pose, camera_id, name = line.strip().split(maxsplit=9)
     pose = [float(value) for value in pose]
     images[name] = _image(int(camera_id), pose, cameras)
-    # The next line has the image's points. Where someone dropped those lines,
-    # every other image would be taken for points.
+    # The next line has the image's points. If these lines were removed, every
+    # other image would be read as points.
     if len(next(lines, '').split()) % 3:
       raise ValueError(f'after {name} must come its points or an empty line')
   return images

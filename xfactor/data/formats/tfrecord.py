@@ -1,4 +1,4 @@
-"""TFRecord files and the examples in them, without TensorFlow."""
+"""Reads TFRecord files and their examples without TensorFlow."""
 
 import os
 import struct
@@ -13,23 +13,23 @@ from xfactor.data.records import codec
 from xfactor.errors import UserError
 
 _HEADER = struct.Struct('<QI')  # Length and its checksum.
-_FOOTER = struct.Struct('<I')  # The data's checksum.
+_FOOTER = struct.Struct('<I')  # Checksum of the data.
 
 
 def read(
   path: str | os.PathLike[str], start: int = 0, stop: int | None = None
 ) -> Iterator[bytes]:
-  """Yields the records number `start` to `stop` of a TFRecord file.
+  """Yields records `start` to `stop` of a TFRecord file.
 
-  The format is that of TensorFlow's `tsl/lib/io/record_writer.h`, uncompressed.
+  The format is `tsl/lib/io/record_writer.h` of TensorFlow, uncompressed.
 
   Args:
-    path: A file, local or gs://.
-    start: Records to skip; their data is not read.
-    stop: The first record not to read, or None to read to the end.
+    path: Path of the file, local or gs://.
+    start: Number of records to skip; their data is not read.
+    stop: First record not to read, or None to read to the end.
 
   Raises:
-    UserError: If the file is missing, cut short or damaged.
+    UserError: If the file is missing, truncated or damaged.
   """
   try:
     with epath.Path(path).open('rb') as file:
@@ -61,18 +61,18 @@ def example(record: bytes) -> dict[str, Any]:
   """Returns the features of a serialised tf.train.Example.
 
   Args:
-    record: For instance one of `read`.
+    record: Serialised message, for instance a record of `read`.
 
   Returns:
-    A list of bytes, a float32 [N] or an int64 [N] by name.
+    Lists of bytes, float32 [N] or int64 [N] by name.
 
   Raises:
-    UserError: If the record is no such message.
+    UserError: If the record is not such a message.
   """
   try:
     features = codec.Example.FromString(record).features.feature
-  except Exception as error:  # protobuf's DecodeError is no ValueError
-    raise UserError(f'no tf.train.Example: {error}') from error
+  except Exception as error:  # protobuf's DecodeError is not a ValueError
+    raise UserError(f'not a tf.train.Example: {error}') from error
   out = {}
   for key, feature in features.items():
     if feature.HasField('float_list'):
@@ -91,5 +91,5 @@ def _masked_crc(data: bytes) -> int:
 
 def _damaged(path: str | os.PathLike[str], number: int) -> UserError:
   return UserError(
-    f'{path} is cut short or damaged at record {number}; copy it again'
+    f'{path} is truncated or damaged at record {number}; copy it again'
   )

@@ -1,9 +1,9 @@
-"""Files of torch.save without torch: tensors become NumPy arrays.
+"""Reads files of torch.save without torch; tensors become NumPy arrays.
 
-Both formats, as torch/serialization.py writes them: the zip archive (since
-PyTorch 1.6) and the earlier stream of pickles. A pickle can run any program;
-this reader knows tensors, numbers of NumPy, plain Python values and
-`OrderedDict`, nothing else.
+Supports both formats of torch/serialization.py: the zip archive (since PyTorch
+1.6) and the earlier stream of pickles. A pickle can run any program; this
+reader accepts only tensors, NumPy numbers, plain Python values and
+`OrderedDict`.
 """
 
 import collections
@@ -34,7 +34,7 @@ _DTYPES = {
     *('bfloat16', 'float16', 'float32', 'float64', 'complex64', 'complex128'),
   )
 }
-# Storages without a type of their own hold bytes.
+# Untyped storages hold bytes.
 _STORAGES = {
   'BoolStorage': 'bool',
   'ByteStorage': 'uint8',
@@ -53,18 +53,18 @@ _STORAGES = {
 
 
 def load(file: str | os.PathLike[str] | bytes) -> Any:
-  """Reads what torch.save wrote.
+  """Reads a file of torch.save.
 
   Tensors and parameters become arrays (bfloat16 and float8 as in `ml_dtypes`;
-  of no dimensions for scalars), which are read-only or share memory where the
-  tensors do; numbers of NumPy stay such. A `torch.Size` becomes a tuple; a
-  dtype or device of torch, its name.
+  scalars have no dimensions), which are read-only or share memory if the
+  tensors do. NumPy numbers are kept. A `torch.Size` becomes a tuple; a torch
+  dtype or device becomes its name.
 
   Args:
-    file: A file, local or gs://, or its content.
+    file: Path, local or gs://, or content of the file.
 
   Raises:
-    UserError: If the file is damaged, is no file of torch.save, or holds
+    UserError: If the file is damaged, is not a file of torch.save, or holds
       objects of other classes; the message names the class.
   """
   if isinstance(file, bytes):
@@ -86,9 +86,9 @@ def _load(stream: BinaryIO, name: str) -> Any:
   except (OSError, UserError):
     raise
   except Exception as error:
-    # Damaged pickles fail in any way.
+    # Damaged pickles can raise any exception.
     raise UserError(
-      f'{name} is no good file of torch.save ({error}); download it again'
+      f'{name} is not a valid file of torch.save ({error}); download it again'
     ) from error
 
 
@@ -109,7 +109,7 @@ def _load_zip(stream: BinaryIO, name: str) -> Any:
 
 
 def _load_legacy(stream: BinaryIO, name: str) -> Any:
-  """Reads a header, the object, and the values of its tensors after it."""
+  """Reads a header, the object, and then the values of its tensors."""
   end = stream.seek(0, os.SEEK_END)
   stream.seek(0)
 
@@ -131,7 +131,7 @@ def _load_legacy(stream: BinaryIO, name: str) -> Any:
     (count,) = struct.unpack('<q', stream.read(8))
     if count != values.size:
       raise ValueError(f'storage {key} has {count} values, not {values.size}')
-    # Into the memory that the tensors look at.
+    # Fills the memory that the tensors refer to.
     data = np.frombuffer(stream.read(values.nbytes), values.dtype)
     values[:] = data.byteswap() if swap else data
   return out
@@ -144,7 +144,7 @@ class _Storage(NamedTuple):
 
 
 class _NumberType:
-  """Stands in for a NumPy dtype, whose byte order a pickle sets afterwards."""
+  """Wraps a NumPy dtype, because a pickle sets its byte order afterwards."""
 
   def __init__(self, dtype: np.dtype):
     self.dtype = dtype
@@ -154,12 +154,12 @@ class _NumberType:
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows tensors, numbers and plain values only.
+  """Unpickles only tensors, numbers and plain values.
 
   Args:
-    stream: Of the pickle.
-    name: Of the file, for messages.
-    read: Gives the values of a storage, from its dtype, key and length.
+    stream: Stream of the pickle.
+    name: Name of the file, for messages.
+    read: Function of dtype, key and length that returns a storage's values.
   """
 
   def __init__(
@@ -168,15 +168,15 @@ class _Unpickler(pickle.Unpickler):
     name: str,
     read: Callable[[str, str, int], np.ndarray],
   ):
-    # As torch reads pickles of Python 2.
+    # torch reads pickles of Python 2 the same way.
     super().__init__(stream, encoding='utf-8')
     self._name = name
     self._read = read
     self.storages: dict[str, _Storage] = {}
 
   def find_class(self, module: str, name: str) -> Any:
-    # Types stand in as strings, and functions as bound methods, for a pickle
-    # could change the attributes of anything else.
+    # Types are strings and functions are bound methods, because a pickle could
+    # change the attributes of other objects.
     if module in ('torch', 'torch.storage', 'torch.cuda'):
       if name in _STORAGES:
         return _STORAGES[name]
@@ -198,15 +198,15 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) in known:
       return known[module, name]
     raise UserError(
-      f'{self._name} holds an object of {module}.{name}, which is not read '
-      'from files that others made; save tensors, numbers, strings, lists and '
-      'dicts only'
+      f'{self._name} holds an object of {module}.{name}, which is refused '
+      'because pickles can run code; save only tensors, numbers, strings, '
+      'lists and dicts'
     )
 
   def persistent_load(self, pid: Any) -> _Storage:
     tag, kind, key, _, count, *view = pid
     if tag != 'storage' or any(view):
-      raise ValueError(f'a reference {tag!r} to something else than a storage')
+      raise ValueError(f'a reference {tag!r} to something other than a storage')
     if key not in self.storages:
       self.storages[key] = _Storage(self._read(kind, key, count))
     return self.storages[key]
@@ -248,7 +248,7 @@ class _Unpickler(pickle.Unpickler):
     return value
 
   def _encode(self, text: str, encoding: str) -> bytes:
-    # How the second protocol, which torch uses, writes bytes.
+    # Encoding of bytes in pickle protocol 2, which torch uses.
     if encoding != 'latin1':
       raise ValueError(f'bytes as {encoding!r}')
     return text.encode('latin1')
@@ -263,7 +263,7 @@ def _strided(
   shape: tuple[int, ...],
   strides: tuple[int, ...],
 ) -> np.ndarray:
-  """Returns the view of one-dimensional `values` that a tensor is."""
+  """Returns a tensor as a view of one-dimensional `values`."""
   if min(offset, *shape, *strides, 0) < 0 or len(shape) != len(strides):
     raise ValueError(f'a tensor of shape {shape} and strides {strides}')
   if not math.prod(shape):

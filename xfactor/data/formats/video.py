@@ -16,25 +16,25 @@ from xfactor.errors import UserError
 def read_frames(
   path: epath.Path, times: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields the frames of a video that are nearest to some times.
+  """Yields the frames of a video nearest to the given times.
 
-  Times without a frame within half a frame's duration are left out. Only the
-  part of the video between the first and the last time is decoded.
+  Times without a frame within half a frame duration are skipped. Only the part
+  of the video between the first and the last time is decoded.
 
   Args:
-    path: Of the video, local or gs://.
+    path: Path of the video, local or gs://.
     times: [N] ascending seconds since the beginning of the video.
 
   Yields:
-    Index into `times` and the frame, uint8 [H, W, 3], the right way up.
+    Index into `times` and the upright frame, uint8 [H, W, 3].
 
   Raises:
-    UserError: If the file is no video.
+    UserError: If the file is not a video.
   """
   try:
     with path.open('rb') as file, av.open(file) as container:
       stream = container.streams.video[0]
-      # Conversion runs one process a core already.
+      # Conversion runs one process per core already.
       stream.codec_context.thread_count = 1
       period = float(1 / (stream.average_rate or 30))
       begin = (container.start_time or 0) / av.time_base
@@ -45,11 +45,11 @@ def read_frames(
         rgb = None
         while todo and todo[-1][1] < end:
           index, time = todo.pop()
-          # Timestamps are rounded to milliseconds here and there.
+          # Some containers round timestamps to milliseconds.
           if abs(frame.time - begin - time) > period / 2 + 1e-3:
             continue
           if rgb is None:
-            # The angle, anticlockwise, by which the picture is to be turned.
+            # Anticlockwise angle that turns the picture upright.
             turns = round(frame.rotation / 90) % 4
             rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
           yield index, rgb
@@ -64,7 +64,7 @@ def read_frames(
 def _spans(
   container: av.container.InputContainer, stream: av.VideoStream, begin: float
 ) -> Iterator[tuple[av.VideoFrame, float]]:
-  """Yields each good frame and until when it is the nearest one."""
+  """Yields each good frame and the time until which it is the nearest."""
   last = None
   for packet in container.demux(stream):
     try:
@@ -81,7 +81,7 @@ def _spans(
     yield last, math.inf
 
 
-_HOLE = 0.5  # Seconds without a frame that a stand-in may fill.
+_HOLE = 0.5  # Maximum seconds without a frame that are filled.
 
 
 class Picture(NamedTuple):
@@ -89,8 +89,8 @@ class Picture(NamedTuple):
 
   Attributes:
     time: Seconds.
-    rgb: uint8 [H, W, 3], the right way up.
-    replaced: Whether the last good frame stands in for one that is missing.
+    rgb: uint8 [H, W, 3], upright.
+    replaced: Whether this is the last good frame in place of a missing one.
     after_hole: Whether more than `_HOLE` seconds are missing before it.
   """
 
@@ -101,15 +101,15 @@ class Picture(NamedTuple):
 
 
 def read_video(path: str) -> Iterator[Picture]:
-  """Yields each frame of a video, with stand-ins for missing ones.
+  """Yields each frame of a video, with replacements for missing frames.
 
-  Frames are missing where packets cannot be decoded, or only in part. A gap of
-  k frame intervals there gets k - 1 stand-ins at even times, unless it is
-  longer than `_HOLE`. Other gaps are taken as they are: frame rates may vary.
-  A warning at the end says what was lost and whether the video stopped early.
+  Frames are missing if packets cannot be decoded, or only in part. A gap of k
+  frame intervals there gets k - 1 replacements at even times, unless it is
+  longer than `_HOLE`. Other gaps are kept, because frame rates may vary. A
+  warning at the end reports the losses and whether the video stopped early.
 
   Raises:
-    UserError: If the file is no video, or not one frame can be decoded.
+    UserError: If the file is not a video, or no frame can be decoded.
   """
   try:
     container = av.open(path)
@@ -122,14 +122,14 @@ def read_video(path: str) -> Iterator[Picture]:
     if not container.streams.video:
       raise UserError(f'{path} has no video stream; remove it')
     stream = container.streams.video[0]
-    # Conversion runs one process a core already.
+    # Conversion runs one process per core already.
     stream.codec_context.thread_count = 1
     period = float(1 / (stream.average_rate or fractions.Fraction(30)))
     promised = float(container.duration or 0) / av.time_base
     count, lost, stand_ins, holes = 0, 0, 0, 0
     time, rgb = -period, None
-    longest = period  # Between two frames so far.
-    failed: list[float | None] = []  # When frames are due that have failed.
+    longest = period  # Longest interval of two frames so far.
+    failed: list[float | None] = []  # Times of frames that failed.
     for at, frame in _decode(container, stream):
       if frame is None:
         lost += 1
@@ -138,12 +138,12 @@ def read_video(path: str) -> Iterator[Picture]:
       before = time
       time = before + period * (1 + len(failed)) if at is None else at
       due = sum(t is None or before < t < time for t in failed)
-      # Frames come in the order of their times, packets need not.
+      # Frames are in time order, packets need not be.
       failed = [t for t in failed if t is not None and t > time]
       gap, after_hole = time - before, False
       if rgb is not None:
         hole = gap - period > _HOLE
-        # Damaged files may lose packets without a word.
+        # Damaged files may lose packets without an error.
         after_hole = hole and (due > 0 or gap > 3 * longest)
         missing = max(due, round(gap / period) - 1) if due and not hole else 0
         for i in range(1, missing + 1):
@@ -153,7 +153,7 @@ def read_video(path: str) -> Iterator[Picture]:
         if not due and not hole:
           longest = max(longest, gap)
       count += 1
-      # The angle, anticlockwise, by which the picture is to be turned.
+      # Anticlockwise angle that turns the picture upright.
       turns = round(frame.rotation / 90) % 4
       rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
       yield Picture(time, rgb, after_hole=after_hole)
@@ -161,11 +161,11 @@ def read_video(path: str) -> Iterator[Picture]:
     raise UserError(
       f'no frame of {path} can be decoded; remove it or convert it to mp4'
     )
-  # Sound often runs on a little after the last frame.
+  # Sound often continues shortly after the last frame.
   early = time < 0.9 * promised - 1
   if lost or holes or early:
     logging.warning(
-      '%s is damaged: kept %d frames, lost %d packets, put stand-ins for %d '
+      '%s is damaged: kept %d frames, lost %d packets, replaced %d missing '
       'frames, cut at %d holes%s',
       path,
       count,
@@ -179,9 +179,9 @@ def read_video(path: str) -> Iterator[Picture]:
 def _decode(
   container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[tuple[float | None, av.VideoFrame | None]]:
-  """Yields when frames are due, where known, and each, or None for a bad one.
+  """Yields the time of each frame, if known, and the frame, or None if bad.
 
-  A frame of which the decoder had to make up a part is bad, too.
+  Frames that the decoder filled in partly are bad, too.
   """
   packets = container.demux(stream)
   while True:

@@ -14,17 +14,17 @@ SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """Reads the named arrays of a file; no file can run code.
+  """Reads the named arrays of a file without running code in it.
 
   Args:
-    path: A .npz or .safetensors file, or a dict of tensors that torch.save
-      wrote (any other suffix); local or gs://.
+    path: Path of a .npz or .safetensors file, or of a dict of tensors written
+      by torch.save (any other suffix); local or gs://.
 
   Returns:
-    The arrays by the names that the file gives them.
+    The arrays by their names in the file.
 
   Raises:
-    UserError: If the file is missing or damaged, or holds something else than
+    UserError: If the file is missing or damaged, or holds anything other than
       named arrays.
   """
   path = epath.Path(path)
@@ -35,15 +35,17 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.suffix == '.safetensors':
       if '://' in os.fspath(path):
         return safetensors.numpy.load(path.read_bytes())
-      # Maps the file into memory instead.
+      # Maps the file into memory.
       return safetensors.numpy.load_file(path)
-  except Exception as error:  # Damaged files make parsers raise anything.
+  except Exception as error:  # Parsers raise anything on damaged files.
     raise UserError(
-      f'{path} cannot be read ({error}): fetch a good copy'
+      f'{path} cannot be read ({error}); fetch a good copy'
     ) from error
   arrays = torch_file.load(path)
   if not isinstance(arrays, dict) or not all(
     isinstance(array, np.ndarray) for array in arrays.values()
   ):
-    raise UserError(f'{path} holds something else than named arrays')
+    raise UserError(
+      f'{path} is not a dict of named arrays; save a flat dict of tensors'
+    )
   return dict(arrays)

@@ -1,25 +1,24 @@
-"""RealEstate10K: house tours from YouTube, in the three forms that go around.
+"""RealEstate10K: house tours from YouTube, in three common layouts.
 
 In SOURCE/SPLIT, where SPLIT is train, test, val or validation:
 
   NAME.torch               chunks of pixelSplat, MVSplat and others: lists of
                            sequences with JPEGs, cameras and timestamps
-  metadata/ID.json         sequences of LVSM's process_data.py, cameras in
+  metadata/ID.json         sequences of LVSM's process_data.py, with cameras in
   images/ID/*.png          pixels of these pictures
   ID.txt                   camera files of the original release
 
-The original release has no pictures. For ID.txt, the first of these is taken;
-FRAMES and VIDEOS are the options of these names:
+The original release has no pictures. For ID.txt, the first match of the
+following is used; FRAMES and VIDEOS are the options of these names:
 
   FRAMES/SPLIT/ID/TIMESTAMP.png or .jpg, or the same in SOURCE/SPLIT/ID,
       SOURCE/frames/SPLIT/ID or SOURCE/images/SPLIT/ID: the frames
-  VIDEOS/ID.mp4: the sequence cut from its video, with its frames from the first
-      to the last timestamp
-  VIDEOS/VIDEO.mp4: the whole video, VIDEO being YouTube's id in the camera file
+  VIDEOS/ID.mp4: the part of the video from the first to the last timestamp
+  VIDEOS/VIDEO.mp4: the whole video; VIDEO is YouTube's id in the camera file
 
-VIDEOS is SOURCE/videos by default; .webm and .mkv will do, and a SPLIT folder
-in it. Of a video, the frame nearest to each timestamp is taken, if it is at
-most half a frame away.
+VIDEOS is SOURCE/videos by default. It may have SPLIT folders, and the videos
+may also be .webm or .mkv. The frame nearest to each timestamp is used if it is
+at most half a frame duration away.
 
 Cameras are world-to-camera with OpenCV's axes; timestamps count from the start
 of the YouTube video.
@@ -53,8 +52,8 @@ _EXPECTED = (
 _FRAMES = ('.', 'frames', 'images')
 _VIDEO_SUFFIXES = ('.mp4', '.webm', '.mkv')
 _PICTURE_SUFFIXES = ('.png', '.jpg', '.jpeg')
-_LENGTH = 140  # Frames of a usual sequence.
-_CHUNK = 15  # Sequences of a usual chunk.
+_LENGTH = 140  # Frames of a typical sequence.
+_CHUNK = 15  # Sequences of a typical chunk.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Source(posed.Source):
   videos: str | None = None
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a sequence or chunk; see the base class."""
+    """Lists one item per sequence or chunk; see the base class."""
     root = posed.folder(self.source, _EXPECTED)
     items: list[sources.Item] = []
     for name, split in _SPLITS.items():
@@ -85,14 +84,14 @@ class Source(posed.Source):
     return items
 
   def _split(self, folder: epath.Path, split: str) -> list[sources.Item]:
-    """Returns the items of a folder in the first form that it has."""
+    """Returns the items of a folder in its first known layout."""
     for below, suffix in (('', '.torch'), ('metadata', '.json'), ('', '.txt')):
       place = folder / below
       files = [p.name for p in place.iterdir()] if place.is_dir() else []
       names = [
         name
         for name in sorted(files)
-        # Hidden files are other systems' leftovers.
+        # Hidden files are not part of the data set.
         if name.endswith(suffix) and not name.startswith('.')
       ]
       if names:
@@ -125,10 +124,10 @@ class Source(posed.Source):
     yield self._clip(item.id, views)
 
   def _chunk(self, file: epath.Path) -> Iterator[sources.Clip]:
-    """Yields the clips of a chunk; then raises what was wrong with others."""
+    """Yields the usable clips of a chunk, then raises the errors of others."""
     chunk = torch_file.load(file)
     if not isinstance(chunk, list):
-      raise UserError(f'{file} is no chunk of pixelSplat: it holds no list')
+      raise UserError(f'{file} is not a chunk of pixelSplat: it holds no list')
 
     def make(number: int, scene: Any) -> sources.Clip:
       return self._clip(*_scene_views(scene, f'sequence {number}'))
@@ -147,7 +146,7 @@ class Source(posed.Source):
     for place in [*places, *(root / name for name in _FRAMES)]:
       if (place / split / id).is_dir():
         return _frame_views(place / split / id, listed)
-    # Of YouTube's many forms of addresses, all end in the id.
+    # All of YouTube's URL formats end in the id.
     video = re.split(r'[=/]', listed.url)[-1]
     videos = epath.Path(self.videos or root / 'videos').expanduser()
     for name in (id, video):
@@ -158,7 +157,7 @@ class Source(posed.Source):
             return self._video_views(path, listed, whole=name == video)
     raise UserError(
       f'{file} has neither a folder {split}/{id} of frames nor a video '
-      f'{video}.mp4 in {videos}; download it or say where by frames or videos'
+      f'{video}.mp4 in {videos}; download it or set frames or videos'
     )
 
   def _video_views(
@@ -167,9 +166,9 @@ class Source(posed.Source):
     """Returns the frames of a video at the timestamps of a camera file.
 
     Args:
-      path: Of the video.
-      listed: The camera file.
-      whole: Whether the video is YouTube's, else only this sequence.
+      path: Path of the video.
+      listed: Camera file.
+      whole: Whether the video is the whole one, not only this sequence.
     """
     times = listed.timestamps / 1e6
     start = 0.0 if whole else times[0]
@@ -179,7 +178,7 @@ class Source(posed.Source):
       if self.size is None:
         data = images.encode_png(rgb)
       else:
-        # Cut here, for a PNG of the whole picture takes ten times as long.
+        # Cropped here: a PNG of the whole picture takes ten times as long.
         intrinsics = cameras.crop_intrinsics(intrinsics, *rgb.shape[:2])
         rgb = images.centre_crop_resize(rgb, self.size)
         data = images.encode_jpeg(rgb, self.quality)
@@ -214,7 +213,8 @@ def _scene_views(scene: Any, name: str) -> tuple[str, list[posed.View]]:
     ]
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f'{name} is none of pixelSplat ({type(error).__name__}: {error})'
+      f'{name} is not in the format of pixelSplat '
+      f'({type(error).__name__}: {error})'
     ) from error
   return key, views
 
@@ -225,7 +225,7 @@ def _lvsm_views(file: epath.Path) -> Iterator[posed.View]:
   try:
     frames = [
       (
-        # The path is that of the machine where it was made.
+        # The folder of the path is specific to the original machine.
         folder / pathlib.PurePath(frame['image_path']).name,
         np.array(frame['fxfycxcy'], np.float64).reshape(4),
         np.array(frame['w2c'], np.float64).reshape(4, 4)[:3],
@@ -234,8 +234,8 @@ def _lvsm_views(file: epath.Path) -> Iterator[posed.View]:
     ]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{file} is no metadata of LVSM ({type(error).__name__}: {error}); run '
-      'its process_data.py again'
+      f'{file} is not a metadata file of LVSM '
+      f'({type(error).__name__}: {error}); run its process_data.py again'
     ) from error
   for path, pixels, pose in frames:
     data, intrinsics = b'', None

@@ -10,22 +10,22 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-THUMBNAIL = 32  # Pixels; enough to tell scenes apart.
-_REACH = 8  # Pixels of a thumbnail that a pan may move in a frame.
-_NEIGHBOURS = 3  # Changes on each side that a cut must stand out from.
+THUMBNAIL = 32  # Pixels; enough to distinguish scenes.
+_REACH = 8  # Maximum shift by a pan per frame, in thumbnail pixels.
+_NEIGHBOURS = 3  # Changes on each side that a cut must exceed.
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """A frame on its way into a clip.
+  """A decoded frame, before the split into shots.
 
   Attributes:
-    time: Seconds from the first frame, where known.
-    jpeg: The converted picture; None where it is only looked at for cuts.
-    thumbnail: See `thumbnail`.
-    replaced: Whether a neighbour stands in.
-    after_hole: Whether so many frames are missing before it that a new shot
-      begins.
+    time: Seconds from the first frame, or None if unknown.
+    jpeg: Converted picture; None if the frame is only used to find cuts.
+    thumbnail: Result of `thumbnail`.
+    replaced: Whether a neighbour replaces the frame.
+    after_hole: Whether a new shot begins because too many frames are missing
+      before it.
   """
 
   time: float | None
@@ -36,7 +36,7 @@ class Frame:
 
 
 def thumbnail(rgb: np.ndarray) -> np.ndarray:
-  """Returns what scenes are told apart by: float32 [32, 32, 3] in [0, 1]."""
+  """Returns a thumbnail to find cuts with, float32 [32, 32, 3] in [0, 1]."""
   small = Image.fromarray(rgb).resize(
     (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX
   )
@@ -57,7 +57,7 @@ def _spectrum(picture: np.ndarray) -> np.ndarray:
 
 
 def _at_shifts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Returns the sum of the product of two pictures at all [17, 17] shifts."""
+  """Returns the inner products of two pictures at all [17, 17] shifts."""
   side = (THUMBNAIL + _REACH,) * 2
   sums = np.fft.irfft2((a * b.conj()).sum(-1), side)
   wanted = 2 * _REACH + 1
@@ -65,17 +65,17 @@ def _at_shifts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def displacement_error(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns how unlike two thumbnails are but for a shift and for exposure.
+  """Returns the difference of two thumbnails up to a shift and exposure.
 
-  One minus the correlation of what two pictures share when one is shifted so
-  that they agree best; correlation does not see brightness and contrast.
+  The difference is one minus the correlation of the overlap at the best shift;
+  correlation is invariant to brightness and contrast.
 
   Args:
     a: float [32, 32, 3].
     b: float [32, 32, 3].
 
   Returns:
-    0 for the same scene up to a pan and light, near 1 for unrelated ones.
+    0 for the same scene up to a pan and light, near 1 for unrelated scenes.
   """
   middle = (a.mean() + b.mean()) / 2
   a, b = a - middle, b - middle
@@ -87,7 +87,7 @@ def displacement_error(a: np.ndarray, b: np.ndarray) -> float:
   variance_a = _at_shifts(_spectrum(a**2), full) / count - mean_a**2
   variance_b = _at_shifts(full, _spectrum(b**2)) / count - mean_b**2
   covariance = _at_shifts(of_a, of_b) / count - mean_a * mean_b
-  # Flat pictures resemble each other; their noise must not count.
+  # Flat pictures are similar; their noise must not count.
   floor = 1e-4
   correlation = (covariance + floor) / np.sqrt(
     (variance_a + floor) * (variance_b + floor)
@@ -96,7 +96,7 @@ def displacement_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def palette_error(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns the share, 0 to 1, of colours that two thumbnails do not share."""
+  """Returns the fraction of colours, 0 to 1, in only one of two thumbnails."""
   counts = [
     np.bincount((x * 7.999).astype(int).reshape(-1, 3) @ [64, 8, 1], None, 512)
     for x in (a, b)
@@ -105,25 +105,26 @@ def palette_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def change(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns how much speaks for a cut between two thumbnails, 0 to about 1.
+  """Returns the score of a cut between two thumbnails, 0 to about 1.
 
-  The geometric mean of two errors, for a cut raises both: exposure changes the
-  palette but not the picture, what passes by the picture but not the palette.
+  The score is the geometric mean of two errors, because a cut raises both:
+  exposure changes only the palette, passing objects only the picture.
   """
   return math.sqrt(displacement_error(a, b) * palette_error(a, b))
 
 
 def _changes(frames: Iterable[Frame]) -> Iterator[tuple[Frame, float]]:
-  """Yields each frame and how much it and the next differ from those before.
+  """Yields each frame with its change from the two frames before it.
 
-  The least of four comparisons, so that a single odd frame, such as a flash,
-  changes nothing; NaN for the first frame.
+  The change is the smallest of comparing this and the next frame with the two
+  before, so that a single odd frame, such as a flash, has no effect. It is NaN
+  for the first frame.
   """
   before: list[np.ndarray] = []
   for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
     now = [frame.thumbnail] + ([after.thumbnail] if after else [])
     score = change(before[0], now[0]) if before else math.nan
-    # Most frames are much like the last; they need no second look.
+    # Skips the other comparisons for most frames, which hardly change.
     if score > 0.1:
       pairs = list(itertools.product(before, now))[1:]
       score = min([score] + [change(a, b) for a, b in pairs])
@@ -137,7 +138,7 @@ def mark_cuts(
   """Yields each frame and whether a new shot begins with it.
 
   At a cut the picture changes by at least `threshold` and by far more than
-  around it, which tells cuts from fast motion and from sparse frames.
+  around it; this separates cuts from fast motion and sparse frames.
   """
   past: collections.deque[float] = collections.deque(maxlen=_NEIGHBOURS)
   ahead: collections.deque[tuple[Frame, float]] = collections.deque()

@@ -1,8 +1,8 @@
-"""Plain solids on a ground seen from all around, and no download.
+"""Rendered solids on a ground, seen from all around; needs no download.
 
-In the manner of CLEVR (Johnson et al., CVPR 2017) and of the views that SRT
-(Sajjadi et al., CVPR 2022) takes of such scenes: any two frames of a clip are
-independent views of one scene. Scene i is a pure function of (seed, i).
+The scenes are similar to CLEVR (Johnson et al., CVPR 2017), the views to those
+of SRT (Sajjadi et al., CVPR 2022): any two frames of a clip are independent
+views of one scene. Scene i is a pure function of (seed, i).
 """
 
 import colorsys
@@ -19,20 +19,20 @@ from xfactor.data.worlds.raycaster import scene as scene_lib
 from xfactor.data.worlds.raycaster.scene import BOX, ELLIPSOID, ROOM, TUBE
 from xfactor.geometry import cameras
 
-# Of the lens of CLEVR3D and MultiShapeNet, by the sensor's width, in mm.
+# Focal length by sensor width (mm), as in CLEVR3D and MultiShapeNet.
 FOCAL = 35 / 32
 DISTANCE = (3.8, 4.2)
 ELEVATION = (15, 50)  # Degrees.
 COUNT = (2, 4)
-# Radius of the disc that a solid stands in, and half its height.
+# Range of the radius of a solid's disc and of half its height.
 SIZE = (0.25, 0.5)
-SPREAD = 1.25  # Solids stand at most so far from the origin.
-GAP = 0.08  # Between solids.
+SPREAD = 1.25  # Maximum distance of solids from the origin.
+GAP = 0.08  # Minimum gap between solids.
 HUES = (0.0, 0.075, 0.15, 0.34, 0.49, 0.61, 0.76, 0.89)
 
-# The ground and the backdrop; from above all eyes are inside.
+# The ground and the backdrop; all cameras are inside.
 _ROOM = np.array([6.0, 6.0, 3.0])
-_GREY = (0.4, 0.4, 0.4)  # Linear; as CLEVR's.
+_GREY = (0.4, 0.4, 0.4)  # Linear, as in CLEVR.
 _TARGET = np.array([0.0, 0.0, 0.35])
 _UP = np.array([0.0, 0.0, 1.0])
 
@@ -40,7 +40,7 @@ Rng = np.random.Generator
 
 
 def _place(rng: Rng, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Draws places [n, 2] and radii [n] of discs that do not touch."""
+  """Samples centres [n, 2] and radii [n] of discs that do not touch."""
   while True:
     radius = rng.uniform(*SIZE, count)
     place = rng.uniform(-SPREAD, SPREAD, (count, 2))
@@ -52,7 +52,7 @@ def _place(rng: Rng, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _halves(rng: Rng, kind: int, radius: float) -> list[float]:
-  """Half extents of a solid that stands inside a disc."""
+  """Samples the half extents of a solid inside a disc."""
   if kind == ELLIPSOID and rng.uniform() < 0.5:
     return [radius] * 3
   height = rng.uniform(*SIZE)
@@ -65,7 +65,7 @@ def _halves(rng: Rng, kind: int, radius: float) -> list[float]:
 
 
 def _lights(rng: Rng) -> tuple[scene_lib.Light, ...]:
-  """The sun, through so large a window that all is lit, and the sky."""
+  """Returns a sun whose window is large enough to light all, and a sky."""
   azimuth = np.radians(rng.uniform(-20, 20))
   elevation = np.radians(rng.uniform(45, 60))
   side = np.array([-np.sin(azimuth), np.cos(azimuth), 0])
@@ -75,7 +75,7 @@ def _lights(rng: Rng) -> tuple[scene_lib.Light, ...]:
   f32 = np.float32
   return (
     scene_lib.Light(
-      # The room is behind a quarter of the window, clear of its bars.
+      # The room is behind a quarter of the window, away from its bars.
       centre=(20 * (sun + side + up)).astype(f32),
       u=(40 * side).astype(f32),
       v=(40 * up).astype(f32),
@@ -94,7 +94,7 @@ def _lights(rng: Rng) -> tuple[scene_lib.Light, ...]:
 
 
 def _colour(hue: float, saturation: float, value: float) -> list[float]:
-  """Linear from HSV."""
+  """Converts HSV to linear RGB."""
   return [c**2.2 for c in colorsys.hsv_to_rgb(hue % 1, saturation, value)]
 
 
@@ -104,8 +104,8 @@ def build_scene(
   """Builds scene `index`.
 
   Args:
-    seed: Of the data set.
-    index: Of the scene.
+    seed: Seed of the data set.
+    index: Number of the scene.
 
   Returns:
     The scene, with the ground at z = 0, and the solids' centres.
@@ -144,7 +144,7 @@ def build_scene(
 
 
 def _views(rng: Rng, count: int, arc: float) -> np.ndarray:
-  """Draws world to camera [n, 3, 4] of independent views."""
+  """Samples world-to-camera poses [n, 3, 4] of independent views."""
   azimuth = np.radians(rng.uniform(-arc / 2, arc / 2, count))
   elevation = np.radians(rng.uniform(*ELEVATION, count))
   flat = np.cos(elevation)
@@ -158,12 +158,12 @@ def _views(rng: Rng, count: int, arc: float) -> np.ndarray:
 class Source(synthetic.Rendered):
   """Plain solids on grey ground, with the options and splits of `synthetic`.
 
-  The ground is at z = 0; the eyes are 15 to 50 degrees above it, about 4 units
-  from the origin, level, and look about there.
+  The ground is at z = 0. The cameras are 15 to 50 degrees above it, about 4
+  units from the origin, without roll, and look approximately at the origin.
 
   Attributes:
-    frames: Independent views a clip, at least 2.
-    arc: Degrees of the circle that the eyes are spread over.
+    frames: Independent views per clip, at least 2.
+    arc: Degrees of the circle over which the cameras are spread.
   """
 
   name: ClassVar[str] = 'solids'
@@ -186,7 +186,7 @@ class Source(synthetic.Rendered):
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the clip of a scene; see the base class."""
     index = item.payload
-    # Its own stream: the views do not depend on the draws of the scene.
+    # A separate stream: the views do not depend on the samples of the scene.
     poses = _views(
       np.random.default_rng([self.seed, index, 1]), self.frames, self.arc
     )

@@ -1,7 +1,7 @@
-"""Procedural rooms with exact cameras and depth, and no download.
+"""Procedural rooms with exact cameras and depth; needs no download.
 
 Scene i is a pure function of (seed, i): a furnished, lit room and a smooth
-camera path through its free space. `raycaster.py` draws it.
+camera path through its free space. `worlds.raycaster` renders it.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ def wander_in_room(
   turn: float,
   move: float,
 ) -> wander.Path:
-  """Draws a path that wanders and keeps `MARGIN` from everything.
+  """Samples a wandering path that keeps `camera_path.MARGIN` to all surfaces.
 
-  Where the room leaves no space, the camera moves less far.
+  If the room has too little space, the camera moves less far.
 
   Args:
-    scene: Where the path goes.
-    rng: Source of the draw.
-    frames: Frames of the path.
+    scene: Room of the path.
+    rng: Random number generator.
+    frames: Number of frames.
     freedoms: Degrees of freedom that wander.
-    turn: As of `wander.wander`.
-    move: As of `wander.wander`.
+    turn: Root mean square turning speed, see `wander.wander`.
+    move: Root mean square speed, see `wander.wander`.
   """
   low = scene.centre[0] - scene.half[0] + camera_path.MARGIN
   high = scene.centre[0] + scene.half[0] - camera_path.MARGIN
@@ -81,7 +81,7 @@ def wander_in_room(
 
 
 def _too_near(scene: scene_lib.Scene, path: wander.Path) -> float:
-  """The share of rays, at eight moments, that end within a metre."""
+  """Returns the fraction of rays, at eight times, that end within a metre."""
   moments = np.linspace(0, len(path.yaw) - 1, 8).astype(int)
   pose = path.world_to_camera()[moments]
   intrinsics = np.tile([0.8, 0.8, 0.5, 0.5], (8, 1))
@@ -91,33 +91,33 @@ def _too_near(scene: scene_lib.Scene, path: wander.Path) -> float:
 
 
 def _fraction(index: int) -> float:
-  """A fixed number in 0..1 for a scene."""
+  """Returns a fixed number in 0..1 for a scene."""
   digest = hashlib.sha256(f'{index:06d}'.encode()).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
-# The likeliest test scene of the first ten is always one, so that small data
-# sets have something to test on.
+# The first ten scenes always include a test scene, so that small data sets have
+# a test split.
 _ALWAYS_TEST = min(range(10), key=_fraction)
 
 
-# Metres between the eye and the nearest surface, less than which shows little.
+# Minimum metres to the nearest surface; closer views show little.
 _MIN_CLEARANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Rendered(sources.Source):
-  """Scenes that are drawn, one clip each.
+  """Base class of sources that render scenes.
 
   Attributes:
-    scenes: Number of scenes; one clip each.
-    frames: Frames a clip, at least 2.
+    scenes: Number of scenes.
+    frames: Frames per clip, at least 2.
     size: Height and width in pixels, at least 8.
-    seed: Scene i depends only on this and i.
-    quality: Of the JPEGs, 1 to 100.
-    test_fraction: Share of scenes in the split `test`, 0 to 1; a scene keeps
+    seed: Random seed; scene i depends only on it and i.
+    quality: JPEG quality, 1 to 100.
+    test_fraction: Fraction of scenes in the split `test`, 0 to 1; a scene keeps
       its split when scenes are added.
-    with_depth: Whether clips carry depth.
+    with_depth: Whether clips have depth.
   """
 
   limits: ClassVar[dict[str, tuple[float, float]]] = {
@@ -170,7 +170,7 @@ class Rendered(sources.Source):
     poses: np.ndarray,
     timestamps: np.ndarray | None = None,
   ) -> sources.Clip:
-    """Returns the clip of a scene as cameras see it; arrays as a `Clip`'s."""
+    """Renders the clip of a scene; arrays as in `sources.Clip`."""
     images, depths = [], []
     for image, depth in render.render(baked, intrinsics, poses, self.size):
       images.append(
@@ -194,17 +194,17 @@ class Rendered(sources.Source):
 
 @dataclasses.dataclass(frozen=True)
 class Source(Rendered):
-  """Procedural rooms; see the module.
+  """Procedural rooms; see the module docstring.
 
   Attributes:
-    paths: Kinds of camera paths with commas between them, of which each clip
-      gets one at random: keys of `trajectories.KINDS`, or degrees of freedom of
-      `wander.FREEDOMS` joined by `+`, as in 'pan+tilt'. All the former if
-      empty.
-    walks: Clips a room, each with a path of its own.
-    field_of_view: Degrees across a picture; 0 draws 50 to 75 for each room.
-    turn: Speed of wandering pan and tilt, degrees a frame (root mean square).
-    move: Speed of wandering slide and push, metres a frame.
+    paths: Comma-separated kinds of camera paths; each clip gets one at random.
+      A kind is a key of `trajectories.KINDS`, or degrees of freedom of
+      `wander.FREEDOMS` joined by `+`, as in 'pan+tilt'. If empty, all kinds of
+      `trajectories.KINDS`.
+    walks: Clips per room, each with its own path.
+    field_of_view: Degrees across a picture; 0 samples 50 to 75 for each room.
+    turn: Root mean square speed of wandering turns, degrees per frame.
+    move: Root mean square speed of wandering moves, metres per frame.
   """
 
   limits: ClassVar[dict[str, tuple[float, float]]] = Rendered.limits | {
@@ -246,8 +246,8 @@ class Source(Rendered):
     ]
 
   def scene(self, index: int) -> tuple[scene_lib.Scene, list[np.ndarray]]:
-    """Returns scene `index`, see `build_scene`, as detailed as frames show."""
-    # A texel is about a pixel at arm's length.
+    """Returns scene `index` with textures as fine as the frames can show."""
+    # A texel covers about a pixel at arm's length.
     resolution = np.clip(2 ** np.ceil(np.log2(self.size * 2)), 64, 512)
     return room.build_scene(self.seed, index, int(resolution))
 
@@ -256,7 +256,7 @@ class Source(Rendered):
     scene, focuses = self.scene(index)
     baked = lighting.bake(scene)
     for walk in range(self.walks):
-      # Its own stream: the path does not change with the number of draws above.
+      # A separate stream: the path does not depend on the samples of the room.
       rng = np.random.default_rng([self.seed, index, 1] + [walk] * (walk > 0))
       angle = rng.uniform(50, 75)
       half_view = np.tan(np.radians(self.field_of_view or angle) / 2)
@@ -271,13 +271,13 @@ class Source(Rendered):
 
   @staticmethod
   def is_installed() -> bool:
-    """Whether rooms can be rendered; they always can."""
+    """Returns True: rooms can always be rendered."""
     return True
 
   def is_free(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
   ) -> Bool[np.ndarray, ' n']:
-    """Returns which cameras are clear of walls and furniture."""
+    """Returns which cameras keep clear of walls and furniture."""
     rotation, translation = world_to_camera[..., :3], world_to_camera[..., 3]
     eyes = -np.linalg.solve(rotation, translation[..., None])[..., 0]
     return render.clearance(self._lit(clip).scene, eyes) >= _MIN_CLEARANCE
@@ -285,8 +285,8 @@ class Source(Rendered):
   def rerender(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
   ) -> UInt8[np.ndarray, 'n s s 3']:
-    """Renders the room of a clip from free cameras, as before the JPEG."""
-    # One camera for all frames of a clip.
+    """Renders the room of a clip from free cameras, without JPEG encoding."""
+    # All frames of a clip have the same intrinsics.
     intrinsics = np.repeat(clip.intrinsics[:1], len(world_to_camera), 0)
     poses = world_to_camera.astype(np.float32)
     rendered = render.render(self._lit(clip), intrinsics, poses, self.size)
@@ -296,7 +296,7 @@ class Source(Rendered):
     return pictures
 
   def _lit(self, clip: codec.Clip) -> scene_lib.Baked:
-    # The walks of a room are called 000003, 000003-1 and so on.
+    # The walks of a room are named 000003, 000003-1 and so on.
     return _baked(self, int(clip.id.partition('-')[0]))
 
   def _path(
@@ -306,10 +306,10 @@ class Source(Rendered):
     rng: textures.Rng,
     half_view: float,
   ) -> np.ndarray:
-    """World-to-camera poses [frames, 3, 4] of a kind drawn at random."""
+    """Returns world-to-camera poses [frames, 3, 4] of a random kind."""
     wandering = [kind for kind in self._kinds() if wander.parse(kind)]
     others = [kind for kind in self._kinds() if kind not in wandering]
-    # A path of `trajectories` chooses among its kinds by what fits the room.
+    # `choose_path` selects among the other kinds by what fits the room.
     if wandering and rng.uniform() * len(self._kinds()) < len(wandering):
       return wander_in_room(
         scene,
@@ -325,7 +325,7 @@ class Source(Rendered):
     return cameras.look_at(eyes, targets, roll)
 
 
-# Baking a room takes a second, a frame of 128 pixels a thirtieth.
+# Baking takes a second, rendering a frame of 128 pixels a thirtieth.
 @functools.lru_cache(maxsize=4)
 def _baked(source: Source, index: int) -> scene_lib.Baked:
   return lighting.bake(source.scene(index)[0])

@@ -1,11 +1,11 @@
-"""Any prepared TFDS data set of videos or pictures.
+"""Prepared TFDS data sets of videos or pictures.
 
-A feature `Video`, or a `Sequence` of `Image`, makes a clip of each example. A
-plain `Image` makes a clip of one frame: too few for training on two views,
-enough for what looks at single pictures. Cameras and depth are not looked for.
+With a feature `Video`, or a `Sequence` of `Image`, each example becomes a clip.
+With a plain `Image`, each clip has one frame: not enough for training on two
+views, but enough for tasks on single pictures. Cameras and depth are not read.
 
 Examples are read from array_record and TFRecord files without TensorFlow (only
-what early versions of TFDS wrote about videos needs it).
+the video features of early TFDS versions need it).
 Nothing is downloaded or prepared.
 """
 
@@ -27,7 +27,7 @@ from xfactor.data.formats import tfrecord
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 
-_BLOCK = 100  # Examples an item.
+_BLOCK = 100  # Examples per item.
 _FORMATS = ('array_record', 'tfrecord')
 _FILES = ('features.json', 'dataset_info.json')
 _COLOUR = ('3', '4')  # Channels.
@@ -36,7 +36,7 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-  """The examples `start` to `stop` of a file, the first of them `first`."""
+  """Examples `start` to `stop` of a file; `first` is the first's number."""
 
   path: str
   start: int
@@ -47,17 +47,17 @@ class _Block:
 
 @dataclasses.dataclass(frozen=True)
 class Source(sources.Source):
-  """One clip an example, `SPLIT/NUMBER`, in the data set's own splits.
+  """One clip per example, `SPLIT/NUMBER`, in the data set's own splits.
 
   Attributes:
-    source: The folder of prepared data sets, TFDS's `data_dir`.
-    builder: NAME, NAME/CONFIG or NAME/CONFIG:VERSION in it.
-    feature: The name of the video or picture, `a/b` where it is nested; None
-      takes the only one (of several, the only one in colour).
-    size: Width and height of the frames, which are centre-cropped, or None for
-      whole pictures.
-    quality: Of the JPEGs.
-    min_length: Examples of fewer frames are left out.
+    source: Folder of prepared data sets, TFDS's `data_dir`.
+    builder: NAME, NAME/CONFIG or NAME/CONFIG:VERSION in `source`.
+    feature: Name of the video or picture, `a/b` if nested; None selects the
+      only one, or the only one in colour.
+    size: Width and height of the centre-cropped frames, or None for whole
+      pictures.
+    quality: JPEG quality.
+    min_length: Minimum number of frames; shorter examples are skipped.
   """
 
   name: ClassVar[str] = 'tfds'
@@ -72,7 +72,7 @@ class Source(sources.Source):
   min_length: int = 1
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a hundred examples; see the base class."""
+    """Lists one item per hundred examples; see the base class."""
     folder = _find(self.source, self.builder)
     feature = _choose(folder, self.feature)
     info = dataset_info.read_proto_from_builder_dir(folder)
@@ -113,7 +113,7 @@ class Source(sources.Source):
     """Yields the clips of a block of examples; see the base class.
 
     Raises:
-      UserError: After all other clips, if examples could not be used.
+      UserError: After all other clips, if some examples are unusable.
     """
     block = item.payload
     yield from posed.bundle(
@@ -161,12 +161,12 @@ def _read(block: _Block) -> Iterator[bytes]:
 
 
 def _find(source: str, builder: str) -> epath.Path:
-  """Returns the folder of a prepared data set, the newest version of it."""
-  root = posed.folder(source, f'{builder} as TFDS prepares it')
+  """Returns the folder of the newest version of a prepared data set."""
+  root = posed.folder(source, f'{builder} as prepared by TFDS')
   name, _, version = builder.partition(':')
   folder = root / name
   if not folder.is_dir():
-    raise posed.wrong_layout(root, f'{name} as TFDS prepares it')
+    raise posed.wrong_layout(root, f'{name} as prepared by TFDS')
   versions = [
     path.name
     for path in folder.iterdir()
@@ -183,7 +183,7 @@ def _find(source: str, builder: str) -> epath.Path:
 
 
 def _choose(folder: epath.Path, name: str | None) -> str:
-  """Returns the name of the feature to read, `name` if there is one."""
+  """Returns the name of the feature to read, `name` if given."""
   text = (folder / 'features.json').read_text()
   features = json.loads(text)
   if 'featuresDict' not in features or 'jsonFeature' in text:
@@ -201,13 +201,13 @@ def _choose(folder: epath.Path, name: str | None) -> str:
   if len(choice) != 1:
     raise UserError(
       f'{folder} has {_list(choice or found)} as videos or pictures; give '
-      'another --builder or choose one by --feature'
+      'another --builder or select one with --feature'
     )
   return choice[0]
 
 
 def _modern(folder: epath.Path, features: Any) -> dict[str, Any]:
-  """Returns what an early TFDS wrote to features.json, in today's form."""
+  """Converts the features.json of an early TFDS to the current format."""
   try:
     feature = tfds.features.FeatureConnector.from_json(features)
     return json_format.MessageToDict(feature.to_proto())
@@ -229,13 +229,13 @@ def _list(names: Iterable[str]) -> str:
 def _pictures(
   feature: dict[str, Any], path: tuple[str, ...] = (), nested: bool = False
 ) -> Iterator[tuple[str, tuple[str, str | None]]]:
-  """Yields the name, dtype and channels of pictures and sequences of them.
+  """Yields name, dtype and channels of pictures and picture sequences.
 
   Args:
-    feature: From features.json: TFDS's own class for videos needs TensorFlow.
-    path: The names that lead to it.
-    nested: Whether it is in a sequence. What sequences of sequences hold is not
-      kept apart in the records.
+    feature: Entry of features.json (TFDS's class for videos needs TensorFlow).
+    path: Names of the enclosing features.
+    nested: Whether it is in a sequence. Records do not separate the elements of
+      nested sequences.
   """
   if 'featuresDict' in feature:
     for key, inner in feature['featuresDict'].get('features', {}).items():
@@ -246,5 +246,5 @@ def _pictures(
     kind = feature.get('image') or feature['video']
     dtype = kind.get('dtype', 'uint8')
     channels = kind.get('shape', {}).get('dimensions', [None])[-1]
-    if dtype != 'float32':  # Whose bits TFDS stores as a PNG's.
+    if dtype != 'float32':  # TFDS stores its bits as a PNG.
       yield '/'.join(path), (dtype, channels)

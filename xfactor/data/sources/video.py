@@ -1,21 +1,21 @@
-"""Anyone's own footage: video files, and folders of frames.
+"""Custom footage: video files and folders of frames.
 
-Everything under one folder, however deeply nested:
+Reads everything below one folder:
 
-*   Each video file (mp4, mov, m4v, avi, mkv, webm) is an item. Its frames carry
-    their timestamps; turned phone footage is put upright.
-*   Each folder of pictures (jpg, jpeg, png) without videos beside them is an
-    item, in natural order (`frame_9` before `frame_10`). It has no timestamps.
+*   Each video file (mp4, mov, m4v, avi, mkv, webm) is an item. Its frames keep
+    their timestamps; rotated phone footage is turned upright.
+*   Each folder of pictures (jpg, jpeg, png) that has no videos is an item, in
+    natural order (`frame_9` before `frame_10`). It has no timestamps.
 
-An item is cut where the scene changes, and each continuous shot becomes a clip;
-shots longer than `max_length` become several, one after the other. Fades and
-dissolves are not looked for. What lies in a top-level folder `train` or `test`
-belongs to that split; the converter divides the rest.
+An item is cut at scene changes, and each continuous shot becomes a clip; shots
+longer than `max_length` become several consecutive clips. Fades and dissolves
+are not detected. Items in a top-level folder `train` or `test` belong to that
+split; the converter splits the others.
 
-Where a picture cannot be read or frames of a video are missing, the last good
-one stands in and is counted in `Clip.replaced` (the first good one, where a
-folder begins badly). Where a video has nothing to show for more than half a
-second, a new shot begins instead. Clips that are mostly stand-ins are left out.
+The last good frame replaces unreadable pictures and missing video frames (the
+first good one at the start of a folder); `Clip.replaced` counts these. If a
+video has no frames for more than half a second, a new shot begins instead.
+Clips in which most frames are replaced are skipped.
 """
 
 import dataclasses
@@ -38,20 +38,19 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 @dataclasses.dataclass(frozen=True)
 class Source(sources.Source):
-  """Clips from a folder of videos and of frames.
+  """Clips from a folder of videos and frames.
 
   Attributes:
-    source: The folder, or a single video file.
-    size: Width and height of the frames, which are centre-cropped.
-    fps: Frames a second to keep of videos, by their timestamps; None keeps all.
-      Frame folders have no rate, so all their frames are kept.
-    stride: Keeps every so many frames, instead of `fps`.
-    min_length: Shots of fewer frames are left out.
-    max_length: Longer shots are cut into clips of so many frames.
-    quality: Of the JPEGs.
-    cut_threshold: How different two frames must at least be for a cut between
-      them, from 0 (the same but for motion and light) to 1 (unrelated); at 2
-      nothing is cut.
+    source: Folder, or a single video file.
+    size: Width and height of the centre-cropped frames.
+    fps: Frames per second to keep of videos, by their timestamps; None keeps
+      all. Frame folders have no rate, so all their frames are kept.
+    stride: Keeps every `stride`-th frame; not together with `fps`.
+    min_length: Minimum number of frames; shorter shots are skipped.
+    max_length: Maximum number of frames; longer shots are cut into clips.
+    quality: JPEG quality.
+    cut_threshold: Minimum difference of two frames for a cut between them, from
+      0 (same except for motion and light) to 1 (unrelated); 2 disables cuts.
   """
 
   name: ClassVar[str] = 'video'
@@ -68,7 +67,7 @@ class Source(sources.Source):
   cut_threshold: float = 0.33
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a video file or frame folder; see the base class."""
+    """Lists one item per video file or frame folder; see the base class."""
     self._check_options()
     if os.path.isfile(self.source):
       folder, name = os.path.split(self.source)
@@ -115,7 +114,7 @@ class Source(sources.Source):
         continue
       if 2 * replaced > len(shot):
         logging.warning(
-          '%s: left out a shot in which %d of %d frames cannot be read',
+          '%s: skipped a shot in which %d of %d frames cannot be read',
           path,
           replaced,
           len(shot),
@@ -156,12 +155,12 @@ class Source(sources.Source):
       )
     if self.fps is not None and (self.fps <= 0 or self.stride != 1):
       raise UserError(
-        f'fps={self.fps} with stride={self.stride} cannot be followed; give a '
-        'positive fps, or a stride, not both'
+        f'fps={self.fps} with stride={self.stride} is invalid; give a '
+        'positive fps or a stride, not both'
       )
 
   def _from_video(self, path: str) -> Iterator[shots.Frame]:
-    """Yields the frames of a video; JPEGs only where they are kept."""
+    """Yields the frames of a video, with JPEGs only for kept frames."""
     last, first_time = -1, None
     for index, picture in enumerate(video.read_video(path)):
       first_time = picture.time if first_time is None else first_time
@@ -169,7 +168,7 @@ class Source(sources.Source):
       if self.fps is None:
         tick = index // self.stride
       else:
-        # Timestamps are rounded; 0.0999 s is the frame for 0.1 s.
+        # Timestamps are rounded: 0.0999 s is the frame at 0.1 s.
         tick = int(seconds * self.fps + 0.01)
       keep = tick > last
       frame = self._frame(picture.rgb, seconds, keep, picture.replaced)
@@ -177,7 +176,7 @@ class Source(sources.Source):
       last = max(tick, last)
 
   def _from_folder(self, path: str) -> Iterator[shots.Frame]:
-    """Yields the frames of a folder, neighbours in place of broken ones."""
+    """Yields the frames of a folder; neighbours replace unreadable ones."""
     names = _pictures(os.listdir(path))
     broken: list[str] = []
     good = None
@@ -192,7 +191,7 @@ class Source(sources.Source):
         readable = False
       if good is None:
         continue
-      # More than one where the first good picture ends a bad beginning.
+      # More than one if unreadable pictures come before the first good one.
       for index in range(done, count):
         keep = index % self.stride == 0
         replaced = not (readable and index == count - 1)
@@ -205,7 +204,7 @@ class Source(sources.Source):
       )
     if broken:
       logging.warning(
-        'Neighbours stand in for %d unreadable pictures in %s: %s',
+        'Neighbours replace %d unreadable pictures in %s: %s',
         len(broken),
         path,
         ', '.join(broken[:8]),
@@ -227,7 +226,7 @@ class Source(sources.Source):
   def _shots(
     self, frames: Iterable[shots.Frame]
   ) -> Iterator[list[shots.Frame]]:
-    """Groups the kept frames into pieces of shots."""
+    """Groups the kept frames into shots of at most `max_length` frames."""
     shot: list[shots.Frame] = []
     for frame, cut in shots.mark_cuts(frames, self.cut_threshold):
       cut = cut or frame.after_hole
@@ -241,7 +240,7 @@ class Source(sources.Source):
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-  """Sort key that reads digits as numbers."""
+  """Returns a sort key that compares digits as numbers."""
   parts = re.split(r'(\d+)', name.lower())
   return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
 
@@ -259,7 +258,7 @@ def _find(folder: str) -> list[str]:
   """Returns the videos and frame folders below a folder, relative to it."""
   found = []
   for path, folders, names in os.walk(folder, followlinks=True):
-    # Hidden files are thumbnails and other systems' leftovers.
+    # Skips hidden files, such as thumbnails.
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     videos = sorted(
       name

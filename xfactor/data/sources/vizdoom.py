@@ -1,27 +1,27 @@
 """Camera flights through the levels of Freedoom, rendered by ViZDoom.
 
-A world that we did not make (`pip install -e '.[vizdoom]'` ships it): the 36
+An independently made world (`pip install -e '.[vizdoom]'` installs it): the 36
 levels of Freedoom phase 1 and the 32 of phase 2, with exact cameras and exact
-depth. What makes it fit for novel view synthesis:
+depth. These changes make it suitable for novel view synthesis:
 
 *   The level is frozen. A patch file removes every thing (monsters, items and
     decorations are billboards that turn with the camera), every special (doors,
     lifts, flickering lights, scrolling walls), animated textures and grates.
-*   The camera is free. Two scripts of a few instructions in the same patch put
-    the player anywhere, so paths are smooth curves with sideways, backward and
-    vertical motion, not the engine's physics.
+*   The camera is free. Two short scripts in the same patch put the player
+    anywhere, so paths are smooth curves with sideways, backward and vertical
+    motion, independent of the engine's physics.
 *   The camera is a pinhole. The engine looks up and down by shearing the
-    picture and its pixels are 1.2 times as tall as wide; it therefore renders a
+    picture and its pixels are 1.2 times as tall as wide. It therefore renders a
     wide level view, from which the picture is resampled by a homography: true
-    pitch and roll, square pixels, centred principal point, antialiased. Where
-    the level view does not reach far enough up or down, it is sheared.
-*   The depth is computed from the level's own walls, floors and ceilings; the
-    engine's depth buffer has 8 bits and mixes kinds of distance. The sky has
-    depth 0, unknown.
+    pitch and roll, square pixels, centred principal point, antialiased. If the
+    level view does not reach far enough up or down, it is sheared.
+*   The depth is computed from the level's walls, floors and ceilings, because
+    the engine's depth buffer has 8 bits and mixes kinds of distance. The sky
+    has depth 0, unknown.
 
 One scene unit is 64 map units, about two metres. z points up. Sector lights
-and gamma are lifted, since dark rooms are near black. Levels, not walks, are
-split between training and test.
+and gamma are raised, because dark rooms are nearly black. Training and test
+have different levels, not only different walks.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ LEVELS = tuple(
   for number in range(1, 10)
 ) + tuple(('freedoom2', f'MAP{number:02d}') for number in range(1, 33))
 TRAIN_LEVELS = tuple(level for level in LEVELS if level not in TEST_LEVELS)
-_ROUNDING = 0.01  # Map units that the cameras of a data set may be off.
+_ROUNDING = 0.01  # Maximum error of stored cameras in map units.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +66,17 @@ class Source(sources.Source):
   """Walks through Freedoom.
 
   Attributes:
-    walks: Number of clips; an eighth of them lie in the test levels.
-    frames: Frames a clip.
+    walks: Number of clips; an eighth of them are in the test levels.
+    frames: Frames per clip.
     size: Width and height in pixels.
-    seed: Decides all the paths.
-    quality: Of the JPEGs.
-    with_depth: Whether clips carry depth.
-    paths: Kinds of camera paths with commas between them, of which each walk
-      draws one: degrees of freedom of `wander.FREEDOMS` that wander, joined by
+    seed: Random seed of all paths.
+    quality: JPEG quality.
+    with_depth: Whether clips have depth.
+    paths: Comma-separated kinds of camera paths; each walk gets one at random.
+      A kind is wandering degrees of freedom of `wander.FREEDOMS` joined by
       '+', as in 'pan+tilt,slide+push'. If empty, smooth walks and flights.
-    turn: Speed at which `paths` turn, degrees a frame, 0 to 10.
-    move: Speed at which they move, scene units a frame, 0 to 0.5.
+    turn: Turning speed of `paths`, degrees per frame, 0 to 10.
+    move: Moving speed of `paths`, scene units per frame, 0 to 0.5.
   """
 
   name: ClassVar[str] = 'vizdoom'
@@ -113,12 +113,12 @@ class Source(sources.Source):
     return self.paths.split(',') if self.paths else []
 
   def items(self) -> list[sources.Item]:
-    """Lists one item a walk; see the base class."""
+    """Lists one item per walk; see the base class."""
     for option in ('walks', 'frames', 'size'):
       if getattr(self, option) < 1:
         raise UserError(
-          f'{option}={getattr(self, option)} makes no vizdoom data; give '
-          'a number of at least 1'
+          f'{option}={getattr(self, option)} is too small for the vizdoom '
+          'source; give at least 1'
         )
     level_lib.game_folder()
     test = self.walks // 8
@@ -193,15 +193,15 @@ class Source(sources.Source):
 
   @staticmethod
   def is_installed() -> bool:
-    """Whether the ViZDoom package is installed."""
+    """Returns whether the ViZDoom package is installed."""
     return importlib.util.find_spec('vizdoom') is not None
 
   def is_free(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
   ) -> Bool[np.ndarray, ' n']:
-    """Which cameras see the level of a clip as `rerender` can draw it.
+    """Returns which cameras `rerender` can render in the level of a clip.
 
-    They stand clear of walls, and the engine looks as far up and down.
+    They keep clear of walls and look no further up or down than the engine can.
     """
     _, level = level_lib.load(*_level_of(clip))
     rotation, position = _cameras(world_to_camera)
@@ -218,19 +218,19 @@ class Source(sources.Source):
   def rerender(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
   ) -> UInt8[np.ndarray, 'n s s 3']:
-    """Draws the level of a clip anew, as its frames were before the JPEG.
+    """Renders the level of a clip from free cameras, without JPEG encoding.
 
     The engine stays open for the next call.
 
     Args:
-      clip: Of a data set that this source made.
-      world_to_camera: Free cameras, in the clip's world, in scene units.
+      clip: Clip of a data set made by this source.
+      world_to_camera: Free cameras in the clip's world, in scene units.
     """
     wad, name = _level_of(clip)
     _, level = level_lib.load(wad, name)
     rotation, position = _cameras(world_to_camera)
     sector = level_lib.sector_of(level, position[:, :2])
-    # A hair under the floor, the engine would not put the player there.
+    # The engine refuses positions even slightly below the floor.
     position[:, 2] = position[:, 2].clip(
       level.floor[sector] + flight_path.VIEW_HEIGHT,
       level.ceiling[sector] - flight_path.HEAD_ROOM,
@@ -252,7 +252,7 @@ def _level_of(clip: codec.Clip) -> tuple[str, str]:
 def _cameras(
   world_to_camera: Float[np.ndarray, 'n 3 4'],
 ) -> tuple[Float[np.ndarray, 'n 3 3'], Float[np.ndarray, 'n 3']]:
-  """Returns rotations and where they are on the map."""
+  """Returns rotations, and positions in map units."""
   pose = world_to_camera.astype(np.float64)
   rotation, translation = pose[:, :, :3], pose[:, :, 3]
   return rotation, -np.einsum(
