@@ -111,5 +111,5 @@ def test_parse():
   assert wander.parse('push') == ('push',)
   for kind in ('', 'pan+', 'pan tilt', 'zoom', 'pan+zoom'):
     assert wander.parse(kind) is None
-  with pytest.raises(ValueError, match="'zoom' is no degree of freedom"):
+  with pytest.raises(ValueError, match="'zoom' is not a degree of free"):
     _draw(('zoom',))

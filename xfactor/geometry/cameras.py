@@ -1,9 +1,9 @@
-"""Pinhole cameras as small pure functions on `[..., d]`.
+"""Pinhole cameras as pure functions on arrays `[..., d]`.
 
 OpenCV axes (x right, y down, z forward); the world's z points up. A pose is
 world-to-camera `[R|t]`, `[..., 3, 4]`. Intrinsics are (fx, fy, cx, cy) divided
 by the image's width and height, so an image spans 0..1 and its centre is 0.5.
-Every function takes `xnp`, NumPy by default, to run the same code in JAX.
+Every function takes `xnp`, NumPy by default, and also runs in JAX.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from jaxtyping import Float
 
 
 def _dot(a: Any, b: Any, xnp: Any) -> Any:
-  """Inner product over the last axis."""
+  """Returns the inner product over the last axis."""
   # Not einsum: on TPU a float32 contraction defaults to bfloat16 inputs.
   return xnp.sum(a * b, axis=-1)
 
 
 def _rotate(rotation: Any, x: Any, xnp: Any) -> Any:
-  """[..., 3, 3] times [..., 3]."""
+  """Returns [..., 3, 3] times [..., 3]."""
   return _dot(rotation, x[..., None, :], xnp)
 
 
@@ -34,7 +34,7 @@ def look_at(
   up: Float[Any, '3'],
   xnp: Any = np,
 ) -> Float[Any, '*n 3 4']:
-  """World-to-camera pose of a camera at `eye` with `target` at its centre.
+  """Returns the world-to-camera pose at `eye` with `target` in the centre.
 
   Args:
     eye: Camera centres in the world.
@@ -44,7 +44,7 @@ def look_at(
     xnp: numpy or jax.numpy.
   """
   forward = normalize(target - eye, xnp)
-  # Explicit, because the tests forbid JAX to promote ranks.
+  # Explicit, because the tests disable rank promotion in JAX.
   up = xnp.broadcast_to(up, forward.shape)
   right = normalize(xnp.cross(forward, up), xnp)
   down = xnp.cross(forward, right)
@@ -56,7 +56,7 @@ def look_at(
 def invert_pose(
   pose: Float[Any, '*n 3 4'], xnp: Any = np
 ) -> Float[Any, '*n 3 4']:
-  """Inverse of a rigid pose: world-to-camera becomes camera-to-world."""
+  """Inverts a rigid pose: world-to-camera becomes camera-to-world."""
   rotation = xnp.swapaxes(pose[..., :3], -1, -2)
   translation = -_rotate(rotation, pose[..., 3], xnp)
   return xnp.concatenate([rotation, translation[..., None]], axis=-1)
@@ -65,7 +65,7 @@ def invert_pose(
 def compose(
   a: Float[Any, '*n 3 4'], b: Float[Any, '*n 3 4'], xnp: Any = np
 ) -> Float[Any, '*n 3 4']:
-  """The pose that applies `b` first and `a` second."""
+  """Returns the pose that applies `b` first and `a` second."""
   columns = xnp.swapaxes(b, -1, -2)
   moved = _rotate(a[..., None, :, :3], columns, xnp)
   product = xnp.swapaxes(moved, -1, -2)
@@ -84,20 +84,20 @@ def transform(
 def camera_centre(
   world_to_camera: Float[Any, '*n 3 4'], xnp: Any = np
 ) -> Float[Any, '*n 3']:
-  """Positions of the cameras in the world."""
+  """Returns the positions of the cameras in the world."""
   return invert_pose(world_to_camera, xnp)[..., 3]
 
 
 def centre_crop(
   height: int, width: int, shape: tuple[int, int] = (1, 1)
 ) -> tuple[int, int, int, int]:
-  """The largest central rectangle of an image that has a given aspect ratio.
+  """Returns the largest central rectangle of an image with an aspect ratio.
 
   Args:
     height: Pixels of the image.
     width: Pixels of the image.
-    shape: Height and width of which the rectangle has the ratio, to the nearest
-      pixel; a square by default.
+    shape: Height and width whose ratio the rectangle has, to the nearest pixel;
+      a square by default.
 
   Returns:
     The rectangle's top, left, height and width in pixels.
@@ -110,7 +110,7 @@ def centre_crop(
 
 
 def _divide(a: int, b: int) -> int:
-  """Quotient of positive integers, rounded, but at least 1."""
+  """Returns the rounded quotient of positive integers, at least 1."""
   return max((2 * a + b) // (2 * b), 1)
 
 
@@ -122,10 +122,11 @@ def crop_intrinsics(
   *,
   shape: tuple[int, int] = (1, 1),
 ) -> Float[Any, '*n 4']:
-  """Intrinsics of the central rectangle of an image of `height` x `width`.
+  """Returns the intrinsics of the central rectangle of an image.
 
-  The rectangle is `centre_crop`'s and so `data.images.centre_crop_resize`'s, to
-  the pixel; its later size does not matter to normalised intrinsics.
+  The rectangle is exactly that of `centre_crop` and
+  `data.images.centre_crop_resize`, for an image of `height` x `width`.
+  Normalised intrinsics do not depend on a later resize.
   """
   top, left, rows, columns = centre_crop(height, width, shape)
   scale = xnp.asarray([width / columns, height / rows], intrinsics.dtype)
@@ -146,16 +147,17 @@ def rays_through(
   world_to_camera: Float[Any, '*n 3 4'],
   xnp: Any = np,
 ) -> tuple[Float[Any, '*n 3'], Float[Any, '*n 3']]:
-  """World rays through image coordinates, one camera a point.
+  """Returns world rays through image coordinates, one camera per point.
 
   Args:
-    uv: 0..1 inside the image; a pixel's centre is (column + 0.5) / width.
-    intrinsics: Normalised.
+    uv: Coordinates, 0..1 inside the image; pixel centres are at
+      (column + 0.5) / width.
+    intrinsics: Normalised intrinsics.
     world_to_camera: Poses.
     xnp: numpy or jax.numpy.
 
   Returns:
-    Origins, the cameras' centres, and unit directions.
+    Origins (the cameras' centres) and unit directions.
   """
   xy = (uv - intrinsics[..., 2:]) / intrinsics[..., :2]
   local = xnp.concatenate([xy, xnp.ones_like(xy[..., :1])], axis=-1)
@@ -172,7 +174,7 @@ def pixel_rays(
 ) -> tuple[
   Float[Any, '*n {height} {width} 3'], Float[Any, '*n {height} {width} 3']
 ]:
-  """World rays through the centres of all pixels.
+  """Returns world rays through the centres of all pixels.
 
   Returns:
     Origins (the camera's centre, repeated) and unit directions.
@@ -195,11 +197,11 @@ def project(
   world_to_camera: Float[Any, '*n 3 4'],
   xnp: Any = np,
 ) -> tuple[Float[Any, '*n 2'], Float[Any, '*n']]:
-  """Projects world points, one camera a point.
+  """Projects world points, one camera per point.
 
   Returns:
-    Image coordinates (0..1 inside the image; meaningless where the depth is
-    not positive) and z-depth.
+    Image coordinates (0..1 inside the image; meaningless if the depth is not
+    positive) and z-depth.
   """
   local = transform(world_to_camera, points, xnp)
   depth = local[..., 2]

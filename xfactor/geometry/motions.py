@@ -1,8 +1,8 @@
-"""Camera motions round a scene: those of SRT's public render.py.
+"""Camera motions around a scene, as in SRT's public render.py.
 
-A motion maps times t, float [n] from 0 to 1, and the place of the first camera
-to the cameras' places, the points that they look at, and the factors by which
-their focal length grows. The scene's middle is the origin and z points up.
+A motion maps times t, float [n] from 0 to 1, and the position of the first
+camera to the cameras' positions, the points that they look at, and factors of
+their focal length. The scene's centre is the origin and z points up.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Points = Float[np.ndarray, 'n 3']
 Motion = Callable[..., tuple[Points, Points, Times]]
 
 _UP = np.array([0.0, 0.0, 1.0])
-_FADE = 0.2  # Share of the time in which a motion gains, or loses, its speed.
+_FADE = 0.2  # Fraction of the time for speeding up, and for slowing down.
 _SENSOR_WIDTH, _FOCAL_LENGTH = 0.032, 0.035
 
 
@@ -37,12 +37,12 @@ def zoom(t: Times, start: Vector) -> tuple[Points, Points, Times]:
 def closeup(
   t: Times, start: Vector, beyond: float = 3.0
 ) -> tuple[Points, Points, Times]:
-  """Goes down to the origin, ever more looking past it.
+  """Moves down towards the origin while the gaze moves past it.
 
   Args:
     t: Times.
-    start: Place of the first camera.
-    beyond: Where the gaze ends, in distances of the first camera from the
+    start: Position of the first camera.
+    beyond: End of the gaze, in units of the first camera's distance from the
       origin.
   """
   level = start * [1, 1, 0]
@@ -52,7 +52,7 @@ def closeup(
 
 
 def rotate_and_closeup(t: Times, start: Vector) -> tuple[Points, Points, Times]:
-  """Turns once while going half of a `closeup` and back."""
+  """Turns once during the first half of a `closeup` and its reverse."""
   eyes, targets, factor = closeup(
     (1 - np.cos(2 * np.pi * t)) / 4, start, beyond=1.5
   )
@@ -61,7 +61,7 @@ def rotate_and_closeup(t: Times, start: Vector) -> tuple[Points, Points, Times]:
 
 
 def eyeroll(t: Times, start: Vector) -> tuple[Points, Points, Times]:
-  """Stands still and looks along a circle of radius 1.5 round the origin."""
+  """Stands still and looks along a circle of radius 1.5 around the origin."""
   first = np.tile([1.5, 0.0, 0.0], (len(t), 1))
   still = np.tile(start, (len(t), 1))
   return still, _turn(first, -2 * np.pi * t), np.ones_like(t)
@@ -73,7 +73,7 @@ MOTIONS: dict[str, Motion] = {
 
 
 def fade(t: Times) -> Times:
-  """Times at which a motion gains its speed evenly, and loses it at the end."""
+  """Returns times with constant acceleration at the start and the end."""
   speed = 1 / (1 - _FADE)
   ends = speed / _FADE / 2 * np.minimum(t, 1 - t) ** 2
   return np.where(
@@ -84,7 +84,7 @@ def fade(t: Times) -> Times:
 
 
 def frame_times(name: str, frames: int, *, faded: bool = False) -> Times:
-  """Times of a motion's frames: the last is the one before the first again.
+  """Returns the times of a motion's frames, without the repeated first frame.
 
   A zoom has no fade, as in the public code.
   """
@@ -93,7 +93,7 @@ def frame_times(name: str, frames: int, *, faded: bool = False) -> Times:
 
 
 def public_lens(height: int, width: int) -> Float[np.ndarray, '4']:
-  """Normalised intrinsics of the public code: 0.035 focal, 0.032 wide."""
+  """Returns the normalised intrinsics of the public code, 0.035 / 0.032."""
   fx = _FOCAL_LENGTH / _SENSOR_WIDTH
   return np.array([fx, fx * width / height, 0.5, 0.5])
 
@@ -101,12 +101,12 @@ def public_lens(height: int, width: int) -> Float[np.ndarray, '4']:
 def fly(
   name: str, t: Times, start: Vector, lens: Float[np.ndarray, '4']
 ) -> tuple[Float[np.ndarray, 'n 4'], Float[np.ndarray, 'n 3 4']]:
-  """Cameras of a motion at times t.
+  """Returns the cameras of a motion at times t.
 
   Args:
-    name: A key of `MOTIONS`.
+    name: Key of `MOTIONS`.
     t: Times, see `frame_times`.
-    start: Place of the first camera, not above or below the origin.
+    start: Position of the first camera, not above or below the origin.
     lens: Normalised intrinsics at the start.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Camera paths: where the eye is and what it looks at, as functions of time.
+"""Camera paths: positions and targets as functions of time.
 
 A path maps times u in 0..1, float [N], to eyes and targets, each [N, 3], in
 metres with z up. `cameras.look_at` turns them into poses.
@@ -18,7 +18,7 @@ _UP = np.array([0.0, 0.0, 1.0])
 
 
 def line(u: Times, start: Vector, end: Vector) -> Points:
-  """Points from `start` at u = 0 to `end` at u = 1, at constant speed."""
+  """Returns points from `start` (u = 0) to `end` (u = 1) at constant speed."""
   return start + u[:, None] * (end - start)
 
 
@@ -35,7 +35,7 @@ def arc(u: Times, start: Vector, centre: Vector, sweep: float) -> Points:
 
 
 def spline(u: Times, points: Float[np.ndarray, 'k 3']) -> Points:
-  """Uniform Catmull-Rom curve through at least two points."""
+  """Returns a uniform Catmull-Rom curve through at least two points."""
   # Extrapolated ends give the first and the last piece a natural tangent.
   first, last = 2 * points[0] - points[1], 2 * points[-1] - points[-2]
   p = np.concatenate([first[None], points, last[None]])
@@ -49,7 +49,7 @@ def spline(u: Times, points: Float[np.ndarray, 'k 3']) -> Points:
 
 
 def sway(u: Times, rng: np.random.Generator, amplitude: float) -> Points:
-  """Smooth random offsets of about `amplitude`, like a hand that shakes."""
+  """Returns smooth random offsets of about `amplitude`, like a shaking hand."""
   cycles = rng.uniform(0.5, 3.5, (4, 1, 3))
   phase = rng.uniform(0, 2 * np.pi, (4, 1, 3))
   waves = np.sin(2 * np.pi * cycles * u[:, None] + phase) / cycles
@@ -63,7 +63,7 @@ def _orbit(rng, start, focus, reach):
 
 
 def _arc(rng, start, focus, reach):
-  """Swings round the focus while closing in, the gaze drifting across it."""
+  """Swings around the focus and approaches it while the gaze drifts."""
   radius = np.linalg.norm((start - focus)[:2])
   sweep = rng.choice([-1, 1]) * min(0.8 * reach / radius, 2.0)
   closing = rng.uniform(0.1, 0.35)
@@ -78,7 +78,7 @@ def _arc(rng, start, focus, reach):
 
 
 def _walk(rng, start, focus, reach):
-  """Forward along the line of sight, weaving a little."""
+  """Moves forward along the line of sight, weaving slightly."""
   ahead = (focus - start) * [1, 1, 0]
   ahead = ahead / np.linalg.norm(ahead)
   side = np.cross(ahead, _UP) * rng.choice([-1, 1]) * rng.uniform(0.05, 0.2)
@@ -94,7 +94,7 @@ def _walk(rng, start, focus, reach):
 
 
 def _dolly(rng, start, focus, reach):
-  """Sideways, the gaze fixed in direction or held back a little."""
+  """Moves sideways; the gaze keeps its direction or follows more slowly."""
   side = np.cross(focus - start, _UP)
   side = side / np.linalg.norm(side) * rng.choice([-1, 1]) * reach
   follow = rng.uniform(0.5, 1.0)
@@ -107,10 +107,10 @@ def _dolly(rng, start, focus, reach):
 
 
 def _look_around(rng, start, focus, reach):
-  """Pans over 50 to 100 degrees while stepping round a small circle."""
+  """Pans over 50 to 100 degrees while moving on a small circle."""
   turn = rng.choice([-1, 1]) * rng.uniform(0.9, 1.7)
   ahead = (focus - start) * [1, 1, 0]
-  # The circle lies behind: one looks round from the end of an outstretched arm.
+  # The circle is behind the camera, as if it were held at arm's length.
   hub = start - ahead / np.linalg.norm(ahead) * reach / abs(turn) * 0.7
 
   def path(u):
@@ -122,10 +122,10 @@ def _look_around(rng, start, focus, reach):
 
 
 def _fly(rng, start, focus, reach):
-  """A spline through four points in a slab about the start."""
+  """Follows a spline through four points in a slab around the start."""
   steps = rng.normal(size=(3, 3)) * [1, 1, 0.3]
   steps = steps / np.linalg.norm(steps, axis=-1, keepdims=True)
-  # Later steps lean on the first one, so that the curve does not fold back.
+  # Later steps include the first one, so that the curve does not fold back.
   steps[1:] = 0.6 * steps[1:] + 0.6 * steps[0]
   steps = np.concatenate([np.zeros((1, 3)), steps])
   knots = start + steps.cumsum(0) * reach / 3
@@ -147,12 +147,12 @@ def _crane(rng, start, focus, reach):
 
 
 def _handheld(rng, start, focus, reach):
-  """Ambles sideways and forward with a shaking hand and a wandering gaze."""
+  """Moves sideways and forward with a shaking hand and a wandering gaze."""
   ahead = (focus - start) * [1, 1, 0]
   ahead = ahead / np.linalg.norm(ahead)
   side = np.cross(ahead, _UP) * rng.uniform(-1, 1)
   end = start + (ahead * rng.uniform(0.2, 0.6) + side) * reach * 0.7
-  # Two generators with fixed seeds: a path must give the same at every call.
+  # Generators with fixed seeds, so that every call of a path gives the same.
   eye_seed, gaze_seed = rng.integers(2**31, size=2)
 
   def path(u):
@@ -182,14 +182,14 @@ def random_path(
   focus: Vector,
   reach: float,
 ) -> Path:
-  """Draws a smooth path of a kind.
+  """Samples a smooth path of a kind.
 
   Args:
-    kind: A key of `KINDS`.
-    rng: Source of the path's shape; advanced by the call.
-    start: Where the eye is, at the path's start or in its middle.
-    focus: What it looks at; at some horizontal distance from `start`.
-    reach: About how far the eye travels.
+    kind: Key of `KINDS`.
+    rng: Random number generator; advanced by the call.
+    start: Position of the eye at the path's start or in its middle.
+    focus: Point to look at, at some horizontal distance from `start`.
+    reach: Approximate length of the path.
 
   Returns:
     A pure function of times in 0..1.

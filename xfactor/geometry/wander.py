@@ -1,10 +1,10 @@
 """Camera paths that wander in chosen degrees of freedom.
 
-Speeds are smooth random functions of time, so that two frames of a path are
-further apart the more frames lie between them: a curriculum of windows is a
-curriculum of motions. All degrees of freedom wander independently.
+Speeds are smooth random functions of time, so the distance of two frames grows
+with the number of frames between them: a curriculum of windows is a curriculum
+of motions. All degrees of freedom wander independently.
 
-The world has z up; lengths are in its units. Angles are in radians.
+z points up; lengths are in world units, angles in radians.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-# Degrees of freedom: turns about the vertical, about the camera's right and
-# about its view direction; moves to its right, up and forwards.
+# Degrees of freedom: turns about the vertical, the camera's right axis and its
+# view direction; moves to its right, up and forwards.
 FREEDOMS = ('pan', 'tilt', 'roll', 'slide', 'rise', 'push')
 
 _MEMORY = 3.0  # Frames over which speeds are smoothed.
@@ -28,7 +28,7 @@ class Path:
   """A camera path of N frames.
 
   Attributes:
-    eyes: float64 [N, 3].
+    eyes: float64 [N, 3], camera positions.
     yaw: float64 [N], anticlockwise from the x axis.
     pitch: float64 [N], positive up.
     roll: float64 [N], positive clockwise.
@@ -47,10 +47,10 @@ class Path:
 
 
 def parse(kind: str) -> tuple[str, ...] | None:
-  """Returns the freedoms of a kind of path such as 'pan+tilt'.
+  """Parses a kind of path such as 'pan+tilt'.
 
   Returns:
-    Them in the order of `FREEDOMS`, or None if another word is among them.
+    Degrees of freedom in the order of `FREEDOMS`, or None if a word is unknown.
   """
   words = kind.split('+')
   if not set(words) <= set(FREEDOMS):
@@ -68,27 +68,28 @@ def wander(
   turn: float,
   move: float,
 ) -> Path:
-  """Draws a path.
+  """Samples a path.
 
   Tilt and roll swing within 20 and 15 degrees of level; pan and the position
   are not bounded.
 
   Args:
-    rng: Source of the draw; what it gives does not depend on `freedoms`.
-    frames: Frames of the path.
-    freedoms: Degrees of freedom that wander, of `FREEDOMS`; the others rest.
-    eye: Where the path starts.
-    yaw: Where it looks at first.
-    turn: Root mean square speed of pan, tilt and roll, radians a frame.
-    move: Root mean square speed of slide, rise and push, units a frame.
+    rng: Random number generator; the samples do not depend on `freedoms`.
+    frames: Number of frames.
+    freedoms: Degrees of freedom of `FREEDOMS` that wander; the others rest.
+    eye: Start of the path.
+    yaw: Initial viewing direction.
+    turn: Root mean square speed of pan, tilt and roll, radians per frame.
+    move: Root mean square speed of slide, rise and push, units per frame.
 
   Raises:
-    ValueError: If there is no such freedom.
+    ValueError: If a degree of freedom is unknown.
   """
   for name in freedoms:
     if name not in FREEDOMS:
       raise ValueError(
-        f'{name!r} is no degree of freedom; choose from {", ".join(FREEDOMS)}'
+        f'{name!r} is not a degree of freedom; '
+        f'choose from {", ".join(FREEDOMS)}'
       )
   speeds = _smooth_noise(rng, frames, len(FREEDOMS))
   level = rng.uniform(-1, 1, 2) * [math.radians(8), math.radians(4)]
@@ -109,11 +110,11 @@ def wander(
 
 
 def _smooth_noise(rng: np.random.Generator, frames: int, count: int):
-  """Smooth noise [frames, count] of unit variance and zero at the start."""
+  """Returns smooth noise [frames, count], unit variance, zero at the start."""
   margin = math.ceil(4 * _MEMORY)
   white = rng.normal(size=(count, frames + 2 * margin)).T
   smooth = ndimage.gaussian_filter1d(white, _MEMORY, axis=0)
-  # The variance of white noise after a Gaussian filter.
+  # Undoes the reduction of the variance by the Gaussian filter.
   smooth *= math.sqrt(2 * math.sqrt(math.pi) * _MEMORY)
   smooth = smooth[margin:-margin]
   smooth[0] = 0
@@ -130,7 +131,7 @@ def rotations(
   pitch: Float[np.ndarray, '*b'],
   roll: Float[np.ndarray, '*b'],
 ) -> Float[np.ndarray, '*b 3 3']:
-  """World-to-camera rotations (OpenCV) of angles as of `Path`."""
+  """Returns world-to-camera rotations (OpenCV) from angles as in `Path`."""
   yaw, pitch, roll = map(np.asarray, (yaw, pitch, roll))
   forward = np.stack(
     [np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)],
@@ -145,7 +146,7 @@ def rotations(
 def angles(
   rotation: Float[np.ndarray, '*b 3 3'],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Yaw, pitch and roll of world-to-camera rotations; inverts `rotations`."""
+  """Returns yaw, pitch and roll of rotations; the inverse of `rotations`."""
   forward = rotation[..., 2, :]
   yaw = np.arctan2(forward[..., 1], forward[..., 0])
   pitch = np.arcsin(np.clip(forward[..., 2], -1, 1))
