@@ -435,7 +435,7 @@ def test_the_command_imports_and_tells_what(tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (['--source=/none/x.flax'], 'there is no /none/x.flax'),
+    (['--source=/none/x.flax'], '/none/x.flax does not exist'),
     (['--source=setup.py'], 'setup.py is of no known format'),
     ([], '--source'),
   ],

@@ -1,1 +1,1 @@
-"""Other code bases' checkpoints, read and written."""
+"""Reads and writes the checkpoints of other code bases."""

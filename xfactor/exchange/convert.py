@@ -1,14 +1,15 @@
-"""Checkpoints of other formats to ours and back.
+"""Converts checkpoints of other formats to ours and back.
 
 The public XFactor code (vsitzmann/xfactor-nvs, commit d0dd984) saves its whole
-train state by clu.checkpoint: flax msgpack in `checkpoints-0/ckpt-N.flax`, and
-a text file `checkpoint` that names the latest. The public SRT code saves its
-own by torch.save: `model.pt`, beside its recipe; see srt_import.
-Safetensors files hold parameters alone, by the public codes' names with dots.
+train state with clu.checkpoint: flax msgpack in `checkpoints-0/ckpt-N.flax`,
+and a text file `checkpoint` that names the latest. The public SRT code saves
+its state with torch.save: `model.pt`, next to its recipe; see `srt_recipe`.
+Safetensors files contain only parameters, with the dotted names of the public
+code.
 
-A source's format is told by its content. Whatever it is becomes a `Snapshot`,
-and a snapshot can be written in any format; but PyTorch's is only read, for
-whoever has PyTorch can load safetensors into the public SRT.
+The format of a source is detected from its content. Every source is read as a
+`Snapshot`, which can be written in all formats except PyTorch's: users of the
+public SRT code can load safetensors with PyTorch.
 """
 
 import re
@@ -37,40 +38,40 @@ def convert(
   """Reads a checkpoint of any format and writes it in another.
 
   Args:
-    source: A file, a run of ours, a folder `checkpoints-0` or its parent, or
-      one with `model.pt`.
-    out: The new run's folder for 'ours'; otherwise a file, or a folder to put
-      `checkpoints-0` or `model.safetensors` into.
+    source: File, run of ours, folder `checkpoints-0` or its parent, or folder
+      with `model.pt`.
+    out: Folder of the new run for 'ours'; otherwise a file, or a folder for
+      `checkpoints-0` or `model.safetensors`.
     to: One of FORMATS.
-    config: The recipe of a run of ours; sizes of the networks that arrays tell
-      are put into it. If None, what is known of the source's.
-    contexts: Views given, for the same.
-    image_size: Pixels along a side, for the same.
-    overwrite: Whether to replace what is there.
+    config: Recipe of the new run, updated with network sizes that follow from
+      the arrays. By default what is known of the source's recipe.
+    contexts: Number of context views to set in the recipe.
+    image_size: Height and width in pixels to set in the recipe.
+    overwrite: Whether to replace existing checkpoints.
 
   Returns:
-    What was read and written, for people.
+    Readable facts about what was read and written.
 
   Raises:
     UserError: If the source is missing, damaged or of another model, or if
-      there is a checkpoint already.
+      `out` already has a checkpoint.
   """
   source, out = epath.Path(source), epath.Path(out)
   target = snapshot_lib.target(out, to)
   if to == 'ours' and snapshot_lib.is_run(source):
     raise UserError(
-      f'{source} is a run of ours already: give --to=official or '
+      f'{source} is already a run of ours: give --to=official or '
       '--to=safetensors'
     )
   if not overwrite and snapshot_lib.is_taken(target):
     raise UserError(
-      f'{target} is there already: give another --out, or --overwrite to '
+      f'{target} already exists: give another --out, or --overwrite to '
       'replace it'
     )
   snapshot = read(source, config)
   if to == 'official' and snapshot.recipe.method != 'xfactor':
     raise UserError(
-      f'{source} is of SRT, which is not written as its public code does: give '
+      f'{source} is of SRT, whose public format cannot be written: give '
       '--to=safetensors'
     )
   if contexts is not None:
@@ -92,10 +93,10 @@ def convert(
 def read(
   source: epath.PathLike, config: ConfigDict | None = None
 ) -> snapshot_lib.Snapshot:
-  """Reads a checkpoint, whatever its format; arguments as of `convert`.
+  """Reads a checkpoint of any format; arguments are those of `convert`.
 
   Raises:
-    UserError: If it is missing, damaged, or of another model: names the first
+    UserError: If it is missing, damaged, or of another model; names the first
       array that is missing, unexpected or of another shape.
   """
   path = epath.Path(source)
@@ -105,14 +106,14 @@ def read(
     if path.is_dir():
       path = _latest(path)
     elif not path.exists():
-      raise UserError(f'there is no {path}: give the right --source')
+      raise UserError(f'{path} does not exist: give another --source')
     with path.open('rb') as f:
       head = f.read(9)
     if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= 100_000_000:
       return safetensors.read_safetensors(path, config)
     if head.startswith((b'PK', _LEGACY_TORCH)):
       return official_srt.read_torch(path, config)
-    if head[:1] and head[0] >> 4 == 0x8:  # msgpack's small map.
+    if head[:1] and head[0] >> 4 == 0x8:  # A small map of msgpack.
       return official_xfactor.read_official(path, config)
   except OSError as e:
     raise UserError(f'cannot read {path}: {e}') from e
@@ -124,7 +125,7 @@ def read(
 
 
 def _latest(folder: epath.Path) -> epath.Path:
-  """The file that clu's text file `checkpoint` names, or model.pt."""
+  """Returns model.pt, or the file named in clu's text file `checkpoint`."""
   if (folder / 'model.pt').exists():
     return folder / 'model.pt'
   if (folder / 'checkpoints-0').is_dir():
@@ -137,7 +138,7 @@ def _latest(folder: epath.Path) -> epath.Path:
       'is in it'
     )
   latest = re.search(r'^model_checkpoint_path: "(.+)"', names.read_text(), re.M)
-  # The path may be absolute, of the machine that it was trained on.
+  # The path may be an absolute one of the machine of the training.
   path = folder / f'{latest[1].split("/")[-1]}.flax' if latest else names
   if not latest or not path.exists():
     raise UserError(

@@ -1,4 +1,4 @@
-"""The public SRT code's checkpoints."""
+"""Reads checkpoints of the public SRT code."""
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ def read_torch(
     'moments': f'exp_avg and exp_avg_sq, {len(run.named)} arrays each',
     'step': f'{run.iterations} iterations, {run.updates} updates of Adam',
     **told,
-    'left out': ', '.join(f'{key} {value}' for key, value in run.rest.items()),
+    'ignored': ', '.join(f'{key} {value}' for key, value in run.rest.items()),
   }
   return snapshot.Snapshot(
     facts,

@@ -1,4 +1,4 @@
-"""The public XFactor code's checkpoints."""
+"""Reads and writes checkpoints of the public XFactor code."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from xfactor.errors import UserError
 from xfactor.exchange import snapshot as snapshot_lib
 from xfactor.exchange import xfactor_names
 
-# Beside our checkpoints: what of an official one has no place in them.
+# File next to our checkpoints: leaves of an official one that ours lack.
 REST = 'official_rest.msgpack'
 _ADAM = 'opt_state/inner_opt_state/1/0'
 _COUNTS = (
@@ -22,7 +22,7 @@ _COUNTS = (
   f'{_ADAM}/count',
   'opt_state/inner_opt_state/1/2/count',
 )
-# Where the official tree has the arrays that are ours, too.
+# Prefixes in the official tree of the arrays that ours also have.
 _PREFIXES = {
   'params': 'params/',
   'mu': f'{_ADAM}/mu/',
@@ -53,7 +53,7 @@ _METRICS = (
 
 
 def read_msgpack(path: epath.Path) -> dict[str, Any]:
-  """A flax msgpack file as slash-joined paths to leaves."""
+  """Reads a flax msgpack file as slash-joined paths to leaves."""
   try:
     tree = serialization.msgpack_restore(path.read_bytes())
     return traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep='/')
@@ -69,7 +69,7 @@ def read_official(
   recipe = snapshot_lib.recipe('xfactor', config)
   if recipe.model.position_grid:
     raise UserError(
-      f'{path} is of the public code, whose tokens have no positions added: '
+      f'{path} is of the public code, which adds no positions to tokens: '
       'give a --config with config.model.position_grid=0, not '
       f'{recipe.model.position_grid}'
     )
@@ -87,7 +87,7 @@ def read_official(
     aside = _aside(rest)
     step = _updates(rest)
   arrays = len(taken['params'])
-  # One after the other, so that no more than one is there twice.
+  # One after the other, so that at most one is in memory twice.
   ours = {key: xfactor_names.to_ours(taken.pop(key)) for key in _PREFIXES}
   facts = {
     'read': f'{path} (flax msgpack of the public code)',
@@ -101,14 +101,14 @@ def read_official(
     np.any(x) for name, x in rest.items() if name.startswith('opt_state/acc')
   )
   if unfinished:
-    facts['left out'] = 'the gradients of an update that was not finished'
+    facts['ignored'] = 'the gradients of an update that was not finished'
   return snapshot_lib.Snapshot(
     facts, recipe, model, step, step, **ours, rest=rest
   )
 
 
 def _aside(rest: dict[str, Any]) -> Counter[str]:
-  """Counts what has no place in our state, by kind."""
+  """Counts the leaves that our state lacks, by kind."""
   counts = Counter()
   for name, leaf in rest.items():
     if leaf is None or leaf is traverse_util.empty_node:
@@ -123,7 +123,7 @@ def _aside(rest: dict[str, Any]) -> Counter[str]:
 
 
 def _updates(rest: dict[str, Any]) -> int:
-  """The optimizer updates done, on which all counts must agree."""
+  """Returns the number of optimizer updates; checks that all counts agree."""
   for name in _COUNTERS:
     if name not in rest:
       raise UserError(f'{name} is missing')
@@ -136,10 +136,11 @@ def _updates(rest: dict[str, Any]) -> int:
 def write_official(
   snapshot: snapshot_lib.Snapshot, target: epath.Path
 ) -> dict[str, str]:
-  """Writes what the public code's clu.checkpoint.load_state_dict reads.
+  """Writes a file for the public code's clu.checkpoint.load_state_dict.
 
-  Without a rest from an import it is made up. The arrays of a checkpoint that
-  was imported and not trained on come back bit for bit.
+  Leaves that our state lacks are those of the import, or else default values.
+  A checkpoint that was imported and not trained further is restored bit for
+  bit.
   """
   if snapshot.model.position_grid:
     raise UserError(
@@ -167,7 +168,7 @@ def write_official(
     )
   if {name for name, leaf in flat.items() if leaf is None} != theirs.keys():
     raise UserError(
-      f'{REST} is of another model than the checkpoints beside it: move it away'
+      f'{REST} is of another model than the checkpoints next to it: delete it'
     )
   flat = _at_step(flat, snapshot.step) | theirs
   single = target.suffix == '.flax'
@@ -188,7 +189,7 @@ def write_official(
 
 
 def _fresh(theirs: snapshot_lib.Arrays) -> dict[str, Any]:
-  """The rest of an official checkpoint of nothing done yet."""
+  """Returns the rest of an official checkpoint at step 0."""
   empty, zero = traverse_util.empty_node, np.zeros((), np.int32)
   params, moments = {}, {}
   for name in theirs:
@@ -217,7 +218,7 @@ def _fresh(theirs: snapshot_lib.Arrays) -> dict[str, Any]:
 
 
 def _at_step(rest: dict[str, Any], step: int) -> dict[str, Any]:
-  """The rest after training on to `step` updates, or unchanged."""
+  """Returns the rest after `step` updates; unchanged if none were added."""
   done = step - int(rest['opt_state/gradient_step'])
   if not done:
     return rest
@@ -236,7 +237,7 @@ def _at_step(rest: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def write_msgpack(file: BinaryIO, tree: Any) -> None:
-  """`flax.serialization.msgpack_serialize`, an array at a time."""
+  """Writes like `flax.serialization.msgpack_serialize`, array by array."""
   if isinstance(tree, dict):
     file.write(msgpack.Packer().pack_map_header(len(tree)))
     for key, value in tree.items():

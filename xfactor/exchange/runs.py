@@ -1,4 +1,4 @@
-"""Checkpoints of our own runs."""
+"""Reads and writes checkpoints of our own runs."""
 
 import contextlib
 import dataclasses
@@ -61,11 +61,11 @@ def read_run(workdir: epath.Path) -> snapshot_lib.Snapshot:
 def write_run(
   snapshot: snapshot_lib.Snapshot, workdir: epath.Path
 ) -> dict[str, str]:
-  """Writes a run that can be gone on with, evaluated or started from."""
+  """Writes a run that can be resumed, evaluated or used by init_from."""
   config = snapshot.recipe
   if config.optimizer.name != 'adamw':
     raise UserError(
-      'an imported run goes on with the moments of AdamW: give a --config with '
+      'an imported run resumes with the moments of AdamW: give a --config with '
       'config.optimizer.name="adamw", and start a run with '
       f'{config.optimizer.name!r} from it by config.init_from'
     )
@@ -94,7 +94,7 @@ def write_run(
   with contextlib.closing(Checkpoints(workdir)) as checkpoints:
     checkpoints.save(
       TrainState(step, snapshot.params, opt_state),
-      # Nothing is known of its data: whoever goes on has to allow a change.
+      # Its data are unknown: resuming requires allow_change.
       {
         'config': json.loads(config.to_json_best_effort()),
         'data': {'parts': []},

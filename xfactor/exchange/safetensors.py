@@ -1,4 +1,4 @@
-"""safetensors files in the public models' names."""
+"""Reads and writes safetensors files with the names of the public models."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def read_safetensors(
     raise UserError(
       f'{path} is damaged or incomplete ({e}): fetch it again'
     ) from e
-  except KeyError as e:  # A type that NumPy lacks.
+  except KeyError as e:  # A dtype that NumPy lacks.
     raise UserError(
       f'{path} holds arrays of type {e.args[0]}: save them as F32'
     ) from e
@@ -55,7 +55,7 @@ def read_safetensors(
   facts = {
     'read': f'{path} (safetensors)',
     **snapshot_lib.sizes(model, params, len(named)),
-    'moments': 'none there: zero, and the step is 0',
+    'moments': 'none in the file: zero, and the step is 0',
     **told,
   }
   return snapshot_lib.Snapshot(
@@ -72,13 +72,13 @@ def read_safetensors(
 
 
 def _written_model(data: bytes) -> dict[str, Any]:
-  """The model that `_write_safetensors` put into the header, if it did."""
+  """Returns the model that `write_safetensors` put into the header, or {}."""
   header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
   return json.loads(header.get('__metadata__', {}).get('model', '{}'))
 
 
 def put_model(recipe: ConfigDict, model: Mapping[str, Any]) -> None:
-  """Older and newer versions may have other settings."""
+  """Sets model settings, except those of other versions."""
   known = {key: value for key, value in model.items() if key in recipe.model}
   recipe.model.update(known)
 
@@ -101,4 +101,4 @@ def write_safetensors(
   )
   with snapshot_lib.whole(path) as f:
     f.write(data)
-  return {'wrote': f'{path} (safetensors, parameters alone)'}
+  return {'wrote': f'{path} (safetensors, parameters only)'}

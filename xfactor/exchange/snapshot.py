@@ -1,4 +1,4 @@
-"""A checkpoint of any code base, in memory."""
+"""In-memory checkpoint of any code base."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 FORMATS = ('ours', 'official', 'safetensors')
 
-# Settings of XFactor that its arrays do not tell.
+# Settings of XFactor that do not follow from its arrays.
 NOT_IN_ARRAYS = (
   *('dtype', 'attention', 'remat', 'position_grid'),
   *('layer_scale', 'tie_qk', 'pose_gain'),
@@ -34,16 +34,16 @@ class Snapshot:
   """A checkpoint between two formats.
 
   Attributes:
-    facts: What was read, for people.
-    recipe: Of the source, as far as it is known; of its method.
+    facts: Readable facts about what was read.
+    recipe: Recipe of the source, as far as it is known; defaults otherwise.
     model: Sizes of the networks.
-    step: Updates done, which set the learning rate.
-    updates: That Adam counts.
-    params: Our names to float32 arrays.
-    mu: Adam's first moments, by the same names; None of a run with Muon.
-    nu: Adam's second moments, likewise.
-    rest: The official checkpoint's slash-joined paths to what is kept aside,
-      in its order, with None for the arrays above; None if there never was one.
+    step: Completed updates, which set the learning rate.
+    updates: Update count of Adam.
+    params: float32 arrays by our names.
+    mu: First moments of Adam, by the same names; None for a run with Muon.
+    nu: Second moments of Adam, by the same names; None for a run with Muon.
+    rest: Other leaves of the official checkpoint by slash-joined path, in its
+      order, with None for the arrays above; None for other sources.
   """
 
   facts: dict[str, str]
@@ -58,7 +58,7 @@ class Snapshot:
 
 
 def target(out: epath.Path, to: str) -> epath.Path:
-  """The file or folder that holds the arrays."""
+  """Returns the file or folder to write the arrays to."""
   if to == 'ours':
     return out / 'checkpoints'
   if to == 'official':
@@ -67,7 +67,7 @@ def target(out: epath.Path, to: str) -> epath.Path:
 
 
 def clear(target: epath.Path) -> None:
-  """Makes place; files are replaced when their successors are complete."""
+  """Deletes a folder; files are replaced when the new ones are complete."""
   if target.is_dir():
     target.rmtree()
 
@@ -82,7 +82,7 @@ def is_run(source: epath.Path) -> bool:
 
 @contextlib.contextmanager
 def naming(path: epath.Path, method: str = 'xfactor') -> Iterator[None]:
-  """Says in which file something is wrong."""
+  """Adds the file to the message of a UserError."""
   try:
     yield
   except UserError as e:
@@ -92,7 +92,7 @@ def naming(path: epath.Path, method: str = 'xfactor') -> Iterator[None]:
 
 
 def recipe(method: str, config: ConfigDict | None) -> ConfigDict:
-  """The recipe given, or the method's defaults."""
+  """Returns a copy of the given recipe, or the defaults of the method."""
   if config is None:
     return configs.base(method)
   if config.method != method:
@@ -104,7 +104,7 @@ def recipe(method: str, config: ConfigDict | None) -> ConfigDict:
 
 
 def read_xfactor(params: Arrays, recipe: ConfigDict) -> xfactor_network.Config:
-  """Sizes read off the arrays, with the recipe's other settings."""
+  """Returns sizes from the arrays, and other settings from the recipe."""
   return dataclasses.replace(
     xfactor_names.read_config(params),
     **{key: recipe.model[key] for key in NOT_IN_ARRAYS},
@@ -116,7 +116,7 @@ def sizes(
   params: Arrays,
   arrays: int,
 ) -> dict[str, str]:
-  """Facts about the model; `arrays` is how many those of the source were."""
+  """Returns facts about the model; `arrays` counts those of the source."""
   count = sum(x.size for x in params.values())
   if isinstance(model, srt_network.Config):
     sizes = (
@@ -142,9 +142,9 @@ def zeros(params: Arrays) -> Arrays:
 def complete(
   recipe: ConfigDict, model: srt_network.Config, config: ConfigDict | None
 ) -> dict[str, str]:
-  """Makes a recipe that was not given go with the sizes; facts about it."""
+  """Fits a default recipe to the sizes; returns facts about the recipe."""
   if config is not None:
-    return {'recipe': 'as given, with sizes of the arrays'}
+    return {'recipe': 'as given, with the sizes of the arrays'}
   if model.encoder == 'srt':
     cell = 2**model.conv_blocks
     height, width = model.rows * cell, model.columns * cell
@@ -154,13 +154,13 @@ def complete(
     'assumed': f'heads {model.heads} + {model.decoder_heads}, start_octave '
     f'{model.start_octave}, distances {model.min_dist:g} to '
     f'{model.max_dist:g}, pictures, coordinates and all else that the arrays '
-    'do not tell: give --config where they are others'
+    'do not determine: give --config if they differ'
   }
 
 
 @contextlib.contextmanager
 def whole(path: epath.Path) -> Iterator[BinaryIO]:
-  """Opens a file to write, which gets its name only when complete."""
+  """Opens a file for writing and renames it to `path` when complete."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + files.partial_suffix())
   with partial.open('wb') as f:

@@ -1,8 +1,8 @@
-"""Maps the public SRT code's parameters to ours and back.
+"""Maps parameters of the public SRT code to ours and back.
 
-Theirs are named as in the state dicts of stelzner/srt, behind 'encoder.' or
-'decoder.', and laid out as PyTorch does; their layers are separate, ours
-stacked.
+Their names are those of the state dicts of stelzner/srt with the prefix
+'encoder.' or 'decoder.', their layout is that of PyTorch. Their layers are
+separate, ours are stacked.
 """
 
 import re
@@ -41,7 +41,7 @@ def _norm(ours: str, theirs: str) -> _Names:
 
 
 def _mlp(ours: str, theirs: str, depth: int, step: int = 2) -> _Names:
-  """Theirs count what stands between the linear layers, too."""
+  """Names an MLP; their indices also count the layers between linear ones."""
   names = {}
   for i in range(depth):
     names |= _linear(f'{ours}/layers/{i}', f'{theirs}.{step * i}')
@@ -60,7 +60,7 @@ _LAYER = {
 
 
 def _stack(ours: str, theirs: str) -> _Names:
-  """The names of all layers, whose number is a star."""
+  """Names all layers, with a star for the number of the layer."""
   return {
     f'{ours}/stack/layers/{path}': (
       f'{theirs}.transformer.layers.*.{key}',
@@ -88,7 +88,7 @@ _ENCODER = {
     'encoder.non_canonical_camera_embedding',
     '1 1 c -> c',
   ),
-  # A convolution of theirs.
+  # In their code a convolution.
   'encoder/project/kernel': (
     'encoder.per_patch_linear.weight',
     'o i 1 1 -> i o',
@@ -111,7 +111,7 @@ _DECODERS = {
     **_volume('decoder/fine', 'decoder.fine_net'),
   },
 }
-# How names begin that only this decoder's state dict has.
+# Prefix of names that only the state dict of this decoder has.
 _MARKS = {
   'srt': 'decoder.ray_predictor.',
   'isrt': 'decoder.allocation_transformer.',
@@ -126,7 +126,7 @@ _OURS = {
 
 
 def _split(name: str) -> tuple[str, int | None]:
-  """A name of theirs with a star for its layer, and the layer."""
+  """Replaces the layer in one of their names by a star; returns both."""
   layer = re.search(r'(?<=\.transformer\.layers\.)\d+', name)
   if not layer:
     return name, None
@@ -134,21 +134,21 @@ def _split(name: str) -> tuple[str, int | None]:
 
 
 def _convolution(index: int) -> str:
-  """Their name of our convolution: two to a block, each with its ReLU."""
+  """Returns their name of a convolution: two per block, each with a ReLU."""
   block, second = divmod(index, 2)
   return f'encoder.conv_blocks.{block}.layers.{2 * second}.weight'
 
 
 def named_parameters(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-  """What PyTorch's `named_parameters` gives, of the whole model's state dict.
+  """Returns PyTorch's `named_parameters` from a state dict of the model.
 
   Args:
-    state_dict: Their names to arrays. Names may begin with 'module.', as
-      DataParallel makes them, before or after 'encoder.' and 'decoder.'.
+    state_dict: Arrays by their names. Names may have the 'module.' of
+      DataParallel before or after 'encoder.' and 'decoder.'.
 
   Returns:
-    Names without that to arrays in their order: each parameter once, so that
-    no 'decoder.fine_net.' is there where it is the coarse net.
+    Arrays by name without 'module.', in their order. Each parameter appears
+    once: 'decoder.fine_net.' is missing if it is the coarse net.
   """
   named = {
     re.sub(r'^(module\.)?((en|de)coder\.)(module\.)?', r'\2', name): array
@@ -169,7 +169,7 @@ def named_parameters(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def state_dict(named: Mapping[str, np.ndarray]) -> Arrays:
-  """Inverse of `named_parameters`: with all names that PyTorch loads."""
+  """Inverts `named_parameters`: returns all names that PyTorch loads."""
   fine = {
     name.replace('.coarse_net.', '.fine_net.'): array
     for name, array in named.items()
@@ -179,16 +179,16 @@ def state_dict(named: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def to_ours(named: Mapping[str, np.ndarray]) -> Arrays:
-  """Renames, turns and stacks the public code's arrays.
+  """Renames, transposes and stacks arrays of the public code.
 
   Args:
-    named: As of `named_parameters`; moments may be given just as well.
+    named: Parameters as returned by `named_parameters`, or their moments.
 
   Returns:
-    Our slash-joined paths to arrays; layers are stacked on a new first axis.
+    Arrays by our slash-joined paths; layers are stacked on a new first axis.
 
   Raises:
-    UserError: If a name is none of the public models' or a layer is missing.
+    UserError: If a name is not of the public models, or a layer is missing.
   """
   ours, stacked = {}, {}
   convolutions = {
@@ -218,10 +218,10 @@ def to_ours(named: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def to_public(ours: Mapping[str, np.ndarray]) -> Arrays:
-  """Inverse of `to_ours`: views of the arrays.
+  """Inverts `to_ours`; returns views of the arrays.
 
   Raises:
-    UserError: If a path is none of our SRT's.
+    UserError: If a path is not a parameter of our SRT.
   """
   if any(path.startswith('decoder/query/') for path in ours):
     decoder = 'isrt'
@@ -252,16 +252,16 @@ def to_public(ours: Mapping[str, np.ndarray]) -> Arrays:
 def read_config(
   named: Mapping[str, np.ndarray], **settings: Any
 ) -> srt_network.Config:
-  """The model's sizes, read off names and shapes.
+  """Returns the sizes of the model, from names and shapes.
 
   Args:
-    named: As of `named_parameters`.
-    **settings: Of the model, as far as shapes do not tell them: heads (12 in
-      the public code), the first octave of positions, samples and distances.
-      By default those of the published SRT.
+    named: Parameters as returned by `named_parameters`.
+    **settings: Model settings that do not follow from shapes: heads (12 in the
+      public code), the first octave of positions, samples and distances. The
+      defaults are those of the published SRT.
 
   Raises:
-    UserError: If an array is missing, unknown or does not go with the others;
+    UserError: If an array is missing, unknown or inconsistent with the others;
       names the first. If heads do not divide the features.
   """
 

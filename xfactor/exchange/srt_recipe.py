@@ -1,7 +1,7 @@
-"""Runs of the public SRT code (stelzner/srt): `model.pt` and `config.yaml`.
+"""Reads runs of the public SRT code (stelzner/srt).
 
-A checkpoint is a torch.save of the encoder's, the decoder's and Adam's state
-dicts and of the counters of its loop; the recipe lies in a file beside it.
+A checkpoint, `model.pt`, is a torch.save of the state dicts of encoder, decoder
+and Adam, and of the loop's counters. The recipe is in `config.yaml` next to it.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ RECIPE = 'config.yaml'
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a model.pt holds.
+  """Content of a model.pt.
 
   Attributes:
     model: Sizes of the networks.
-    named: The parameters; see `srt_public.named_parameters`.
-    mu: Adam's first moments, named alike; zero where it has none.
-    nu: Adam's second moments, named alike.
-    updates: That Adam counts. Their code leaves out an iteration where it goes
-      on from a checkpoint, and Adam can begin anew.
-    iterations: Done, which set the learning rate.
-    rest: What else is there, with no place in our state.
+    named: Parameters; see `srt_names.named_parameters`.
+    mu: First moments of Adam, by the same names; zero if Adam has none.
+    nu: Second moments of Adam, by the same names; zero if Adam has none.
+    updates: Update count of Adam. It can differ from the iterations: their code
+      skips an iteration when it resumes, and Adam may have been reset.
+    iterations: Completed iterations, which set the learning rate.
+    rest: Other content, which our state lacks.
   """
 
   model: srt_network.Config
@@ -49,14 +49,14 @@ class Run:
 
 
 def read(content: Any, **settings: Any) -> Run:
-  """Takes apart what torch_file read.
+  """Converts the content of a model.pt.
 
   Args:
-    content: Of the file.
-    **settings: Of the model, as far as its arrays do not tell them.
+    content: Content of the file, as read by torch_file.
+    **settings: Model settings that do not follow from the arrays.
 
   Raises:
-    UserError: If something is missing or does not go with the rest.
+    UserError: If something is missing or inconsistent.
   """
   if not isinstance(content, dict):
     raise UserError('it is no dict of state dicts')
@@ -93,11 +93,11 @@ def read(content: Any, **settings: Any) -> Run:
 
 
 def _read_adam(names: list[str], adam: Any) -> dict[str, dict[str, Any]]:
-  """Adam's state by its own keys, then by parameter; nothing where None."""
+  """Returns Adam's state by its keys, then by parameter; empty for None."""
   if adam is None:
     adam = {'state': {}, 'param_groups': [{'params': names}]}
   keys = [key for group in adam['param_groups'] for key in group['params']]
-  # It knows parameters by their order in the model.
+  # Adam identifies parameters by their order in the model.
   order = dict(zip(keys, names, strict=True))
   return {
     what: {order[key]: state[what] for key, state in adam['state'].items()}
@@ -107,15 +107,15 @@ def _read_adam(names: list[str], adam: Any) -> dict[str, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-  """A data set as their loaders serve it.
+  """Properties of a data set in their loaders.
 
   Attributes:
-    height, width: Pixels of a view.
-    views: Of a scene.
-    inputs: Of them.
-    distances: Of samples of volumes.
-    split: To evaluate on in training.
-    include_inputs: Whether inputs are targets, too.
+    height, width: Size of a view, in pixels.
+    views: Number of views per scene.
+    inputs: Number of input views among them.
+    distances: Range of the samples along a ray, for volume rendering.
+    split: Split for evaluation during training.
+    include_inputs: Whether inputs are also targets.
   """
 
   height: int
@@ -137,10 +137,10 @@ _DATA = {
 
 
 def read_recipe(path: epath.PathLike) -> ConfigDict:
-  """Their recipe as ours; the model's sizes are left to its arrays.
+  """Converts their recipe to ours, without the sizes of the model.
 
   Raises:
-    UserError: If the file cannot be read or says what we cannot do.
+    UserError: If the file is damaged or has settings that we do not support.
   """
   try:
     recipe = yaml.safe_load(epath.Path(path).read_text())
@@ -150,14 +150,14 @@ def read_recipe(path: epath.PathLike) -> ConfigDict:
   except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
     raise UserError(
       f'{path} is no recipe of the public SRT code ({" ".join(str(e).split())})'
-      ': mend it, or give one of ours by --config'
+      ': repair it, or give one of ours by --config'
     ) from e
 
 
 def _convert(
   data: Mapping[str, Any], model: Mapping[str, Any], training: Mapping[str, Any]
 ) -> ConfigDict:
-  """Where a setting is absent, their code's default holds."""
+  """Converts the sections; missing settings get the defaults of their code."""
   name, kwargs = data['dataset'], data.get('kwargs') or {}
   if name not in _DATA:
     raise UserError(f'data set {name!r} is none of {", ".join(_DATA)}')
@@ -195,7 +195,7 @@ def _convert(
   config.train.steps = steps = int(training.get('max_it', 1_000_000))
   optimizer = config.optimizer
   optimizer.warmup_steps = int(training.get('lr_warmup', 2500))
-  # Their rate falls by a factor in `decay_it` iterations, ours in all.
+  # Their rate decays by a factor in `decay_it` iterations, ours in `steps`.
   factor = optimizer.final_learning_rate / optimizer.learning_rate
   factor **= steps / int(training.get('decay_it', 4_000_000))
   optimizer.final_learning_rate = optimizer.learning_rate * factor

@@ -1,7 +1,7 @@
-"""Maps the public XFactor code's parameter tree to ours and back.
+"""Maps the parameter tree of the public XFactor code to ours and back.
 
-Their names are those that flax linen gave the modules of
-vsitzmann/xfactor-nvs (commit d0dd984); its layers are separate, ours stacked.
+Their names are those of the flax linen modules of vsitzmann/xfactor-nvs (commit
+d0dd984). Their layers are separate, ours are stacked.
 """
 
 import math
@@ -59,7 +59,7 @@ _STACKS = {
   'Render': 'renderer/trunk/stack/layers',
 }
 
-# Our name of a stack of arrays to the network and the name within its layers.
+# Network and name within its layers, by our name of a stack of arrays.
 _STACKED = {
   f'{stack}/{ours}': (network, theirs)
   for network, stack in _STACKS.items()
@@ -73,13 +73,13 @@ def to_ours(official: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Renames and stacks official arrays.
 
   Args:
-    official: 'PoseEnc/...' and 'Render/...' paths to arrays.
+    official: Arrays by path, 'PoseEnc/...' and 'Render/...'.
 
   Returns:
-    Our slash-joined paths to arrays; layers are stacked on a new first axis.
+    Arrays by our slash-joined paths; layers are stacked on a new first axis.
 
   Raises:
-    UserError: If a path is none of the official model's or a layer is missing.
+    UserError: If a path is not of the official model, or a layer is missing.
   """
   ours, stacked = {}, {}
   for path, array in official.items():
@@ -102,10 +102,10 @@ def to_ours(official: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Inverse of `to_ours`: views of the arrays, in the official tree's order.
+  """Inverts `to_ours`; returns views in the order of the official tree.
 
   Raises:
-    UserError: If a path is none of our XFactor's.
+    UserError: If a path is not a parameter of our XFactor.
   """
   official = {}
   for path, array in ours.items():
@@ -121,13 +121,13 @@ def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_config(official: Mapping[str, np.ndarray]) -> xfactor_network.Config:
-  """The model's sizes, read off the arrays' shapes; the rest is the defaults.
+  """Returns the sizes of the model from shapes, with defaults for the rest.
 
   Args:
-    official: 'PoseEnc/...' and 'Render/...' paths to arrays.
+    official: Arrays by path, 'PoseEnc/...' and 'Render/...'.
 
   Raises:
-    UserError: If an array is missing, unknown or does not go with the others;
+    UserError: If an array is missing, unknown or inconsistent with the others;
       names the first.
   """
 
@@ -165,9 +165,9 @@ def read_config(official: Mapping[str, np.ndarray]) -> xfactor_network.Config:
 def check_same(
   expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
 ) -> None:
-  """Raises UserError on arrays of other names, shapes or types than expected.
+  """Raises UserError if names, shapes or dtypes of arrays differ.
 
-  The message names the first and counts the others.
+  The message names the first difference and counts the others.
   """
   want, have = (
     {path: f'{x.dtype}{list(x.shape)}' for path, x in arrays.items()}

@@ -80,13 +80,13 @@ def _train(
   goodput = owned(Goodput(workdir, active=main_process))
   began = time.monotonic()
 
-  # ----------------------------------------------------- model, optimizer, loss
+  # ---------------------------------------------------- model, optimizer, loss
   build = builds.build(config)
   weights = builds.load_perceptual(
     config, build.mesh, required=build.needs_lpips
   )
 
-  # ----------------------------------------------------------------------- data
+  # ---------------------------------------------------------------------- data
   data.make(config)
   watchdog = owned(
     Watchdog(workdir, config.train.watchdog_minutes, jax.process_index())
@@ -97,7 +97,7 @@ def _train(
   held_out = held_out_lib.HeldOut(config, build, lpips)
   probe = make_probe(config, build)
 
-  # ---------------------------------------------------- state: resume, or start
+  # --------------------------------------------------- state: resume, or start
   meta = {
     'config': json.loads(config.to_json_best_effort()),
     'data': fingerprint,
@@ -127,7 +127,7 @@ def _train(
   first = int(state.step)
   steps = config.train.steps
 
-  # ------------------------------------------------------- compile all programs
+  # ------------------------------------------------------ compile all programs
   goodput.add('init', time.monotonic() - began)
   watchdog.progress()
   began = time.monotonic()
@@ -147,7 +147,7 @@ def _train(
       if key != 'config':
         print(f'{key:>11}  {value}', flush=True)
 
-  # ----------------------------------------------------------------- train loop
+  # ---------------------------------------------------------------- train loop
   # The order within an iteration matters: step n is dispatched before the
   # metrics of step n - 1 are fetched, so that the device never waits.
   batches = owned(stream.batches(start_step=first))
@@ -248,7 +248,7 @@ def _train(
     bar.close()
     checkpoints.wait()
 
-  # ------------------------------------------------------------------- held out
+  # ------------------------------------------------------------------ held out
   done = int(state.step)
   findings = held_out_lib.Findings()
   with goodput.measure('evaluation'):

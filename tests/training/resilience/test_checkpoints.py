@@ -333,7 +333,7 @@ def test_room_is_looked_for_at_the_start(
         checkpoints.check_room(tiny.abstract(states[2]))
     else:
       checkpoints.check_room(tiny.abstract(states[2]))
-  assert ['each of 2 more checkpoints' in line for line in said] == (
+  assert ['2 more checkpoints take' in line for line in said] == (
     [True] if outcome == 'warning' else []
   )
   assert names(run) == ['1', '2']
