@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 
 
 class StepKind(enum.Enum):
-  """A kind of train step; each has a compiled program.
+  """Kind of a train step; each kind is compiled separately.
 
   SPLIT is the usual step, in which XFactor sees two halves of each view. WHOLE
   is XFactor's occasional step on whole views.
@@ -28,18 +28,18 @@ class StepKind(enum.Enum):
 
 
 class Method(abc.ABC):
-  """A kind of model; stateless.
+  """Network, objective, data, evaluation and cost of a method; stateless.
 
   Attributes:
-    name: As `config.method` gives it.
-    model: Dataclass of the networks' sizes; `config.model` has its fields. Like
-      all of them it has `dtype`, `attention` and `remat`.
-    objective: Dataclass of the loss; `config.objective` has its fields, but for
-      those that `make_objective` takes from elsewhere.
-    arrays: What of the pipeline's batches the step takes, by name.
+    name: Name of the method in `config.method`.
+    model: Dataclass of the networks' sizes; `config.model` has its fields. All
+      methods have `dtype`, `attention` and `remat`.
+    objective: Dataclass of the loss; `config.objective` has its fields, except
+      those that `make_objective` takes from other settings.
+    arrays: Names of the arrays of a batch that the step takes.
     ordered: Whether the views of an example follow each other in time.
     posed: Whether cameras must be known.
-    relative: Whether latent poses are relative to a view whose own is zero.
+    relative: Whether latent poses are relative to a view whose pose is zero.
   """
 
   name: ClassVar[str]
@@ -52,7 +52,7 @@ class Method(abc.ABC):
 
   @abc.abstractmethod
   def settings(self) -> dict[str, dict[str, Any]]:
-    """Defaults of the recipe's sections where they are the method's own."""
+    """Returns the method's own default settings, by section."""
 
   def limits(self) -> dict[str, dict[str, float]]:
     """Returns the smallest values of the method's own settings, by section."""
@@ -60,31 +60,31 @@ class Method(abc.ABC):
 
   @abc.abstractmethod
   def check(self, config: ConfigDict) -> None:
-    """Raises UserError where parts of a recipe contradict each other."""
+    """Raises UserError if settings of a recipe contradict each other."""
 
   @abc.abstractmethod
   def make_objective(self, config: ConfigDict) -> Any:
-    """The objective of a recipe."""
+    """Builds the objective of a recipe."""
 
   @abc.abstractmethod
   def network(self, model: Any, rngs: nnx.Rngs, platform: str) -> nnx.Module:
-    """New networks for 'cpu', 'gpu' or 'tpu'."""
+    """Builds the networks for 'cpu', 'gpu' or 'tpu'."""
 
   @abc.abstractmethod
   def views(self, data: ConfigDict) -> int:
-    """Views of an example."""
+    """Returns the number of views of an example."""
 
   def frames(self, data: ConfigDict) -> int:
-    """Frames that are read for an example."""
+    """Returns the number of frames that are read for an example."""
     return self.views(data)
 
   @abc.abstractmethod
   def chooser(self, data: ConfigDict, part: ConfigDict) -> Callable[..., Any]:
-    """Which frames of a clip make an example; see `data.views`."""
+    """Returns the function that chooses frames of a clip; see `data.views`."""
 
   @abc.abstractmethod
   def sample(self, key: PRNGKeyArray, batch: Batch, objective: Any) -> Any:
-    """All that a step draws for the global batch; leading axis: examples."""
+    """Samples the random numbers of a step; the leading axis is examples."""
 
   @abc.abstractmethod
   def loss(
@@ -97,15 +97,15 @@ class Method(abc.ABC):
     kind: StepKind,
     weights: Params | None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of some examples and the metrics, `loss` among them.
+    """Returns the loss of some examples and metrics, including `loss`.
 
     Args:
-      network: With its parameters.
-      batch: The arrays, of these examples.
+      network: Network with its parameters.
+      batch: Arrays of these examples.
       draws: Random numbers of `sample`, for these examples.
-      objective: Of `make_objective`.
+      objective: Objective from `make_objective`.
       kind: Kind of the step.
-      weights: Of LPIPS, where the objective has it.
+      weights: Weights of LPIPS, if the objective uses it.
     """
 
   def step_kinds(self, objective: Any) -> list[StepKind]:
@@ -119,7 +119,7 @@ class Method(abc.ABC):
     return StepKind.SPLIT
 
   def needs_lpips(self, objective: Any) -> bool:
-    """Whether the loss takes the weights of LPIPS."""
+    """Returns whether the loss uses the weights of LPIPS."""
     del objective
     return False
 
@@ -127,7 +127,7 @@ class Method(abc.ABC):
   def evaluator(
     self, build: Any, lpips: Mapping[str, Params], settings: ConfigDict
   ) -> Callable[..., scores.Result]:
-    """Returns what scores parameters on held-out batches.
+    """Returns the function that scores parameters on held-out batches.
 
     Args:
       build: Build of the recipe.
@@ -141,12 +141,12 @@ class Method(abc.ABC):
 
   @abc.abstractmethod
   def describe(self, build: Any) -> str:
-    """What an update works on, for people."""
+    """Describes the batch of an update in one line."""
 
   @abc.abstractmethod
   def flops(self, build: Any, kind: StepKind = StepKind.SPLIT) -> int:
-    """Model FLOPs of one update."""
+    """Returns the model FLOPs of one update."""
 
   @abc.abstractmethod
   def executed_flops(self, build: Any, kind: StepKind) -> float:
-    """FLOPs of one update with all that is computed twice or beside."""
+    """Returns the FLOPs of one update, including recomputation and LPIPS."""

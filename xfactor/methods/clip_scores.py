@@ -1,12 +1,12 @@
-"""Held-out reconstruction: how well a view is drawn from its own latent pose.
+"""Held-out reconstruction: views rendered from their own latent poses.
 
-The reference is the most central frame, as in training; which other frame is
-the target is fixed by the example's number. Beside the model stands the model
-with poses from the other half of each view, and with the target pose of another
-example: what that loses is what the poses are worth. Two baselines know nothing
-of poses: copying the context view that is nearest in time, and that view's mean
-colour. The transfer panel applies one clip's motion to another clip's scene,
-where there is no truth to score.
+The reference is the most central frame, as in training; the example's number
+selects the target among the others. The model is also scored with poses from
+the other half of each view, and with the target pose of another example: the
+loss of quality shows how much the poses matter. Two baselines use no poses: a
+copy of the context view that is nearest in time, and that view's mean colour.
+The transfer panel applies one clip's motion to another clip's scene, for which
+there is no ground truth.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -55,7 +55,7 @@ class Evaluator:
     *,
     by_halves: ByHalves | None = None,
   ):
-    """Prepares.
+    """Prepares the step that scores a batch; the first call compiles it.
 
     Args:
       functional: Networks with latent poses.
@@ -101,7 +101,7 @@ class Evaluator:
         'transfer': transfer(model, images, scenes),
       }
       finite = jnp.isfinite(prediction).all((1, 2, 3))
-      # The mask comes back whole: a process has only its part of it.
+      # Return the whole mask: each process has only its part of it.
       return batch['mask'], finite, scores, jax.tree.map(to_uint8, pictures)
 
     self._step = jax.jit(eval_step, out_shardings=everywhere)
@@ -116,12 +116,12 @@ class Evaluator:
     """Scores every example of the batches and keeps the first pictures.
 
     Args:
-      params: Of the networks.
-      batches: As `pipeline.eval_batches` yields them.
-      num_images: How many examples' pictures to keep, at most a batch.
+      params: Parameters of the networks.
+      batches: Batches from `pipeline.eval_batches`.
+      num_images: Number of examples whose pictures are kept, at most a batch.
 
     Raises:
-      UserError: If the model's pictures are not finite.
+      UserError: If rendered pictures are not finite.
     """
     scores, pictures = [], None
     with jax.set_mesh(self._mesh):
@@ -140,7 +140,7 @@ class Evaluator:
             for key, value in jax.device_get(shown).items()
           }
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
-    # JAX sorts the keys of what it returns.
+    # JAX sorts the keys of returned dicts.
     labels = {
       who: label for who, label in scores_lib.LABELS.items() if who in scores
     }
@@ -152,9 +152,9 @@ class Evaluator:
 def choose_views(
   frames: Int[Array, 'b v'], example: Int[Array, ' b']
 ) -> Int[Array, 'b v']:
-  """The views of fixed examples: reference, other contexts, target.
+  """Returns the views of fixed examples: reference, other contexts, target.
 
-  By turns, over the examples, each of the other frames is the target.
+  The target cycles through the other frames with the example's number.
   """
   order = view_order.by_centrality(frames)
   count = frames.shape[1] - 1
@@ -166,14 +166,14 @@ def choose_views(
 def nearest_context(
   images: Float[Array, 'b v h w 3'], frames: Int[Array, 'b v']
 ) -> Float[Array, 'b h w 3']:
-  """The context view that is nearest to the target in time."""
+  """Returns the context view that is nearest to the target in time."""
   distance = jnp.abs(frames[:, :-1] - frames[:, -1:])
   nearest = jnp.argmin(distance, axis=1, keepdims=True)
   return view_order.take_views(images, nearest)[:, 0]
 
 
 def shuffle_target(poses: Float[Array, 'b v z']) -> Float[Array, 'b v z']:
-  """Each example with the target pose of the next."""
+  """Gives each example the target pose of the next."""
   target = jnp.roll(poses[:, -1:], -1, axis=0)
   return jnp.concatenate([poses[:, :-1], target], axis=1)
 
@@ -183,10 +183,10 @@ def transfer(
   images: Float[Array, 'b v h w 3'],
   scenes: Float[Array, 'b c h w 3'],
 ) -> Float[Array, 'b h w 3']:
-  """Draws `scenes` from the target poses of `images` (the transfer panel).
+  """Renders `scenes` at the target poses of `images` (the transfer panel).
 
-  The scenes' own context poses place their views; the target pose is that of
-  `images`, relative to its own reference.
+  Context poses are those of the scenes; the target pose is that of `images`,
+  relative to its own reference.
   """
   motion = model.encode_views(images)[:, -1:]
   if scenes.shape[1] > 1:

@@ -1,4 +1,4 @@
-"""What methods that learn from clips without cameras share."""
+"""Base of the methods that learn from clips without cameras."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from xfactor.nn.functional import Params
 
 
 class ClipMethod(base.Method):
-  """What learns from clips without cameras: pairs of views, and more."""
+  """Method that learns from two or more views of clips without cameras."""
 
   arrays = ('images', 'frames')
   ordered = True
@@ -32,9 +32,9 @@ class ClipMethod(base.Method):
         'mirror_prob': 0.0,  # Share of examples mirrored, left and right.
       },
       'eval': {
-        'pairs': 64,  # Of clips in the transfer test, at most; 0: no test.
-        'targets': 5,  # Views of a clip that it draws.
-        # Frames that they are from, about the reference; 0: `window`.
+        'pairs': 64,  # Most clip pairs of the transfer test; 0: no test.
+        'targets': 5,  # Views per clip that it renders.
+        # Frames around the reference that hold them; 0: `window`.
         'transfer_window': 0,
       },
     }
@@ -49,7 +49,7 @@ class ClipMethod(base.Method):
     data, patch = config.data, config.model.patch_size
     if not 0 <= data.mirror_prob <= 1:
       raise UserError(
-        f'config.data.mirror_prob={data.mirror_prob} must be a share, 0 to 1'
+        f'config.data.mirror_prob={data.mirror_prob} must be between 0 and 1'
       )
     for name in ('image_size', 'image_width'):
       size = data[name]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 class Perceptual(Protocol):
-  """A perceptual distance of images in [-1, 1], one number an image."""
+  """Perceptual distance of images in [-1, 1], one number per image."""
 
   def __call__(
     self, prediction: Float[Array, 'b h w 3'], truth: Float[Array, 'b h w 3']
@@ -17,12 +17,12 @@ class Perceptual(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-  """How far a drawn picture is from what it should be.
+  """Weights of the distances between a rendered and a true picture.
 
   Attributes:
     l1_weight: Weight of the mean absolute error in [-1, 1].
     lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
-    lpips_dtype: Of LPIPS's convolutions: 'float32' or 'bfloat16'.
+    lpips_dtype: Type of LPIPS's convolutions: 'float32' or 'bfloat16'.
   """
 
   l1_weight: float = 1.0
@@ -36,7 +36,7 @@ def score(
   config: Distances,
   perceptual: Perceptual | None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """The weighted distances of what is drawn, and each of them."""
+  """Returns the weighted sum of the distances, and each distance."""
   parts = {'l1': jnp.mean(jnp.abs(prediction - target))}
   total = config.l1_weight * parts['l1']
   if config.lpips_weight > 0:

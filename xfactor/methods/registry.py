@@ -1,4 +1,4 @@
-"""The methods by name; a method's modules are imported when it is asked for."""
+"""Methods by name; the modules of a method are imported on first use."""
 
 import functools
 import importlib
@@ -6,7 +6,7 @@ import importlib
 from xfactor.errors import UserError
 from xfactor.methods import base
 
-# Module and class of each.
+# Folder and class of each method.
 _CLASSES = {
   'xfactor': ('xfactor', 'XFactor'),
   'srt': ('srt', 'SRT'),
@@ -21,11 +21,11 @@ def get(name: str) -> base.Method:
   """Returns the method called `name`.
 
   Raises:
-    UserError: If there is none.
+    UserError: If there is no such method.
   """
   if name not in _CLASSES:
     raise UserError(
-      f'config.method={name!r} is no method; choose one of {", ".join(NAMES)}'
+      f'config.method={name!r} is unknown; choose one of {", ".join(NAMES)}'
     )
   folder, cls = _CLASSES[name]
   module = importlib.import_module(f'xfactor.methods.{folder}.method')

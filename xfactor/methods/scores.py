@@ -1,4 +1,4 @@
-"""Held-out scores, and the panel of a method's pictures."""
+"""Held-out scores of a method, and panels of its pictures."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ class Result:
   """Scores and pictures of one data set.
 
   Attributes:
-    scores: 'model', 'halves' (XFactor's), 'shuffled', 'copy' and 'mean' to
-      metric to one number an example: psnr in dB, ssim up to 1, lpips where
-      there are weights.
-    images: What the panels show, uint8: 'context' [n, c, h, w, 3] (reference
-      first), 'prediction' [n, h, w, 3], 'truth'; 'depth' of a volume; of latent
-      poses 'scene' (the next example's reference) and 'transfer' (that scene
-      after this example's motion).
-    labels: What the keys of `scores` mean, for people.
+    scores: Map from 'model', 'halves' (XFactor only), 'shuffled', 'copy' and
+      'mean' to metric to one number per example: psnr in dB, ssim up to 1,
+      lpips if its weights are available.
+    images: Pictures of the panels, uint8: 'context' [n, c, h, w, 3] (reference
+      first), 'prediction' [n, h, w, 3], 'truth'; 'depth' for volumes; for
+      latent poses 'scene' (the next example's reference) and 'transfer' (that
+      scene after this example's motion).
+    labels: Readable names of the keys of `scores`.
   """
 
   scores: dict[str, dict[str, np.ndarray]]
@@ -41,14 +41,14 @@ class Result:
     return len(self.scores['model']['psnr'])
 
   def means(self) -> dict[str, dict[str, float]]:
-    """Mean over examples of every score."""
+    """Averages every score over the examples."""
     return {
       who: {name: float(np.mean(values)) for name, values in scores.items()}
       for who, scores in self.scores.items()
     }
 
   def panels(self, *, scale: int = 1) -> dict[str, np.ndarray]:
-    """Pictures by kind, one row an example.
+    """Returns pictures by kind, one row per example.
 
     reconstruction: contexts | prediction | truth | depth; transfer: the
     motion's reference | its target | another scene | that scene moved.
@@ -69,17 +69,17 @@ class Result:
 
 
 def check_finite(finite: Bool[np.ndarray, ' n']) -> None:
-  """Raises UserError unless all examples were drawn with finite colours."""
+  """Raises UserError unless all rendered colours are finite."""
   if not finite.all():
     raise UserError(
-      f'{(~finite).sum()} of {len(finite)} pictures that the model drew of '
-      'held-out examples are not finite: training diverged; evaluate a '
-      'checkpoint from before'
+      f'{(~finite).sum()} of {len(finite)} pictures rendered for held-out '
+      'examples are not finite: training diverged; evaluate an earlier '
+      'checkpoint'
     )
 
 
 def table(name: str, result: Result) -> str:
-  """The scores as lines of text for people."""
+  """Formats the scores as a table of text."""
   means = result.means()
   columns = list(next(iter(means.values())))
   lines = [f'{name} ({result.num_examples} held-out examples)']
@@ -93,11 +93,11 @@ def table(name: str, result: Result) -> str:
 def panel(
   columns: Sequence[UInt8[np.ndarray, 'n h w 3']], *, scale: int = 1
 ) -> UInt8[np.ndarray, 'rows cols 3']:
-  """A picture with one row an example and one column for each of `columns`.
+  """Tiles images: one row per example, one column for each of `columns`.
 
   Args:
     columns: Images of the same shape: context, prediction, truth, ...
-    scale: Whole factor by which pixels are repeated.
+    scale: Integer factor by which pixels are repeated.
   """
   gap = 2
   rows = []

@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 def sample_views(
   key: PRNGKeyArray, frames: Int[Array, 'b v']
 ) -> Int[Array, 'b v']:
-  """The most central frame, then the others at random (select_indices)."""
+  """Puts the most central frame first, then shuffles (select_indices)."""
   order = by_centrality(frames)
   others = jax.vmap(jax.random.permutation)(
     jax.random.split(key, len(order)), order[:, 1:]
@@ -17,11 +17,11 @@ def sample_views(
 
 
 def by_centrality(frames: Int[Array, 'b v']) -> Int[Array, 'b v']:
-  """The frames by their distance to the farther end of the example.
+  """Sorts the frames by their distance to the farther end of the example.
 
-  `proximity_permutation` of the public code: the loader gives an example's
-  frames in order of time, forwards or backwards, so that the ends are the
-  first and the last.
+  `proximity_permutation` of the public code: the loader returns the frames of
+  an example in order of time, forwards or backwards, so the first and the last
+  are the ends.
   """
   ends = frames[:, :1], frames[:, -1:]
   distance = jnp.maximum(*(jnp.abs(frames - end) for end in ends))
@@ -31,6 +31,6 @@ def by_centrality(frames: Int[Array, 'b v']) -> Int[Array, 'b v']:
 def take_views(
   images: Shaped[Array, 'b v *pixels'], views: Int[Array, 'b n']
 ) -> Shaped[Array, 'b n *pixels']:
-  """Picks views of each example."""
+  """Gathers views of each example."""
   index = views.reshape(*views.shape, *(1,) * (images.ndim - 2))
   return jnp.take_along_axis(images, index, axis=1)

@@ -1,26 +1,27 @@
-"""RUST and RayZer, the self-supervised ancestors that XFactor is held against.
+"""Shared blocks of RUST and RayZer, the self-supervised baselines of XFactor.
 
 RUST: Sajjadi et al., CVPR 2023 (arXiv 2211.14306). RayZer: Jiang et al., ICCV
-2025 (arXiv 2505.00702). Neither was released with XFactor's code, whose authors
-trained their own; so did we. Both are built of the same blocks here, of patches
-as XFactor's, with as many parameters in full size (302 M), so that what differs
-is how a pose comes about and what it may say. Images are float [-1, 1].
+2025 (arXiv 2505.00702). XFactor's authors trained their own versions but did
+not release them. Both use the same blocks here, on patches as XFactor, with as
+many parameters in full size (302 M): they differ only in how a pose is
+estimated and what it can encode. Images are float [-1, 1].
 
-Of RUST's paper: the scene is a set of tokens of unposed context views; the pose
-encoder sees the scene and a half of the target, and tells a short latent pose;
-the decoder attends from (place in the image, pose) to the scene. Ours: a pose
-of 8 numbers (what the paper's had could not be looked up here); patches in
-place of convolutions, on both sides, so that a perceptual loss, too, can be had
-of the picture; a pose encoder in which the target's tokens and the scene's
-attend to each other; the mean of the target's is read.
+From RUST's paper: the scene is a set of tokens of unposed context views; the
+pose encoder sees the scene and half of the target and predicts a short latent
+pose; the decoder attends from (image position, pose) to the scene. Different
+here: poses of 8 numbers (the paper's number could not be looked up); patches
+instead of convolutions in encoder and decoder, which also allows a perceptual
+loss; a pose encoder with joint attention over target and scene tokens, read
+from the mean of the target tokens.
 
-Of RayZer's paper: a camera token for each view, all views attending to each
-other; SE(3) relative to a canonical view by a continuous 6-D rotation, and one
-focal length for all; Pluecker rays of the predicted cameras beside the pixels
-of the context views and in place of those of the target; learned scene tokens,
-updated with the context's and read by the target's; QK-norm; sinusoidal
-encodings of place and view; cameras of the target predicted jointly with those
-of the context. Ours: the reference as the canonical view; 1,024 wide, not 768.
+From RayZer's paper: one camera token per view and attention over all views;
+SE(3) relative to a canonical view with a continuous 6-D rotation, and a shared
+focal length; Pluecker rays of the predicted cameras, concatenated to the pixels
+of the context views and replacing those of the target; learned scene tokens,
+updated with the context tokens and read by the target tokens; QK-norm;
+sinusoidal encodings of position and view; cameras of target and context
+predicted jointly. Different here: the reference is the canonical view; the
+width is 1,024, not 768.
 """
 
 import dataclasses
@@ -37,18 +38,18 @@ from xfactor.nn import attention, layers
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Sizes and numerics of both.
+  """Sizes and numerics of RUST and RayZer.
 
   Attributes:
     features: Width of the tokens.
     heads: Attention heads.
     patch_size: Pixels along a patch's side.
-    encoder_layers: Depth of what tells the poses.
-    scene_layers: Depth of what makes the scene's tokens.
-    decoder_layers: Depth of what draws.
-    dtype: 'float32' or 'bfloat16', of matrix products and attention.
-    attention: 'auto' or a kernel's name, see models/attention.py.
-    remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
+    encoder_layers: Depth of the pose encoder.
+    scene_layers: Depth of the scene encoder.
+    decoder_layers: Depth of the decoder.
+    dtype: Type of matrix products and attention: 'float32' or 'bfloat16'.
+    attention: 'auto' or the name of a kernel; see nn/attention.py.
+    remat: Recomputation in the backward pass: 'none', 'dots' or 'full'.
   """
 
   features: int = limits.at_least(1024, 4)
@@ -78,7 +79,7 @@ class Config:
 
 
 class Block(nnx.Module):
-  """Pre-norm attention, to each other or to given tokens, and an MLP."""
+  """Pre-norm self-attention, or cross-attention to tokens, and an MLP."""
 
   def __init__(
     self, config: Config, *, rngs: nnx.Rngs, kernel: str, cross: bool
@@ -122,7 +123,7 @@ class Block(nnx.Module):
 
 
 class Trunk(nnx.Module):
-  """Scanned blocks and the norm after them; float32 in and out."""
+  """Scanned blocks and a final norm; float32 in and out."""
 
   def __init__(
     self,
@@ -148,12 +149,12 @@ class Trunk(nnx.Module):
 def sinusoids(
   places: Int[Array, '*b 2'], features: int
 ) -> Float[Array, '*b c']:
-  """Sines and cosines of two integers, `features` of them."""
+  """Encodes pairs of integers as `features` sines and cosines."""
   table = layers.rope_table(places, features)[..., ::2, :]
   return table.reshape(*table.shape[:-2], features)
 
 
 def view_codes(views: int, features: int) -> Float[Array, 'v c']:
-  """Tells the views of an example apart: the first, the second, and so on."""
+  """Encodes the index of each view of an example."""
   index = jnp.arange(views)
   return sinusoids(jnp.stack([index, index], -1), features)

@@ -27,9 +27,9 @@ def baseline_executed_step(
   width: int,
   lpips_dtype: str | None = None,
 ) -> float:
-  """FLOPs that the chips do for one update; see `executed_step`.
+  """FLOPs that chips execute for one update; see methods/xfactor/cost.py.
 
-  RUST's perceptual distance is counted of whole pictures.
+  RUST's perceptual distance is counted for whole pictures.
   """
   sizes = {'batch': batch, 'views': views, 'height': height, 'width': width}
   total = float(baseline_step(config, **sizes))
@@ -45,9 +45,9 @@ def _baseline(
   tokens: int,
   dense: int,
 ) -> tuple[int, int]:
-  """FLOPs of one example: outside of the blocks, and of the blocks.
+  """FLOPs of one example outside the blocks and in the blocks.
 
-  `dense` squares of the width are what an MLP's weights count as.
+  An MLP counts as `dense` weight matrices of width x width.
   """
   width, patch = config.features, config.patch_channels
   depths = config.encoder_layers, config.scene_layers, config.decoder_layers

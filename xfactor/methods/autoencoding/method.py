@@ -13,7 +13,7 @@ from xfactor.nn.layers import to_float
 
 
 class _Baseline(clips.ClipMethod):
-  """What RUST and RayZer share: a target drawn from its own pose."""
+  """Base of RUST and RayZer: a target rendered from its own pose."""
 
   objective = distances.Distances
   network_type: ClassVar[type]
@@ -53,7 +53,7 @@ class Rust(_Baseline):
 
   name = 'rust'
   model = rust.RustConfig
-  relative = False  # But to the scene as a whole.
+  relative = False  # Poses are relative to the scene as a whole.
   network_type = rust.Rust
 
 

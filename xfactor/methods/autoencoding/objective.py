@@ -1,4 +1,4 @@
-"""The autoencoding objective."""
+"""Loss of RUST and RayZer: the target rendered from its own pose."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ from xfactor.methods.autoencoding import rayzer, rust
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AutoencodingSamples:
-  """What a step of a baseline draws.
+  """Random choices of a step.
 
   Attributes:
-    views: As of `Draws`.
+    views: Order of the frames: the reference, other contexts, the target.
     left: Whether RUST's pose encoder sees the target's left half.
   """
 
@@ -26,7 +26,7 @@ class AutoencodingSamples:
 def sample_autoencoding(
   key: PRNGKeyArray, frames: Int[Array, 'b v']
 ) -> AutoencodingSamples:
-  """Draws a step's randomness; arguments as of `draw`."""
+  """Samples the random choices of a step."""
   key_views, key_left = jax.random.split(key)
   return AutoencodingSamples(
     views=view_order.sample_views(key_views, frames),
@@ -42,7 +42,7 @@ def autoencoding_loss(
   *,
   perceptual: distances.Perceptual | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """As `loss`, of a baseline: what it draws against what that should be."""
+  """Returns the distance of the rendered target to the truth, and metrics."""
   drawn, truth = model.reconstruct(
     view_order.take_views(images, draws.views), draws.left
   )

@@ -15,10 +15,10 @@ from xfactor.nn import attention, layers, se3
 
 @dataclasses.dataclass(frozen=True)
 class RayZerConfig(blocks.Config):
-  """RayZer's.
+  """Sizes of RayZer.
 
   Attributes:
-    scene_tokens: Learned tokens that become the scene.
+    scene_tokens: Number of learned tokens that encode the scene.
   """
 
   scene_tokens: int = limits.at_least(3072, 1)
@@ -29,7 +29,7 @@ class RayZerConfig(blocks.Config):
 
 
 class RayZer(nnx.Module):
-  """RayZer: cameras of all views, then a scene, then the target's rays."""
+  """Estimates all cameras, encodes the scene and decodes target rays."""
 
   def __init__(
     self, config: RayZerConfig, *, rngs: nnx.Rngs, platform: str = 'cpu'
@@ -56,7 +56,7 @@ class RayZer(nnx.Module):
     self.head = layers.linear(width, patch, **kwargs)
 
   def encode(self, images: Float[Array, 'b v h w 3']) -> Float[Array, 'b v c']:
-    """Poses (`se3`) of all views, estimated jointly, relative to the first."""
+    """Estimates the poses (`se3`) of all views relative to the first."""
     width, views = self.config.features, images.shape[1]
     code = blocks.view_codes(views, width)
     places = layers.grid_positions(*layers.grid(images, self.config.patch_size))
@@ -85,13 +85,13 @@ class RayZer(nnx.Module):
   def encode_views(
     self, images: Float[Array, 'b v h w 3']
   ) -> Float[Array, 'b v c']:
-    """As `encode`: all views are estimated jointly."""
+    """Same as `encode`: all views are estimated jointly."""
     return self.encode(images)
 
   def render(
     self, context: Float[Array, 'b c h w 3'], poses: Float[Array, 'b v z']
   ) -> Float[Array, 'b h w 3']:
-    """The view at the last pose, [-1, 1]; those before are the contexts'."""
+    """Renders the view at the last pose, [-1, 1]; contexts come first."""
     config = self.config
     grid = layers.grid(context, config.patch_size)
     places = layers.grid_positions(*grid)[None]
@@ -112,7 +112,7 @@ class RayZer(nnx.Module):
   def reconstruct(
     self, images: Float[Array, 'b v h w 3'], left: Bool[Array, ' b']
   ) -> tuple[Float[Array, 'b h w 3'], Float[Array, 'b h w 3']]:
-    """Draws the target, the last view, and what it should be."""
+    """Returns the rendered and the true target, the last view."""
     del left
     return self.render(images[:, :-1], self.encode(images)), images[:, -1]
 

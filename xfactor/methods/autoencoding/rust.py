@@ -14,17 +14,17 @@ from xfactor.nn import attention, layers
 
 @dataclasses.dataclass(frozen=True)
 class RustConfig(blocks.Config):
-  """RUST's.
+  """Sizes of RUST.
 
   Attributes:
-    pose_dim: Channels of a latent pose.
+    pose_dim: Number of channels of a latent pose.
   """
 
   pose_dim: int = limits.at_least(8, 1)
 
 
 class Rust(nnx.Module):
-  """RUST: a scene, a latent pose that peeks at the target, a decoder."""
+  """Scene encoder, pose encoder that sees half the target, and decoder."""
 
   def __init__(
     self, config: RustConfig, *, rngs: nnx.Rngs, platform: str = 'cpu'
@@ -50,19 +50,19 @@ class Rust(nnx.Module):
     self.head = layers.MLP((width, 4 * width, patch), **kwargs)
 
   def encode(self, images: Float[Array, 'b v h w 3']) -> Float[Array, 'b v c']:
-    """Latent poses of all views in the scene of the first."""
+    """Estimates latent poses of all views in the scene of the first."""
     return self._poses(images, images[:, :1])
 
   def encode_views(
     self, images: Float[Array, 'b v h w 3']
   ) -> Float[Array, 'b v c']:
-    """Latent poses of contexts and target in the scene of the contexts."""
+    """Estimates latent poses of all views in the scene of the contexts."""
     return self._poses(images, images[:, :-1])
 
   def render(
     self, context: Float[Array, 'b c h w 3'], poses: Float[Array, 'b v z']
   ) -> Float[Array, 'b h w 3']:
-    """The view at the last pose; the contexts' own poses are not looked at."""
+    """Renders the view at the last pose; context poses are ignored."""
     rows, columns = layers.grid(context, self.config.patch_size)
     places = layers.grid_positions(rows, columns)
     places = jnp.broadcast_to(places, (len(context), *places.shape))
@@ -73,14 +73,14 @@ class Rust(nnx.Module):
   def reconstruct(
     self, images: Float[Array, 'b v h w 3'], left: Bool[Array, ' b']
   ) -> tuple[Float[Array, 'b h half 3'], Float[Array, 'b h half 3']]:
-    """Draws one half of the target, the last view, from a look at the other.
+    """Renders one half of the target with the pose of the other half.
 
     Args:
       images: Contexts, then the target.
-      left: Whether the left half is looked at, or the right one.
+      left: Whether the pose is estimated from the left half, or the right one.
 
     Returns:
-      The half that was drawn, and what it should be.
+      The rendered half and the true half.
     """
     scene = self._scene(images[:, :-1])
     target = images[:, -1]
@@ -98,7 +98,7 @@ class Rust(nnx.Module):
   def _half(
     self, images: Float[Array, 'b h w 3'], left: Bool[Array, ' b']
   ) -> tuple[Float[Array, 'b t p'], Int[Array, 'b t 2']]:
-    """Patches of the left half, or of the right one, and their places."""
+    """Returns patches of the left or right half and their positions."""
     rows, columns = layers.grid(images, self.config.patch_size)
     half = images.shape[2] // 2
     pixels = jnp.where(
@@ -140,7 +140,7 @@ class Rust(nnx.Module):
     views = images.shape[1]
     scene = jnp.repeat(self._scene(context), views, axis=0)
     flat = einops.rearrange(images, 'b v ... -> (b v) ...')
-    # As in training: one half of a view tells its pose.
+    # As in training, the pose of a view is estimated from one half.
     seen, places = self._half(flat, jnp.ones(len(flat), bool))
     poses = self._pose(scene, seen, places)
     return einops.rearrange(poses, '(b v) z -> b v z', v=views)

@@ -14,10 +14,10 @@ def srt_train_step(
   width: int,
   rays: int,
 ) -> int:
-  """Model FLOPs of one update of SRT, of `rays` rays a scene.
+  """Model FLOPs of one update of SRT with `rays` rays per scene.
 
-  Views and their size are those that are encoded. Of volumes, each sample
-  counts once for each network that must look at it.
+  `views`, `height` and `width` describe the encoded views. Each sample of a
+  volume counts once per network that must evaluate it.
   """
   rows, columns = network.token_grid(config, height, width)
   tokens = views * rows * columns
@@ -39,11 +39,10 @@ def srt_executed_step(
   width: int,
   rays: int,
 ) -> float:
-  """FLOPs that the chips do for one update of SRT, in bfloat16 passes.
+  """FLOPs that chips execute for one update of SRT, in bfloat16 passes.
 
-  Model FLOPs, and the layers but for their last product once more where they
-  are recomputed (config.remat). What attention kernels recompute is not
-  counted.
+  Model FLOPs, plus the layers without their last product if they are recomputed
+  (config.remat). Recomputation inside attention kernels is not counted.
   """
   sizes = {'views': views, 'height': height, 'width': width, 'rays': rays}
   total = float(srt_train_step(config, batch=batch, **sizes))
@@ -55,7 +54,7 @@ def srt_executed_step(
 
 
 def _convolutions(config: network.Config, height: int, width: int) -> int:
-  """Of one view; its position is the same all over and costs nothing."""
+  """FLOPs of one view; its position is constant and costs nothing."""
   total, stride = 0, 1
   for i, (din, dout) in enumerate(itertools.pairwise(config.channels)):
     stride *= 1 + i % 2
@@ -66,7 +65,7 @@ def _convolutions(config: network.Config, height: int, width: int) -> int:
 
 
 def _srt_queries(config: network.Config, rays: int) -> list[int]:
-  """What each network that decodes, or each use of one, is asked for."""
+  """Queries of each decoding network, or of each use of one."""
   if config.decoder != 'nerf':
     return [rays]
   coarse, fine = config.coarse_samples, config.fine_samples
@@ -90,7 +89,7 @@ def _srt_heads(config: network.Config, rays: int) -> int:
 def _srt_layers(
   config: network.Config, tokens: int, rays: int, mlps: int = 2
 ) -> int:
-  """Layers, with this many products of the two of each MLP."""
+  """FLOPs of the layers, with `mlps` of the two products of each MLP."""
   width, hidden = config.features, config.mlp_features
   dense = 4 * width**2 + mlps * width * hidden
   encoder = 2 * tokens * dense + 4 * width * tokens**2

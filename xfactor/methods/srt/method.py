@@ -18,7 +18,7 @@ from xfactor.nn.functional import Params
 
 
 class SRT(methods_base.Method):
-  """Scene Representation Transformers: posed views to rays of other views.
+  """Scene Representation Transformers: posed views to colours of other rays.
 
   SRT (Sajjadi et al., CVPR 2022), improved SRT (OSRT, appendix A.4) and the
   volumetric SRT of stelzner/srt.
@@ -35,7 +35,7 @@ class SRT(methods_base.Method):
     objective = dataclasses.asdict(self.objective())
     del objective['inputs'], objective['volume']
     return {
-      # An empty place keeps the type of what may be put there.
+      # The placeholder keeps the type of a value set later.
       'model': dataclasses.asdict(self.model())
       | {'min_z': config_dict.placeholder(float)},
       'objective': objective,
@@ -50,11 +50,11 @@ class SRT(methods_base.Method):
         'clip_norm': 0.0,
       },
       'data': {
-        'targets': 1,  # Views beside the contexts, of which rays are drawn.
+        'targets': 1,  # Views in addition to the contexts, to sample rays from.
       },
       'train': {'steps': 4_000_000},
       'eval': {
-        'rays': 0,  # Pixels of an example that are scored; 0: all.
+        'rays': 0,  # Scored pixels per example; 0: all.
       },
     }
 
@@ -71,8 +71,8 @@ class SRT(methods_base.Method):
     network_lib.check_size(self.model(**config.model), height, width)
     if not (data.targets or objective.include_inputs):
       raise UserError(
-        'config.data.targets=0 leaves no view to draw rays from; give some, or '
-        'set config.objective.include_inputs'
+        'config.data.targets=0 leaves no view to sample rays from; set it to 1 '
+        'or more, or set config.objective.include_inputs=True'
       )
     views = data.targets + data.contexts * objective.include_inputs
     pixels = views * data.image_size * (data.image_width or data.image_size)

@@ -1,9 +1,9 @@
 """Scene representation transformers: SRT, improved SRT and volumetric SRT.
 
-Posed views become a set of tokens, from which a ray's colour is read by
-cross-attention (SRT: arXiv 2111.13152; improved: OSRT, arXiv 2206.06922,
-appendix A.4). All of them as in the public code stelzner/srt, whose volumetric
-decoder cannot be built as it stands: here its keys have the tokens' width.
+Posed views are encoded to a set of tokens, from which a ray's colour is decoded
+by cross-attention (SRT: arXiv 2111.13152; improved: OSRT, arXiv 2206.06922,
+appendix A.4). All follow the public code stelzner/srt, except that keys of the
+volumetric decoder have the tokens' width: the public one cannot be built.
 Images are float [0, 1]; all cameras of a scene share one coordinate system.
 """
 
@@ -26,10 +26,10 @@ from xfactor.errors import UserError
 from xfactor.methods.srt import volume
 from xfactor.nn import attention, layers
 
-# How much more sines of rays vary than colours do.
+# Variation of the sines of rays relative to that of colours.
 _COLOR_GAIN = 6.0
-# Of the first weights through which a decoder hears the tokens, so that they do
-# not begin fainter than the rays themselves.
+# Initial gain of cross-attention, so that tokens and rays start at the same
+# scale.
 _CROSS_GAIN = 3.0
 # Channels of the layer before a colour or density.
 HEAD_FEATURES = 128
@@ -40,31 +40,32 @@ class Config:
   """Sizes and numerics; defaults are the published SRT's.
 
   Attributes:
-    encoder: 'srt', whose tokens carry learned embeddings of their pixel and of
-      being the first view's, or 'isrt', without those.
-    decoder: 'srt' or 'isrt', of light fields, or 'nerf', of volumes.
+    encoder: 'srt', with learned embeddings of a token's pixel and of the first
+      view, or 'isrt', without them.
+    decoder: 'srt' or 'isrt' for light fields, or 'nerf' for volumes.
     features: Width of the tokens.
     heads: Attention heads of the encoder.
     decoder_heads: Attention heads of the decoder; each is features /
       decoder_heads wide.
-    mlp_features: Inner width of feed-forward layers, and of isrt's last ones.
-    conv_blocks: Each halves the image; 3 in the published ISRT.
+    mlp_features: Inner width of feed-forward layers and of the 'isrt' head.
+    conv_blocks: Number of blocks that halve the image; 3 in the published ISRT.
     conv_features: Channels of the first convolution.
-    encoder_layers: Of self-attention; 5 in the published ISRT.
-    decoder_layers: Of cross-attention.
-    rows, columns: The largest grid of tokens of a view, for 'srt'.
-    start_octave: Positions of up to 2^-start_octave are told apart.
-    octaves: Of each coordinate's encoding; those of directions start at 0.
-    coarse_samples: Evenly along each ray, for 'nerf'.
-    fine_samples: Where the coarse ones found something; with 0 colours are
-      those of the coarse ones, not composited, and with 1 it lies at their
-      expected depth.
-    min_dist, max_dist: Of samples from the camera.
-    min_z: Rays end at the plane z = min_z.
-    fine_net: Whether the last picture is drawn by a network of its own.
-    dtype: 'float32' or 'bfloat16', of matrix products and attention.
-    attention: 'auto' or a kernel's name, see models/attention.py.
-    remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
+    encoder_layers: Number of self-attention layers; 5 in the published ISRT.
+    decoder_layers: Number of cross-attention layers.
+    rows, columns: Largest grid of tokens of a view, for 'srt'.
+    start_octave: First octave of encoded positions; coordinates up to
+      2^-start_octave are unique.
+    octaves: Octaves per encoded coordinate; directions start at octave 0.
+    coarse_samples: Evenly spaced samples per ray, for 'nerf'.
+    fine_samples: Samples per ray in proportion to the coarse weights. With 0,
+      the coarse colours are returned, not blended over white; with 1, the
+      sample is at the coarse expected depth.
+    min_dist, max_dist: Range of distances of samples from the camera.
+    min_z: Height of the plane at which rays end.
+    fine_net: Whether fine samples have a network of their own.
+    dtype: Type of matrix products and attention: 'float32' or 'bfloat16'.
+    attention: 'auto' or the name of a kernel; see nn/attention.py.
+    remat: Recomputation in the backward pass: 'none', 'dots' or 'full'.
   """
 
   encoder: str = 'srt'
@@ -125,9 +126,9 @@ class Config:
 
   @property
   def channels(self) -> list[int]:
-    """Of what goes into and comes out of each convolution.
+    """Channels before the first and after each convolution.
 
-    Of each two the second doubles them and halves the image.
+    The second of each pair doubles the channels and halves the image.
     """
     outputs = range(2 * self.conv_blocks)
     return [3 + self.ray_features] + [
@@ -138,7 +139,7 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """Where samples lie in their stretches of a ray, uniform in [0, 1).
+  """Positions of samples in their segments of a ray, uniform in [0, 1).
 
   Attributes:
     coarse: float32 [b, r, n].
@@ -152,14 +153,14 @@ class Noise:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-  """What is seen along rays; all but `color` for 'nerf' only.
+  """Rendered rays; all fields except `color` are for 'nerf' only.
 
   Attributes:
-    color: float32 [b, r, 3], [0, 1]; 'isrt' may leave that range.
+    color: float32 [b, r, 3], [0, 1]; 'isrt' may exceed that range.
     alpha: float32 [b, r], opacity.
     depth: float32 [b, r], expected distance.
-    coarse_color: `color` by the coarse samples; None without fine ones.
-    coarse_depth: `depth` by the coarse samples; None without fine ones.
+    coarse_color: `color` of the coarse samples; None without fine ones.
+    coarse_depth: `depth` of the coarse samples; None without fine ones.
   """
 
   color: Any
@@ -172,7 +173,7 @@ class Rendered:
 def sample_noise(
   key: PRNGKeyArray, shape: tuple[int, ...], config: Config
 ) -> Noise | None:
-  """Noise for rays of this shape; None for light fields, which need none."""
+  """Samples the noise of rays of this shape; None for light fields."""
   if config.decoder != 'nerf':
     return None
   coarse, fine = jax.random.split(key)
@@ -183,13 +184,13 @@ def sample_noise(
 
 
 def token_grid(config: Config, height: int, width: int) -> tuple[int, int]:
-  """Rows and columns of a view's tokens; what does not fill one is padded."""
+  """Returns rows and columns of a view's tokens; partial tokens are padded."""
   stride = 2**config.conv_blocks
   return -(-height // stride), -(-width // stride)
 
 
 def check_size(config: Config, height: int, width: int) -> None:
-  """Raises UserError if views have more tokens than learned embeddings."""
+  """Raises UserError if a view has more tokens than learned embeddings."""
   rows, columns = token_grid(config, height, width)
   if config.encoder == 'srt' and (
     rows > config.rows or columns > config.columns
@@ -209,7 +210,7 @@ def positional_encoding(
 ) -> Float[Array, '*b e']:
   """Sines of each coordinate times pi 2^octave, then cosines.
 
-  The octaves begin with `start`; float32, as the highest ones need.
+  The first octave is `start`. The highest octaves need float32.
   """
   scales = np.pi * 2.0 ** np.arange(start, start + octaves)
   angles = x[..., None]
@@ -219,7 +220,7 @@ def positional_encoding(
 
 
 def _torch_uniform(fan_in: int, gain: float = 1):
-  """How PyTorch draws the weights and biases of linear layers."""
+  """PyTorch's initialiser of weights and biases of linear layers."""
   limit = gain / math.sqrt(fan_in)
 
   def init(key, shape, dtype=jnp.float32):
@@ -237,7 +238,7 @@ def linear(
   use_bias: bool = True,
   gain: float = 1,
 ) -> nnx.Linear:
-  """A dense layer with PyTorch's initialisers, times a gain the kernel's."""
+  """Dense layer with PyTorch's initialisers; `gain` scales the kernel."""
   return layers.linear(
     din,
     dout,
@@ -255,7 +256,7 @@ def layer_norm(features: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def gelu(x: Array) -> Array:
-  """The exact GELU, by erf."""
+  """Exact GELU, with erf."""
   return jax.nn.gelu(x, approximate=False)
 
 
@@ -287,7 +288,7 @@ class MLP(nnx.Module):
 
 
 class Conv(nnx.Module):
-  """The kernel of a 3 x 3 convolution; no bias. Drawn after He et al."""
+  """Kernel of a 3 x 3 convolution without bias, initialised as He et al."""
 
   def __init__(self, din: int, dout: int, *, rngs: nnx.Rngs):
     init = nnx.initializers.he_uniform()
@@ -297,7 +298,7 @@ class Conv(nnx.Module):
 def convolve(
   x: Float[Array, 'n h w i'], kernel: Float[Array, '3 3 i o'], stride: int = 1
 ) -> Float[Array, 'n y x o']:
-  """A convolution with one pixel of zeros around."""
+  """Convolves with one pixel of zero padding."""
   return jax.lax.conv_general_dilated(
     x,
     kernel.astype(x.dtype),
@@ -310,9 +311,9 @@ def convolve(
 def convolve_constant(
   x: Float[Array, 'n i'], kernel: Float[Array, '3 3 i o'], size: tuple[int, int]
 ) -> Float[Array, 'n h w o']:
-  """`convolve` of pictures of one colour, of (height, width) from 2 on.
+  """`convolve` for constant images of at least 2 x 2 pixels.
 
-  Only at their rims, where zeros come in, does the result vary.
+  The result varies only at the border, where the padding enters.
   """
   x = jnp.broadcast_to(x[:, None, None], (x.shape[0], 3, 3, x.shape[1]))
   x = convolve(x, kernel)
@@ -324,7 +325,7 @@ def convolve_constant(
 
 
 class Block(nnx.Module):
-  """Pre-norm attention, to each other or to given tokens, and an MLP."""
+  """Pre-norm self-attention, or cross-attention to tokens, and an MLP."""
 
   def __init__(
     self,
@@ -372,7 +373,7 @@ class Block(nnx.Module):
 
 
 class Transformer(layers.Stack):
-  """Scanned blocks of the encoder, or of a decoder (`cross`)."""
+  """Scanned blocks of the encoder or of a decoder (`cross`)."""
 
   def __init__(
     self,
@@ -391,12 +392,12 @@ class Transformer(layers.Stack):
 
 
 class Encoder(nnx.Module):
-  """Convolutions of each view, then attention over the tokens of all.
+  """Convolutions of each view, then attention over the tokens of all views.
 
-  Drawn as in the public code, the tokens of all scenes begin alike, and the
-  decoder learns to do without them: PyTorch's convolutions shrink what passes
-  through by 0.4 each, and there are 3 colours, which vary little, to 180 sines
-  of rays. Here colours begin to count as much as rays; see `Conv`, too.
+  With the public code's initialisation all scenes start with similar tokens,
+  and the decoder learns to ignore them: each PyTorch convolution scales its
+  input by 0.4, and 3 colours, which vary little, compete with 180 sines of
+  rays. Here colours start at the same scale as rays; see `Conv` as well.
   """
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
@@ -449,7 +450,7 @@ class Encoder(nnx.Module):
   def _convolutions(
     self, images: Array, origins: Array, directions: Array
   ) -> Array:
-    # Channels are a pixel's colour, its view's position and its ray.
+    # Channels: colour of a pixel, position of its view, ray of the pixel.
     rays = positional_encoding(directions, 0, self.octaves)
     x = jnp.concatenate([images, rays], -1).astype(self.dtype)
     places = positional_encoding(origins, self.start_octave, self.octaves)
@@ -458,7 +459,7 @@ class Encoder(nnx.Module):
       self.convs[0].kernel[...], (3, 3 + places.shape[-1]), axis=2
     )
     x = convolve(x, jnp.concatenate([color, ray], 2))
-    # A position is the same all over a view: half of the channels are free.
+    # The position is constant over a view: half of the channels are free.
     x = jax.nn.relu(x + convolve_constant(places, place, x.shape[1:3]))
     for i, conv in enumerate(self.convs[1:], start=1):
       x = jax.nn.relu(convolve(x, conv.kernel[...], stride=1 + i % 2))
@@ -474,7 +475,7 @@ class Encoder(nnx.Module):
 
 
 class RayDecoder(nnx.Module):
-  """Light fields: a ray's colour straight from its encoding and the tokens."""
+  """Light field: decodes a ray's colour from its encoding and the tokens."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     kwargs = {'rngs': rngs, 'dtype': jnp.dtype(config.dtype)}
@@ -502,8 +503,8 @@ class RayDecoder(nnx.Module):
       **kwargs,
     )
     if self.improved:
-      # Grey at first, as the sigmoid makes it for 'srt': on the way there from
-      # black, all layers learn to give the same for all scenes.
+      # Start at grey, as the sigmoid does for 'srt': starting at black, all
+      # layers would first learn to output the same for all scenes.
       bias = self.head.layers[-1].bias
       bias[...] = jnp.full_like(bias[...], 0.5)
 
@@ -525,7 +526,7 @@ class RayDecoder(nnx.Module):
 
 
 class VolumeNet(nnx.Module):
-  """Density and colour of points, which do not know who looks at them."""
+  """Density and view-independent colour of points."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     self.start_octave, self.octaves = config.start_octave, config.octaves
@@ -551,7 +552,7 @@ class VolumeNet(nnx.Module):
   def __call__(
     self, tokens: Float[Array, 'b t c'], points: Float[Array, 'b r n 3']
   ) -> tuple[Float[Array, 'b r n'], Float[Array, 'b r n 3']]:
-    """Densities, which are positive, and colours in [0, 1]."""
+    """Returns positive densities and colours in [0, 1]."""
     x = positional_encoding(points, self.start_octave, self.octaves)
     rays = x.shape[1]
     x = self.stack(einops.rearrange(x, 'b r n c -> b (r n) c'), tokens)
@@ -561,7 +562,7 @@ class VolumeNet(nnx.Module):
 
 
 class VolumeDecoder(nnx.Module):
-  """Volumes: coarse samples of each ray, then fine ones where they count."""
+  """Volume: coarse samples of each ray, then fine ones by their weights."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     self.config = config
@@ -601,13 +602,13 @@ class VolumeDecoder(nnx.Module):
         config.min_dist,
         noise and noise.fine,
       )
-    # Where samples lie is not learned.
+    # No gradient through the positions of samples.
     fine_depths = jax.lax.stop_gradient(fine_depths)
     if config.fine_net:
       depths = jnp.sort(jnp.concatenate([depths, fine_depths], -1))
       samples = self.fine(tokens, volume.points(origins, directions, depths))
     else:
-      # The same network would say the same again of the coarse samples.
+      # Coarse samples need no second evaluation by the same network.
       more = self.coarse(
         tokens, volume.points(origins, directions, fine_depths)
       )
@@ -619,7 +620,7 @@ class VolumeDecoder(nnx.Module):
 
 
 class SRT(nnx.Module):
-  """An encoder of posed views and a decoder of rays."""
+  """Encoder of posed views and decoder of rays."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, platform: str = 'cpu'):
     kernel = attention.choose_kernel(
@@ -636,15 +637,15 @@ class SRT(nnx.Module):
     origins: Float[Array, 'b v 3'],
     directions: Float[Array, 'b v h w 3'],
   ) -> Float[Array, 'b t c']:
-    """The tokens of a scene.
+    """Encodes a scene to tokens.
 
     Args:
       images: Views in [0, 1]; the first is the canonical one.
-      origins: Positions of their cameras.
-      directions: Of their pixels' rays, of length 1.
+      origins: Positions of the cameras.
+      directions: Directions of the pixels' rays, of unit length.
 
     Raises:
-      UserError: As `check_size`.
+      UserError: If views are too large; see `check_size`.
     """
     check_size(self.config, *images.shape[2:4])
     return self.encoder(images, origins, directions)
@@ -656,12 +657,13 @@ class SRT(nnx.Module):
     directions: Float[Array, 'b r 3'],
     noise: Noise | None = None,
   ) -> Rendered:
-    """What rays show, given by origins and directions of length 1.
+    """Renders rays.
 
     Args:
-      tokens: Of `encode`, in whose coordinates the rays are.
-      origins: Of the rays.
-      directions: Of the rays.
-      noise: Of `draw_noise`, for training volumes; None: evenly spaced samples.
+      tokens: Tokens from `encode`; rays have the same coordinates.
+      origins: Origins of the rays.
+      directions: Directions of the rays, of unit length.
+      noise: Noise from `sample_noise`, to train volumes; None: evenly spaced
+        samples.
     """
     return self.decoder(tokens, origins, directions, noise)

@@ -1,13 +1,13 @@
 """The posed objective: colours of rays of other views of a scene (SRT).
 
-The host sends whole uint8 views and their cameras. Which rays are drawn, the
-rays themselves and the canonical coordinates are worked out on the device,
-where they cost next to nothing: a scene of MultiShapeNet is 2.3 MB that way,
-and 9.5 MB as float32 pixels and rays.
+The host sends whole uint8 views and their cameras. Rays are sampled and
+computed, and coordinates made canonical, on the device, where this costs next
+to nothing: a scene of MultiShapeNet takes 2.3 MB this way, and 9.5 MB as
+float32 pixels and rays.
 
 A batch holds images, uint8 [b, v, h, w, 3], intrinsics [b, v, 4] and
 world_to_camera [b, v, 3, 4]. The first `inputs` views are encoded; rays are
-drawn from the others, or from all. Colours are in [0, 1].
+sampled from the others, or from all. Colours are in [0, 1].
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from xfactor.methods.srt import network
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The loss; defaults are those of the published runs.
+  """Settings of the loss; defaults are those of the published runs.
 
   Attributes:
-    rays: Of a scene, in each update.
-    canonical: Whether all is relative to the first input view's camera, and not
-      to the world.
-    input_stride: Of the pixels that are encoded; targets keep all of theirs.
-    include_inputs: Whether rays are drawn from the input views, too.
-    inputs: Views that are encoded; `config.data.contexts`.
-    volume: The model, where samples along the rays are drawn; None: light
+    rays: Number of rays per scene and update.
+    canonical: Whether coordinates are relative to the first input camera
+      instead of the world.
+    input_stride: Stride of the encoded pixels; targets keep all pixels.
+    include_inputs: Whether rays are also sampled from the input views.
+    inputs: Number of encoded views; `config.data.contexts`.
+    volume: Sizes of the model if it samples points along rays; None for light
       fields.
   """
 
@@ -49,11 +49,11 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """What a step draws.
+  """Random choices of a step.
 
   Attributes:
-    pixels: Of the target views, counted through all of them in row-major order.
-    noise: Where along the rays the volume is sampled; None for light fields.
+    pixels: Indices into all pixels of the target views, in row-major order.
+    noise: Positions of the samples along the rays; None for light fields.
   """
 
   pixels: Int[Array, '*parts b r']
@@ -63,7 +63,7 @@ class Samples:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What the encoder takes; colours in [0, 1], directions of unit length."""
+  """Inputs of the encoder; colours in [0, 1], directions of unit length."""
 
   images: Float[Array, 'b k h w 3']
   origins: Float[Array, 'b k 3']
@@ -71,19 +71,19 @@ class Inputs:
 
 
 def strided(size: int, stride: int) -> int:
-  """Pixels along a side of what is encoded, of `size` in the view."""
+  """Returns the encoded pixels along a side of `size` pixels."""
   return len(range(stride // 2, size, stride))
 
 
 def sample(
   key: PRNGKeyArray, shape: tuple[int, ...], config: Config
 ) -> Samples:
-  """Draws the rays of a step.
+  """Samples the rays of a step.
 
   Args:
-    key: Of the step.
-    shape: Of the images, [b, v, h, w, 3].
-    config: How many, from which views.
+    key: Random key of the step.
+    shape: Shape of the images, [b, v, h, w, 3].
+    config: Number of rays and the views they come from.
   """
   key_pixels, key_noise = jax.random.split(key)
   batch, views, height, width = shape[:4]
@@ -98,11 +98,11 @@ def sample(
 def choose_pixels(
   key: PRNGKeyArray, batch: int, population: int, count: int
 ) -> Int[Array, '{batch} {count}']:
-  """Draws distinct pixels of each example, evenly spread.
+  """Samples distinct pixels of each example, evenly spread.
 
-  One from each of `count` equal stretches, all turned by one offset: each pixel
-  has the same chance, as in drawing without replacement, but nothing is sorted,
-  and the loss varies less from step to step.
+  One from each of `count` equal segments, all shifted by one cyclic offset:
+  every pixel is equally likely, as in sampling without replacement, but without
+  a sort, and the loss varies less between steps.
   """
   key_place, key_turn = jax.random.split(key)
   edges = np.arange(count + 1) * population // count
@@ -117,14 +117,14 @@ def choose_pixels(
 
 
 def first_target(config: Config) -> int:
-  """The first of the views that rays are drawn from."""
+  """Returns the index of the first view that rays are sampled from."""
   return 0 if config.include_inputs else config.inputs
 
 
 def to_canonical(
   world_to_camera: Float[Array, 'b v 3 4'],
 ) -> Float[Array, 'b v 3 4']:
-  """Poses in the coordinates of the first view's camera."""
+  """Transforms poses to the coordinates of the first view's camera."""
   first = cameras.invert_pose(world_to_camera[:, :1], jnp)
   return cameras.compose(
     world_to_camera, jnp.broadcast_to(first, world_to_camera.shape), jnp
@@ -137,7 +137,7 @@ def inputs_of(
   world_to_camera: Float[Array, 'b k 3 4'],
   stride: int = 1,
 ) -> Inputs:
-  """What the encoder takes of views: every `stride`th pixel, and its ray."""
+  """Builds the encoder's inputs: every `stride`th pixel and its ray."""
   height, width = images.shape[2:4]
   rows, columns = (jnp.arange(stride // 2, n, stride) for n in (height, width))
   picked = images[:, :, stride // 2 :: stride, stride // 2 :: stride]
@@ -160,7 +160,7 @@ def targets_of(
   world_to_camera: Float[Array, 'b t 3 4'],
   pixels: Int[Array, 'b r'],
 ) -> tuple[Float[Array, 'b r 3'], Float[Array, 'b r 3'], Float[Array, 'b r 3']]:
-  """Colours [0, 1], origins and unit directions of pixels of views."""
+  """Returns colours [0, 1], origins and unit directions of pixels."""
   height, width = images.shape[2:4]
   view, place = jnp.divmod(pixels, height * width)
   row, column = jnp.divmod(place, width)
@@ -176,13 +176,13 @@ def targets_of(
 def pick(
   images: UInt8[Array, 'b t h w 3'], pixels: Int[Array, 'b r']
 ) -> Float[Array, 'b r 3']:
-  """Colours [0, 1] of pixels, counted through all views."""
+  """Returns the colours [0, 1] of pixels, indexed through all views."""
   flat = einops.rearrange(images, 'b t h w c -> b (t h w) c')
   return to_unit(jnp.take_along_axis(flat, pixels[..., None], axis=1))
 
 
 def to_unit(images: UInt8[Array, '*n']) -> Float[Array, '*n']:
-  """uint8 [0, 255] to float32 [0, 1]."""
+  """Converts uint8 [0, 255] to float32 [0, 1]."""
   return images.astype(jnp.float32) / 255
 
 
@@ -193,7 +193,7 @@ def encode(
   world_to_camera: Float[Array, 'b k 3 4'],
   config: Config,
 ) -> Float[Array, 'b t c']:
-  """The scene representation of views, poses as `poses_of` gives them."""
+  """Encodes views to scene tokens; poses come from `poses_of`."""
   inputs = inputs_of(images, intrinsics, world_to_camera, config.input_stride)
   return model.encode(inputs.images, inputs.origins, inputs.directions)
 
@@ -201,14 +201,14 @@ def encode(
 def at_once(
   model: network.Config, tokens: int, *, scenes: int = 1, budget: int = 2**29
 ) -> int:
-  """Rays of each scene that are drawn at once, at least one.
+  """Returns the rays of each scene that are rendered at once, at least one.
 
   Args:
-    model: The networks' sizes.
-    tokens: Of a scene's representation.
-    scenes: On one device.
-    budget: Bytes for what attention and MLPs keep, float32, without kernels
-      that spare the attention weights.
+    model: Sizes of the networks.
+    tokens: Number of tokens of a scene.
+    scenes: Number of scenes on one device.
+    budget: Bytes for float32 activations of attention and MLPs, with a kernel
+      that stores the attention weights.
   """
   samples = 1
   if model.decoder == 'nerf':
@@ -220,17 +220,17 @@ def at_once(
 def poses_of(
   world_to_camera: Float[Array, 'b v 3 4'], config: Config
 ) -> Float[Array, 'b v 3 4']:
-  """Poses in the coordinates that the model knows; inputs come first."""
+  """Transforms poses to the model's coordinates; inputs come first."""
   return to_canonical(world_to_camera) if config.canonical else world_to_camera
 
 
 def loss(
   model: network.SRT, batch: dict[str, Array], draws: Samples, config: Config
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """Mean squared error of the rays' colours, and its parts.
+  """Returns the mean squared error of the rays' colours, and its parts.
 
-  For volumes the coarse samples' picture is scored as well. `psnr` is the mean
-  over scenes of that of their rays.
+  For volumes the colours of the coarse samples are scored as well. `psnr` is
+  computed over the rays of each scene and averaged over scenes.
   """
   k, first = config.inputs, first_target(config)
   poses = poses_of(batch['world_to_camera'], config)

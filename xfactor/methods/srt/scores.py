@@ -1,10 +1,9 @@
 """Held-out novel views of posed models: pixels of other views of a scene.
 
-Which views are the model's inputs is fixed with the data set. PSNR is that of
-all scored pixels of a scene together, as stelzner/srt reports it; of sampled
-pixels (`config.eval.rays`) or of all, and only then SSIM and LPIPS as well.
-Two baselines know nothing of the scene's shape: the input view whose camera is
-nearest, copied, and the inputs' mean colour.
+The data set fixes the input views. PSNR is computed over all scored pixels of a
+scene together, as in stelzner/srt: sampled pixels (`config.eval.rays`) or all.
+SSIM and LPIPS need all pixels. Two baselines do not use the scene's shape: a
+copy of the input view with the nearest camera, and the inputs' mean colour.
 """
 
 from collections.abc import Iterable, Mapping
@@ -44,14 +43,14 @@ class Evaluator:
     objective: objective_lib.Config,
     num_rays: int,
   ):
-    """Prepares.
+    """Prepares the scoring functions; the first call compiles them.
 
     Args:
-      functional: Of an `srt.SRT`.
-      mesh: Where batches are.
-      lpips: Names of LPIPS distances and their weights; may be empty.
-      objective: Which views are inputs, and in whose coordinates.
-      num_rays: Pixels of a scene that are scored; 0: all.
+      functional: Functional `network.SRT`.
+      mesh: Mesh of the batches.
+      lpips: Weights of LPIPS distances by name; may be empty.
+      objective: Settings of the inputs and their coordinates.
+      num_rays: Number of scored pixels per scene; 0: all.
     """
     self._mesh = mesh
     self._lpips = dict(lpips)
@@ -94,7 +93,7 @@ class Evaluator:
 
     def show(params, batch):
       model, tokens, views = prepare(params, batch)
-      # The first view that is no input.
+      # The first view that is not an input.
       target = (
         [x[:, k : k + 1] for x in views]
         if views[0].shape[1] > k
@@ -131,12 +130,12 @@ class Evaluator:
     """Scores every scene of the batches and keeps the first pictures.
 
     Args:
-      params: Of the networks.
-      batches: As `pipeline.eval_batches` yields them, with cameras.
-      num_images: How many examples' pictures to keep, at most a batch.
+      params: Parameters of the networks.
+      batches: Batches from `pipeline.eval_batches`, with cameras.
+      num_images: Number of examples whose pictures are kept, at most a batch.
 
     Raises:
-      UserError: If the model's pictures are not finite.
+      UserError: If rendered pictures are not finite.
     """
     scores, pictures = [], None
     names = ('images', 'intrinsics', 'world_to_camera', 'example', 'mask')
@@ -168,9 +167,9 @@ def draw(
 ) -> tuple[
   Float[Array, 'b r 3'], Float[Array, 'b r 3'], Float[Array, 'b r'] | None
 ]:
-  """Truth, drawn colours and depth of pixels, some at a time.
+  """Returns true colours, rendered colours and depth of pixels, in chunks.
 
-  `ways` is the number of devices that the scenes are divided among.
+  `ways` is the number of devices that the scenes are split over.
   """
   scenes, count = pixels.shape
   chunk = min(
@@ -197,7 +196,7 @@ def draw(
 def fixed_pixels(
   example: Int[Array, ' b'], population: int, count: int
 ) -> Int[Array, 'b r']:
-  """The pixels of examples that are scored; all of them if `count` is 0."""
+  """Chooses the scored pixels of examples; all if `count` is 0."""
   if not count:
     return jnp.broadcast_to(jnp.arange(population), (len(example), population))
   keys = jax.vmap(jax.random.key)(example)
@@ -209,10 +208,11 @@ def fixed_pixels(
 def nearest_view(
   inputs: Float[Array, 'b k 3 4'], targets: Float[Array, 'b t 3 4']
 ) -> Int[Array, 'b t']:
-  """The input whose camera is nearest to each target's.
+  """Returns the input view whose camera is nearest to each target's.
 
-  In radians between the lines of sight plus the way between the centres, in
-  mean distances of the inputs' and targets' centres from their middle.
+  The distance is the angle between the viewing directions in radians, plus the
+  distance of the centres divided by the mean distance of all centres from their
+  mean.
   """
   sight, centre = (
     jnp.concatenate([f(inputs), f(targets)], axis=1)
@@ -238,7 +238,7 @@ def _score(
   lpips: Mapping[str, Params],
   shape: tuple[int, int, int] | None,
 ) -> dict[str, Float[Array, ' b']]:
-  """Scores of pixels, which are whole views if there is a shape t, h, w."""
+  """Scores pixels; with a shape t, h, w they are whole views."""
   scores = {'psnr': metrics.psnr(colours[:, None], truth[:, None])}
   if shape is not None:
     t, h, _ = shape

@@ -1,7 +1,7 @@
-"""Drawing a volume of densities and colours along rays, as NeRF does.
+"""Volume rendering of densities and colours along rays, as in NeRF.
 
 Pure functions of rays [b, r] and samples along them, all float32. They follow
-the public SRT code (stelzner/srt, utils/nerf.py) to the letter, constants too.
+the public SRT code (stelzner/srt, utils/nerf.py) exactly, including constants.
 """
 
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from xfactor.nn.layers import along_last
 
-# Every segment gets this much probability, so that none is out of reach.
+# Smallest probability of a segment, so that all can be sampled.
 _PROBABILITY_FLOOR = 1e-5
-# No segment dims what is behind it by more.
+# Smallest transmittance of a segment.
 _TRANSMITTANCE_FLOOR = 1e-10
-# The length of a ray's last segment, whose end is open.
+# Length of the last segment of a ray, which has no end.
 _FAR = 1e10
 
 
@@ -22,7 +22,7 @@ def points(
   directions: Float[Array, 'b r 3'],
   depths: Float[Array, 'b r n'],
 ) -> Float[Array, 'b r n 3']:
-  """The points at distances `depths` from the rays' origins."""
+  """Returns the points at distances `depths` along the rays."""
   return origins[:, :, None] + directions[:, :, None] * depths[..., None]
 
 
@@ -35,17 +35,17 @@ def coarse_depths(
   min_z: float | None = None,
   noise: Float[Array, 'b r n'] | None = None,
 ) -> Float[Array, 'b r n']:
-  """One depth in each of equal parts of the ray, ascending.
+  """Returns one depth in each of n equal segments of the ray, ascending.
 
   Args:
-    origins: Of the rays.
-    directions: Of unit length.
-    samples: Their number, n.
-    near: Where the first part begins.
-    far: Where the last one ends.
-    min_z: Rays end where they meet the plane z = min_z, if not before. Where
-      that is nearer than `near`, depths descend, as in the public code.
-    noise: Where in each part, [0, 1); None: in the middle.
+    origins: Origins of the rays.
+    directions: Directions of the rays, of unit length.
+    samples: Number of samples, n.
+    near: Start of the first segment.
+    far: End of the last segment.
+    min_z: Height of the plane z = min_z at which rays end, if it is before
+      `far`. If it is nearer than `near`, depths descend, as in the public code.
+    noise: Position in each segment, [0, 1); None: the middle.
   """
   ends = jnp.full(directions.shape[:2], far)
   if min_z is not None:
@@ -64,17 +64,17 @@ def fine_depths(
   near: float,
   noise: Float[Array, 'b r m'] | None = None,
 ) -> Float[Array, 'b r m']:
-  """Depths where the coarse samples found something; not in order.
+  """Samples depths in proportion to the coarse weights; not sorted.
 
-  Of a coarse sample's weight three quarters go to the segment before it and one
-  to that after it.
+  Three quarters of a coarse sample's weight go to the segment before it, one
+  quarter to the segment after it.
 
   Args:
-    weights: Of the coarse samples, from `integrate`.
-    depths: Of the coarse samples, at least two.
-    samples: The number of fine ones, m.
-    near: Where the first segment begins.
-    noise: Of `sample_segments`.
+    weights: Weights of the coarse samples, from `integrate`.
+    depths: Depths of the coarse samples, at least two.
+    samples: Number of fine samples, m.
+    near: Start of the first segment.
+    noise: Argument of `sample_segments`.
   """
   first = jnp.full_like(depths[..., :1], near)
   last = 1.5 * depths[..., -1:] - 0.5 * depths[..., -2:-1]
@@ -90,22 +90,23 @@ def sample_segments(
   samples: int,
   noise: Float[Array, '*b m'] | None = None,
 ) -> Float[Array, '*b m']:
-  """Samples of a distribution that is constant in each segment.
+  """Samples a distribution that is constant in each segment.
 
   Args:
-    borders: Of the segments, ascending; k = n + 1.
-    probabilities: Of the segments. A little is added to each; they are not
-      normalised, and what is beyond their sum lands on the last border.
-    samples: Their number, m.
-    noise: Where to read the inverse of the cumulated probabilities, [0, 1);
-      None: at `samples` even steps from 0 to 1.
+    borders: Borders of the segments, ascending; e = n + 1.
+    probabilities: Probabilities of the segments. A small constant is added;
+      they are not normalised, and noise above their sum maps to the last
+      border.
+    samples: Number of samples, m.
+    noise: Arguments of the inverse cumulative distribution, [0, 1); None:
+      `samples` even steps from 0 to 1.
   """
   probabilities = probabilities + _PROBABILITY_FLOOR
   if noise is None:
     noise = along_last(jnp.linspace(0.0, 1.0, samples), borders)
   below = jnp.cumsum(probabilities, -1) - probabilities
-  # How far through each segment a sample has come. Summing over all segments is
-  # faster than looking up one: accelerators gather slowly.
+  # Fraction of each segment below a sample. Summing over all segments is faster
+  # than a lookup of one: gathers are slow on accelerators.
   passed = noise[..., None] - below[..., None, :]
   passed = passed / probabilities[..., None, :]
   widths = jnp.diff(borders)[..., None, :]
@@ -122,11 +123,11 @@ def integrate(
   Float[Array, 'b r'],
   Float[Array, 'b r n'],
 ]:
-  """What is seen along each ray; depths ascend.
+  """Composites the samples of each ray; depths ascend.
 
   Returns:
-    The sum of the colours by weight, the opacity, the sum of the depths by
-    weight, and the weights of the samples.
+    The weighted sum of the colours, the opacity, the weighted sum of the
+    depths, and the weights of the samples.
   """
   lengths = jnp.concatenate(
     [jnp.diff(depths), jnp.full_like(depths[..., :1], _FAR)], -1
@@ -142,7 +143,7 @@ def integrate(
 def over_white(
   color: Float[Array, 'b r 3'], alpha: Float[Array, 'b r']
 ) -> Float[Array, 'b r 3']:
-  """Colours of `integrate` on white; dimmed twice, as in the public code."""
+  """Blends colours over white; applies alpha twice, as the public code."""
   return 1 - alpha[..., None] + color * alpha[..., None]
 
 
@@ -150,7 +151,7 @@ def merge(
   a: tuple[Float[Array, 'b r n ...'], ...],
   b: tuple[Float[Array, 'b r m ...'], ...],
 ) -> list[Float[Array, 'b r n+m ...']]:
-  """Puts two sets of samples into the order of depths, their first arrays."""
+  """Merges two sets of samples by depth, the first array of each."""
   both = [jnp.concatenate(parts, 2) for parts in zip(a, b, strict=True)]
   order = jnp.argsort(both[0])
   return [

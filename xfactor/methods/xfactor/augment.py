@@ -1,8 +1,8 @@
 """Colour jitter and blur, the paper's pose-preserving augmentations.
 
-Drawing and applying are apart: `draw` makes every random number of a batch
-from one key, `apply` is deterministic. Images are float [-1, 1]; all images of
-an example share its draw, so that the pose is all that differs between them.
+`sample` makes all random numbers of a batch from one key; `apply` is
+deterministic. Images are float [-1, 1]; all images of an example get the same
+augmentation, so that they differ only in pose.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ class Config:
 
   Attributes:
     jitter_prob: Share of examples that are colour jittered.
-    brightness: Largest shift, of [0, 1].
-    contrast: Largest change of the factor about the image's mean.
-    saturation: Largest change of the factor in HSV.
-    hue: Largest turn, of one full circle.
+    brightness: Largest shift, in units of [0, 1].
+    contrast: Largest change of the contrast factor around the image's mean.
+    saturation: Largest change of the saturation factor in HSV.
+    hue: Largest shift of the hue, in full circles.
     blur_prob: Share of examples that are blurred.
-    blur_sigma: Smallest and largest standard deviation, pixels.
-    blur_taps: Length of the Gaussian kernel, pixels, odd.
+    blur_sigma: Smallest and largest standard deviation in pixels.
+    blur_taps: Length of the Gaussian kernel in pixels, odd.
   """
 
   jitter_prob: float = 0.9
@@ -40,7 +40,7 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """What `draw` drew, one row an example; `order[i]` is the place of op i."""
+  """Random numbers, one row per example; `order[i]` is the place of op i."""
 
   jitter: Bool[Array, '*parts b']
   order: Int[Array, '*parts b 4']
@@ -53,9 +53,9 @@ class Samples:
 
 
 def sample(key: PRNGKeyArray, batch: int, config: Config) -> Samples:
-  """Draws the augmentation of each of `batch` examples."""
-  # One draw of all, on one axis: each call of the generator takes long to
-  # compile, on two axes three times as long.
+  """Samples the augmentation of each of `batch` examples."""
+  # One call on one axis: each call of the generator takes long to compile, and
+  # three times as long on two axes.
   uniform = jax.random.uniform(key, (batch * 11,)).reshape(batch, 11)
   jitter, blur, brightness, contrast, saturation, hue, sigma = uniform[:, :7].T
 
@@ -80,7 +80,7 @@ def sample(key: PRNGKeyArray, batch: int, config: Config) -> Samples:
 def apply(
   images: Float[Array, 'b *v h w 3'], draws: Samples, config: Config
 ) -> Float[Array, 'b *v h w 3']:
-  """Jitters the colours, clips, blurs and clips again, as the public code."""
+  """Jitters colours, clips, blurs and clips again, as the public code."""
   jittered = 2 * jitter_colours((images + 1) / 2, draws) - 1
   jitter = _per_example(draws.jitter, images)
   images = jnp.clip(jnp.where(jitter, jittered, images), -1, 1)
@@ -93,11 +93,11 @@ def apply(
 def jitter_colours(
   images: Float[Array, 'b *v h w 3'], draws: Samples
 ) -> Float[Array, 'b *v h w 3']:
-  """The four colour operations in each example's own order, without clipping.
+  """Applies the four colour operations in each example's order, unclipped.
 
-  Brightness and contrast commute: the one shifts the mean that the other scales
-  about. So it only matters which of them are due before, between and after
-  saturation and hue, each of which takes a way to HSV and back.
+  Brightness and contrast commute: brightness shifts the mean around which
+  contrast scales. It only matters which of them come before, between and after
+  saturation and hue, each of which needs a conversion to HSV and back.
   """
   brightness, contrast, saturation, hue = draws.order.T
   first, second = jnp.minimum(saturation, hue), jnp.maximum(saturation, hue)
@@ -134,7 +134,7 @@ def jitter_colours(
 def adjust_contrast(
   images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
 ) -> Float[Array, '*b h w 3']:
-  """Scales about each channel's spatial mean (dm_pix.adjust_contrast)."""
+  """Scales around each channel's spatial mean (dm_pix.adjust_contrast)."""
   mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
   return factor * (images - mean) + mean
 
@@ -142,7 +142,7 @@ def adjust_contrast(
 def adjust_saturation(
   images: Float[Array, '*b h w 3'], factor: Float[Array, '*#b 1 1 1']
 ) -> Float[Array, '*b h w 3']:
-  """Scales saturation in HSV and clips it (dm_pix.adjust_saturation)."""
+  """Scales and clips the saturation in HSV (dm_pix.adjust_saturation)."""
   h, s, v = _rgb_to_hsv(images)
   return _hsv_to_rgb(h, _scale_saturation(s, factor), v)
 
@@ -150,7 +150,7 @@ def adjust_saturation(
 def adjust_hue(
   images: Float[Array, '*b h w 3'], turn: Float[Array, '*#b 1 1 1']
 ) -> Float[Array, '*b h w 3']:
-  """Turns the hue, in full circles (dm_pix.adjust_hue)."""
+  """Shifts the hue, in full circles (dm_pix.adjust_hue)."""
   h, s, v = _rgb_to_hsv(images)
   return _hsv_to_rgb(_turn_hue(h, turn), s, v)
 
@@ -164,7 +164,7 @@ def _turn_hue(h: Array, turn: Array) -> Array:
 
 
 def _fraction(x: Array) -> Array:
-  """`x % 1`, which takes a call of libm for every number on a CPU."""
+  """`x % 1` without the libm call per number that a CPU would need."""
   return x - jnp.floor(x)
 
 
@@ -173,7 +173,7 @@ def _rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
   value = jnp.max(rgb, axis=-1)
   spread = value - jnp.min(rgb, axis=-1)
   safe = jnp.where(spread == 0, 1.0, spread)
-  # Not `value == red`: XLA may compute the two apart, with other roundings.
+  # Not `value == red`: XLA may compute both with different rounding.
   sector = jnp.where(
     (red >= green) & (red >= blue),
     (green - blue) / safe,
@@ -197,7 +197,7 @@ def _hsv_to_rgb(h: Array, s: Array, v: Array) -> Array:
 def gaussian_kernel(
   sigma: Float[Array, '*b'], taps: int
 ) -> Float[Array, '*b k']:
-  """Sampled Gaussians that sum to one; sigma in pixels."""
+  """Discrete Gaussians that sum to one; sigma in pixels."""
   offset = jnp.arange(taps, dtype=sigma.dtype) - taps // 2
   weights = jnp.exp(-0.5 * jnp.einsum('...,K->...K', 1 / sigma, offset) ** 2)
   return weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -206,7 +206,7 @@ def gaussian_kernel(
 def blur(
   images: Float[Array, 'b *v h w c'], kernel: Float[Array, 'b k']
 ) -> Float[Array, 'b *v h w c']:
-  """Blurs by rows and columns with each example's kernel; zero outside."""
+  """Blurs rows and columns with each example's kernel; zero padding."""
   taps = kernel.shape[-1]
   for axis in (-3, -2):
     length = images.shape[axis]

@@ -1,8 +1,8 @@
-"""Objectives on poses alone: SimCLR and VICReg (arXiv 2510.13063, table 6).
+"""Objectives on poses only: SimCLR and VICReg (arXiv 2510.13063, table 6).
 
-The poses that the two halves of one example tell should be alike, and those of
-different examples should differ. Nothing is drawn; the pose probe says what the
-poses are worth.
+The poses of the two halves of an example should be similar, and those of
+different examples should differ. Nothing is rendered; the pose probe measures
+the quality of the poses.
 """
 
 import jax
@@ -16,7 +16,7 @@ INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
 
 
 def simclr(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
-  """NT-Xent: of 2 n poses, each must tell its partner from all others."""
+  """NT-Xent: each of 2 n poses must identify its partner among the others."""
   z = jnp.concatenate([a, b])
   z = z / jnp.sqrt(jnp.sum(z**2, -1, keepdims=True) + 1e-12)
   logits = jnp.matmul(z, z.T, precision='highest') / TEMPERATURE
@@ -27,7 +27,7 @@ def simclr(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
 
 
 def vicreg(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
-  """Partners alike, each channel of spread one, channels uncorrelated."""
+  """VICReg: equal partners, unit variance per channel, no covariance."""
   invariance = jnp.mean((a - b) ** 2)
   variance = covariance = jnp.zeros(())
   for z in (a, b):
@@ -40,5 +40,5 @@ def vicreg(a: Float[Array, 'n z'], b: Float[Array, 'n z']) -> Float[Array, '']:
   return INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
 
 
-# By what a recipe calls them; rows of the two arguments are partners.
+# Names as in a recipe; rows of the two arguments are partners.
 OBJECTIVES = {'simclr': simclr, 'vicreg': vicreg}

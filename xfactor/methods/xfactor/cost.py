@@ -1,8 +1,9 @@
-"""Analytic FLOPs and what chips can do, for MFU that means something.
+"""Model and executed FLOPs of XFactor.
 
 Model FLOPs: two per multiply-add, forward and backward (three times the
-forward), no recomputation, every query-key pair that the token split leaves,
-LPIPS not counted. XLA's own count takes a scanned layer once: not used.
+forward), no recomputation, every query-key pair that remains after the token
+split, without LPIPS. XLA's own count is not used: it counts a scanned layer
+once.
 """
 
 from xfactor.methods.xfactor import network
@@ -39,11 +40,11 @@ def executed_step(
   render: bool = True,
   lpips_dtype: str | None = None,
 ) -> float:
-  """FLOPs that the chips do for one update, in bfloat16 passes, at least.
+  """Lower bound of FLOPs that chips execute for one update, in bfloat16 passes.
 
-  Model FLOPs, the layers but for their last product once more where they are
-  recomputed (config.remat), and LPIPS if it has a dtype: TPUs take six passes
-  for a float32 convolution. What attention kernels recompute is not counted.
+  Model FLOPs, plus the layers without their last product if they are recomputed
+  (config.remat), plus LPIPS if it has a dtype: TPUs take six passes for a
+  float32 convolution. Recomputation inside attention kernels is not counted.
   """
   sizes = {'views': views, 'height': height, 'width': width, 'whole': whole}
   total = float(train_step(config, batch=batch, render=render, **sizes))
@@ -58,13 +59,13 @@ def executed_step(
 def forward_pass(
   config: network.Config, *, views: int, tokens: int, render: bool = True
 ) -> int:
-  """FLOPs of encoding an example's poses and drawing its target.
+  """FLOPs to encode the poses of an example and render its target.
 
   Args:
-    config: The model's sizes.
-    views: Reference, contexts and target together.
-    tokens: Patches of each view that one set holds.
-    render: Whether anything is drawn.
+    config: Sizes of the model.
+    views: Number of views: reference, contexts and target.
+    tokens: Patches per view in one set.
+    render: Whether the target is rendered.
   """
   width, pose = config.features, config.pose_channels
   patch = config.patch_channels
@@ -81,7 +82,7 @@ def forward_pass(
     ends += (
       2 * contexts * tokens * ((patch + pose) * 4 * width + 4 * width * width)
     )
-    # A latent pose is the same for all patches of the target; rays are not.
+    # All patches of the target share a latent pose; rays differ.
     told = 1 if config.pose == 'latent' else tokens
     ends += 2 * told * (pose * 4 * width + 4 * width * width)
     ends += 2 * tokens * (4 * width * width * 2 + width * patch)
@@ -89,7 +90,7 @@ def forward_pass(
 
 
 def _encoder_sets(config: network.Config, views: int) -> tuple[int, int]:
-  """Sets that the pose encoder sees, and views of each."""
+  """Sets that the pose encoder sees, and views per set."""
   return (1, views) if config.joint_encoder else (views - 1, 2)
 
 
@@ -100,7 +101,7 @@ def _trunks(
   render: bool,
   dense: int = 16,
 ) -> int:
-  """Layers, of whose dense weights `dense` squares of the width are used."""
+  """FLOPs of all layers; dense weights count `dense` times width squared."""
   width, longer = config.features, tokens + config.registers
   sets, seen = _encoder_sets(config, views)
   encoder = _layers(width, config.encoder_layers, seen, longer, dense)

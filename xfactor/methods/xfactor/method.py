@@ -26,8 +26,7 @@ class XFactor(clips.ClipMethod):
   def settings(self) -> dict[str, dict[str, Any]]:
     settings = super().settings()
     del settings['objective']['shifted']
-    # Share of examples of which the two halves are seen at moments that are up
-    # to `offset` frames apart.
+    # Share of examples whose two halves are seen up to `offset` frames apart.
     settings['data'].update(offset_prob=0.0, offset=1)
     return settings
 
@@ -54,7 +53,7 @@ class XFactor(clips.ClipMethod):
     ):
       if value and unmasked:
         raise UserError(
-          f'config.{what}={value!r} is about the two halves of examples: set '
+          f'config.{what}={value!r} needs the two halves of all examples: set '
           'config.objective.unmasked_prob=0.0'
         )
     if name and config.train.accumulate > 1:

@@ -1,7 +1,8 @@
 """XFactor: a pose encoder and a renderer (arXiv 2510.13063, section 4).
 
-The models never hear of masks. They take sets of patches with their places on
-the grid; training/objectives.py hands them half sets, inference whole images.
+The networks do not use masks. They take sets of patches with their positions
+on the grid: half sets from methods/xfactor/objective.py, whole images in
+inference.
 Images are float [-1, 1].
 """
 
@@ -28,25 +29,24 @@ class Config:
     patch_size: Pixels along a patch's side.
     encoder_layers: Depth of the pose encoder.
     renderer_layers: Depth of the renderer.
-    pose: 'latent', or 'se3' for explicit poses (`se3`), which the renderer sees
-      as the rays of the pixels.
+    pose: 'latent', or 'se3' for explicit poses (`se3`), which the renderer gets
+      as rays of the pixels.
     pose_dim: Channels of a latent pose; 10 for 'se3'.
-    joint_encoder: Whether the pose encoder sees all views at once, and not the
-      reference and one view at a time.
-    registers: Extra learned tokens in each view of the pose encoder, of which
-      the first is read (32 in official checkpoints).
-    position_grid: Adds fixed sines of each patch's row and column to the tokens
-      of both networks, made for grids of up to this many patches a side; 0 adds
-      none (published), and RoPE alone tells places.
-    layer_scale: What LayerScale starts at; 0.01 is published and made for the
-      full depth.
-    tie_qk: Starts the keys' projections equal to the queries', so that tokens
-      attend to similar ones at first; published are independent ones.
-    pose_gain: Factor on the last kernel of the pose head at initialisation; 1
-      is published.
-    dtype: 'float32' or 'bfloat16', of matrix products and attention.
-    attention: 'auto' or a kernel's name, see models/attention.py.
-    remat: What the backward pass recomputes: 'none', 'dots' or 'full'.
+    joint_encoder: Whether the pose encoder sees all views at once instead of
+      the reference and one view at a time.
+    registers: Extra learned tokens in each view of the pose encoder; the first
+      is read (32 in official checkpoints).
+    position_grid: Side, in patches, of the largest grid of fixed sine position
+      embeddings, added to the tokens of both networks; 0 (published) adds none
+      and uses only RoPE.
+    layer_scale: Initial LayerScale; the published 0.01 is for the full depth.
+    tie_qk: Whether key projections start equal to query projections, so that
+      tokens attend to similar ones at first; independent in the publication.
+    pose_gain: Initial factor on the last kernel of the pose head; 1 in the
+      publication.
+    dtype: Type of matrix products and attention: 'float32' or 'bfloat16'.
+    attention: 'auto' or the name of a kernel; see nn/attention.py.
+    remat: Recomputation in the backward pass: 'none', 'dots' or 'full'.
   """
 
   features: int = limits.at_least(1024, 4)
@@ -102,14 +102,14 @@ class Config:
 
   @property
   def pose_channels(self) -> int:
-    """Of what tells the renderer the pose of a patch."""
+    """Channels of a patch's pose as input of the renderer."""
     if self.pose == 'latent':
       return self.pose_dim
     return se3.RAY * self.patch_size**2
 
 
 class _Trunk(nnx.Module):
-  """Multi-view layers and the norm after them: both networks' middle."""
+  """Multi-view layers and a final norm; shared by both networks."""
 
   def __init__(self, config: Config, depth: int, *, rngs, kernel: str):
     self.head_dim = config.head_dim
@@ -135,9 +135,9 @@ class _Trunk(nnx.Module):
     positions: Int[Array, '#b p 2'],
     read: tuple[slice | int, ...],
   ) -> Array:
-    """Runs the layers; returns the normed tokens that `read` picks of BVT.
+    """Runs the layers; returns the normalised tokens at index `read` of BVT.
 
-    Tokens beyond those that `positions` names are not turned by RoPE.
+    RoPE is not applied to tokens beyond the number of `positions`.
     """
     rope = layers.rope_table(positions, self.head_dim)
     extra = x_BVTC.shape[2] - positions.shape[1]
@@ -161,7 +161,7 @@ class _Trunk(nnx.Module):
 
 
 class PoseEncoder(nnx.Module):
-  """Two or more views to one latent pose each, relative to the first view."""
+  """Estimates a latent pose of each view, relative to the first view."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     width, dtype = config.features, jnp.dtype(config.dtype)
@@ -172,8 +172,8 @@ class PoseEncoder(nnx.Module):
       0.02 * jax.random.normal(rngs.params(), (config.registers, width))
     )
     self.trunk = _Trunk(config, config.encoder_layers, rngs=rngs, kernel=kernel)
-    # float32: the head subtracts two nearly equal numbers (bfloat16 loses the
-    # pose altogether).
+    # float32: the head subtracts two nearly equal numbers; in bfloat16 the pose
+    # is lost completely.
     self.head = layers.MLP(
       (2 * width, 4 * width, width, config.pose_dim),
       rngs=rngs,
@@ -186,7 +186,7 @@ class PoseEncoder(nnx.Module):
     patches: Float[Array, 'b v t p'],
     positions: Int[Array, '#b t 2'],
   ) -> Float[Array, 'b v c']:
-    """Latent poses; the first view's is exactly zero."""
+    """Returns latent poses; that of the first view is exactly zero."""
     z = self.features(patches, positions)
     reference = jnp.broadcast_to(z[:, :1], z.shape)
     return self.head(jnp.concatenate([z, reference], -1)) - self.head(
@@ -194,7 +194,7 @@ class PoseEncoder(nnx.Module):
     )
 
   def features(self, patches: Array, positions: Array) -> Array:
-    """The register token [b, v, features] that the head (or a probe) reads."""
+    """Returns the register token [b, v, features] that the head reads."""
     tokens = self.embed(patches).astype(jnp.float32)
     registers = jnp.broadcast_to(
       self.registers[...], (*tokens.shape[:2], *self.registers.shape)
@@ -204,7 +204,7 @@ class PoseEncoder(nnx.Module):
 
 
 class Renderer(nnx.Module):
-  """Context patches and latent poses to the patches of the target view."""
+  """Renders the target's patches from context patches and latent poses."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, kernel: str):
     width, dtype = config.features, jnp.dtype(config.dtype)
@@ -230,12 +230,12 @@ class Renderer(nnx.Module):
     positions: Int[Array, '#b t 2'],
     grid: tuple[int, int],
   ) -> Float[Array, 'b t p']:
-    """Draws the view of the last pose.
+    """Renders the view at the last pose.
 
     Args:
       context: Patches of the context views.
-      poses: The contexts', then that of the view to draw.
-      positions: Places of the patches in all views.
+      poses: Poses of the contexts, then of the rendered view.
+      positions: Positions of the patches in all views.
       grid: Rows and columns of patches in a view.
     """
     tokens = context.shape[2]
@@ -257,7 +257,7 @@ class Renderer(nnx.Module):
 
 
 class XFactor(nnx.Module):
-  """The pose encoder and the renderer, and their use on whole images."""
+  """Pose encoder and renderer, applied to whole images."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs, platform: str = 'cpu'):
     kernel = attention.choose_kernel(
@@ -268,13 +268,13 @@ class XFactor(nnx.Module):
     self.renderer = Renderer(config, rngs=rngs, kernel=kernel)
 
   def encode(self, images: Float[Array, 'b v h w 3']) -> Float[Array, 'b v c']:
-    """Latent poses of all views relative to the first; images in [-1, 1]."""
+    """Estimates latent poses relative to the first view; images in [-1, 1]."""
     return self.pose_encoder(self.patches(images), self.positions(images))
 
   def encode_views(
     self, images: Float[Array, 'b v h w 3']
   ) -> Float[Array, 'b v z']:
-    """As `encode`, one pair with the first view at a time if that is how."""
+    """Same as `encode`, in pairs with the first view unless jointly."""
     sets = encoder_sets(images, self.config.joint_encoder)
     poses = self.encode(einops.rearrange(sets, 'b p n h w c -> (b p) n h w c'))
     return join_sets(
@@ -286,7 +286,7 @@ class XFactor(nnx.Module):
     context: Float[Array, 'b c h w 3'],
     poses: Float[Array, 'b v z'],
   ) -> Float[Array, 'b h w 3']:
-    """The view at the last pose, [-1, 1]; those before are the contexts'."""
+    """Renders the view at the last pose, [-1, 1]; contexts come first."""
     height, width = context.shape[2:4]
     patches = self.renderer(
       self.patches(context),
@@ -309,24 +309,24 @@ class XFactor(nnx.Module):
 
 
 def check_grid(config: Config, grid: tuple[int, int]) -> None:
-  """Raises UserError if the positions are not made for so large a grid."""
+  """Raises UserError if the position embeddings are for a smaller grid."""
   if config.position_grid and max(grid) > config.position_grid:
     raise UserError(
       f'pictures of {grid[0]} x {grid[1]} patches need '
       f'config.model.position_grid of at least {max(grid)}, not '
-      f'{config.position_grid}; raise it, or 0 adds no positions'
+      f'{config.position_grid}; raise it, or set it to 0 to disable it'
     )
 
 
 def encoder_sets(
   images: Float[Array, 'b v h w 3'], joint: bool
 ) -> Float[Array, 'b p n h w 3']:
-  """What the pose encoder sees at once: pairs, or all views of an example."""
+  """Returns sets for the pose encoder: pairs, or all views of an example."""
   return images[:, None] if joint else encoder_pairs(images)
 
 
 def join_sets(poses: Float[Array, 'b p n z']) -> Float[Array, 'b v z']:
-  """The poses of an example's views; each set begins with the first of them."""
+  """Joins the poses of an example's sets, which share the first view."""
   others = einops.rearrange(poses[:, :, 1:], 'b p n z -> b (p n) z')
   return jnp.concatenate([poses[:, :1, 0], others], axis=1)
 
@@ -334,6 +334,6 @@ def join_sets(poses: Float[Array, 'b p n z']) -> Float[Array, 'b v z']:
 def encoder_pairs(
   images: Float[Array, 'b v h w 3'],
 ) -> Float[Array, 'b p 2 h w 3']:
-  """(reference, view) for every view but the reference."""
+  """Returns (reference, view) for every other view."""
   reference = jnp.broadcast_to(images[:, :1], images[:, 1:].shape)
   return jnp.stack([reference, images[:, 1:]], axis=2)

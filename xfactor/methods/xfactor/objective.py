@@ -1,14 +1,14 @@
 """The transferability objective by token split (arXiv 2510.13063, section 4.2).
 
-An image's four quadrants are dealt into two halves, A and B, that never meet:
-poses are encoded from each half, swapped, and the target's A patches are drawn
-with the pose that the B patches gave, and the reverse. Since the halves never
-attend to each other, they are just twice the batch at half the length for the
-same unmasked model. A pose can then not smuggle pixels, only motion.
+The four quadrants of an image are split into two halves, A and B. Poses are
+encoded from each half and swapped: the target's A patches are rendered with the
+pose of its B patches, and the reverse. The halves never attend to each other,
+so they are twice the batch at half the length for the same unmasked model. A
+pose can then encode only motion, not pixels.
 
 A batch is [B, V, H, W, 3], V - 1 context views and a target; V is 2 for the
-stereo-monocular model. Of an example's frames the most central one becomes the
-reference that all poses are relative to, and a random other one the target.
+stereo-monocular model. The most central frame of an example is the reference
+that all poses are relative to, and a random other one is the target.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from xfactor.nn import layers
 
 @dataclasses.dataclass(frozen=True)
 class Config(distances.Distances):
-  """The loss and what a step draws; defaults are the paper's (stereo).
+  """Settings of the loss and of sampling; defaults are the paper's (stereo).
 
   Attributes:
-    unmasked_prob: Share of steps whose examples are all left whole.
+    unmasked_prob: Share of steps on whole examples, without a split.
     self_target_prob: Share of examples whose target is one of their contexts.
-    augmentation: What the pose encoder sees.
-    contrast: One of `contrast.OBJECTIVES`, to train the pose encoder alone.
-    shifted: Whether each example comes twice: the second time, of a moment that
-      may be another, is what B sees; `config.data.offset_prob`.
+    augmentation: Augmentation of the pose encoder's input.
+    contrast: One of `contrast.OBJECTIVES`, to train only the pose encoder.
+    shifted: Whether each example has a second copy, which may be shifted in
+      time, as input of B; `config.data.offset_prob`.
   """
 
   unmasked_prob: float = 0.05
@@ -49,15 +49,15 @@ class Config(distances.Distances):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """All that a step draws, for the global batch.
+  """Random choices of a step, for the global batch.
 
   Attributes:
-    views: Which frame of each example is the reference, which are the other
-      contexts and, last, which is the target.
+    views: Order of the frames of each example: the reference, other contexts,
+      the target.
     order: Quadrants (row-major numbers) of each example, A's two, then B's.
-    target: View of each example, in the order of `views`, that serves as
-      target: the last, or, for a self-target, a random context.
-    augmentation: Of each encoder pair, leading axes [b, v - 1].
+    target: Index into `views` of the target of each example: the last, or, for
+      a self-target, a random context.
+    augmentation: Augmentation of each encoder pair, leading axes [b, v - 1].
   """
 
   views: Int[Array, '*parts b v']
@@ -69,7 +69,7 @@ class Samples:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-  """A drawn target [-1, 1] and the poses it was drawn with."""
+  """Rendered target [-1, 1] and the poses before the swap."""
 
   image: Float[Array, 'b h w 3']
   poses: Float[Array, 'b s v z']
@@ -78,11 +78,11 @@ class Reconstruction:
 def sample(
   key: PRNGKeyArray, frames: Int[Array, 'b v'], config: Config
 ) -> Samples:
-  """Draws a step's randomness; it depends on nothing but the arguments.
+  """Samples the random choices of a step; depends only on the arguments.
 
   Args:
-    key: Of the step.
-    frames: The frames' places in their clips, as the loader gives them.
+    key: Random key of the step.
+    frames: Indices of the frames in their clips, from the loader.
     config: Probabilities.
   """
   batch, views = frames.shape
@@ -103,12 +103,12 @@ def sample(
 
 
 def sample_quadrants(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
-  """Deals each example's quadrants: two for A, then two for B."""
+  """Samples the order of quadrants: two for A, then two for B."""
   return jnp.argsort(quadrant_bits(key, batch), axis=1, stable=True)
 
 
 def quadrant_bits(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
-  """0 for A's quadrants and 1 for B's (the public code's qpatch_masks)."""
+  """Samples 0 for A's quadrants and 1 for B's (public code: qpatch_masks)."""
   bits = jnp.array([1, 1, 0, 0])
   return jax.vmap(lambda k: jax.random.permutation(k, bits))(
     jax.random.split(key, batch)
@@ -123,7 +123,7 @@ def step_kind(seed: int, step: int, config: Config) -> StepKind:
 
 
 def step_kinds(config: Config) -> list[StepKind]:
-  """Returns the kinds of steps that a run has."""
+  """Returns the kinds of steps of a run."""
   return [StepKind.SPLIT] * (config.unmasked_prob < 1) + [StepKind.WHOLE] * (
     config.unmasked_prob > 0
   )
@@ -136,7 +136,7 @@ def split_halves(
 ) -> Shaped[Array, 'b2 *v half c']:
   """Gathers A's and B's tokens of every example: row 2b is A, 2b + 1 is B.
 
-  Rows of one example stay together, so that a sharded batch stays in place.
+  Rows of one example stay adjacent, so that a sharded batch is not moved.
   """
   quadrants = _to_quadrants(tokens, grid)
   index = order.reshape(*order.shape[:1], *(1,) * (tokens.ndim - 3), 4, 1, 1)
@@ -151,7 +151,7 @@ def join_halves(
   order: Int[Array, 'b 4'],
   grid: tuple[int, int],
 ) -> Float[Array, 'b t c']:
-  """Inverse of `split_halves`."""
+  """Inverts `split_halves`."""
   picked = einops.rearrange(
     halves, '(b half) (two n) c -> b (half two) n c', half=2, two=2
   )
@@ -182,13 +182,13 @@ def encode(
   order: Int[Array, 'b 4'] | None,
   others: Float[Array, 'b p n h w 3'] | None = None,
 ) -> Float[Array, 'b s v z']:
-  """Poses of all views, from A and from B, or from whole examples.
+  """Encodes the poses of all views from A and from B, or from whole examples.
 
   Args:
-    model: The networks.
-    sets: What the pose encoder sees at once; see `encoder_sets`.
-    order: How the quadrants are dealt, or None to leave the examples whole.
-    others: What it sees instead in B.
+    model: Networks with parameters.
+    sets: Input of the pose encoder; see `encoder_sets`.
+    order: Order of the quadrants, or None for whole examples.
+    others: Input of B if it differs from `sets`.
   """
   grid, positions = model.grid(sets), model.positions(sets)
   batch, count = sets.shape[:2]
@@ -202,7 +202,7 @@ def encode(
       patches = jnp.where(
         is_second.reshape(-1, *(1,) * (patches.ndim - 1)), second, patches
       )
-  # One encoder call for all sets: they are examples of their own.
+  # One encoder call for all sets, as independent examples.
   poses = model.pose_encoder(
     einops.rearrange(patches, 'b p n t c -> (b p) n t c'),
     jnp.repeat(positions, count, axis=0) if len(positions) > 1 else positions,
@@ -217,7 +217,7 @@ def render(
   poses: Float[Array, 'b s v z'],
   order: Int[Array, 'b 4'] | None,
 ) -> Float[Array, 'b h w 3']:
-  """Draws each part of the target with the pose that the other part gave."""
+  """Renders each half of the target with the pose of the other half."""
   height, width = context.shape[2:4]
   grid, positions = model.grid(context), model.positions(context)
   patches = model.patches(context)
@@ -243,17 +243,17 @@ def reconstruct(
   order: Int[Array, 'b 4'] | None,
   others: Float[Array, 'b p n h w 3'] | None = None,
 ) -> Reconstruction:
-  """Encodes poses, swaps them between the halves and draws the target.
+  """Encodes poses, swaps them between the halves and renders the target.
 
   Args:
-    model: The networks.
+    model: Networks with parameters.
     images: Clean views in [-1, 1]: reference, contexts, target.
-    sets: What the pose encoder sees.
-    order: How the quadrants are dealt, or None to leave the examples whole.
-    others: What it sees instead in B.
+    sets: Input of the pose encoder; see `encoder_sets`.
+    order: Order of the quadrants, or None for whole examples.
+    others: Input of B if it differs from `sets`.
 
   Returns:
-    The drawn target, and poses [b, s, v, z] before the swap: s is 2 (from A,
+    The rendered target, and poses [b, s, v, z] before the swap: s is 2 (from A,
     from B) or, for whole examples, 1; the reference's pose is zero.
   """
   poses = encode(model, sets, order, others)
@@ -267,7 +267,7 @@ def prepare(
   *,
   joint: bool = False,
 ) -> tuple[Float[Array, 'b v h w 3'], Float[Array, 'b p n h w 3']]:
-  """Puts the views in order and augments what the pose encoder sees."""
+  """Orders the views and augments the pose encoder's input."""
   images = view_order.take_views(images, _views_in_order(draws))
   return images, _augmented(images, draws, config, joint)
 
@@ -298,14 +298,14 @@ def loss(
   whole: bool,
   perceptual: distances.Perceptual | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """The training loss of a batch and its parts.
+  """Returns the training loss of a batch and its parts.
 
   Args:
-    model: The networks.
+    model: Networks with parameters.
     images: Clean views in [-1, 1], in the loader's order.
-    draws: Of `draw`, for these examples.
+    draws: Random choices from `sample`, for these examples.
     config: Weights and augmentation.
-    whole: Leave the examples unsplit in this step.
+    whole: Whether the examples are not split in this step.
     perceptual: LPIPS, needed if its weight is above zero.
   """
   joint = model.config.joint_encoder
@@ -331,11 +331,11 @@ def loss(
 def render_by_halves(
   model: XFactor, images: Float[Array, 'b v h w 3']
 ) -> Float[Array, 'b h w 3']:
-  """The target drawn as in training: each half by the other half's pose.
+  """Renders the target as in training: each half with the other half's pose.
 
-  No pixel of a half can reach its own drawing, so that this measures how far
-  poses transfer, where there is a truth to compare with. Halves are opposite
-  quadrants, in every example the same.
+  The pixels of a half cannot affect its own rendering, so this measures how
+  well poses transfer, with a ground truth to compare with. Halves are opposite
+  quadrants, the same in every example.
   """
   order = jnp.broadcast_to(jnp.array([[0, 3, 1, 2]]), (len(images), 4))
   sets = encoder_sets(images, model.config.joint_encoder)
