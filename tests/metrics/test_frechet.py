@@ -89,7 +89,7 @@ def test_bad_sets_are_named():
   one = frechet.Moments.of(np.ones((1, 3)))
   with pytest.raises(UserError, match='at least 2 pictures'):
     frechet.distance(one, one)
-  with pytest.raises(UserError, match='there are none'):
+  with pytest.raises(UserError, match='none were given'):
     frechet.Moments.of(np.ones((0, 3)))
   with pytest.raises(UserError, match='not finite'):
     frechet.Moments.of(np.array([[0, np.nan], [0, 0]]))

@@ -435,7 +435,7 @@ def test_missing_files_are_named(tmp_path):
   for path in (tmp_path, tmp_path / 'nowhere'):
     with pytest.raises(UserError, match=f'No LPIPS weights at {path}'):
       lpips_lib.load('alexnet', path)
-  with pytest.raises(UserError, match=r'alex\.bin is no LPIPS weight file'):
+  with pytest.raises(UserError, match=r'alex\.bin is not an LPIPS weight file'):
     lpips_lib.load('alexnet', tmp_path / 'alex.bin')
 
 

@@ -1,9 +1,9 @@
 """Frechet distance between the features of two sets of pictures; FID.
 
 Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule": the distance
-of two Gaussians with the moments of each set's features. FID is that of
-`models.inception`, and goes by this name with its weights alone; elsewhere
-AlexNet stands in under the name `fd_alex`, whose numbers are others.
+of two Gaussians with the moments of each set's features. It is called FID only
+with the features of `metrics.inception` and its weights. Otherwise AlexNet is
+used under the name `fd_alex`; its numbers are not comparable with FID.
 
   features = Features(inception='pt_inception-2015-12-05-6726825d.pth')
   real = Moments.of(features(pictures)) + Moments.of(features(more_pictures))
@@ -28,17 +28,17 @@ from xfactor.nn.layers import to_float
 
 
 class Features:
-  """What pictures are compared by, float32 [n, d].
+  """Feature extractor for pictures; returns float32 [n, d].
 
   Attributes:
-    name: Of the distance: 'fid' or 'fd_alex'.
+    name: Name of the distance: 'fid' or 'fd_alex'.
 
   Args:
-    inception: The weights of Inception, or None for AlexNet's last features,
+    inception: Weights of Inception, or None for AlexNet's last features,
       averaged over the picture.
-    alexnet: Weights of AlexNet as `perceptual.load` takes them.
-    batch: Pictures at once; what comes out does not depend on it.
-    sharding: As for `images.in_batches`.
+    alexnet: Weights of AlexNet; see `lpips.load`.
+    batch: Pictures at once; does not change the features.
+    sharding: Sharding of a batch; see `images.in_batches`.
 
   Raises:
     UserError: If weights are missing or of another network.
@@ -89,13 +89,13 @@ def _alexnet(
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-  """Mean and covariance of features in float64; those of two sets add up.
+  """Mean and scatter of features in float64; moments of two sets can be added.
 
   Attributes:
-    count: Of the pictures.
+    count: Number of pictures.
     mean: float64 [d].
-    scatter: float64 [d, d], the sum of outer products of what is left after
-      the mean. The covariance is this over `count - 1`.
+    scatter: float64 [d, d], sum of the outer products of the features minus
+      their mean. The covariance is `scatter / (count - 1)`.
   """
 
   count: int
@@ -110,7 +110,7 @@ class Moments:
       UserError: If the set is empty or a feature is not finite.
     """
     if not len(features):
-      raise UserError('a Frechet distance needs pictures, and there are none')
+      raise UserError('a Frechet distance needs pictures; none were given')
     if not np.isfinite(features).all():
       raise UserError(
         'the features of some pictures are not finite; check the weights of '
@@ -121,7 +121,7 @@ class Moments:
     return cls(len(features), mean, rest.T @ rest)
 
   def __add__(self, other: 'Moments') -> 'Moments':
-    # Chan et al. 1979: no large numbers cancel.
+    # Chan et al. 1979: avoids cancellation of large numbers.
     count = self.count + other.count
     gap = other.mean - self.mean
     return Moments(
@@ -136,12 +136,11 @@ class Moments:
 def distance(a: Moments, b: Moments) -> float:
   """Returns |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0.
 
-  Of few pictures it is too large, and the larger the fewer there are: compare
-  distances of equally many. A warning is logged where there are no more than
-  features.
+  It is biased upwards for few pictures: compare only distances of equally many
+  pictures. A warning is logged unless there are more pictures than features.
 
   Raises:
-    UserError: If a set is of one picture alone.
+    UserError: If a set has only one picture.
   """
   if min(a.count, b.count) < 2:
     raise UserError(
@@ -151,14 +150,14 @@ def distance(a: Moments, b: Moments) -> float:
   if min(a.count, b.count) <= len(a.mean):
     logging.log_first_n(
       logging.WARNING,
-      'The Frechet distance of %d to %d pictures is too large: use more than '
-      'there are features (%d)',
+      'The Frechet distance of %d to %d pictures is too large: use more '
+      'pictures than features (%d)',
       1,
       *(a.count, b.count, len(a.mean)),
     )
   gap = a.mean - b.mean
   # The trace of the root of C_a C_b is the sum of the singular values of
-  # R_a^T R_b, where C = R R^T: rounding errors are never put under a root.
+  # R_a^T R_b, where C = R R^T: this takes no square root of rounding errors.
   root_a, root_b = _root(a), _root(b)
   overlap = np.linalg.norm(root_a.T @ root_b, 'nuc')
   spread = np.sum(root_a**2) + np.sum(root_b**2)
@@ -166,7 +165,7 @@ def distance(a: Moments, b: Moments) -> float:
 
 
 def _root(moments: Moments) -> np.ndarray:
-  """R [d, rank] with R R^T the covariance."""
+  """Returns R [d, rank] such that R R^T is the covariance."""
   values, vectors = np.linalg.eigh(moments.scatter / (moments.count - 1))
   rounding = len(values) * np.finfo(values.dtype).eps * values[-1]
   keep = values > rounding

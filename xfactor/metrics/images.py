@@ -1,7 +1,7 @@
-"""How alike two images are: PSNR and SSIM. LPIPS is in models/perceptual.py.
+"""Image similarity: PSNR and SSIM. LPIPS is in metrics/lpips.py.
 
-`in_batches` maps any function over any number of images; neither the size of
-batches nor the devices change what comes out.
+`in_batches` maps a function over any number of images; the result does not
+depend on the batch size or the devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,10 +33,10 @@ def psnr(
   Averages over scenes are averages of these per-image values.
 
   Args:
-    a: images; values are clipped to [0, 1].
-    b: images, likewise.
-    max_db: the answer for pairs that agree to within this many dB, identical
-      images included, so that a mean over images stays finite.
+    a: Images; values are clipped to [0, 1].
+    b: Images; values are clipped to [0, 1].
+    max_db: Upper bound, also for identical images, so that a mean over images
+      stays finite.
   """
   error = _unit_range(a) - _unit_range(b)
   mse = jnp.mean(jnp.square(error), axis=(-3, -2, -1))
@@ -48,17 +48,17 @@ def ssim(
 ) -> Float[Array, '*batch']:
   """Returns each pair's structural similarity, 1 for identical images.
 
-  Wang et al. 2004 with an 11 x 11 Gaussian window of sigma 1.5, channels
-  apart, averaged over the pixels whose window lies inside the image. The same
-  number as scikit-image's `structural_similarity(gaussian_weights=True,
-  sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1)`.
+  Wang et al. 2004 with an 11 x 11 Gaussian window of sigma 1.5, per
+  channel, averaged over the pixels whose window lies inside the image. Equals
+  scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+  use_sample_covariance=False, data_range=1, channel_axis=-1)`.
 
   Args:
-    a: images; values are clipped to [0, 1].
-    b: images, likewise.
+    a: Images; values are clipped to [0, 1].
+    b: Images; values are clipped to [0, 1].
 
   Raises:
-    ValueError: an image is smaller than the window.
+    ValueError: If an image is smaller than the window.
   """
   window = 2 * _SSIM_RADIUS + 1
   height, width = a.shape[-3:-1]
@@ -79,7 +79,7 @@ def ssim(
 
 
 def _unit_range(x: Float[Array, '...']) -> Float[Array, '...']:
-  """Returns float32 values in [0, 1], whatever the float type of `x`."""
+  """Converts to float32 and clips to [0, 1]."""
   return jnp.clip(x.astype(jnp.float32), 0.0, 1.0)
 
 
@@ -89,8 +89,8 @@ def _smooth(x: Float[Array, '*batch h w 3']) -> Float[Array, '*batch y x 3']:
   weights = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
   weights = jnp.asarray(weights / weights.sum(), jnp.float32)
   images = einops.rearrange(x, '... h w c -> (...) h w c')
-  # Sums of shifted images rather than a convolution: full float32 on every
-  # accelerator, where a convolution would round its inputs.
+  # Sums of shifted images instead of a convolution, which would round its
+  # float32 inputs on accelerators.
   for axis in (1, 2):
     size = images.shape[axis] - 2 * _SSIM_RADIUS
     images = sum(
@@ -108,10 +108,10 @@ def score(
   """Returns each image's 'psnr' (dB), 'ssim' and LPIPS.
 
   Args:
-    image: In [-1, 1]; rounded to eight bits a channel, as a viewer gets it.
-    truth: In [-1, 1], of eight bits.
-    lpips: Names of LPIPS distances, such as 'lpips', and the weights of each
-      from `perceptual.load`.
+    image: Images in [-1, 1]; rounded to eight bits, as they are displayed.
+    truth: Images in [-1, 1], of eight bits.
+    lpips: Weights from `lpips.load` by name of the LPIPS distance, such as
+      'lpips'.
   """
   image = to_float(to_uint8(image))
   unit, truth_unit = (image + 1) / 2, (truth + 1) / 2
@@ -128,17 +128,17 @@ def in_batches(
   batch: int,
   sharding: NamedSharding | None = None,
 ) -> Any:
-  """Returns what a function gives for rows, in batches of one size.
+  """Applies a function to rows, in batches of one size.
 
-  The last is filled up with zeros, of which nothing comes back.
+  The last batch is padded with zeros, and their results are dropped.
 
   Args:
-    function: From arrays [batch, ...] to a tree of such; compiled once. No row
-      may change another's.
-    *arrays: [n, ...].
-    batch: Rows at once.
-    sharding: Where each batch goes, if not to the first device: among the
-      devices of this process, whose number divides the batch.
+    function: Function from arrays [batch, ...] to a tree of such arrays;
+      compiled once. Rows must not affect each other.
+    *arrays: Arrays [n, ...].
+    batch: Rows per batch.
+    sharding: Sharding of each batch over devices of this process, whose number
+      divides the batch; None: the first device.
 
   Returns:
     NumPy arrays [n, ...].
@@ -156,7 +156,7 @@ def in_batches(
 
 
 def everywhere(weights: Any, sharding: NamedSharding | None) -> Any:
-  """Puts weights on all devices that `sharding` uses, or the first."""
+  """Replicates weights on all devices of `sharding`, or on the first."""
   if sharding is not None:
     sharding = NamedSharding(sharding.mesh, P())
   return jax.device_put(weights, sharding)

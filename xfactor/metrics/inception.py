@@ -1,11 +1,11 @@
-"""Inception-v3 as FID knows it: pictures to the 2048 features of `pool3`.
+"""Inception-v3 of FID: pictures to the 2048 features of `pool3`.
 
 Szegedy et al. 2016, "Rethinking the Inception Architecture", with the weights
-and peculiarities of the network of 2015 on which Heusel et al. 2017 ("GANs
-Trained by a Two Time-Scale Update Rule") defined FID, as pytorch-fid
-(mseitzer/pytorch-fid, release 0.3.0) has it: average pools leave out the
-padding, and the last block pools by the maximum. Its namesake in torchvision
-gives other numbers.
+and details of the 2015 network on which Heusel et al. 2017 ("GANs Trained by a
+Two Time-Scale Update Rule") defined FID, as in pytorch-fid
+(mseitzer/pytorch-fid, release 0.3.0): average pools exclude the padding, and
+the last block uses a max pool. The Inception-v3 of torchvision gives other
+numbers.
 """
 
 import functools
@@ -23,7 +23,7 @@ from xfactor.data.formats import weights
 from xfactor.errors import UserError
 
 Params = dict[str, Array | np.ndarray]
-# (x, name, channels, kernel=(1, 1), *, stride=1, padding='SAME') to x.
+# Takes (x, name, channels, kernel=(1, 1), *, stride=1, padding='SAME').
 _Conv = Callable[..., Array]
 
 WIDTH = 2048
@@ -32,20 +32,21 @@ WHERE = (
   'of github.com/mseitzer/pytorch-fid'
 )
 _SIZE = 299
-_EPS = 1e-3  # Of batch normalisation.
-# The classifier is in the file, and tells it from torchvision's network.
+_EPS = 1e-3  # For batch normalisation.
+# The classifier in the file distinguishes it from torchvision's network.
 _CLASSIFIER = {'fc.weight': (1008, WIDTH), 'fc.bias': (1008,)}
 
 
 def features(
   params: Params, images: Float[Array, 'n h w 3']
 ) -> Float[Array, 'n 2048']:
-  """Returns what FID compares images by, in true float32.
+  """Returns the features of FID, computed in full float32.
 
   Args:
-    params: From `load`.
-    images: In [0, 1], of any size; pytorch-fid reads pictures of 8 bits. Made
-      299 x 299 by torch's bilinear interpolation, without antialiasing.
+    params: Parameters from `load`.
+    images: Images in [0, 1] of any size; pytorch-fid reads 8-bit pictures. They
+      are resized to 299 x 299 by bilinear interpolation as in torch, without
+      antialiasing.
   """
   shape = (len(images), _SIZE, _SIZE, 3)
   x = jax.image.resize(images, shape, 'linear', antialias=False)
@@ -57,7 +58,7 @@ def features(
       (stride, stride),
       padding,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      # Accelerators round the inputs of convolutions unless told not to.
+      # By default accelerators round the inputs of convolutions.
       precision=jax.lax.Precision.HIGHEST,
     )
     return jax.nn.relu(
@@ -96,7 +97,7 @@ def _below(conv: _Conv, block: str) -> _Conv:
 
 
 def _block_35(conv: _Conv, x: Array, pooled: int) -> Array:
-  """Of 35 x 35 pixels; by their sides, as the blocks below."""
+  """Block on 35 x 35 pixels; names below give the side in pixels."""
   one = conv(x, 'branch1x1', 64)
   five = conv(x, 'branch5x5_1', 48)
   five = conv(five, 'branch5x5_2', 64, (5, 5))
@@ -165,7 +166,7 @@ def _max_pool(x: Array, stride: int, padding: str) -> Array:
 
 
 def _average_pool(x: Array) -> Array:
-  """Means of 3 x 3 pixels, at the border of those inside the image."""
+  """Averages 3 x 3 pixels; excludes pixels outside the image."""
   total = jax.lax.reduce_window(
     x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME'
   )
@@ -178,7 +179,7 @@ def _average_pool(x: Array) -> Array:
 
 @functools.cache
 def _kernels() -> dict[str, tuple[int, ...]]:
-  """Shapes of all kernels, OIHW, by the name of the layer."""
+  """Returns the shapes of all kernels, OIHW, by name of the layer."""
   shapes = {}
 
   def conv(x, name, channels, kernel=(1, 1), *, stride=1, padding='SAME'):
@@ -204,11 +205,11 @@ def file_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """Reads a user's weights; none come with this package.
+  """Reads weights from a file; none come with this package.
 
   Args:
-    path: The authors' file, or its arrays under the same names as .npz or
-      .safetensors; local or gs://.
+    path: Path of the authors' file, or of a .npz or .safetensors file with its
+      arrays under the same names; local or gs://.
 
   Returns:
     `LAYER/kernel` (HWIO) and `LAYER/bias`, float32, with the statistics of
@@ -240,9 +241,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _check(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Refuses all but the arrays of the authors' file.
+  """Raises UserError unless the arrays are those of the authors' file.
 
-  Counters of batches, which torch may or may not have written, are let pass.
+  Batch counters, which depend on the version of torch, are ignored.
   """
   shapes = file_shapes()
   found = {x for x in arrays if not x.endswith('.num_batches_tracked')}

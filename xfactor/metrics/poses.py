@@ -1,19 +1,18 @@
-"""How alike two camera paths are: pose metrics in float64.
+"""Pose metrics of two camera paths, in float64.
 
-Poses are world-to-camera [V, 4, 4], OpenCV. All pairs i < j of frames count,
-each by its relative pose T_i T_j^-1: a rotation error and the angle between the
-directions of translation, so that neither the world nor the scale matters.
+Poses are world-to-camera [V, 4, 4], OpenCV. All pairs i < j of frames are
+compared by their relative poses T_i T_j^-1: a rotation error and the angle
+between the directions of translation, independent of world frame and scale.
 
-The definitions are those of XFactor's public code, which computes True Pose
-Similarity (vsitzmann/xfactor-nvs, vggt/metrics/camera_metric.py), with all that
-is peculiar to it:
-  - The angle of translations has no sign and lies in [0, 90] degrees: a path
+The definitions are those of True Pose Similarity in XFactor's public code
+(vsitzmann/xfactor-nvs, vggt/metrics/camera_metric.py), including its details:
+  - The angle of translations has no sign and is in [0, 90] degrees: a path
     played backwards along its line has no error.
-  - Where either camera does not move, the angle is 90 degrees, even where both
-    do not. Clips whose target does not move are flagged (`has_translation`).
+  - If either camera does not move, the angle is 90 degrees, even if both do
+    not. Clips whose target does not move are flagged (`has_translation`).
   - The area under the curve is a sum over 31 bins of [0, 30] degrees instead of
     the usual bins of one degree: lower by about 0.003 on average. Both are
-    given.
+    reported.
 """
 
 import dataclasses
@@ -25,13 +24,13 @@ from jaxtyping import Bool, Float
 from xfactor.errors import UserError
 
 THRESHOLDS = (3, 5, 10, 15, 20, 30)
-# Camera centres closer than this, in units of the distance to the scene, say
-# nothing of a direction: pictures of 256 pixels move by about a quarter of one.
+# Smallest distance of camera centres, relative to the distance of the scene,
+# that defines a direction: about a quarter of a pixel at 256 pixels.
 MIN_BASELINE = 1e-3
 
-_BINS, _RANGE = 31, 30  # Of the official histogram; degrees.
+_BINS, _RANGE = 31, 30  # Official histogram; range in degrees.
 _EPS = 1e-12
-# How much a trace may exceed that of a rotation.
+# Tolerance of the trace of a rotation.
 _TRACE_SLACK = 1e-4
 _TRAJECTORY = 'trajectory_error'
 _TRAJECTORY_SCALED = 'trajectory_error_scale_invariant'
@@ -39,31 +38,32 @@ _TRAJECTORY_SCALED = 'trajectory_error_scale_invariant'
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """How alike target and prediction are; n = V (V - 1) / 2 pairs of frames.
+  """Errors and metrics of a prediction; n = V (V - 1) / 2 pairs of frames.
 
   Attributes:
     rotation_degrees: float64 [*b, n], in the lexicographic order of i < j;
       infinite where a pose is not finite.
-    translation_degrees: float64 [*b, n], likewise.
-    has_translation: bool [*b], whether the target's camera moves so far that
-      directions of translation mean something. Not so where it only turns or
-      stands still: then all metrics but `rra` and `auc_rotation` are those of
-      the official code, and say nothing.
-    finite: bool [*b], whether all poses are.
+    translation_degrees: float64 [*b, n], in the same order.
+    has_translation: bool [*b], whether the target's camera moves enough to
+      define directions of translation. If it only turns or stands still, all
+      metrics except `rra` and `auc_rotation` follow the official code but are
+      meaningless.
+    finite: bool [*b], whether all poses are finite.
     metrics: float64 [*b] by name. At t = 3, 5, 10, 15, 20, 30 degrees:
         - rra@t, rta@t: share of pairs with a rotation or translation error
           below t (the official Rac and Tac);
         - auc_rotation@t, auc_translation@t, auc@t: area under that share up to
-          t, the last for the larger of both errors (the official Rot_Auc,
+          t; auc@t uses the larger of both errors (the official Rot_Auc,
           Trans_Auc, SE3_Auc: 31 bins);
-        - auc_rotation_1deg@t, auc_translation_1deg@t, auc_1deg@t: the same by
-          bins of one degree, as VGGT and others report.
-      And, not to be compared between oracles,
+        - auc_rotation_1deg@t, auc_translation_1deg@t, auc_1deg@t: the same with
+          bins of one degree, as in VGGT and other work.
+      Not comparable between oracles:
         - trajectory_error: mean absolute difference of the coordinates of the
           centres (traj_err_unscaled);
-        - trajectory_error_scale_invariant: the same after the best scale of the
-          prediction, which may be negative (traj_err_scale_invariant).
-      Both depend on the world's frame, and are NaN where not `finite`.
+        - trajectory_error_scale_invariant: the same after scaling the
+          prediction optimally; the scale may be negative
+          (traj_err_scale_invariant).
+      Both depend on the world frame, and are NaN where not `finite`.
   """
 
   rotation_degrees: np.ndarray
@@ -78,23 +78,23 @@ def score(
   prediction: Float[np.ndarray, '*b v 4 4'],
   scene_distance: float = 1.0,
 ) -> Scores:
-  """Returns how alike two camera paths are.
+  """Compares two camera paths.
 
   Args:
-    target: World-to-camera.
-    prediction: World-to-camera, of any world and any positive scale.
-    scene_distance: From the target's cameras to what they see, in the target's
-      unit; for `has_translation`, which asks for a baseline of at least
-      `MIN_BASELINE` of it. 1 suits paths in metres and those of oracles and
-      data sets that make scenes of about this size.
+    target: World-to-camera poses.
+    prediction: World-to-camera poses in any world frame and positive scale.
+    scene_distance: Distance from the target's cameras to the scene, in the
+      target's unit; `has_translation` needs a baseline of at least
+      `MIN_BASELINE` times this. 1 suits paths in metres, and oracles and data
+      sets that normalise scenes to about this size.
 
   Raises:
-    UserError: If there is one frame alone.
-    ValueError: If a rotation is not one.
+    UserError: If there is only one frame.
+    ValueError: If a rotation matrix has a scale.
   """
   if target.shape[-3] < 2:
     raise UserError(
-      'the path of a clip of one frame has no relative pose; compare at least '
+      'a camera path of one frame has no relative pose; compare at least '
       '2 frames'
     )
   target, prediction = _whole_or_nan(target), _whole_or_nan(prediction)
@@ -130,7 +130,7 @@ def score(
 
 
 def _whole_or_nan(poses: np.ndarray) -> np.ndarray:
-  """Float64 with NaN for all of a pose that is not finite."""
+  """Converts to float64; sets poses that are not finite to NaN."""
   finite = np.isfinite(poses).all((-2, -1), keepdims=True)
   return np.where(finite, np.float64(poses), np.nan)
 
@@ -138,9 +138,9 @@ def _whole_or_nan(poses: np.ndarray) -> np.ndarray:
 def relative_poses(
   world_to_camera: Float[np.ndarray, '*b v 4 4'],
 ) -> Float[np.ndarray, '*b n 4 4']:
-  """T_i T_j^-1 of all pairs i < j, in lexicographic order."""
+  """Returns T_i T_j^-1 of all pairs i < j, in lexicographic order."""
   i, j = np.triu_indices(world_to_camera.shape[-3], k=1)
-  # Not by the transpose: poses in float32 are not quite rigid.
+  # Not the transpose: poses in float32 are not exactly rigid.
   inverse = np.linalg.inv(world_to_camera)
   return world_to_camera[..., i, :, :] @ inverse[..., j, :, :]
 
@@ -148,14 +148,16 @@ def relative_poses(
 def rotation_error(
   a: Float[np.ndarray, '*b 4 4'], b: Float[np.ndarray, '*b 4 4']
 ) -> Float[np.ndarray, '*b']:
-  """Angles in degrees, [0, 180], between the rotations of two poses.
+  """Returns the angle in degrees, [0, 180], between two rotations.
 
-  Near 0 and 180 degrees, where the arc cosine is steep, it goes on as a
-  straight line: equal rotations are 4e-5 degrees apart.
+  Near 0 and 180 degrees, where the arc cosine is steep, it is extrapolated
+  linearly: equal rotations differ by 4e-5 degrees.
   """
   trace = np.sum(a[..., :3, :3] * b[..., :3, :3], axis=(-2, -1))
   if (np.abs(trace - 1) > 2 + _TRACE_SLACK).any():
-    raise ValueError('a relative pose has no rotation, but one with a scale')
+    raise ValueError(
+      'the rotation of a relative pose has a scale; normalise it'
+    )
   cosine = (trace - 1) / 2
   bound = 1 - _EPS
   inside = np.clip(cosine, -bound, bound)
@@ -167,9 +169,9 @@ def rotation_error(
 def translation_error(
   a: Float[np.ndarray, '*b 4 4'], b: Float[np.ndarray, '*b 4 4']
 ) -> Float[np.ndarray, '*b']:
-  """Angles in degrees, [0, 90], between the lines of two translations.
+  """Returns the angle in degrees, [0, 90], between two translations.
 
-  Opposite directions are the same; no translation is 90 degrees from all.
+  Opposite directions have angle 0; a zero translation has angle 90 to all.
   """
   cosine = np.sum(_direction(a) * _direction(b), axis=-1)
   sine2 = np.maximum(1 - cosine**2, _EPS)
@@ -185,10 +187,10 @@ def _direction(pose: np.ndarray) -> np.ndarray:
 def auc(
   degrees: Float[np.ndarray, '*b n'], threshold: int
 ) -> Float[np.ndarray, '*b']:
-  """Area under the share of errors, by 31 bins of [0, 30] degrees.
+  """Area under the share of errors, with 31 bins of [0, 30] degrees.
 
-  The mean of the first `threshold` sums of the histogram, which end at
-  30 / 31 * `threshold` degrees.
+  The mean of the first `threshold` cumulative sums of the histogram, which end
+  at 30 / 31 * `threshold` degrees.
   """
   return _area(np.floor(_BINS * degrees / _RANGE), threshold)
 
@@ -196,32 +198,32 @@ def auc(
 def auc_1deg(
   degrees: Float[np.ndarray, '*b n'], threshold: int
 ) -> Float[np.ndarray, '*b']:
-  """Area under the share of errors up to `threshold`, by bins of 1 degree."""
+  """Area under the share of errors up to `threshold`, bins of 1 degree."""
   return _area(np.floor(degrees), threshold)
 
 
 def _area(bins: np.ndarray, count: int) -> np.ndarray:
-  """Mean of the first `count` sums of a histogram."""
-  # An error counts in all sums from its own bin on.
+  """Averages the first `count` cumulative sums of a histogram."""
+  # An error counts in all cumulative sums from its bin on.
   return _mean(np.maximum(count - bins, 0) / count)
 
 
 def _mean(x: np.ndarray, axis: int | tuple[int, int] = -1) -> np.ndarray:
-  # NumPy makes scalars of arrays without axes.
+  # NumPy returns scalars instead of arrays without axes.
   return np.asarray(np.mean(x, axis=axis))
 
 
 def camera_centres(
   world_to_camera: Float[np.ndarray, '*b v 4 4'],
 ) -> Float[np.ndarray, '*b v 3']:
-  """Positions in the world."""
+  """Returns the positions of the cameras in the world."""
   return np.linalg.inv(world_to_camera)[..., :3, 3]
 
 
 def baseline(
   world_to_camera: Float[np.ndarray, '*b v 4 4'],
 ) -> Float[np.ndarray, '*b']:
-  """Largest distance between two camera centres."""
+  """Returns the largest distance between two camera centres."""
   centres = camera_centres(world_to_camera)
   i, j = np.triu_indices(centres.shape[-2], k=1)
   between = centres[..., i, :] - centres[..., j, :]
@@ -233,7 +235,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _best_scale(target: np.ndarray, centres: np.ndarray) -> np.ndarray:
-  """Factor [*b, 1, 1] of `centres` with the least squared distance."""
+  """Returns the scale [*b, 1, 1] of `centres` with least squared distance."""
   axes = (-2, -1)
   norm = np.sum(centres**2, axis=axes, keepdims=True)
   product = np.sum(target * centres, axis=axes, keepdims=True)
@@ -242,15 +244,16 @@ def _best_scale(target: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-  """A metric over many pairs of clips; NaN where no pair counts.
+  """Mean of a metric over many pairs of clips; NaN if no pair is accepted.
 
   Attributes:
     value: Mean over the accepted pairs.
-    low: Lower end of the bootstrap's 95 % interval of it.
-    high: Upper end.
-    rejected_as_zero: Mean with 0 for rejected pairs, lest an oracle that fails
-      on bad renders flatters them; NaN for errors, of which 0 is the best.
-    count: Accepted pairs that it is the mean of.
+    low: Lower end of the bootstrap's 95 % interval of the mean.
+    high: Upper end of the interval.
+    rejected_as_zero: Mean with 0 for rejected pairs, so that a model does not
+      profit if the oracle fails on bad renders; NaN for errors, whose best
+      value is 0.
+    count: Number of accepted pairs in the mean.
   """
 
   value: float
@@ -265,11 +268,11 @@ class Summary:
   """Scores over many pairs of clips.
 
   Attributes:
-    num_pairs: All of them.
-    acceptance_rate: Share of pairs whose two paths both count.
+    num_pairs: Number of all pairs.
+    acceptance_rate: Share of pairs whose two paths are accepted.
     num_without_translation: Accepted pairs whose target's camera does not move;
-      only rotations and `trajectory_error` are means over these too.
-    means: By the name of the metric.
+      only means of rotations and `trajectory_error` include them.
+    means: Means by name of the metric.
   """
 
   num_pairs: int
@@ -285,19 +288,19 @@ def aggregate(
   seed: int = 0,
   resamples: int = 1000,
 ) -> Summary:
-  """Returns the means of metrics over pairs of clips.
+  """Averages metrics over pairs of clips.
 
   Args:
-    scores: Of a batch [b].
-    accepted: Which pairs count: those both of whose paths are `ok`. Those that
-      are not finite count as rejected.
-    seed: Of the bootstrap.
-    resamples: Of the bootstrap, over pairs: those that share a clip are taken
-      for independent.
+    scores: Scores of a batch [b].
+    accepted: Whether both paths of a pair are `ok`. Pairs that are not finite
+      count as rejected.
+    seed: Seed of the bootstrap.
+    resamples: Resamples of the bootstrap over pairs; pairs that share a clip
+      are treated as independent.
   """
   accepted = accepted & scores.finite
   moving = accepted & scores.has_translation
-  # Paths that do not count do not say whether the camera moves either.
+  # Rejected paths do not show whether the camera moves either.
   num_rejected = int((~accepted).sum())
   means = {}
   for name, values in scores.metrics.items():
@@ -324,7 +327,7 @@ def _needs_translation(metric: str) -> bool:
 def _interval(
   values: np.ndarray, seed: int, resamples: int
 ) -> tuple[float, float, float]:
-  """Mean and the ends of its 95 % interval, by the bootstrap's percentiles."""
+  """Returns the mean and its 95 % percentile bootstrap interval."""
   n = len(values)
   if not n:
     return np.nan, np.nan, np.nan
@@ -335,6 +338,6 @@ def _interval(
 
 @functools.lru_cache(maxsize=2)
 def _draws(n: int, seed: int, resamples: int) -> np.ndarray:
-  """How often each of n values is in each resample, [resamples, n]."""
+  """Returns the counts of n values in each resample, [resamples, n]."""
   rng = np.random.default_rng(seed)
   return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
