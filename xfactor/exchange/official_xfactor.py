@@ -168,7 +168,8 @@ def write_official(
     )
   if {name for name, leaf in flat.items() if leaf is None} != theirs.keys():
     raise UserError(
-      f'{REST} is of another model than the checkpoints next to it: delete it'
+      f'{REST} is of another model than the checkpoints next to it: move it '
+      'away'
     )
   flat = _at_step(flat, snapshot.step) | theirs
   single = target.suffix == '.flax'
