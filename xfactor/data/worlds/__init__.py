@@ -1,1 +1,1 @@
-"""Procedural and game worlds that sources render."""
+"""Procedural and game worlds, rendered by data sources."""

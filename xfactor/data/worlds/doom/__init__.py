@@ -1,1 +1,1 @@
-"""Levels of Doom and its engine."""
+"""Doom levels, camera paths in them, and the ViZDoom engine."""

@@ -1,4 +1,4 @@
-"""Renders views of Doom levels by ViZDoom."""
+"""Renders views of Doom levels with ViZDoom."""
 
 import contextlib
 import functools
@@ -14,12 +14,17 @@ import numpy as np
 from xfactor.data.worlds.doom import flight_path
 from xfactor.data.worlds.doom import level as level_lib
 
-_ENGINE_FIELD_OF_VIEW = 120.0  # Leaves room to pitch and roll inside.
-_PIXEL_ASPECT = 1.2  # The engine draws heights this much larger than widths.
-_MAX_LOOK = (-32.0, 55.0)  # Degrees that the engine looks up and down.
-_SLACK = 0.01  # Of the slopes of rays, at the rim of the engine's picture.
+_ENGINE_FIELD_OF_VIEW = (
+  120.0  # Wide enough to resample pitched and rolled views.
+)
+_PIXEL_ASPECT = 1.2  # The engine stretches pictures vertically by this.
+_MAX_LOOK = (
+  -32.0,
+  55.0,
+)  # Range of the engine's pitch in degrees, up and down.
+_SLACK = 0.01  # Margin of ray slopes at the border of the engine's picture.
 _SUBSAMPLES = 4
-# What players set, too: Freedoom's pictures have a mean level of 47 of 255.
+# Brightens Freedoom's pictures, whose mean level is 47 of 255.
 _GAMMA = np.rint(255 * (np.arange(256) / 255) ** (1 / 1.4)).astype(np.uint8)
 
 
@@ -29,7 +34,7 @@ class _Engine:
   def __init__(self, game: Any, size: int):
     self._game = game
     self._rays = level_lib.pixel_rays(size, _SUBSAMPLES).astype(np.float32)
-    self._look = 0  # Of the player, in the engine's units; positive is down.
+    self._look = 0  # Pitch of the player in engine units; positive is down.
 
   def views(
     self, path: flight_path.Path
@@ -37,7 +42,7 @@ class _Engine:
     """Yields position [3], RGB [size, size, 3] and rotation [3, 3].
 
     Raises:
-      ValueError: If a view reaches further up or down than the engine does.
+      ValueError: If a view is beyond the engine's field of view.
     """
     for position, yaw, pitch, roll in zip(
       path.position, path.yaw, path.pitch, path.roll, strict=True
@@ -65,8 +70,8 @@ class _Engine:
       self._game.send_game_command(f'puke 2 {look * 8}')
       self._look = look
     wanted = np.array([*position, turn * 360 / 8192, look * 360 / 8192])
-    # The script runs in the tic after the command, and the engine smooths a
-    # change of height over a few more.
+    # The script runs one tic after the command, and the engine smooths changes
+    # of height over a few more tics.
     for _ in range(12):
       self._game.advance_action()
       state = self._game.get_state()
@@ -79,25 +84,26 @@ class _Engine:
 
 
 def _engine_turn(yaw: float) -> int:
-  """The nearest yaw of the 8192 that the renderer knows."""
-  # What is left is for the homography.
+  """Returns the nearest of the 8192 yaws of the renderer."""
+  # The homography corrects the remainder.
   return round(yaw / (2 * math.pi) * 8192) % 8192
 
 
 def look_of(yaw: float, rotation: np.ndarray) -> int | None:
-  """How far the engine must look down so that its picture holds a view.
+  """Returns how far the engine must look down so that its picture holds a view.
 
   Args:
-    yaw: That the engine looks at, radians.
-    rotation: World to camera [3, 3].
+    yaw: Yaw of the engine in radians.
+    rotation: World-to-camera rotation [3, 3].
 
   Returns:
-    8192nds of a turn, the least that do; 0 for most. None if there are none.
+    The smallest such pitch in 8192nds of a turn, mostly 0; None if there is
+    none.
   """
   level = level_lib.rotation_of(
     _engine_turn(yaw) / 8192 * 2 * math.pi, 0.0, 0.0
   )
-  # To the corners of the picture, which is convex.
+  # Rays to the corners suffice, since the picture is convex.
   edge = math.tan(math.radians(level_lib.FIELD_OF_VIEW) / 2)
   corners = np.array(
     [[x, y, 1.0] for x in (-edge, edge) for y in (-edge, edge)]
@@ -119,8 +125,8 @@ def _resample(screen: np.ndarray, rays: np.ndarray, look: int) -> np.ndarray:
   """Samples the engine's picture along rays of its level camera.
 
   Args:
-    screen: uint8 [H, W, 3].
-    rays: [S * k, S * k, 3] of which blocks of k x k make a pixel.
+    screen: uint8 [H, W, 3] picture of the engine.
+    rays: [S * k, S * k, 3] rays; blocks of k x k are averaged to a pixel.
     look: How far the engine looks down, in 8192nds of a turn.
 
   Returns:
@@ -135,7 +141,7 @@ def _resample(screen: np.ndarray, rays: np.ndarray, look: int) -> np.ndarray:
   index = v.astype(np.intp) * width + u.astype(np.intp)
   samples = screen.reshape(-1, 3)[index]
   count = len(rays) // _SUBSAMPLES
-  # Much faster than both axes at once.
+  # Much faster than a sum over both axes at once.
   columns = samples.reshape(count, _SUBSAMPLES, -1).sum(1, dtype=np.uint16)
   total = columns.reshape(count, count, _SUBSAMPLES, 3).sum(2, dtype=np.uint16)
   return _GAMMA[(total + _SUBSAMPLES**2 // 2) // _SUBSAMPLES**2]
@@ -143,25 +149,25 @@ def _resample(screen: np.ndarray, rays: np.ndarray, look: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def running(wad: str, level: str, size: int) -> Iterator[_Engine]:
-  """Lends the engine of a level, which stays open but for errors."""
+  """Yields the cached engine of a level, which stays open except on errors."""
   try:
     yield _engine(wad, level, size)
   except BaseException:
-    # Whatever the player does now.
+    # The state of the player is unknown now.
     _engine.cache_clear()
     raise
 
 
-# To start one takes as long as thirty views.
+# A start takes as long as thirty views.
 @functools.lru_cache(maxsize=2)
 def _engine(wad: str, level: str, size: int) -> _Engine:
-  """Runs ViZDoom on a frozen level, without window, sound or leftovers."""
+  """Starts ViZDoom on a frozen level, without window or sound."""
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(
       tempfile.TemporaryDirectory(prefix='xfactor_vizdoom_')
     )
     game = _game(wad, level, size, folder)
-    # The engine leaves folders where it is started.
+    # The engine creates folders in its working directory.
     with contextlib.chdir(folder):
       game.init()
     stack.callback(game.close)
@@ -171,13 +177,13 @@ def _engine(wad: str, level: str, size: int) -> _Engine:
     for _ in range(15):
       game.advance_action()
     engine = _Engine(game, size)
-    # When it is forgotten, or the process ends.
+    # Close the game when the cache drops it or the process ends.
     weakref.finalize(engine, stack.pop_all().close)
   return engine
 
 
 def _game(wad: str, level: str, size: int, folder: str) -> Any:
-  """Returns ViZDoom, ready to start; its files go into `folder`."""
+  """Returns a configured ViZDoom game with its files in `folder`."""
   import vizdoom
 
   patch = os.path.join(folder, 'patch.wad')
@@ -188,7 +194,7 @@ def _game(wad: str, level: str, size: int, folder: str) -> Any:
   game.set_doom_scenario_path(patch)
   game.set_doom_map(level)
   game.set_doom_config_path(os.path.join(folder, 'vizdoom.ini'))
-  # At least twice as fine as the picture, and most often four times.
+  # At least twice the resolution of the picture, mostly four times.
   resolution = next(
     name
     for name, limit in (

@@ -10,19 +10,19 @@ from xfactor.data.worlds.doom import level as level_lib
 from xfactor.errors import UserError
 from xfactor.geometry import wander
 
-VIEW_HEIGHT = 41.0  # Of the camera over the player's feet, and
-HEAD_ROOM = 15.0  # from there to the top, neither of which may leave a room.
-_MAX_TILT = (8.0, 4.0)  # Degrees of pitch and roll.
-_CLEARANCE = 24.0  # Map units between the camera of a walk and any wall.
-MIN_CLEARANCE = 12.0  # Of other cameras, which see little from nearer.
+VIEW_HEIGHT = 41.0  # Height of the camera above the player's feet.
+HEAD_ROOM = 15.0  # Height of the player above the camera.
+_MAX_TILT = (8.0, 4.0)  # Largest pitch and roll in degrees.
+_CLEARANCE = 24.0  # Map units between the camera of a path and any wall.
+MIN_CLEARANCE = 12.0  # The same for other cameras; closer views show little.
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-  """Where a camera goes.
+  """Camera path of N frames.
 
   Attributes:
-    position: [N, 3] in map units.
+    position: [N, 3] camera positions in map units.
     yaw: [N] radians, anticlockwise from east.
     pitch: [N] radians, positive up.
     roll: [N] radians, positive clockwise.
@@ -40,10 +40,10 @@ _ATTEMPTS = 4000
 def plan_path(
   level: level_lib.Level, rng: np.random.Generator, frames: int
 ) -> Path:
-  """Draws a smooth path that stays clear of walls and shows something.
+  """Samples a smooth path that stays clear of walls and has a good view.
 
   Raises:
-    UserError: If the level has no room for one.
+    UserError: If the level has no room for a path.
   """
   return _first_path(
     level, lambda scale: _sample_path(level, rng, frames, scale)
@@ -59,18 +59,18 @@ def plan_wander(
   turn: float,
   move: float,
 ) -> Path:
-  """Draws a path that wanders, stays clear of walls and shows something.
+  """Samples a wandering path that stays clear of walls and has a good view.
 
   Args:
     level: The level.
-    rng: Source of the draw.
-    frames: Frames of the path.
-    freedoms: What wanders, of `wander.FREEDOMS`.
-    turn: Radians a frame, as `wander.wander` wants them.
-    move: Map units a frame; less where the level has no room for it.
+    rng: Random number generator.
+    frames: Number of frames of the path.
+    freedoms: Degrees of freedom that vary, from `wander.FREEDOMS`.
+    turn: Radians per frame, see `wander.wander`.
+    move: Map units per frame; reduced if the level has no room.
 
   Raises:
-    UserError: If the level has no room for one.
+    UserError: If the level has no room for a path.
   """
   return _first_path(
     level,
@@ -84,7 +84,7 @@ def plan_wander(
 def _first_path(
   level: level_lib.Level, draw: Callable[[float], Path | None], *moments: int
 ) -> Path:
-  """The first path drawn that shows something; later ones are smaller."""
+  """Returns the first good path sampled; each attempt is slightly shorter."""
   for attempt in range(_ATTEMPTS):
     # Cramped levels get shorter paths rather than none.
     path = draw(0.999**attempt)
@@ -104,7 +104,7 @@ def _sample_wander(
   turn: float,
   move: float,
 ) -> Path | None:
-  """Draws one path; None where it would leave the level or graze a wall."""
+  """Samples a path; None if it leaves the level or comes too near a wall."""
   start = rng.uniform(level.start.min(0), level.start.max(0))
   sector = level_lib.sector_of(level, start[None])[0]
   if sector < 0:
@@ -122,7 +122,7 @@ def _sample_wander(
     rng, frames, freedoms, eye=eye, yaw=yaw, turn=turn, move=move
   )
   steps = np.linalg.norm(np.diff(drawn.eyes, axis=0), axis=1)
-  # A longer step may cross a wall that neither of its ends is near.
+  # A longer step could cross a wall although both ends are clear of it.
   if (steps >= 2 * _CLEARANCE).any():
     return None
   if level_lib.clearance(level, drawn.eyes).min() < _CLEARANCE:
@@ -145,7 +145,7 @@ def _wave(
 def _sample_path(
   level: level_lib.Level, rng: np.random.Generator, frames: int, scale: float
 ) -> Path | None:
-  """Draws one path; None where it would leave the level or graze a wall."""
+  """Samples a path; None if it leaves the level or comes too near a wall."""
   low, high = level.start.min(0), level.start.max(0)
   start = rng.uniform(low, high)
   sector = level_lib.sector_of(level, start[None])[0]
@@ -161,7 +161,7 @@ def _sample_path(
   if (sectors < 0).any():
     return None
   floor, ceiling = level.floor[sectors], level.ceiling[sectors]
-  if rng.uniform() < 0.6:  # A walk: at eye height over the smoothed floor.
+  if rng.uniform() < 0.6:  # A walk at eye height above the smoothed floor.
     width = len(u) // 6
     kernel = np.hanning(2 * width + 1)
     padded = np.pad(floor, width, mode='edge')
@@ -178,7 +178,7 @@ def _sample_path(
     return None
   if level_lib.clearance(level, position).min() < _CLEARANCE:
     return None
-  # Mostly looking where it goes, often sideways, at times backing off.
+  # Mostly look ahead, often sideways, sometimes back.
   offset = rng.choice(
     [rng.normal(0, 15), rng.uniform(-110, 110), rng.normal(180, 15)],
     p=[0.5, 0.35, 0.15],
@@ -198,19 +198,19 @@ def _sample_path(
       for curve in (position, yaw, *tilt)
     )
   )
-  # Between two points of the curve a frame may come to lie beyond a step.
+  # Interpolated frames between two valid points may be inside a step.
   return path if _has_room(level, path.position) else None
 
 
 def _has_room(level: level_lib.Level, position: np.ndarray) -> bool:
-  """Whether the engine puts a player at all of [N, 3]."""
+  """Returns whether the engine can place a player at all of [N, 3]."""
   return bool(room(level, position).all())
 
 
 def room(
   level: level_lib.Level, position: np.ndarray, slack: float = 0.0
 ) -> np.ndarray:
-  """Whether a player fits, but for `slack`, at each of [N, 3]."""
+  """Returns whether a player fits, up to `slack`, at each of [N, 3]."""
   sectors = level_lib.sector_of(level, position[:, :2])
   feet, head = position[:, 2] - VIEW_HEIGHT, position[:, 2] + HEAD_ROOM
   low, high = level.floor[sectors], level.ceiling[sectors]
@@ -220,11 +220,11 @@ def room(
 def _open_bearing(
   level: level_lib.Level, rng: np.random.Generator, start: np.ndarray
 ) -> float:
-  """Draws a bearing in favour of those with far walls."""
+  """Samples a bearing, preferring those with distant walls."""
   bearings = np.arange(16) * np.pi / 8 + rng.uniform(0, np.pi / 8)
   directions = np.stack([np.cos(bearings), np.sin(bearings)], 1)
   distance, line, _, far = level_lib.crossings(level, start, directions)
-  # A step of more than 24 units stops a walker and most cameras too.
+  # Steps higher than 24 units block walks and most flights.
   floor = np.where(far < 0, level_lib.INFINITY, level.floor[far])
   blocked = floor > level.floor[level_lib.sector_of(level, start[None])[0]] + 24
   room = np.where(blocked, distance, level_lib.INFINITY).min(1).clip(1, 1024)
@@ -234,7 +234,7 @@ def _open_bearing(
 def _shows_something(
   level: level_lib.Level, path: Path, views: int = 5
 ) -> bool:
-  """Whether views along the path are neither of a wall nor of the sky."""
+  """Returns whether views along the path show neither only walls nor sky."""
   rays = level_lib.pixel_rays(12).reshape(-1, 3)
   for i in np.linspace(0, len(path.yaw) - 1, views).astype(int):
     rotation = level_lib.rotation_of(path.yaw[i], path.pitch[i], path.roll[i])

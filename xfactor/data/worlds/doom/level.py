@@ -1,4 +1,4 @@
-"""Reads Doom levels, and finds where a camera has room."""
+"""Reads Doom levels, casts rays in them and finds room for cameras."""
 
 import dataclasses
 import functools
@@ -11,13 +11,13 @@ import numpy as np
 
 from xfactor.errors import UserError
 
-UNITS = 64.0  # Map units in a scene unit.
+UNITS = 64.0  # Map units per scene unit.
 FIELD_OF_VIEW = 65.0  # Degrees, of the square picture.
 INFINITY = 1e9
 
 
 def game_folder() -> str:
-  """Returns where the package keeps Freedoom's levels."""
+  """Returns the folder of the ViZDoom package with the Freedoom levels."""
   spec = importlib.util.find_spec('vizdoom')
   if spec is None or spec.origin is None:
     raise UserError(
@@ -29,16 +29,16 @@ def game_folder() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """What of a level's geometry stops light.
+  """Visible geometry of a level: L lines and S sectors.
 
   Attributes:
     start: [L, 2] first end of each line, in map units.
-    edge: [L, 2] from there to the other end.
-    front: [L] sector on the right of the line.
-    back: [L] sector on its left, -1 for a wall without one.
+    edge: [L, 2] vector from there to the other end.
+    front: [L] sector on the right of each line.
+    back: [L] sector on the left of each line, -1 for one-sided walls.
     floor: [S] height of each sector's floor.
-    ceiling: [S] height of its ceiling.
-    sky: [2, S] whether the floor, the ceiling is sky.
+    ceiling: [S] height of each sector's ceiling.
+    sky: [2, S] whether the floor and the ceiling are sky.
   """
 
   start: np.ndarray
@@ -79,7 +79,7 @@ _NO_SIDE = 0xFFFF
 
 
 def read_level(path: str, name: str) -> dict[str, bytes]:
-  """Reads the lumps of the level `name` of a WAD file."""
+  """Reads the lumps of the level `name` from a WAD file."""
   with open(path, 'rb') as f:
     _, count, directory = struct.unpack('<4sii', f.read(12))
     f.seek(directory)
@@ -93,7 +93,7 @@ def read_level(path: str, name: str) -> dict[str, bytes]:
   return lumps
 
 
-# The walks of a level are converted one after another.
+# The clips of a level are converted one after another.
 @functools.lru_cache(maxsize=4)
 def load(wad: str, name: str) -> tuple[dict[str, bytes], 'Level']:
   """Returns the lumps and the geometry of a level of Freedoom."""
@@ -102,12 +102,12 @@ def load(wad: str, name: str) -> tuple[dict[str, bytes], 'Level']:
 
 
 def parse_level(lumps: dict[str, bytes]) -> Level:
-  """Turns the lumps of a level into its geometry."""
+  """Parses the geometry of a level from its lumps."""
   corners = np.frombuffer(lumps['VERTEXES'], '<i2').reshape(-1, 2)
   lines = np.frombuffer(lumps['LINEDEFS'], _LINE)
   sector_of = np.frombuffer(lumps['SIDEDEFS'], _SIDE)['sector'].astype(int)
   sectors = np.frombuffer(lumps['SECTORS'], _SECTOR)
-  # The sector behind a side that is not there is -1.
+  # A missing side has sector -1.
   none = lines['sides'] == _NO_SIDE
   front, back = np.where(
     none, -1, sector_of[np.where(none, 0, lines['sides'])]
@@ -126,7 +126,7 @@ def parse_level(lumps: dict[str, bytes]) -> Level:
 
 
 def freeze_level(lumps: dict[str, bytes]) -> dict[str, bytes]:
-  """Removes from a level all that moves, turns with the camera or is dark."""
+  """Removes moving objects, sprites and darkness from a level."""
   things = lumps['THINGS']
   lines = np.frombuffer(lumps['LINEDEFS'], _LINE).copy()
   sides = np.frombuffer(lumps['SIDEDEFS'], _SIDE).copy()
@@ -137,9 +137,9 @@ def freeze_level(lumps: dict[str, bytes]) -> dict[str, bytes]:
   solid = lines['sides'][:, 1] == _NO_SIDE
   passable = np.ones(len(sides), bool)
   passable[lines['sides'][solid, 0]] = False
-  # Grates hang in the openings between sectors: no depth could be true there.
+  # Grates between sectors are partly transparent: their depth is ambiguous.
   sides['middle'][passable] = b'-'
-  # A step without texture lets the engine draw whatever lies behind it.
+  # Without a texture on a step, the engine would show what is behind it.
   spare = np.where(sides['lower'] != b'-', sides['lower'], sides['upper'])
   spare = np.where(spare == b'-', b'STONE2', spare)
   for part in ('upper', 'lower'):
@@ -159,7 +159,7 @@ def freeze_level(lumps: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def camera_scripts() -> bytes:
-  """Returns scripts 1 (x, y, z, angle) and 2 (pitch), which put the player so.
+  """Returns scripts 1 (x, y, z, angle) and 2 (pitch) that place the player.
 
   Compiled by hand: `SetActorPosition(0, x, y, z, 0); SetActorAngle(0, angle)`
   and `SetActorPitch(0, pitch)`.
@@ -171,14 +171,14 @@ def camera_scripts() -> bytes:
   first = [*position, set_position, *angle, terminate]
   code = [*first, push, 0, argument, 0, set_pitch, terminate]
   body = struct.pack(f'<{len(code)}i', *code)
-  # Number, begin and number of arguments of each; then no strings.
+  # Number, offset and argument count of each script; then no strings.
   scripts = [1, 8, 4, 2, 8 + 4 * len(first), 1]
   directory = struct.pack('<8i', 2, *scripts, 0)
   return b'ACS\0' + struct.pack('<i', 8 + len(body)) + body + directory
 
 
 def write_patch(path: str, lumps: dict[str, bytes]) -> None:
-  """Writes the WAD that puts a frozen level in the place of the original."""
+  """Writes the WAD that replaces a level by its frozen version."""
   extra = {
     'ANIMATED': b'\xff',
     'LOADACS': b'XFCAMERA',
@@ -206,15 +206,15 @@ def crossings(
 
   Args:
     level: The level.
-    origin: [2].
-    directions: [K, 2]; distances are in their lengths.
+    origin: [2] origin of all rays.
+    directions: [K, 2] directions, whose lengths are the units of distances.
 
   Returns:
-    distance, line, near sector and far sector, each [K, M], filled up with
+    distance, line, near sector and far sector, each [K, M], padded with
     infinity, 0, -1 and -1.
   """
   start = level.start - origin
-  # A line is met where its ends lie on two sides of the ray and it is ahead.
+  # A ray hits a line ahead of it whose ends are on different sides of the ray.
   side = _cross(directions[:, None], start)
   determinant = _cross(directions[:, None], level.edge)
   ray, line = np.nonzero((side <= 0) != (side + determinant <= 0))
@@ -249,21 +249,21 @@ def crossings(
 def cast(
   level: Level, origin: np.ndarray, rays: np.ndarray, columns: int
 ) -> np.ndarray:
-  """Returns how many `rays` away from `origin` the level is: z-depth.
+  """Returns the z-depth of the level along rays, in units of `rays`.
 
-  Follows each ray from sector to sector through the lines between them, as
-  Doom's own levels are walls, floors and ceilings only. Which lines a ray
-  crosses is looked up in the nearest of `columns` vertical planes; distances
-  are then those of the ray itself.
+  Follows each ray from sector to sector through the lines between them, since
+  Doom levels consist of walls, floors and ceilings only. The lines that a ray
+  crosses come from the nearest of `columns` vertical planes; distances are
+  exact for the ray itself.
 
   Args:
     level: The level.
-    origin: [3] in map units.
-    rays: [P, 3], less than a right angle apart.
+    origin: [3] origin of all rays, in map units.
+    rays: [P, 3] directions, less than a right angle apart.
     columns: Number of planes.
 
   Returns:
-    float64 [P]; 0 for the sky and where the level has no inside.
+    float64 [P]; 0 for the sky and outside the level.
   """
   forward = rays[:, :2].mean(0)
   forward /= np.linalg.norm(forward)
@@ -302,8 +302,8 @@ def cast(
     hidden = (beyond >= 0) & above & open_sky
     hit = ~hits_plane & wall & ~hidden
     chosen = line[k[hit]]
-    # The ray's own distance, not its column's; the two part only where the
-    # wall is seen edge-on, and there the column's is the safe one.
+    # Use the distance of the ray instead of its column's. They differ much only
+    # for walls seen edge-on, where the column's is more reliable.
     exact = _cross(level.start[chosen] - origin[:2], level.edge[chosen])
     with np.errstate(divide='ignore', invalid='ignore'):
       exact = exact / _cross(plan[todo[hit]], level.edge[chosen])
@@ -315,7 +315,7 @@ def cast(
 
 def sector_of(level: Level, points: np.ndarray) -> np.ndarray:
   """Returns the sector of each of `points` [N, 2], -1 outside the level."""
-  # An odd direction, so that the ray does not run along a wall.
+  # An unusual direction, so that the ray is not parallel to a wall.
   direction = np.array([[0.7531, 0.6579]])
   return np.array(
     [crossings(level, point, direction)[2][0, 0] for point in points], int
@@ -323,10 +323,10 @@ def sector_of(level: Level, points: np.ndarray) -> np.ndarray:
 
 
 def clearance(level: Level, points: np.ndarray) -> np.ndarray:
-  """Returns the distance from [N, 3] to the nearest line that is not open.
+  """Returns the distances from [N, 3] to the nearest lines that are not open.
 
-  A line is open at a height where a camera passes between the floors and the
-  ceilings of both its sectors.
+  A line is open at heights where a camera fits between the floors and ceilings
+  of both its sectors.
   """
   offset = points[:, None, :2] - level.start
   length = np.maximum((level.edge**2).sum(-1), 1e-9)
@@ -340,9 +340,9 @@ def clearance(level: Level, points: np.ndarray) -> np.ndarray:
 
 
 def rotation_of(yaw: float, pitch: float, roll: float) -> np.ndarray:
-  """Returns the [3, 3] world-to-camera rotation, OpenCV, of angles in radians.
+  """Returns the [3, 3] OpenCV world-to-camera rotation of angles in radians.
 
-  The world is Doom's: x east, y north, z up; `yaw` is anticlockwise from east.
+  World axes are Doom's: x east, y north, z up; yaw is anticlockwise from east.
   """
   forward = np.array(
     [

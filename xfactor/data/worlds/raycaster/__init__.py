@@ -1,1 +1,1 @@
-"""A ray caster in NumPy."""
+"""Ray caster in NumPy."""

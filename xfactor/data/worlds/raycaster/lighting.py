@@ -1,4 +1,4 @@
-"""Bakes light and texture pyramids of a scene."""
+"""Bakes light maps and texture pyramids of a scene."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import numpy as np
 from xfactor.data.worlds.raycaster import scene as scene_lib
 from xfactor.data.worlds.raycaster import tracing
 
-# Where a pixel is sampled: its centre, which also gives the depth, and a
-# rotated square, which smooths edges of every slope.
+# Sample positions in a pixel: its centre, which also gives the depth, and a
+# rotated square, which anti-aliases edges of every slope.
 SAMPLES = np.array(
   [[0, 0], [-0.38, -0.14], [0.14, -0.38], [0.38, 0.14], [-0.14, 0.38]],
   scene_lib.f32,
@@ -16,7 +16,7 @@ SAMPLES = np.array(
 
 
 def _chart_lengths(scene: scene_lib.Scene) -> np.ndarray:
-  """Metres [P, 6, 2] that each face measures across and along."""
+  """Returns the size of each face in metres, across and along, [P, 6, 2]."""
   across = 2 * scene.half @ scene_lib.ACROSS.T
   along = 2 * scene.half @ scene_lib.ALONG.T
   curved = scene.kind >= scene_lib.TUBE
@@ -26,7 +26,7 @@ def _chart_lengths(scene: scene_lib.Scene) -> np.ndarray:
 
 @dataclasses.dataclass
 class _LightTexels:
-  """Points [3, M] of all light maps, with what the light needs to know."""
+  """Texels of all light maps, with positions and normals [3, M]."""
 
   primitive: np.ndarray
   face: np.ndarray
@@ -39,9 +39,9 @@ class _LightTexels:
 
 
 def _light_texels(scene: scene_lib.Scene, lengths: np.ndarray):
-  """Lays out the charts: a sample every few centimetres on all faces."""
+  """Lays out the charts: a texel every few centimetres on all faces."""
   count = len(scene.kind)
-  # A metre of floor shows more shadows than a metre of ceiling.
+  # Floors show more shadows than ceilings and need more texels.
   density = np.full((count, 6, 1), 9, scene_lib.f32)
   density[:, 5] = 3
   density[0] = 7
@@ -49,7 +49,7 @@ def _light_texels(scene: scene_lib.Scene, lengths: np.ndarray):
   sizes = np.ceil(lengths * density).astype(np.int64)
   most = np.where(scene.kind == scene_lib.ROOM, 120, 22)[:, None, None]
   sizes = np.clip(sizes, 1, most)
-  # Curved faces shade smoothly only with enough texels all round.
+  # Smooth shading of curved faces needs enough texels around them.
   curved = scene.kind >= scene_lib.TUBE
   sizes[curved, scene_lib.SIDE, 0] = np.maximum(
     sizes[curved, scene_lib.SIDE, 0], 8
@@ -109,10 +109,10 @@ def _light_texels(scene: scene_lib.Scene, lengths: np.ndarray):
 
 
 def _pattern(texels: _LightTexels, sample: int, samples: int):
-  """Two numbers [M] in -1..1: a stratified draw that varies over 3x3 texels.
+  """Returns two stratified samples [M] in -1..1 that vary over 3x3 texels.
 
-  Neighbours take different draws, which the blur over 3x3 texels then mixes:
-  nine times the samples for the price of one.
+  Neighbours have different samples, which the blur over 3x3 texels mixes: nine
+  times the samples at the cost of one.
   """
   cell = texels.column % 3 + 3 * (texels.row % 3)
   index = (sample * 9 + cell * 4 % 9).astype(scene_lib.f32)
@@ -122,7 +122,7 @@ def _pattern(texels: _LightTexels, sample: int, samples: int):
 
 
 def _blur(values: np.ndarray, layout: np.ndarray, texels: _LightTexels):
-  """Means over 3x3 texels inside each chart."""
+  """Returns means over 3x3 texels inside each chart."""
   first, columns, rows = layout[texels.chart].T
   column, row = texels.column, texels.row
   index = np.arange(len(values))
@@ -134,9 +134,9 @@ def _blur(values: np.ndarray, layout: np.ndarray, texels: _LightTexels):
 
 
 def _direct(tracer, texels, lights, samples: int) -> np.ndarray:
-  """Light [M, 3] that reaches each light texel straight from a lamp or the sun.
+  """Returns the direct light [M, 3] of lamps and sun at each texel.
 
-  All rays are traced together: few calls, each of many rays.
+  All rays are traced together, since few calls with many rays are faster.
   """
   direct = np.zeros((len(texels.chart), 3), scene_lib.f32)
   lifted = texels.position + scene_lib.f32(0.015) * texels.normal
@@ -166,12 +166,12 @@ def _direct(tracer, texels, lights, samples: int) -> np.ndarray:
 
 
 def _lamplight(light: scene_lib.Light, position, normal, a, b):
-  """Rays to a lamp and the share of its colour that arrives unless shadowed."""
+  """Returns rays to a lamp and the unshadowed share of its light."""
   to_light = light.centre[:, None] - position
   to_light += light.u[:, None] * a + light.v[:, None] * b
   square = (to_light * to_light).sum(0)
   cosine = (to_light * normal).sum(0)
-  # The 0.3 keeps what stands close to a lamp from burning out.
+  # The 0.3 avoids overexposure close to a lamp.
   share = (
     np.maximum(cosine, 0) / np.sqrt(square) / (square + scene_lib.f32(0.3))
   )
@@ -182,8 +182,8 @@ def _lamplight(light: scene_lib.Light, position, normal, a, b):
 
 
 def _sunshine(light: scene_lib.Light, position, normal, a, b):
-  """Rays to the window and what of the sun enters there."""
-  # Half a degree would be the real sun; twice that hides the texels.
+  """Returns rays to the window and the unshadowed share of sunlight."""
+  # Twice the angle of the real sun, half a degree, to hide the texels.
   direction = light.sun[:, None] + scene_lib.f32(0.012) * np.stack(
     [a, b, a * b]
   )
@@ -200,7 +200,7 @@ def _sunshine(light: scene_lib.Light, position, normal, a, b):
 
 
 def _ambient_share(scene, tracer, texels, samples: int) -> np.ndarray:
-  """How open [M], 0..1, the surroundings of each texel are within a metre."""
+  """Returns the ambient visibility [M], 0..1, of texels within a metre."""
   reach = scene_lib.f32(1.0)
   normal = texels.normal
   helper = np.where(np.abs(normal[2]) < 0.9, [[0], [0], [1]], [[1], [0], [0]])
@@ -230,7 +230,7 @@ def _ambient_share(scene, tracer, texels, samples: int) -> np.ndarray:
 
 
 def _bounced(scene, texels, direct: np.ndarray, mean: np.ndarray):
-  """Ambient light [M, 3]: what the six sides of the room give back."""
+  """Returns ambient light [M, 3], reflected once by the room's six sides."""
   weight = texels.area * (texels.primitive == 0)
   sides = []
   for face in range(6):
@@ -239,7 +239,7 @@ def _bounced(scene, texels, direct: np.ndarray, mean: np.ndarray):
     sides.append(lit * mean[0, face] * scene.tint[0, face])
   sides = np.asarray(sides, scene_lib.f32)
   sides = 0.55 * sides + 0.45 * sides.mean(0)
-  # A normal sees the side it points at; the squares sum to one.
+  # Weights of the sides a normal points at; the squares sum to one.
   share = np.concatenate(
     [np.maximum(texels.normal, 0) ** 2, np.minimum(texels.normal, 0) ** 2]
   )
@@ -248,7 +248,7 @@ def _bounced(scene, texels, direct: np.ndarray, mean: np.ndarray):
 
 
 def _pyramid(albedo: np.ndarray):
-  """All mip levels of all textures, texture after texture, and offsets."""
+  """Returns the mip levels of all textures, by texture, and their offsets."""
   levels = [albedo]
   while levels[-1].shape[1] > 1:
     fine = levels[-1]
@@ -270,9 +270,9 @@ def bake(scene: scene_lib.Scene, samples: int = 2) -> scene_lib.Baked:
   """Lights a scene.
 
   Args:
-    scene: What to light; its first primitive is the room.
-    samples: Shadow and ambient rays a light texel; nine times as many count,
-      because neighbours share.
+    scene: Scene to light; its first primitive is the room.
+    samples: Shadow and ambient rays per light texel; effectively nine times as
+      many, because neighbours share them.
   """
   with np.errstate(all='ignore'):
     return _bake(scene, samples)
@@ -288,7 +288,7 @@ def _bake(scene: scene_lib.Scene, samples: int) -> scene_lib.Baked:
   direct = _blur(direct, layout, texels)
   openness = _blur(openness, layout, texels)
   ambient = _bounced(scene, texels, direct, mean)
-  # Many bounces add up; corners get some light from their surroundings.
+  # Approximates many bounces; corners get some light from their surroundings.
   light = direct + ambient * 0.8 * (0.1 + 0.9 * openness**2)
   tint = scene.tint.reshape(-1, 3)[texels.chart]
   light *= tint

@@ -1,11 +1,11 @@
-"""A small vectorised ray caster for rooms made of boxes, tubes and ellipsoids.
+"""Vectorised ray caster for rooms made of boxes, tubes and ellipsoids.
 
-Two passes, so that a frame costs milliseconds. `bake` lights a static scene
+Two passes render a frame in milliseconds. `lighting.bake` lights a static scene
 once: every face of every primitive gets a small light map (soft shadows,
 ambient occlusion, one bounce). `render` then finds the nearest primitive of
-each ray inside the primitive's screen rectangle only, and looks up a mip-mapped
-texture and the light map; it takes small frames together. Surfaces are
-Lambertian, so a point looks the same from everywhere, as novel-view synthesis
+each ray, testing a primitive only inside its screen rectangle, and looks up a
+mip-mapped texture and the light map; small frames are batched. Surfaces are
+Lambertian, so a point looks the same from every view, as novel-view synthesis
 assumes in its simplest form.
 
 Units are metres with z up; colours are linear; float32 throughout.
@@ -18,26 +18,25 @@ import numpy as np
 from xfactor.data.worlds.raycaster import lighting, shading, tracing
 from xfactor.data.worlds.raycaster import scene as scene_lib
 
-# Pairs of a box's corners, as of `_corners`, that an edge joins.
+# Pairs of corners of a box, in the order of `scene.corners`, for each edge.
 _EDGES = np.array(
   [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit]
 ).T
 
-# Frames that are drawn together have about so many samples, so that the calls
-# of a primitive are few for each frame; and so many are worked on at once, so
-# that arrays stay in the cache.
+# Samples of the frames rendered together, so that there are few calls for each
+# primitive, and samples of a block, so that arrays stay in the cache.
 _TILE_SAMPLES = 320_000
 _BLOCK_SAMPLES = 20_000
 
 
 def _rectangles(corners, world_to_camera, intrinsics, size: int):
-  """Pixels outside which no primitive can be seen.
+  """Returns the rectangles of pixels that can show each primitive.
 
   Args:
-    corners: [P, 8, 3].
-    world_to_camera: [F, 3, 4].
-    intrinsics: [F, 4].
-    size: Of the frames.
+    corners: [P, 8, 3] world corners of the primitives.
+    world_to_camera: [F, 3, 4] camera poses.
+    intrinsics: [F, 4] normalised intrinsics.
+    size: Height and width of the frames.
 
   Returns:
     Four integer arrays [F, P]: x0, x1, y0, y1.
@@ -50,8 +49,8 @@ def _rectangles(corners, world_to_camera, intrinsics, size: int):
   crosses = behind.any(0)
   hidden = behind.all(0)
   crosses &= ~hidden
-  # What lies on both sides of the eye is cut there: its corners in front, and
-  # where its edges pass.
+  # Boxes that extend behind the camera are clipped: use the corners in front,
+  # and the points where edges cross the near plane.
   cut = [c[:, crosses] for c in (x, y, z)]
   a, b = ([c[end] for c in cut] for end in _EDGES)
   share = (nearest - a[2]) / (b[2] - a[2])
@@ -76,7 +75,7 @@ def _rectangles(corners, world_to_camera, intrinsics, size: int):
       seen = np.concatenate([cut[2] >= nearest, passes])
       low[crosses] = np.where(seen, ends, np.inf).min(0)
       high[crosses] = np.where(seen, ends, -np.inf).max(0)
-    # A pixel's samples keep an eighth of a pixel from its edges.
+    # Samples are at least an eighth of a pixel away from a pixel's edges.
     low, high = np.ceil(low) - 1, np.floor(high) + 1
     high[hidden] = 0
     bounds += [np.clip(v, 0, size).astype(np.intp) for v in (low, high)]
@@ -84,11 +83,11 @@ def _rectangles(corners, world_to_camera, intrinsics, size: int):
 
 
 def _blocks(count: int, size: int):
-  """Cuts frames to blocks of at most `_BLOCK_SAMPLES` samples, if possible.
+  """Divides frames into blocks of at most about `_BLOCK_SAMPLES` samples.
 
   Args:
-    count: Of the frames.
-    size: Of the frames.
+    count: Number of frames.
+    size: Height and width of the frames.
 
   Yields:
     Slices of frames and of rows.
@@ -101,21 +100,21 @@ def _blocks(count: int, size: int):
 
 
 def _windows(x0, x1, y0, y1, size: int):
-  """Groups the frames that see a primitive by how large it is there.
+  """Groups the frames that see a primitive by its size in pixels.
 
   Args:
     x0, x1, y0, y1: [F], see `_rectangles`.
-    size: Of the frames.
+    size: Height and width of the frames.
 
   Yields:
     Frames [G], corners x [G] and y [G], and the width and height of windows
-    inside the frames; all that are yielded together cover the rectangles.
+    inside the frames; together the windows cover the rectangles.
   """
   width, height = x1 - x0, y1 - y0
   left = np.flatnonzero((width > 0) & (height > 0))
   while len(left):
     w, h = width[left], height[left]
-    # Those of less than half the largest's pixels come next.
+    # Windows below half of the largest area are left for the next round.
     large = 2 * w * h >= (w * h).max()
     some = left[large]
     w, h = int(w[large].max()), int(h[large].max())
@@ -130,11 +129,11 @@ def _windows(x0, x1, y0, y1, size: int):
 
 
 def _visible(scene, corners, intrinsics, world_to_camera, size: int):
-  """Nearest primitive and z-depth of every sample.
+  """Finds the nearest primitive and the z-depth of every sample.
 
   Returns:
     Depth [F, S, H, W], primitive [F, S, H, W], the samples' x [F, S, 1, W] and
-    y [F, S, H, 1] on the plane at depth 1, and the eyes [F, 3].
+    y [F, S, H, 1] on the plane at depth 1, and camera centres [F, 3].
   """
   fx, fy, cx, cy = intrinsics.T[:, :, None, None]
   grid = (
@@ -146,7 +145,7 @@ def _visible(scene, corners, intrinsics, world_to_camera, size: int):
   ys = (grid[1] / size - cy) / fy
   camera_axes = world_to_camera[:, :, :3]
   eye = np.stack([-m[:, :3].T @ m[:, 3] for m in world_to_camera])
-  # Rays in a primitive's axes are linear in x and y: two sums an axis.
+  # Rays in a primitive's axes are linear in x and y: two sums per axis.
   axes = scene.rotation[:, None] @ camera_axes.swapaxes(1, 2)
   origins = np.stack(
     [np.einsum('pij,pj->pi', scene.rotation, e - scene.centre) for e in eye], -1
@@ -200,12 +199,12 @@ def render(
   world_to_camera: np.ndarray,
   size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Renders frames, several at once where they are small.
+  """Renders frames, several at once if they are small.
 
   Args:
     baked: The lit scene.
     intrinsics: float32 [N, 4], normalised.
-    world_to_camera: float32 [N, 3, 4]; the eyes are outside all objects.
+    world_to_camera: float32 [N, 3, 4]; cameras are outside all objects.
     size: Height and width in pixels.
 
   Yields:
@@ -230,7 +229,7 @@ def render(
 
 
 def _render(baked, tables, corners, intrinsics, world_to_camera, size: int):
-  """Frames [F, size, size, 3] and depth [F, size, size], see `render`."""
+  """Returns frames [F, size, size, 3] and depth [F, size, size]."""
   depth, primitive, xs, ys, eye = _visible(
     baked.scene, corners, intrinsics, world_to_camera, size
   )
@@ -250,7 +249,7 @@ def _render(baked, tables, corners, intrinsics, world_to_camera, size: int):
       pixel[f],
     )
     for channel, c in enumerate(linear):
-      # The centre counts half, so that the weights resemble a small tent.
+      # The centre has half the weight, so that the weights resemble a tent.
       pixels = (c[:, 0] / 2 + c[:, 1:].sum(1)) / scene_lib.f32(4.5)
       value = np.clip(pixels, 0, 1) ** scene_lib.f32(1 / 2.2)
       rgb[f, y, :, channel] = value * 255 + scene_lib.f32(0.5)
@@ -258,14 +257,14 @@ def _render(baked, tables, corners, intrinsics, world_to_camera, size: int):
 
 
 def clearance(scene: scene_lib.Scene, points: np.ndarray) -> np.ndarray:
-  """Distance [N] from points [N, 3] to the nearest surface; negative inside.
+  """Returns distances [N] of points to the nearest surface; negative inside.
 
-  A lower bound for ellipsoids.
+  The distance is a lower bound for ellipsoids.
   """
   local = np.einsum(
     'pij,npj->npi', scene.rotation, points[:, None] - scene.centre
   )
-  # Planes [N, P]: sums and maxima over three neighbours would be slow.
+  # Separate arrays [N, P], since reductions over an axis of three are slow.
   local = np.ascontiguousarray(local.transpose(2, 0, 1))
   half = scene.half.T[:, None]
   out = np.abs(local) - half
@@ -286,16 +285,16 @@ def clearance(scene: scene_lib.Scene, points: np.ndarray) -> np.ndarray:
 
 
 def _length(x):
-  """Lengths of vectors given as three arrays."""
+  """Returns the lengths of vectors given as three arrays."""
   return np.sqrt(x[0] * x[0] + x[1] * x[1] + x[2] * x[2])
 
 
 def first_seen(
   scene: scene_lib.Scene, origins: np.ndarray, directions: np.ndarray
 ):
-  """Roughly what unit rays [N, 3] meet: distances [N] and groups [N].
+  """Returns approximate hits of unit rays [N, 3]: distances and groups [N].
 
-  Takes every primitive for its bounding box.
+  Every primitive is replaced by its bounding box.
   """
   o = np.einsum('pij,npj->ipn', scene.rotation, origins[:, None] - scene.centre)
   d = np.einsum('pij,nj->ipn', scene.rotation, directions)

@@ -1,4 +1,4 @@
-"""Scenes of a few primitives, and their baked light."""
+"""Scenes of a few primitives, and scenes with baked light."""
 
 import dataclasses
 
@@ -9,25 +9,25 @@ ROOM, BOX, TUBE, ELLIPSOID = range(4)
 f32 = np.float32
 FAR = f32(np.inf)
 
-# A face is 2 * axis + (1 if on the negative side). Across it run two axes.
+# A face is 2 * axis + (1 if on the negative side); two axes span it.
 NORMAL = np.repeat(np.eye(3, dtype=f32), 2, axis=0)
 NORMAL[1::2] *= -1
 ACROSS = np.eye(3, dtype=f32)[[1, 1, 0, 0, 0, 0]]
 ALONG = np.eye(3, dtype=f32)[[2, 2, 2, 2, 1, 1]]
-SIDE = 0  # The one face of an ellipsoid and the round one of a tube.
+SIDE = 0  # The only face of an ellipsoid and the round face of a tube.
 
 
 @dataclasses.dataclass(frozen=True)
 class Light:
-  """A rectangle that shines, or the sun seen through one.
+  """A rectangular light, or the sun seen through a rectangle.
 
   Attributes:
-    centre: [3].
-    u: [3] half of one side; for lamps the rectangle stands for a small ball.
+    centre: [3] centre of the rectangle.
+    u: [3] half of one side; for lamps the rectangle approximates a small ball.
     v: [3] half of the other side.
     colour: [3] irradiance at a distance of one metre (sun: anywhere).
-    normal: [3] side that shines, or zeros for all sides.
-    sun: [3] direction to the sun, or None for a light of finite distance.
+    normal: [3] normal of the emitting side, or zeros for all sides.
+    sun: [3] direction to the sun, or None for a light at a finite distance.
   """
 
   centre: np.ndarray
@@ -44,16 +44,16 @@ class Scene:
 
   Attributes:
     kind: int [P], ROOM, BOX, TUBE (about its z axis) or ELLIPSOID.
-    centre: [P, 3].
+    centre: [P, 3] centres in the world.
     half: [P, 3] half extents along the primitive's own axes.
-    rotation: [P, 3, 3] from world to own axes.
+    rotation: [P, 3, 3] rotations from world axes to own axes.
     group: int [P]; primitives of one object share a number.
     glow: [P] radiance relative to white paper in average light; 0 = none.
-    tint: [P, 6, 3] multiplies the texture of each face.
+    tint: [P, 6, 3] factor of the texture of each face.
     texture: int [P, 6] texture of each face.
-    tile: [P, 6] metres that one texture spans; 0 = stretched over the face.
+    tile: [P, 6] metres per texture repeat; 0 = stretched over the face.
     albedo: [T, R, R, 3] periodic textures, rows upwards, R a power of two.
-    lights: What shines.
+    lights: Lights of the scene.
     key: Brightness of the exposure, about 0.3.
   """
 
@@ -76,14 +76,14 @@ class Baked:
   """A lit scene, ready to render.
 
   Attributes:
-    scene: What was lit.
-    light: [M, 3] light maps of all charts (one a face), tint included.
+    scene: Scene without light.
+    light: [M, 3] light maps of all charts (one per face), including tint.
     chart: int [P * 6, 4] first light texel, columns, rows, first texel of the
       texture.
-    repeats: [P * 6, 2] how often the texture repeats over the face.
+    repeats: [P * 6, 2] texture repeats over each face.
     detail: [P * 6] log2 of texture texels per metre.
-    texels: [K, 3] all levels of all textures.
-    level: int [L] offset of each level inside a texture.
+    texels: [K, 3] all mip levels of all textures.
+    level: int [L] offset of each mip level inside a texture.
   """
 
   scene: Scene
@@ -96,7 +96,7 @@ class Baked:
 
 
 def corners(scene: Scene) -> np.ndarray:
-  """World corners [P, 8, 3] of the primitives' own bounding boxes."""
+  """Returns world corners [P, 8, 3] of the primitives' oriented boxes."""
   signs = np.stack(np.meshgrid(*[[-1, 1]] * 3, indexing='ij'), -1)
   local = signs.reshape(1, 8, 3).astype(f32) * scene.half[:, None]
   return scene.centre[:, None] + local @ scene.rotation

@@ -1,4 +1,4 @@
-"""Looks up baked light and textures where rays hit."""
+"""Looks up baked light and textures at ray hits."""
 
 import numpy as np
 
@@ -7,20 +7,20 @@ from xfactor.data.worlds.raycaster import tracing
 
 
 class Tables:
-  """What is known of a lit scene, by number, one array for each component.
+  """Lookup tables of a lit scene, one array for each component.
 
   Attributes:
-    rotation: Nine arrays [P].
-    half: Three arrays [P].
-    curved: bool [P].
+    rotation: Nine arrays [P], from world axes to own axes.
+    half: Three arrays [P] of half extents.
+    curved: bool [P], whether a primitive is a tube or an ellipsoid.
     normal: Three arrays [P * 6]; zeros for curved primitives.
-    detail: [P * 6].
-    repeats: Two arrays [P * 6].
+    detail: [P * 6] log2 of texture texels per metre.
+    repeats: Two arrays [P * 6] of texture repeats.
     first: [P * 6] first texel of the light map.
-    columns: [P * 6]
-    rows: [P * 6]
+    columns: [P * 6] columns of the light map.
+    rows: [P * 6] rows of the light map.
     start: [P * 6] first texel of the texture.
-    light: Three arrays [M].
+    light: Three arrays [M] of light texels.
   """
 
   def __init__(self, baked: scene_lib.Baked):
@@ -45,16 +45,16 @@ class Tables:
 
 
 def _surface(scene, tables, primitive, offset):
-  """Where on its primitive each point lies.
+  """Returns the surface coordinates of points.
 
   Args:
-    scene: The primitives.
-    tables: Of the scene.
-    primitive: [M].
-    offset: Three [M], points less their primitives' centres.
+    scene: Scene with the primitives.
+    tables: Lookup tables of the scene.
+    primitive: [M] primitive of each point.
+    offset: Three [M], points minus the centres of their primitives.
 
   Returns:
-    Face [M], and place across and along it in 0..1 [M].
+    Face [M], and coordinates across and along it in 0..1 [M].
   """
   local = [
     tracing.dot3(
@@ -63,7 +63,7 @@ def _surface(scene, tables, primitive, offset):
     for i in (0, 3, 6)
   ]
   half = [h.take(primitive) for h in tables.half]
-  # The face is the one the point sticks out of the most.
+  # Choose the face that the point is farthest outside of.
   out = [np.abs(local[i]) - half[i] for i in range(3)]
   flat = [
     local[i] / half[i] * scene_lib.f32(0.5) + scene_lib.f32(0.5)
@@ -95,7 +95,7 @@ def _surface(scene, tables, primitive, offset):
 
 
 def _lookup_light(tables: Tables, index, across, along):
-  """Bilinear light, three [M]; `index` [M] numbers the charts."""
+  """Returns bilinearly interpolated light, three [M], of charts `index` [M]."""
   columns, rows = tables.columns.take(index), tables.rows.take(index)
   x = np.clip(across * columns - scene_lib.f32(0.5), 0, columns - 1).astype(
     scene_lib.f32
@@ -111,7 +111,7 @@ def _lookup_light(tables: Tables, index, across, along):
   above, above_right = place + up, right + up
   light = []
   for plane in tables.light:
-    # The first step is done in float64.
+    # The product with `fx` is computed in float64.
     lower, upper = plane.take(place), plane.take(above)
     lower += (plane.take(right) - lower) * fx
     upper += (plane.take(above_right) - upper) * fx
@@ -125,7 +125,7 @@ def _lookup_light(tables: Tables, index, across, along):
 def _lookup_texture(
   baked: scene_lib.Baked, tables, index, across, along, level
 ):
-  """Texels [M, 3] of the level (rounded) that a sample's footprint asks for."""
+  """Returns texels [M, 3] of the mip level of each sample's footprint."""
   top = len(baked.level) - 1
   level = np.clip(level, 0, top).astype(np.intp)
   resolution = np.int32(1) << (top - np.arange(top + 1, dtype=np.int32))
@@ -151,17 +151,17 @@ def shade(
   eye,
   pixel,
 ):
-  """Exposed colours, three [F, S, H, W], 0..1 and linear.
+  """Returns exposed linear colours in 0..1, three [F, S, H, W].
 
   Args:
     baked: The lit scene.
-    tables: Of it.
-    depth: [F, S, H, W].
-    primitive: [F, S, H, W].
-    xs: [F, S, 1, W], see `_visible`.
-    ys: [F, S, H, 1].
-    world_to_camera: [F, 3, 4].
-    eye: [F, 3].
+    tables: Lookup tables of the scene.
+    depth: [F, S, H, W] z-depth of each sample.
+    primitive: [F, S, H, W] primitive of each sample.
+    xs: [F, S, 1, W] x at depth 1, see `render._visible`.
+    ys: [F, S, H, 1] y at depth 1.
+    world_to_camera: [F, 3, 4] camera poses.
+    eye: [F, 3] camera centres.
     pixel: [F] size of a pixel at depth 1.
   """
   scene = baked.scene
@@ -178,16 +178,16 @@ def shade(
   primitive = primitive.reshape(-1).astype(np.intp)
   face, across, along = _surface(scene, tables, primitive, offset)
   index = primitive * 6 + face
-  # Grazing surfaces need a coarser level; the root is a compromise between
-  # blur across and shimmer along.
+  # Surfaces at grazing angles need a coarser level; the square root is a
+  # compromise between blur across and aliasing along.
   normal = [n.take(index) for n in tables.normal]
   cosine = tracing.dot3(normal, [r.reshape(-1) for r in ray])
   cosine = np.maximum(np.abs(cosine) / length.reshape(-1), scene_lib.f32(0.06))
   footprint = (depth * length * pixel[:, None, None, None]).reshape(-1)
   level = np.log2(footprint * footprint / cosine) * scene_lib.f32(0.5)
   level += tables.detail.take(index)
-  # Each sample of a pixel rounds the level differently and is shifted by a
-  # part of a texel, which blends levels and texels for the price of one.
+  # Each sample of a pixel rounds the level differently, which blends levels at
+  # the cost of one lookup.
   shift = (np.arange(shape[1], dtype=scene_lib.f32) * 2 % 5 + 0.5) / 5
   level = (level.reshape(shape) + shift[:, None, None]).reshape(-1)
   colour = _lookup_texture(baked, tables, index, across, along, level)

@@ -8,24 +8,24 @@ from xfactor.data.worlds.raycaster import scene as scene_lib
 
 
 def _inverse(d):
-  """1 / d of rays' directions `d`, finite where they are 0."""
+  """Returns 1 / d of ray directions `d`, finite where they are 0."""
   inverse = 1 / d
-  # Rays along a slab would give infinity less infinity.
+  # Rays parallel to a slab would give infinity minus infinity.
   return np.minimum(inverse, scene_lib.f32(1e9), out=inverse)
 
 
 def _like(half, rays):
-  """`half` with trailing axes of 1 to as many axes as `rays`."""
+  """Appends axes of size 1 to `half` until it has as many as `rays`."""
   return half.reshape(half.shape + (1,) * (rays.ndim - half.ndim))
 
 
 def _slabs(o, inverse, half):
-  """Ray parameters where rays enter and leave slabs |x| < half.
+  """Returns the ray parameters where rays enter and leave slabs |x| < half.
 
   Args:
     o: [K, ...] origins, for K slabs.
-    inverse: [K, ...] of the directions.
-    half: [K] or [K, ...].
+    inverse: [K, ...] inverse directions.
+    half: [K] or [K, ...] half widths.
   """
   middle = inverse * -o
   reach = np.abs(inverse)
@@ -36,7 +36,7 @@ def _slabs(o, inverse, half):
 
 
 def _quadric(a, b, c):
-  """Where a t^2 + 2 b t + c < 0: enters and leaves, or an empty interval."""
+  """Returns the interval with a t^2 + 2 b t + c < 0, which may be empty."""
   root = b * b
   root -= a * c
   missed = root <= 0
@@ -48,7 +48,7 @@ def _quadric(a, b, c):
 
 
 def hit(kind: int, o, d, half):
-  """Where rays meet a convex primitive.
+  """Intersects rays with a convex primitive.
 
   Args:
     kind: BOX, TUBE or ELLIPSOID.
@@ -57,8 +57,8 @@ def hit(kind: int, o, d, half):
     half: [3] or [3, ...] half extents.
 
   Returns:
-    The nearest parameter, 0 for a ray that starts inside, and whether the ray
-    meets the primitive at all.
+    The nearest parameter, 0 for rays that start inside, and whether the ray
+    hits the primitive.
   """
   if kind == scene_lib.BOX:
     near, far = _slabs(o, _inverse(d), half)
@@ -80,18 +80,18 @@ def hit(kind: int, o, d, half):
 
 
 def leave_room(o, d, half) -> np.ndarray:
-  """Parameter at which rays from inside a box meet its walls."""
+  """Returns the parameters at which rays from inside a box hit its walls."""
   _, far = _slabs(o, _inverse(d), half)
   return np.minimum(np.minimum(far[0], far[1]), far[2])
 
 
 def dot3(m, x):
-  """Row `m` [3] times planes `x` [3, M], without a matrix library."""
+  """Multiplies a row `m` [3] by planes `x` [3, M] without BLAS."""
   return m[0] * x[0] + m[1] * x[1] + m[2] * x[2]
 
 
 def _turned(m, x):
-  """Matrix `m` [3, 3] times `x` [3, M], without a matrix library."""
+  """Multiplies a matrix `m` [3, 3] by `x` [3, M] without BLAS."""
   return m[:, :1] * x[0] + m[:, 1:2] * x[1] + m[:, 2:] * x[2]
 
 
@@ -100,13 +100,13 @@ class _Group:
   """Primitives of one object.
 
   Attributes:
-    low: [3, 1] of its bounding box along the world's axes.
-    high: [3, 1]
-    turn: [3, 3] from world to its own axes.
-    middle: [3, 1] of its bounding box along its own axes.
-    half: [3] of this box.
-    parts: Kind, centre [3, 1] along its axes, half extents [3] of a primitive
-      and its rotation against the object's, None if there is none.
+    low: [3, 1] lower corner of the bounding box along world axes.
+    high: [3, 1] upper corner of this box.
+    turn: [3, 3] rotation from world axes to the object's axes.
+    middle: [3, 1] centre of the bounding box along the object's axes.
+    half: [3] half extents of this box.
+    parts: Kind, centre [3, 1] and half extents [3] of each primitive, and its
+      rotation relative to the object, None for the identity.
   """
 
   low: np.ndarray
@@ -117,20 +117,20 @@ class _Group:
   parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]
 
 
-_RUN = 16  # Rays that are boxed in together.
+_RUN = 16  # Neighbouring rays with a common bounding box.
 
 
 class Tracer:
-  """Nearest hits of arbitrary rays; objects are boxed in to be skipped.
+  """Finds the nearest hits of arbitrary rays, with bounding boxes of objects.
 
-  Rays are turned into an object's frame once, not once for each of its
-  primitives, most of which are aligned with it.
+  Rays are rotated into the frame of an object once, not once for each of its
+  primitives, most of which are aligned with the object.
   """
 
   def __init__(self, scene: scene_lib.Scene):
     self._groups = []
     corners = scene_lib.corners(scene)
-    # What glows must not stand in its own light.
+    # Glowing primitives must not shadow their own light.
     solid = (scene.glow == 0) & (scene.kind != scene_lib.ROOM)
     for group in np.unique(scene.group[solid]):
       members = np.flatnonzero((scene.group == group) & solid)
@@ -151,7 +151,7 @@ class Tracer:
       ]
       self._groups.append(
         _Group(
-          # A millimetre more: these boxes need not be exact.
+          # Enlarged by a millimetre against rounding.
           low=world.min(0)[:, None] - scene_lib.f32(1e-3),
           high=world.max(0)[:, None] + scene_lib.f32(1e-3),
           turn=turn,
@@ -162,11 +162,11 @@ class Tracer:
       )
 
   def nearest(self, origins: np.ndarray, directions: np.ndarray):
-    """Parameters [M], at most 1, of planes of rays [3, M]."""
+    """Returns the nearest ray parameters [M], at most 1, of rays [3, M]."""
     count = origins.shape[1]
     best = np.ones(count, scene_lib.f32)
-    # Most rays end before they come near an object. Neighbours are boxed in
-    # together.
+    # Most rays end far from an object: test bounding boxes of neighbouring
+    # rays first.
     runs = np.arange(0, count, _RUN)
     ends = origins + directions
     low = np.minimum.reduceat(np.minimum(origins, ends), runs, 1)

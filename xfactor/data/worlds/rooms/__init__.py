@@ -1,1 +1,1 @@
-"""Furnished procedural rooms."""
+"""Procedural rooms with furniture."""

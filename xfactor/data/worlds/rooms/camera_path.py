@@ -1,4 +1,4 @@
-"""Chooses camera paths that stay clear of walls and furniture."""
+"""Samples camera paths that stay clear of walls and furniture."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,15 @@ from xfactor.data.worlds.raycaster import scene as scene_lib
 from xfactor.data.worlds.rooms import textures
 from xfactor.geometry import cameras, trajectories
 
-# The eye stays this far from every surface (metres).
+# Smallest distance in metres between the camera and any surface.
 MARGIN = 0.35
 
 
 def _score(scene, eyes, targets, half_view: float) -> float:
-  """How much there is to see on a path: the share of rays, 25 at each of four
-  moments, that meet something other than the room, at a decent distance."""
+  """Scores the view along a path, by 25 rays at each of four times.
+
+  Rays that hit objects at a distance score, rays that hit near surfaces cost.
+  """
   moments = np.linspace(0, len(eyes) - 1, 4).astype(int)
   pose = cameras.look_at(eyes[moments], targets[moments], _UP)
   focal = 0.5 / half_view
@@ -40,14 +42,14 @@ def choose_path(
   half_view: float,
   kinds: Sequence[str],
 ) -> trajectories.Path:
-  """Draws a path that keeps `MARGIN` from everything and sees something.
+  """Samples a path with a good view that keeps `MARGIN` from all surfaces.
 
   Args:
-    scene: Where the path goes.
-    focuses: Points worth looking at.
-    rng: Source of the draw.
+    scene: Scene of the path.
+    focuses: Points of interest to look at.
+    rng: Random number generator.
     half_view: Tangent of half the field of view.
-    kinds: Of paths; tried in random order.
+    kinds: Kinds of paths; tried in random order.
   """
   kinds = list(rng.permutation(list(kinds)))
   low = scene.centre[0] - scene.half[0] + MARGIN
@@ -58,8 +60,8 @@ def choose_path(
   safest, starts = starts[free.argmax()], starts[free > MARGIN + 0.1]
   centre = np.array([0.0, 0.0, 1.0])
   times = np.linspace(0, 1, 40)
-  # Each kind has its chance before the next, so that the hard ones are not
-  # crowded out by those that fit anywhere.
+  # Try each kind several times before the next one, so that kinds that fit
+  # anywhere do not dominate.
   for kind in kinds if len(starts) else ():
     best, best_score = None, 0.5
     for attempt in range(14):
@@ -86,7 +88,7 @@ def choose_path(
 
 
 def _safe_path(scene, start, focus) -> trajectories.Path:
-  """A short straight move about the place with the most room."""
+  """Returns a short straight path around the point with the most room."""
   away = (focus - start) * [1, 1, 0]
   side = np.cross(away / np.linalg.norm(away), _UP)
   free = render.clearance(scene, start[None])[0]

@@ -1,4 +1,4 @@
-"""Pieces of furniture, built of primitives."""
+"""Furniture built of primitives."""
 
 import dataclasses
 
@@ -446,7 +446,7 @@ ANYWHERE = (
   _sofa,
   _plant,
 )
-# What a room is for: furniture at walls, furniture anywhere. None: all of it.
+# Furniture at walls and furniture anywhere, by room type. None: any furniture.
 THEMES = (
   None,
   None,

@@ -11,7 +11,7 @@ from xfactor.data.worlds.rooms import textures
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """A surface: texture number, tint (linear), metres a repeat, glow."""
+  """A surface: texture number, linear tint, metres per repeat, glow."""
 
   texture: int
   tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -25,7 +25,7 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Primitive:
-  """A primitive of an object; `looks` maps faces to other than `look`."""
+  """A primitive of an object; `looks` overrides `look` for some faces."""
 
   kind: int
   centre: np.ndarray
@@ -36,7 +36,7 @@ class Primitive:
 
 
 def box(x, y, z, w, d, h, look, **looks) -> Primitive:
-  """A box with its bottom's middle at (x, y, z); `front` is the -y face."""
+  """Returns a box with its bottom centre at (x, y, z); `front` is -y."""
   faces = {{'front': 3, 'top': 4}[k]: v for k, v in looks.items()}
   return Primitive(
     BOX, np.array([x, y, z + h / 2]), np.array([w, d, h]) / 2, look, looks=faces
@@ -61,13 +61,13 @@ def turned(yaw: float) -> np.ndarray:
 
 
 def tip(angle: float) -> np.ndarray:
-  """Rotation about x."""
+  """Returns a rotation about x."""
   c, s = np.cos(angle), np.sin(angle)
   return np.array([[1.0, 0, 0], [0, c, -s], [0, s, c]])
 
 
 def move(parts: list[Primitive], x, y, z=0.0, yaw=0.0) -> list[Primitive]:
-  """Turns parts about the vertical and shifts them."""
+  """Rotates parts about the vertical axis and translates them."""
   turn = turned(yaw)
   return [
     dataclasses.replace(
@@ -78,14 +78,14 @@ def move(parts: list[Primitive], x, y, z=0.0, yaw=0.0) -> list[Primitive]:
 
 
 class Looks:
-  """All surfaces of one scene: its palette and its textures."""
+  """Palette and textures of one scene."""
 
   def __init__(self, rng: textures.Rng, resolution: int):
     self._rng, self._resolution = rng, resolution
     self._images: list[np.ndarray] = []
     hue = rng.uniform()
     self.hue = hue
-    # Most rooms are muted; a few are not.
+    # Most rooms have low saturation; a few do not.
     saturation = rng.choice([0.08, 0.16, 0.16, 0.28, 0.5])
     saturation *= rng.uniform(0.6, 1.2)
     wood_hue = rng.uniform(0.04, 0.11)
@@ -207,7 +207,7 @@ class Looks:
     )
 
   def texture(self, draw: Callable, a, b, tile: float = 0.0) -> Look:
-    """Draws a texture of two colours; `tile` 0 stretches it over a face."""
+    """Renders a texture of two colours; `tile` 0 stretches it over a face."""
     rng = np.random.default_rng(self._rng.integers(2**63))
     image = draw(
       rng,
@@ -225,7 +225,7 @@ class Looks:
     return self.paint.tinted(self.accent())
 
   def solid(self) -> Look:
-    """Something to make furniture of."""
+    """Samples a surface of furniture."""
     looks = [self.wood, self.wood, self.wood2, self.white, self.painted()]
     return looks[self._rng.integers(len(looks))]
 
@@ -242,7 +242,7 @@ class Looks:
     )
 
   def images(self) -> np.ndarray:
-    """Linear albedo [T, n, n, 3]."""
+    """Returns the linear albedo [T, n, n, 3] of all textures."""
     # No real surface reflects all light.
     return np.stack(self._images) ** np.float32(2.2) * np.float32(0.85)
 

@@ -1,4 +1,4 @@
-"""Small things that stand on furniture."""
+"""Small objects that stand on furniture."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ from xfactor.data.worlds.rooms import textures
 def trinket(
   rng: textures.Rng, looks: looks_lib.Looks
 ) -> list[looks_lib.Primitive]:
-  """A small thing to stand on a surface."""
+  """Samples a small object that stands on a surface."""
   kind = rng.integers(7)
   look = looks.painted()
   s = rng.uniform(0.8, 1.3)
-  if kind == 0:  # Vase with a bunch.
+  if kind == 0:  # Vase with a plant.
     return [
       looks_lib.tube(0, 0, 0, 0.05 * s, 0.16 * s, look),
       looks_lib.blob(0, 0, 0.15 * s, 0.11 * s, 0.11 * s, 0.1 * s, looks.leaf),
@@ -78,7 +78,7 @@ def trinket(
 
 
 def litter(rng, looks, w, d, z, most) -> list[looks_lib.Primitive]:
-  """Trinkets spread over a surface, in slots so that they do not meet."""
+  """Samples trinkets on a surface, in slots so that they do not overlap."""
   slots = max(1, int(w / 0.32))
   count = min(slots, int(rng.integers(0, most + 1)))
   parts = []

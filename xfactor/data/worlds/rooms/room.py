@@ -11,7 +11,7 @@ from xfactor.data.worlds.rooms import looks as looks_lib
 
 
 class _Room:
-  """A scene under construction: parts, lights and what is taken."""
+  """A scene under construction: parts, lights and occupied areas."""
 
   def __init__(self, rng: textures.Rng, looks: looks_lib.Looks):
     self.rng, self.looks = rng, looks
@@ -27,13 +27,13 @@ class _Room:
   def add(self, parts: list[looks_lib.Primitive]) -> None:
     self.groups.append(parts)
 
-  # A wall is 0..3 for +y, -x, -y, +x: what stands at +y, turned by quarters.
+  # Walls 0..3 are +y, -x, -y, +x: wall 0 rotated by quarter turns.
 
   def wall_length(self, wall: int) -> float:
     return self.size[wall % 2]
 
   def at_wall(self, wall: int, along: float, off: float) -> tuple[float, ...]:
-    """x, y and yaw of a point `off` from a wall, `along` from its middle."""
+    """Returns x, y and yaw at `off` from a wall, `along` from its centre."""
     yaw = wall * np.pi / 2
     x, y, _ = looks_lib.turned(yaw) @ [
       along,
@@ -43,7 +43,7 @@ class _Room:
     return x, y, yaw
 
   def claim_floor(self, x, y, w, d, gap=0.08) -> bool:
-    """Takes a rectangle of the floor unless some of it is taken."""
+    """Occupies a rectangle of the floor if all of it is free."""
     box = (x - w / 2 - gap, y - d / 2 - gap, x + w / 2 + gap, y + d / 2 + gap)
     for a in self._taken:
       if box[0] < a[2] and a[0] < box[2] and box[1] < a[3] and a[1] < box[3]:
@@ -52,7 +52,7 @@ class _Room:
     return True
 
   def fits_wall(self, wall, along, w, low, high) -> bool:
-    """Whether a wall is free, `low` to `high` over a width `w`."""
+    """Returns whether a wall is free from `low` to `high` over width `w`."""
     a, b = along - w / 2, along + w / 2
     if max(-a, b) > self.wall_length(wall) / 2:
       return False
@@ -62,7 +62,7 @@ class _Room:
     )
 
   def claim_wall(self, wall, along, w, low, high) -> bool:
-    """Takes a rectangle of a wall unless some of it is taken."""
+    """Occupies a rectangle of a wall if all of it is free."""
     fits = self.fits_wall(wall, along, w, low, high)
     if fits:
       self._wall_taken.append((wall, along - w / 2, along + w / 2, low, high))
@@ -70,7 +70,7 @@ class _Room:
 
 
 def _shape(room: _Room) -> None:
-  """Corner blocks, beams, sloping ceilings, skirting boards."""
+  """Adds corner blocks, beams, sloping ceilings and skirting boards."""
   rng, looks = room.rng, room.looks
   width, depth, height = room.size
   look = room.looks.walls[int(rng.integers(2))]
@@ -83,7 +83,7 @@ def _shape(room: _Room) -> None:
       if room.claim_floor(x, y, w, d, 0.0):
         room.add([looks_lib.box(x, y, 0, w, d, height, look)])
         for wall in range(4):
-          # The block in the frame where this wall is the one at +y.
+          # Position of the block in the frame where this wall is at +y.
           along, off, _ = looks_lib.turned(-wall * np.pi / 2) @ [x, y, 0]
           if off > 0:
             extent = w if wall % 2 == 0 else d
@@ -105,7 +105,7 @@ def _shape(room: _Room) -> None:
         for i in range(count)
       ]
     )
-  elif kind == 3:  # Attic: the ceiling slopes on one side or two.
+  elif kind == 3:  # Attic: the ceiling slopes on one or both sides.
     slope = rng.uniform(0.5, 0.9)
     for side in (1, -1)[: 1 + (rng.uniform() < 0.5)]:
       plank = looks_lib.Primitive(
@@ -116,7 +116,7 @@ def _shape(room: _Room) -> None:
         axes=looks_lib.tip(-side * slope),
       )
       room.add([plank])
-  elif kind == 4:  # A counter-high wall that juts into the room.
+  elif kind == 4:  # A half-height or full wall that projects into the room.
     w, x = rng.uniform(0.8, 1.6), rng.uniform(-0.25, 0.25) * width
     y = depth / 2 - w / 2
     room.claim_floor(x, y, 0.16, w)
@@ -144,7 +144,7 @@ def _shape(room: _Room) -> None:
 
 
 def _openings(room: _Room) -> None:
-  """Windows, which shine, and doors."""
+  """Adds windows, which emit light, and doors."""
   rng, looks, height = room.rng, room.looks, room.size[2]
   sky = dataclasses.replace(
     looks.texture(textures.window, looks.accent(), looks.accent()), glow=2.2
@@ -233,7 +233,7 @@ def _openings(room: _Room) -> None:
 
 
 def _furnish(room: _Room) -> None:
-  """Furniture at the walls, in the room, and pictures on the walls."""
+  """Adds furniture at the walls and in the room, and pictures on walls."""
   rng, looks = room.rng, room.looks
   width, depth, _ = room.size
   theme = furniture.THEMES[rng.integers(len(furniture.THEMES))] or (
@@ -317,14 +317,14 @@ def _furnish(room: _Room) -> None:
 
 
 def _illuminate(room: _Room) -> None:
-  """Lamps under the ceiling, and a light for each glowing lamp below."""
+  """Adds ceiling lamps, and a light for each glowing lamp below."""
   rng, looks = room.rng, room.looks
   width, depth, height = room.size
   warm = rng.uniform()
   columns = 1 if width < 5.5 else 2
   places = [(c + 0.5) / columns * width - width / 2 for c in range(columns)]
   style, drop = rng.integers(3), rng.uniform(0.25, 0.7)
-  # By day the lamps are often off, and the windows shape the light.
+  # In daylight the lamps are often dim, and windows dominate the light.
   day = len(room.lights) > 0
   power = rng.uniform(3, 9) * height / columns
   if day:
@@ -377,13 +377,13 @@ def build_scene(
   """Builds scene `index`.
 
   Args:
-    seed: Of the data set.
-    index: Of the scene.
-    resolution: Texels a side of a texture, a power of two; it changes nothing
+    seed: Seed of the data set.
+    index: Index of the scene.
+    resolution: Texels per side of a texture, a power of two; affects nothing
       else.
 
   Returns:
-    The scene, with the floor at z = 0, and points worth looking at.
+    The scene, with the floor at z = 0, and points of interest.
   """
   rng = np.random.default_rng([seed, index, 0])
   looks = looks_lib.Looks(rng, resolution)

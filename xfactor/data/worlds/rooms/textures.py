@@ -10,7 +10,7 @@ Rng = np.random.Generator
 
 @functools.lru_cache(maxsize=64)
 def _weights(n: int, cells: int) -> np.ndarray:
-  """Smooth periodic interpolation [n, cells] of a lattice."""
+  """Returns smooth periodic interpolation weights [n, cells] of a lattice."""
   x = (np.arange(n) + 0.5) / n * cells
   i = np.floor(x).astype(int)
   t = x - i
@@ -22,37 +22,37 @@ def _weights(n: int, cells: int) -> np.ndarray:
 
 
 def _noise(rng: Rng, n: int, columns: int, rows: int, octaves: int = 3):
-  """Fractal noise [n, n] of about unit range around 0."""
+  """Samples fractal noise [n, n] of about unit range around 0."""
   total = np.zeros((n, n), np.float32)
   for octave in range(octaves):
     c, r = columns << octave, rows << octave
     lattice = rng.uniform(-1, 1, (r, c)).astype(np.float32)
-    # Finer cells than texels would alias; they are drawn but not used, so
-    # that the resolution does not change what comes after.
+    # Cells smaller than texels would alias; sample them without using them, so
+    # that later random numbers do not depend on the resolution.
     if max(c, r) <= n:
       total += _weights(n, r) @ lattice @ _weights(n, c).T * 0.6**octave
   return total
 
 
 def _grid(n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Coordinates u [1, n] and v [n, 1] in 0..1."""
+  """Returns coordinates u [1, n] and v [n, 1] in 0..1."""
   x = ((np.arange(n) + 0.5) / n).astype(np.float32)
   return x[None, :], x[:, None]
 
 
 def _mix(a, b, t: np.ndarray) -> np.ndarray:
-  """Colours [n, n, 3] from `a` (t = 0) to `b` (t = 1)."""
+  """Interpolates colours [n, n, 3] from `a` (t = 0) to `b` (t = 1)."""
   t = np.clip(t, 0, 1)[..., None]
   return np.asarray(a, np.float32) * (1 - t) + np.asarray(b, np.float32) * t
 
 
 def plain(rng, n, a, b):
-  """Paint or plaster: faint blotches."""
+  """Renders paint or plaster with faint blotches."""
   return _mix(a, b, 0.5 + 0.35 * _noise(rng, n, 5, 5, 5))
 
 
 def _cells(rng, n, columns, rows, shift, gap):
-  """Running bond: joint mask, per-cell random number, each [n, n]."""
+  """Returns a running bond: joint mask and random number per cell, [n, n]."""
   u, v = _grid(n)
   y = v * rows
   row = np.floor(y).astype(int)
@@ -183,7 +183,7 @@ def rug(rng, n, a, b):
 
 
 def books(rng, n, a, b):
-  """Spines of about 24 books side by side."""
+  """Renders the spines of 24 books side by side."""
   edges = np.cumsum(rng.uniform(0.5, 1.5, 24))
   edges = edges / edges[-1]
   u, v = _grid(n)
@@ -251,7 +251,7 @@ def blobs(rng, n, a, b):
 
 
 def poster(rng, n, a, b):
-  """Lines of print under a block of colour."""
+  """Renders lines of text under a block of colour."""
   u, v = _grid(n)
   line = np.floor(v * 24).astype(int)
   word = np.floor(u * 16).astype(int)
@@ -267,7 +267,7 @@ def poster(rng, n, a, b):
 
 
 def window(rng, n, a, b):
-  """Sky, hills and clouds behind white bars."""
+  """Renders sky, hills and clouds behind white bars."""
   u, v = _grid(n)
   clouds = np.clip(_noise(rng, n, 2, 4, 4) * 1.2, 0, 1)
   sky = _mix([0.88, 0.93, 0.98], [0.45, 0.65, 0.95], v + 0 * u)
@@ -312,7 +312,7 @@ PAINTINGS = (landscape, _abstract, blobs, poster)
 
 
 def hsv(h, s, v) -> np.ndarray:
-  """sRGB colours [..., 3] from hue (any real), saturation and value."""
+  """Returns sRGB colours [..., 3] of hue (any real), saturation and value."""
   h, s, v = np.broadcast_arrays(h, s, v)
   rgb = [
     colorsys.hsv_to_rgb(*x)
