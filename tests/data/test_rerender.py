@@ -161,7 +161,7 @@ def test_other_versions_are_not_drawn_anew(folder, monkeypatch):
   )
   other = store_lib.open_split(folder, 'vizdoom', 'train')
   assert not rerender.is_possible(other)
-  with pytest.raises(ValueError, match='vizdoom cannot be drawn anew'):
+  with pytest.raises(ValueError, match='vizdoom cannot be rendered again'):
     rerender.rerender(other, 0, cameras(other, 0), SIZE)
 
 

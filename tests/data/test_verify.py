@@ -329,15 +329,27 @@ def changed(key: str, index, value):
 @pytest.mark.parametrize(
   ('key', 'index', 'value', 'kind', 'what'),
   [
-    ('world_to_camera', (3, 0, 0), 2, 'camera', 'frame 3 has no rotation'),
-    ('world_to_camera', (3, 0), -1, 'camera', 'frame 3 has no rotation'),
+    (
+      'world_to_camera',
+      (3, 0, 0),
+      2,
+      'camera',
+      'frame 3 has an invalid rotation',
+    ),
+    (
+      'world_to_camera',
+      (3, 0),
+      -1,
+      'camera',
+      'frame 3 has an invalid rotation',
+    ),
     ('world_to_camera', (4, 1, 3), np.nan, 'camera', 'frame 4 is not finite'),
     ('intrinsics', (5, 0), 0.01, 'camera', 'frame 5 has the focal length'),
     ('intrinsics', (5, 1), 500, 'camera', 'focal length 1, 500, outside'),
     ('intrinsics', (5, 1), -1, 'camera', 'focal length 1, -1, outside'),
     ('intrinsics', (6, 2), 128, 'camera', 'frame 6 has the principal point'),
     ('intrinsics', (6, 2), np.inf, 'camera', 'frame 6 is not finite'),
-    ('timestamps', 7, 0.1, 'timestamps', 'frame 7 is not after'),
+    ('timestamps', 7, 0.1, 'timestamps', 'frame 7 is not later'),
     ('timestamps', 7, np.nan, 'timestamps', 'frame 7 is not finite'),
   ],
 )

@@ -438,6 +438,6 @@ def test_in_a_browser(address):
       for x in opened.find_elements('tag name', 'button')
       if x.text.startswith('Verify')
     ][0].click()
-    text('all is well')
+    text('no problems found')
     assert browser.errors(opened) == []
     assert browser.hosts(opened) == {address.split('/')[2]}

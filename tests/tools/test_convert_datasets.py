@@ -138,7 +138,7 @@ def data(tmp_path, monkeypatch):
 def test_verify_tells_good_from_bad(data):
   done = run(f'--verify={data}', '--workers=0')
   assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines()[-1] == 'all is well'
+  assert done.stdout.splitlines()[-1] == 'no problems found'
   (file,) = (data / 'fake/frames/1.0.0').glob('*train*00000-of-*')
   file.write_bytes(file.read_bytes()[:-1])
   done = run(f'--verify={data}', '--workers=2')

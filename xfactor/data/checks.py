@@ -1,6 +1,6 @@
-"""What one file, clip or frame of converted data can have wrong.
+"""Checks single files, clips and frames of converted data.
 
-`verify` has worker processes call this, a file or a range of records at a time.
+`verify` calls this in worker processes, per file or range of records.
 """
 
 import collections
@@ -16,18 +16,18 @@ from PIL import Image
 from xfactor.data import files, images
 from xfactor.data.records import codec, shards
 
-_EXAMPLES = 3  # Of each kind of problem.
+_EXAMPLES = 3  # Kept per kind of problem.
 _ORTHONORMAL = 1e-3
-_FOCAL = (0.2, 20.0)  # In widths or heights of the image.
+_FOCAL = (0.2, 20.0)  # In units of image width or height.
 _PRINCIPAL = (-0.5, 1.5)
 
 
 class Problems:
-  """What was found wrong.
+  """Counts and examples of problems.
 
   Attributes:
-    counts: How often, by kind (a key of `verify.REMEDIES`).
-    examples: The first few of each kind: file, clip and what is wrong.
+    counts: Number of problems by kind (a key of `findings.REMEDIES`).
+    examples: First few problems by kind: file, clip and description.
   """
 
   def __init__(self):
@@ -35,13 +35,13 @@ class Problems:
     self.examples: dict[str, list[str]] = collections.defaultdict(list)
 
   def add(self, kind: str, where: object, what: str) -> None:
-    """Notes one."""
+    """Records one problem."""
     self.counts[kind] += 1
     if len(self.examples[kind]) < _EXAMPLES:
       self.examples[kind].append(f'{where}: {what}')
 
   def merge(self, other: 'Problems') -> None:
-    """Notes all of another's."""
+    """Adds all problems of `other`."""
     for kind, count in other.counts.items():
       self.counts[kind] += count
       room = _EXAMPLES - len(self.examples[kind])
@@ -54,12 +54,12 @@ class Problems:
 def read_file(
   path: str, wanted: shards.Shard
 ) -> tuple[Problems, tuple[int, str]]:
-  """Checks a shard; returns how many records can be read, and the sha256."""
+  """Checks a shard; returns its number of readable records and its sha256."""
   problems = Problems()
   try:
     size, sha256 = epath.Path(path).stat().length, files.sha256(path)
   except FileNotFoundError:
-    problems.add('missing file', path, 'is not there')
+    problems.add('missing file', path, 'does not exist')
     return problems, (0, '')
   except OSError as e:
     problems.add('damaged file', path, str(e))
@@ -87,7 +87,7 @@ def read_file(
 class Range:
   """Records `start` to `stop` of a shard.
 
-  `first` is the number of the shard's first record within the split.
+  `first` is the index of the shard's first record within the split.
   """
 
   path: str
@@ -96,7 +96,7 @@ class Range:
   first: int
 
   def read(self, problems: Problems) -> Iterator[tuple[int, bytes]]:
-    """Yields the number within the shard and the bytes of good records."""
+    """Yields (index within the shard, bytes) of each readable record."""
     with shards.open_shard(self.path) as reader:
       for i in range(self.start, self.stop):
         try:
@@ -108,17 +108,17 @@ class Range:
 def read_clips(
   task: Range,
 ) -> tuple[Problems, tuple[list[codec.Clip], int]]:
-  """Checks clips, each by itself.
+  """Checks each clip on its own.
 
-  Returns the clips without their arrays, which are the bulk of them, and how
-  many of them have cameras.
+  Returns the clips without their arrays, to save memory, and the number of
+  clips with cameras.
   """
   problems = Problems()
   clips, posed = [], 0
   for i, record in task.read(problems):
     try:
       clip = codec.decode_clip(record)
-    except Exception as e:  # Whatever protobuf makes of wrong bytes.
+    except Exception as e:  # Protobuf raises various types on bad bytes.
       problems.add('unreadable record', task.path, f'record {i}: {e!r}')
       continue
     for kind, what in _check_clip(clip):
@@ -130,7 +130,7 @@ def read_clips(
 
 
 def _check_clip(clip: codec.Clip) -> Iterator[tuple[str, str]]:
-  """Yields the kind of problem and what is wrong with times and cameras."""
+  """Yields (kind, description) of problems with timestamps and cameras."""
   for kind, key, check in (
     ('timestamps', 'timestamps', _check_timestamps),
     ('camera', 'intrinsics', _check_intrinsics),
@@ -152,7 +152,9 @@ def _check_clip(clip: codec.Clip) -> Iterator[tuple[str, str]]:
 
 def _check_timestamps(times: np.ndarray) -> str:
   bad = np.flatnonzero(np.diff(times) <= 0)
-  return f'frame {bad[0] + 1} is not after the one before' if len(bad) else ''
+  return (
+    f'frame {bad[0] + 1} is not later than the previous one' if len(bad) else ''
+  )
 
 
 def _check_intrinsics(intrinsics: np.ndarray) -> str:
@@ -180,8 +182,8 @@ def _check_poses(poses: np.ndarray) -> str:
     return ''
   frame = np.flatnonzero(bad)[0]
   return (
-    f'frame {frame} has no rotation: R R^T is {error[frame]:.2g} from the '
-    f'identity, the determinant is {determinant[frame]:.4g}'
+    f'frame {frame} has an invalid rotation: R R^T is {error[frame]:.2g} from '
+    f'the identity, the determinant is {determinant[frame]:.4g}'
   )
 
 
@@ -190,7 +192,7 @@ def read_frames(
 ) -> tuple[Problems, np.ndarray]:
   """Checks frames of some clips; returns uint64 hashes of the pictures.
 
-  A hash is 0 where the picture cannot be read.
+  The hash is 0 if the picture cannot be read.
   """
   problems = Problems()
   hashes = np.zeros(task.stop - task.start, np.uint64)
@@ -222,7 +224,7 @@ def _check_frame(
   where: str,
   problems: Problems,
 ) -> bytes | None:
-  """Checks the record of a frame of a clip; returns the encoded picture."""
+  """Checks the record of one frame; returns its encoded picture."""
   try:
     image = codec.decode_frame(record)
     height, width = images.decode(image).shape[:2]
@@ -238,7 +240,7 @@ def _check_frame(
 
 
 def _check_depth(record: bytes, height: int, width: int) -> str:
-  """Returns what is wrong with the depth of a frame."""
+  """Describes what is wrong with a frame's depth; '' if nothing is."""
   try:
     png = codec.decode_frame(record, 'depth')
     with Image.open(io.BytesIO(png), formats=('PNG',)) as image:

@@ -1,4 +1,4 @@
-"""The depth PNG of frames: 16 bits, millimetres."""
+"""Encodes depth maps as 16-bit PNGs in millimetres."""
 
 import io
 import struct
@@ -9,9 +9,9 @@ from PIL import Image
 
 
 def encode_depth(depth: np.ndarray) -> bytes:
-  """PNG, 16-bit grey, of depth in metres [H, W], in thousandths.
+  """Encodes depth in metres [H, W] as a 16-bit grey PNG in millimetres.
 
-  Pillow does the same in several times the time.
+  Several times faster than Pillow.
   """
   millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype('>u2')
   height, width = millimetres.shape

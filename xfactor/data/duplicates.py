@@ -6,11 +6,11 @@ import numpy as np
 
 from xfactor.data import findings
 
-_REPEATED = 0.5  # A clip is a copy where so many of its frames are elsewhere.
+_REPEATED = 0.5  # Share of frames found elsewhere that makes a clip a copy.
 
 
 def check_repeated(found: Sequence[findings.Found]) -> None:
-  """Looks for the same clip or the same pictures twice in all splits."""
+  """Finds clips and pictures that occur twice, within or across splits."""
   clips = [(out.row, clip.id) for out in found for clip in out.clips]
   owner: dict[str, str] = {}
   for row, clip in clips:
@@ -31,10 +31,10 @@ def check_repeated(found: Sequence[findings.Found]) -> None:
 
 
 def _copies(found: Sequence[findings.Found]) -> list[tuple[int, int]]:
-  """Returns pairs of clips, counted over all splits, that share pictures.
+  """Returns pairs of clips, numbered over all splits, that share pictures.
 
-  One has half or more of its frames, byte for byte, in other clips, and the
-  first of these in the other.
+  At least half of one clip's frames also occur, byte for byte, in other clips,
+  and the first such frame occurs in the other clip of the pair.
   """
   if not found:
     return []
@@ -49,7 +49,7 @@ def _copies(found: Sequence[findings.Found]) -> list[tuple[int, int]]:
   hashes = np.concatenate([out.hashes for out in found])
   known = (hashes != 0) & (owner >= 0)
   owner, hashes = owner[known], hashes[known]
-  # Owners count up: those of the first and the last time that a picture occurs.
+  # Owners increase, so a picture's first and last owners bound the others.
   _, first, at = np.unique(hashes, return_index=True, return_inverse=True)
   _, last = np.unique(hashes[::-1], return_index=True)
   lowest, highest = owner[first][at], owner[::-1][last][at]

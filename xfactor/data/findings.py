@@ -1,4 +1,4 @@
-"""What verification found, and its table."""
+"""Results of a verification and their table."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 from xfactor.data import checks
 from xfactor.data.records import codec
 
-# Kinds of problems and what to do about them.
+# Kinds of problems and their remedies.
 _COPY = 'copy the data set again, or convert it again with --overwrite'
 _CONVERT = 'correct the source and convert it again with --overwrite'
 REMEDIES = {
@@ -21,12 +21,13 @@ REMEDIES = {
   ),
   **dict.fromkeys(('frame', 'frame size', 'depth', 'timestamps'), _CONVERT),
   'camera': (
-    f'cameras are OpenCV, intrinsics are divided by the size: {_CONVERT}'
+    'cameras must be OpenCV and intrinsics divided by the image size: '
+    f'{_CONVERT}'
   ),
   'repeated clip id': f'rename or remove one of the two: {_CONVERT}',
   'repeated frames': f'remove one of the two clips: {_CONVERT}',
   'frames in two splits': (
-    f'scores on them mean nothing, remove one of the two clips: {_CONVERT}'
+    f'scores on them are meaningless, remove one of the two clips: {_CONVERT}'
   ),
   'evaluation index': 'delete the file: it will be made again',
 }
@@ -37,12 +38,12 @@ class Row:
   """A split of a version of a data set.
 
   Attributes:
-    name: Of the data set.
+    name: Name of the data set.
     version: Semantic version.
-    split: Its name; '-' for what concerns all of the version.
-    clips: As the manifest says; so are `frames` and `bytes`.
-    posed: Clips that have cameras.
-    problems: What is wrong with it.
+    split: Name of the split; '-' for problems of the whole version.
+    clips: Number in the manifest, as are `frames` and `bytes`.
+    posed: Number of clips with cameras.
+    problems: Problems found in the split.
   """
 
   name: str
@@ -57,14 +58,14 @@ class Row:
 
 @dataclasses.dataclass
 class Report:
-  """What `verify` found: a row a split, and what is odd but not wrong."""
+  """Result of `verify`: one row per split, and notes that are no problems."""
 
   rows: list[Row] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def problems(self) -> checks.Problems:
-    """Those of all rows."""
+    """Problems of all rows."""
     out = checks.Problems()
     for row in self.rows:
       out.merge(row.problems)
@@ -72,12 +73,12 @@ class Report:
 
   @property
   def ok(self) -> bool:
-    """Whether nothing is wrong."""
+    """Whether no problems were found."""
     return not any(len(row.problems) for row in self.rows)
 
 
 def table(report: Report) -> str:
-  """Returns what the user reads: a table, then a line a kind of problem."""
+  """Formats a report: a table, then one line per kind of problem."""
   head = ('data set', 'version', 'split', 'clips', 'frames', 'MiB', 'cameras')
   rows = [(*head, 'problems')]
   for row in report.rows:
@@ -99,18 +100,20 @@ def table(report: Report) -> str:
     if count > len(examples):
       lines.append(f'  ... and {count - len(examples)} more')
   lines += [f'note: {note}' for note in report.notes]
-  lines.append(f'problems: {len(problems)}' if problems else 'all is well')
+  lines.append(
+    f'problems: {len(problems)}' if problems else 'no problems found'
+  )
   return '\n'.join(lines)
 
 
 @dataclasses.dataclass
 class Found:
-  """What was read of a split.
+  """Contents of a split that verification has read.
 
   Attributes:
-    row: What is reported of it.
-    clips: Those that can be read, without their arrays.
-    hashes: uint64 [frames] of the encoded pictures; 0 where unread.
+    row: Row of the report for this split.
+    clips: Readable clips, without their arrays.
+    hashes: uint64 [frames], hashes of the encoded pictures; 0 if unread.
   """
 
   row: Row
@@ -118,6 +121,6 @@ class Found:
   hashes: np.ndarray
 
   def spans(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where clips begin and end, int64 [clips] frames."""
+    """Returns the clips' [begin, end) frames as two int64 [clips]."""
     begin = np.array([clip.first_frame for clip in self.clips], np.int64)
     return begin, begin + [clip.num_frames for clip in self.clips]

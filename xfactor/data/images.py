@@ -1,4 +1,4 @@
-"""Pictures as bytes and as arrays: uint8 [H, W, 3] RGB throughout."""
+"""Encodes, decodes and crops pictures; arrays are uint8 [H, W, 3] RGB."""
 
 import functools
 import io
@@ -14,17 +14,17 @@ from PIL import Image, ImageCms, ImageOps
 from xfactor.geometry import cameras
 
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
-# A JPEG is decoded at the scale that leaves so many times the wanted pixels:
-# twice as fast for 720p to 256, about a grey level from the full decoding.
+# JPEGs are decoded at a reduced scale that leaves this many times the pixels of
+# the result: twice as fast for 720p to 256, about one grey level off.
 _MARGIN = 1.25
 _EXIF_ORIENTATION = 0x0112
-# Levels by which colours may be off for a profile to pass as sRGB: there are
-# many, rounded and approximated in different ways.
+# Maximum difference in levels for a profile to count as sRGB: there are many
+# rounded and approximated variants.
 _SAME_COLOUR = 3
 
 
 class ImageError(Exception):
-  """A picture that cannot be read; the message names the reason."""
+  """Raised if a picture cannot be read; the message names the reason."""
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int = 95) -> bytes:
@@ -60,7 +60,7 @@ def header(data: bytes) -> tuple[int, int]:
       return image.height, image.width
   except (ValueError, OSError) as error:
     raise ImageError(
-      f'{len(data)} bytes are no JPEG or PNG: {error}'
+      f'{len(data)} bytes are not a JPEG or PNG: {error}'
     ) from error
 
 
@@ -69,10 +69,10 @@ def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
 
   Args:
     data: The frame.
-    out: Where to, contiguous uint8 [H, W, 3]; by default a new array.
+    out: Contiguous uint8 [H, W, 3] to decode into; by default a new array.
 
   Raises:
-    ImageError: If the data is neither, is cut short or damaged, or does not
+    ImageError: If the data is neither, is truncated or damaged, or does not
       have the shape of `out`.
   """
   if not data.startswith(_PNG):
@@ -86,17 +86,19 @@ def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
-  """Decodes a JPEG, grey ones too, to uint8 [H, W, 3] RGB; see `decode`.
+  """Decodes a colour or grey JPEG to uint8 [H, W, 3] RGB; see `decode`.
 
   Raises:
-    ImageError: If the data is not a JPEG, is cut short or damaged, or does not
+    ImageError: If the data is not a JPEG, is truncated or damaged, or does not
       have the shape of `out`.
   """
   try:
-    # Strict, or else a picture cut in half comes back half grey.
+    # Strict: otherwise a truncated picture is returned half grey.
     rgb = simplejpeg.decode_jpeg(data, 'RGB', strict=True, buffer=out)
   except ValueError as error:
-    raise ImageError(f'{len(data)} bytes are no good JPEG: {error}') from error
+    raise ImageError(
+      f'{len(data)} bytes are not a valid JPEG: {error}'
+    ) from error
   if out is not None:
     _check_shape(rgb, out)
   return rgb
@@ -111,14 +113,14 @@ def _check_shape(rgb: np.ndarray, out: np.ndarray) -> None:
 
 
 def read_image(path: str | os.PathLike[str] | io.BytesIO) -> np.ndarray:
-  """Reads a picture, file or bytes, as uint8 [H, W, 3] RGB, the right way up.
+  """Reads a picture, file or bytes, as upright uint8 [H, W, 3] RGB.
 
-  Honours the orientation that cameras note in EXIF; shows what is transparent
-  as white; keeps the upper 8 of 16 bits; converts grey, palette and CMYK, and
-  colours with an RGB profile (Display P3, Adobe RGB) to sRGB.
+  Applies the EXIF orientation; makes transparent areas white; keeps the upper 8
+  of 16 bits; converts grey, palette and CMYK, and colours with an RGB profile
+  (Display P3, Adobe RGB) to sRGB.
 
   Raises:
-    ImageError: If there is no such file, or it is no picture or cut short.
+    ImageError: If the file is missing, not a picture or truncated.
   """
   try:
     with Image.open(path) as image:
@@ -136,17 +138,17 @@ def read_image(path: str | os.PathLike[str] | io.BytesIO) -> np.ndarray:
 
 
 def read_square(data: bytes, size: int) -> np.ndarray:
-  """Returns `centre_crop_resize` of an encoded picture, read as `read_image`.
+  """Reads a picture like `read_image` and applies `centre_crop_resize`.
 
-  Plain JPEGs are decoded at the least scale that leaves somewhat more than
-  `size` pixels a side: several times faster, and hardly different.
+  Plain JPEGs are decoded at the smallest scale that leaves somewhat more than
+  `size` pixels per side: several times faster, with hardly any difference.
 
   Args:
-    data: The file's content.
+    data: Content of the file.
     size: Width and height of the result.
 
   Raises:
-    ImageError: If the data is no picture, is cut short or damaged.
+    ImageError: If the data is not a picture, is truncated or damaged.
   """
   if plain := _plain_jpeg(data):
     return _square_of_jpeg(data, *plain, size)
@@ -160,11 +162,11 @@ def _square_of_jpeg(
   try:
     rgb = simplejpeg.decode_jpeg(data, 'RGB', min_height=least, min_width=least)
   except ValueError as error:
-    raise ImageError(f'no good JPEG: {error}') from error
+    raise ImageError(f'not a valid JPEG: {error}') from error
   if rgb.shape[:2] == (height, width):
     return centre_crop_resize(rgb, size)
-  # The square of the whole picture, or else cameras would not fit any more: at
-  # this scale, which is in eighths, its edges may lie within pixels.
+  # Crop exactly the square of the full picture, so that intrinsics stay valid:
+  # at this scale, a multiple of 1/8, its edges may lie within pixels.
   scale = 8 * rgb.shape[0] // height / 8
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
@@ -180,10 +182,10 @@ class Fitted(NamedTuple):
 
   Attributes:
     data: A JPEG or PNG.
-    height: Pixels of it.
-    width: Pixels of it.
-    source_height: Pixels of the picture that it was made from, upright.
-    source_width: Pixels of the picture that it was made from, upright.
+    height: Height in pixels.
+    width: Width in pixels.
+    source_height: Height in pixels of the original picture, upright.
+    source_width: Width in pixels of the original picture, upright.
   """
 
   data: bytes
@@ -196,17 +198,17 @@ class Fitted(NamedTuple):
 def fit(data: bytes, size: int | None, quality: int = 95) -> Fitted:
   """Turns an encoded picture of any kind into a frame for the records.
 
-  With a size, the central square of the picture at `size` pixels as a JPEG; a
-  JPEG that is so already is copied. Without, the whole picture: JPEGs and 8-bit
-  RGB PNGs are copied, others become PNGs, so that nothing is lost.
+  With a size, returns the central square at `size` pixels as a JPEG; a JPEG of
+  that size is copied. Without, returns the whole picture: JPEGs and 8-bit RGB
+  PNGs are copied, others are converted to PNG without loss.
 
   Args:
-    data: JPEG, PNG or whatever Pillow reads; upright or turned by EXIF.
+    data: JPEG, PNG or any format that Pillow reads, rotated by EXIF or not.
     size: Width and height of the result, or None.
-    quality: Of a JPEG that is made.
+    quality: JPEG quality of re-encoded pictures.
 
   Raises:
-    ImageError: If the data is no picture, is cut short or damaged.
+    ImageError: If the data is not a picture, is truncated or damaged.
   """
   if plain := _plain_jpeg(data):
     height, width = plain
@@ -230,7 +232,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     return None
   try:
     with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
-      # Pillow reads no more than the header here.
+      # Pillow reads only the header here.
       if image.mode not in ('RGB', 'L') or not _is_plain(image):
         return None
       return image.height, image.width
@@ -239,8 +241,8 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_plain_png(data: bytes) -> bool:
-  """Whether this is a PNG that shows sRGB of 8 bits as it is."""
-  # The header's bit depth and colour type: Pillow hides 16 bits.
+  """Returns whether this is an opaque 8-bit sRGB PNG."""
+  # Bit depth and colour type of the header: Pillow does not report 16 bits.
   if not (data.startswith(_PNG) and data[24:26] == b'\x08\x02'):
     return False
   with Image.open(io.BytesIO(data), formats=('PNG',)) as image:
@@ -248,16 +250,16 @@ def _is_plain_png(data: bytes) -> bool:
 
 
 def _is_plain(image: Image.Image) -> bool:
-  """Whether a picture is upright and its colours need no conversion."""
+  """Returns whether a picture is upright and needs no colour conversion."""
   turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
   return not turned and not _to_srgb(image.info.get('icc_profile', b''))
 
 
 @functools.lru_cache(maxsize=16)
 def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-  """Returns what turns RGB of an ICC profile into sRGB; None for nothing.
+  """Returns the transform from an ICC profile's RGB to sRGB, or None.
 
-  That is: for no profile, sRGB itself, one that is damaged or not for RGB.
+  None means that the profile is missing, damaged, not for RGB, or sRGB itself.
   """
   if not profile:
     return None
@@ -300,9 +302,9 @@ def _centre_crop(
 def centre_crop_resize(
   image: np.ndarray, height: int, width: int | None = None
 ) -> np.ndarray:
-  """Returns a picture's central part, antialiased, at a given size.
+  """Crops a picture to the aspect ratio of a size and resizes it.
 
-  That is all of it that has the aspect ratio wanted, `cameras.centre_crop`.
+  The crop is `cameras.centre_crop`; resizing is antialiased.
 
   Args:
     image: uint8 [H, W, 3].
@@ -310,15 +312,15 @@ def centre_crop_resize(
     width: Pixels of the result; `height` by default.
 
   Returns:
-    uint8 [height, width, 3]; the pixels of `image` themselves where its central
-    part has that size already.
+    uint8 [height, width, 3]; a view of `image` if its central part already has
+    that size.
   """
   shape = height, height if width is None else width
   crop = _centre_crop(image, shape)
   if crop.shape[:2] == shape:
     return crop
   picture = Image.fromarray(np.ascontiguousarray(crop)).resize(
-    # Whole-number reduction first: several times faster, not visibly worse.
+    # Integer reduction first: several times faster, not visibly worse.
     shape[::-1],
     Image.Resampling.LANCZOS,
     reducing_gap=3.0,
@@ -327,7 +329,7 @@ def centre_crop_resize(
 
 
 def reference_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
-  """`center_crop_resize` of XFactor's public code, bit for bit.
+  """Reproduces `center_crop_resize` of XFactor's public code bit for bit.
 
   Bilinear between corner-aligned positions without antialiasing, and truncated
   instead of rounded: it aliases and darkens by half a level. For comparisons

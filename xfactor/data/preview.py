@@ -1,6 +1,6 @@
-"""Contact sheets: clips of a converted data set as one picture to look at.
+"""Renders contact sheets: clips of a converted data set as one picture.
 
-A clip is a strip of frames from its beginning to its end and, where its cameras
+Each clip is a strip of frames from its beginning to its end and, if its cameras
 are known, their path seen from above, in the colours of the bars below the
 frames.
 """
@@ -42,13 +42,13 @@ def write(
 
   Args:
     data_dir: Folder of converted data sets, or of one of them.
-    name: Only this one.
-    split: For instance 'train', which is the default where there is one.
-    num_clips: Clips, at random but always the same.
-    out: Folder, made where needed.
+    name: Name of the only data set to show; all by default.
+    split: Name of the split; by default 'train', if there is one.
+    num_clips: Number of clips, random but always the same.
+    out: Folder for the pictures; created if needed.
 
   Returns:
-    The files.
+    Paths of the pictures.
 
   Raises:
     UserError: If there is no data set, it has no such split, or the pictures
@@ -86,14 +86,14 @@ def write(
 
 def _first_split(data_dir: epath.Path, name: str) -> str:
   splits = folders.splits(data_dir, name)
-  # The absence of all is told when it is opened.
+  # If there are no splits, `open_split` reports it.
   return 'train' if 'train' in splits or not splits else splits[0]
 
 
 def sheet(
   store: store_lib.FrameStore, num_clips: int = 8
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Returns the contact sheet of random clips, always the same ones."""
+  """Returns the contact sheet of random clips, chosen with a fixed seed."""
   rng = np.random.default_rng(0)
   count = min(num_clips, len(store))
   chosen = np.sort(rng.choice(len(store), count, replace=False))
@@ -107,7 +107,7 @@ def sheet(
   strip_width = FRAMES * (_FRAME + _GAP) - _GAP
   width = strip_width + 2 * _MARGIN + any(posed) * (_PATH + 2 * _MARGIN)
   rows = [
-    # Wide frames make low strips, too low for a path.
+    # Strips of wide frames are too low for a path.
     max(len(picture), _PATH // 2 if with_path else 0)
     for picture, with_path in zip(strips, posed, strict=True)
   ]
@@ -145,7 +145,7 @@ def sheet(
 
 
 class _Page:
-  """A figure on which things are placed by pixels from the top left."""
+  """Places items on a figure in pixels from the top left."""
 
   def __init__(self, figure: Figure, width: int, height: int):
     self._figure, self._width, self._height = figure, width, height
@@ -168,13 +168,13 @@ class _Page:
 
 
 def evenly(num_frames: int) -> list[int]:
-  """Returns the frames to show, the first and the last among them."""
+  """Returns evenly spaced frames, including the first and the last."""
   count = min(FRAMES, num_frames)
   return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
 
 
 def colours(count: int) -> Float[np.ndarray, 'n 3']:
-  """Returns colours from the first to the last frame, 0..1."""
+  """Returns RGB colours for the first to the last frame, in 0..1."""
   return colormaps['plasma'](np.linspace(0, 0.85, count))[:, :3]
 
 
@@ -182,7 +182,7 @@ def strip(frames: Sequence[bytes]) -> UInt8[np.ndarray, 'h w 3']:
   """Returns frames side by side, each above a bar of its colour."""
   pictures = [Image.fromarray(images.decode(frame)) for frame in frames]
   tall = max(picture.height / picture.width for picture in pictures)
-  # Upright pictures are as high as square ones, and narrower.
+  # Portrait pictures are as high as square ones, but narrower.
   scale = _FRAME / max(tall, 1)
   columns = []
   for picture, colour in zip(pictures, colours(len(pictures)), strict=True):
@@ -198,19 +198,19 @@ def strip(frames: Sequence[bytes]) -> UInt8[np.ndarray, 'h w 3']:
 
 def _has_path(clip: codec.Clip) -> bool:
   return all(
-    # `verify` is who complains about cameras that are no numbers.
+    # `verify` reports cameras that are not finite.
     array is not None and np.isfinite(array).all()
     for array in (clip.intrinsics, clip.world_to_camera)
   )
 
 
 def _short(text: str) -> str:
-  """Returns a text, or the end of a long one."""
+  """Shortens a long text to its end."""
   return text if len(text) <= _LONGEST_ID else f'...{text[3 - _LONGEST_ID :]}'
 
 
 def facts(clip: codec.Clip) -> str:
-  """Returns what there is to say of a clip in a line."""
+  """Describes a clip in one line."""
   said = [f'{clip.num_frames} frames', f'{clip.width} x {clip.height}']
   if clip.timestamps is not None:
     said.append(f'{clip.timestamps[-1] - clip.timestamps[0]:.1f} s')
@@ -224,12 +224,12 @@ def from_above(
 ) -> Float[np.ndarray, '2 3']:
   """Returns the world directions that point right and up on a map.
 
-  The map is the plane orthogonal to what is up for the cameras on average,
-  turned so that the first camera looks up.
+  The map is the plane orthogonal to the mean up direction of the cameras,
+  rotated so that the first camera looks up.
   """
   right, down = world_to_camera[0, 0, :3], world_to_camera[:, 1, :3]
   up = -down.mean(0)
-  if np.linalg.norm(up) < 1e-3:  # They look down from all sides, say.
+  if np.linalg.norm(up) < 1e-3:  # For instance, all look down.
     up = -down[0]
   up = up / np.linalg.norm(up)
   right = right - right @ up * up
@@ -238,17 +238,17 @@ def from_above(
 
 
 def _path(axes: Axes, clip: codec.Clip, frames: Sequence[int]) -> str:
-  """Draws the way of the cameras and what those of `frames` see.
+  """Plots the camera path and the fields of view at `frames`.
 
   Returns:
-    How far it goes across and up.
+    Text with the extent of the path, across and up.
   """
   poses = clip.world_to_camera.astype(np.float64)
   intrinsics = clip.intrinsics.astype(np.float64)
   plane = from_above(poses)
   centres = cameras.camera_centre(poses) @ plane.T
   extent = np.ptp(centres, 0)
-  # Cameras that only turn still see something.
+  # Cameras that only rotate have no extent, but a field of view.
   reach = 0.2 * extent.max() or 1.0
   axes.plot(*centres.T, color='0.6', linewidth=1, zorder=1)
   for frame, colour in zip(frames, colours(len(frames)), strict=True):

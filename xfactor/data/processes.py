@@ -1,4 +1,4 @@
-"""Worker processes that leave when the one that started them does."""
+"""Worker processes that exit together with their main process."""
 
 import contextlib
 import multiprocessing
@@ -20,12 +20,12 @@ def pool(
   initializer: Callable[..., None] | None = None,
   initargs: tuple[Any, ...] = (),
 ) -> Iterator[futures.Executor]:
-  """Yields an executor; what has not begun at the end is dropped.
+  """Yields an executor; at the end, tasks not yet started are cancelled.
 
   Args:
-    workers: Processes; 0 works in this one, at once.
-    initializer: What each of them calls first.
-    initargs: Its arguments; picklable.
+    workers: Number of processes; 0 runs tasks immediately in this one.
+    initializer: Function that each process calls first.
+    initargs: Arguments of `initializer`; picklable.
 
   Raises:
     UserError: If a process was killed.
@@ -53,7 +53,7 @@ def pool(
 
 
 class _Here(futures.Executor):
-  """Does the work at once, in this process."""
+  """Runs tasks immediately in this process."""
 
   def submit(
     self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -66,15 +66,15 @@ class _Here(futures.Executor):
 
 
 class _Pool(futures.ProcessPoolExecutor):
-  """Starts processes, which `submit` does, that Ctrl-C does not reach.
+  """Process pool whose workers ignore Ctrl-C.
 
-  It goes to the whole process group; the main process alone decides.
+  Ctrl-C signals the whole process group; only the main process handles it.
   """
 
   def submit(
     self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
   ) -> futures.Future:
-    # Inherited, and so from the first moment on.
+    # New processes inherit the mask, so they ignore it from their start.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
       return super().submit(fn, *args, **kwargs)

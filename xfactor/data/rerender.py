@@ -1,7 +1,7 @@
-"""True pictures of a converted scene from cameras of one's choice.
+"""Renders ground-truth pictures of converted scenes from any cameras.
 
-What the transfer test has no truth for elsewhere: B's scene after A's motion.
-How they are drawn is a matter of the sources; rooms and Freedoom can be.
+They are the ground truth of the transfer test: B's scene after A's motion.
+Sources implement the rendering; those of the rooms and of Freedoom support it.
 """
 
 import functools
@@ -22,22 +22,22 @@ def rerender(
   world_to_camera: Float[np.ndarray, 'n 4 4'],
   size: int,
 ) -> tuple[UInt8[np.ndarray, 'n s s 3'], Bool[np.ndarray, ' n']]:
-  """Draws the scene of a clip anew, with the clip's own intrinsics.
+  """Renders the scene of a clip again, with the clip's own intrinsics.
 
-  From the clip's own cameras come its frames, but for the loss of JPEG.
+  The clip's own cameras reproduce its frames, except for JPEG loss.
 
   Args:
-    store: Split of a converted data set for which it `is_possible`.
-    clip: Row of it.
-    world_to_camera: In the clip's world, in its units.
-    size: Of the pictures, which are drawn at the size of the frames.
+    store: Split of a converted data set; see `is_possible`.
+    clip: Index of the clip within the split.
+    world_to_camera: Cameras in the clip's world and units.
+    size: Width and height of the result, resized from that of the frames.
 
   Returns:
-    Pictures, and which of the cameras are free. Where one is not, inside a
-    wall, say, its picture is black.
+    Pictures, and whether each camera is in free space. The pictures of other
+    cameras (inside a wall, for instance) are black.
 
   Raises:
-    ValueError: If it is not possible.
+    ValueError: If the scene cannot be rendered again.
   """
   drawer, about = _renderer(store), store.clip(clip)
   free = drawer.is_free(about, world_to_camera[:, :3])
@@ -53,36 +53,36 @@ def is_free(
   clip: int,
   world_to_camera: Float[np.ndarray, 'n 4 4'],
 ) -> Bool[np.ndarray, ' n']:
-  """Which cameras are in free space, and such that the source can draw them.
+  """Returns which cameras are in free space and can be rendered.
 
-  Arguments and errors are those of `rerender`.
+  See `rerender` for arguments and errors.
   """
   return _renderer(store).is_free(store.clip(clip), world_to_camera[:, :3])
 
 
 def is_possible(store: store_lib.FrameStore) -> bool:
-  """Whether a source made the data that can draw anew, in this version."""
+  """Returns whether this version of the data's source can render it again."""
   return _source(store) is not None
 
 
 class _Renderer(Protocol):
-  """Who draws the scenes of a data set anew."""
+  """Renders the scenes of a data set again."""
 
   def is_free(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
   ) -> Bool[np.ndarray, ' n']:
-    """Which cameras see something that can be drawn."""
+    """Returns which cameras can be rendered."""
 
   def rerender(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']
   ) -> UInt8[np.ndarray, 'n s s 3']:
-    """Draws the clip's scene from free cameras, at the size of its frames."""
+    """Renders the clip's scene from free cameras, at the size of its frames."""
 
 
 def _renderer(store: store_lib.FrameStore) -> _Renderer:
   drawer = _source(store)
   if drawer is None:
-    raise ValueError(f'{store.name} cannot be drawn anew')
+    raise ValueError(f'{store.name} cannot be rendered again')
   return drawer
 
 

@@ -1,11 +1,11 @@
-"""Verification: re-reads everything of converted data sets, and judges it.
+"""Re-reads converted data sets completely and checks them.
 
-Files against their manifests, records, frames, the order of the clips, cameras
-and times, the clips' table, what evaluation looks at, and whether the same clip
-or the same pictures are there twice, above all in two splits.
+Checks files against their manifests, records, frames, the order of the clips,
+cameras and timestamps, the clip index, the evaluation index, and whether a clip
+or its pictures occur twice, in particular in two splits.
 
-Files, clips and frames are checked by worker processes, a range of records at a
-time; the main process holds a few numbers a clip and eight bytes a frame.
+Worker processes check files, clips and frames, a range of records at a time;
+the main process holds a few numbers per clip and eight bytes per frame.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from xfactor.data.records import shards as shards_lib
 from xfactor.data.records import store
 from xfactor.errors import UserError
 
-_RANGE = 2048  # Records a task.
+_RANGE = 2048  # Records per task.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _EVAL_KEY = re.compile(r'views=(\d+),window=(\d+)(,random)?(?:,cameras)?')
-_Map = Callable[..., Iterable[Any]]  # `map`, here or over processes.
+_Map = Callable[..., Iterable[Any]]  # `map`, in this process or a pool.
 
 
 def verify(
@@ -38,15 +38,15 @@ def verify(
   workers: int | None = None,
   quiet: bool = False,
 ) -> findings.Report:
-  """Re-reads converted data sets, all versions of them.
+  """Checks all versions of converted data sets.
 
   Args:
     folder: DATA_DIR, or DATA_DIR/NAME for one data set.
-    workers: Processes; 0 works in this one, None takes one a core.
-    quiet: No progress bar.
+    workers: Number of processes; 0 uses this one, None one per core.
+    quiet: Whether to hide the progress bar.
 
   Raises:
-    UserError: If there is no such folder or nothing was converted there.
+    UserError: If the folder does not exist or holds no converted data set.
   """
   report = findings.Report()
   roots = _roots(files.data_folder(folder), report.notes)
@@ -90,7 +90,7 @@ def _roots(folder: epath.Path, notes: list[str]) -> list[epath.Path]:
   if not roots:
     raise UserError(
       f'{folder} holds no converted data set; expected NAME/frames/VERSION and '
-      'NAME/clips/VERSION in it, as --data_dir of a conversion has them'
+      'NAME/clips/VERSION in it; give the --data_dir of a conversion'
       + (f' ({notes[0]})' if notes else '')
     )
   return roots
@@ -98,7 +98,7 @@ def _roots(folder: epath.Path, notes: list[str]) -> list[epath.Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-  """What a manifest says of a split."""
+  """Entry of one split in a manifest."""
 
   clips: int
   frames: int
@@ -114,7 +114,7 @@ class _Split:
     return cls(**own, shards=shards)
 
   def facts(self) -> '_Split':
-    """Returns what the manifests of frames and of clips have in common."""
+    """Returns the fields that the manifests of frames and clips share."""
     return dataclasses.replace(self, shards=())
 
   def records(self) -> int:
@@ -124,7 +124,7 @@ class _Split:
 def _manifest(
   folder: epath.Path, problems: checks.Problems
 ) -> dict[str, _Split] | None:
-  """Returns the splits of a manifest, or None where it is of no use."""
+  """Returns the splits of a manifest, or None if it is unusable."""
   path = folder / 'manifest.json'
   try:
     manifest = files.read_json(path)
@@ -135,7 +135,7 @@ def _manifest(
   except FileNotFoundError:
     what = 'is missing'
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    what = f'is no manifest: {e!r}'
+    what = f'is not a manifest: {e!r}'
   problems.add('manifest', path, what)
   return None
 
@@ -143,7 +143,7 @@ def _manifest(
 def _check_counts(
   path: epath.Path, frames: _Split, clips: _Split, problems: checks.Problems
 ) -> None:
-  """Checks that the manifests agree with each other and with themselves."""
+  """Checks that the manifests are consistent, each and together."""
   shards = [dataclasses.asdict(shard) for shard in frames.shards]
   for what, found, wanted in (
     ('facts of frames and clips', frames.facts(), clips.facts()),
@@ -152,20 +152,20 @@ def _check_counts(
     ('number of clips', clips.records(), clips.clips),
   ):
     if found != wanted:
-      problems.add('manifest', path, f'the {what}: {found} is not {wanted}')
+      problems.add('manifest', path, f'the {what}: {found} instead of {wanted}')
 
 
 def _check_tfds(
   folder: epath.Path, splits: dict[str, _Split], problems: checks.Problems
 ) -> dict[str, Any]:
-  """Checks what TFDS reads; returns the features of a record."""
+  """Checks the metadata of TFDS; returns the features of a record."""
   try:
     path = folder / 'dataset_info.json'
     for entry in files.read_json(path)['splits']:
       lengths = [int(length) for length in entry['shardLengths']]
       wanted = [shard.records for shard in splits[entry['name']].shards]
       if lengths != wanted:
-        what = f'{entry["name"]} has other shards than in manifest.json'
+        what = f'{entry["name"]} has different shards in manifest.json'
         problems.add('TFDS metadata', path, what)
     path = folder / 'features.json'
     return files.read_json(path)['featuresDict']['features']
@@ -177,7 +177,7 @@ def _check_tfds(
 def _verify_version(
   root: epath.Path, version: str, run: _Map, quiet: bool
 ) -> list[findings.Row]:
-  """Checks a version; returns a row a split, one more if others are wrong."""
+  """Checks a version; returns a row per split, plus one for other problems."""
   whole = findings.Row(root.resolve().name, version, '-')
   problems = whole.problems
   folders = [root / config / version for config in ('frames', 'clips')]
@@ -188,7 +188,7 @@ def _verify_version(
   features, _ = map(_check_tfds, folders, manifests, [problems] * 2)
   path = folders[1] / 'manifest.json'
   if frames.keys() != clips.keys():
-    what = f'has splits {sorted(clips)}, and of frames {sorted(frames)}'
+    what = f'has splits {sorted(clips)}, but the frames have {sorted(frames)}'
     problems.add('manifest', path, what)
   splits = sorted(frames.keys() & clips.keys())
   found = {}
@@ -197,7 +197,7 @@ def _verify_version(
     desc=f'{whole.name} {version}',
     unit='frame',
     disable=quiet,
-    # A log file is better off without ten lines a second.
+    # Keeps log files short.
     mininterval=0.5 if sys.stderr.isatty() else 30,
   ) as bar:
     for split in splits:
@@ -219,7 +219,7 @@ def _verify_version(
 def _gather(
   run: _Map, function: Callable[..., Any], problems: checks.Problems, *args: Any
 ) -> Iterator[Any]:
-  """Yields what `function` returns, whose first part is problems."""
+  """Maps a function that returns (problems, result); yields the results."""
   for new, out in run(function, *args):
     problems.merge(new)
     yield out
@@ -228,7 +228,7 @@ def _gather(
 def _check_files(
   folder: epath.Path, split: _Split, problems: checks.Problems, run: _Map
 ) -> list[checks.Range]:
-  """Checks the shards; returns the records of them that can be read."""
+  """Checks the shards; returns the ranges of readable records."""
   paths = [os.fspath(folder / shard.file) for shard in split.shards]
   owner = {shard.sha256: shard.file for shard in split.shards}
   ranges, first = [], 0
@@ -239,7 +239,7 @@ def _check_files(
     if sha256 != shard.sha256 and sha256 in owner:
       what = f'has the content of {owner[sha256]}'
       problems.add('damaged file', path, what)
-    # Each range of a shard in a bucket would copy the shard.
+    # In a bucket, each range would download its whole shard.
     step = max(shard.records, 1) if files.is_remote(path) else _RANGE
     for start in range(0, found, step):
       ranges.append(checks.Range(path, start, min(start + step, found), first))
@@ -250,7 +250,7 @@ def _check_files(
 def _read_clips_of(
   row: findings.Row, folder: epath.Path, split: _Split, run: _Map
 ) -> findings.Found:
-  """Checks the clips of a split; returns them, all hashes unknown as yet."""
+  """Checks and returns the clips of a split, without frame hashes."""
   found = findings.Found(row, [], np.zeros(0, np.uint64))
   ranges = _check_files(folder, split, row.problems, run)
   for clips, posed in _gather(run, checks.read_clips, row.problems, ranges):
@@ -267,7 +267,7 @@ def _read_frames_of(
   run: _Map,
   bar: tqdm.tqdm,
 ) -> None:
-  """Checks the frames of a split and notes their hashes."""
+  """Checks the frames of a split and stores their hashes."""
   problems = found.row.problems
   ranges = _check_files(folder, split, problems, run)
   begin, end = found.spans()
@@ -305,7 +305,7 @@ def _check_order(
 def _check_index(
   folder: epath.Path, found: findings.Found, sha256: str
 ) -> None:
-  """Checks the clips' table against its checksum and the clips."""
+  """Checks the clip index against its checksum and the clips."""
   path = folder / f'clips-{found.row.split}.index.npz'
   keys = ('num_frames', 'height', 'width')
   try:
@@ -315,11 +315,11 @@ def _check_index(
       bounds = itertools.pairwise(columns['id_offsets'].tolist())
       ids = [text[begin:end].decode() for begin, end in bounds]
       rows = list(zip(ids, *(columns[key] for key in keys), strict=True))
-  except Exception as e:  # Whatever NumPy makes of wrong bytes.
+  except Exception as e:  # NumPy raises various types on bad bytes.
     found.row.problems.add('clip index', path, f'cannot be read: {e!r}')
     return
   if hashlib.sha256(data).hexdigest() != sha256:
-    what = "its sha256 is not the manifest's"
+    what = 'its sha256 differs from the manifest'
     found.row.problems.add('clip index', path, what)
   for row, clip in itertools.zip_longest(rows, found.clips):
     wanted = clip and (clip.id, clip.num_frames, clip.height, clip.width)
@@ -329,7 +329,7 @@ def _check_index(
 
 
 def _plain(row: tuple[Any, ...] | None) -> str:
-  """Returns a row of the table in words."""
+  """Describes a row of the clip index."""
   if row is None:
     return 'nothing'
   return 'clip {!r} of {} frames of {} x {}'.format(*row)
@@ -340,7 +340,7 @@ def _check_evaluation(
   found: dict[str, findings.Found],
   problems: checks.Problems,
 ) -> None:
-  """Checks the files that fix what evaluation looks at."""
+  """Checks the files with the fixed evaluation examples."""
   for path in sorted(folder.glob('eval_index-*.json')):
     split = path.name.removeprefix('eval_index-').removesuffix('.json')
     if split not in found:
@@ -358,7 +358,7 @@ def _check_evaluation(
 
 
 def _check_example(key: str, frames: list[int], length: int | None) -> str:
-  """Returns what is wrong with an evaluation example."""
+  """Describes what is wrong with an evaluation example; '' if nothing."""
   if not (numbers := _EVAL_KEY.fullmatch(key)):
     return 'the key is not views=N,window=M'
   views, window = map(int, numbers.groups()[:2])

@@ -1,11 +1,11 @@
-"""Which frames of a clip make up one example: pure NumPy, no JAX.
+"""Samples the frames of a clip that make up one example: NumPy, no JAX.
 
 A clip shows `num_frames` frames of one scene. An example takes `num_views` of
-them from a window of consecutive frames: the window's two ends always, the
-frames between them at random. How long the window may be grows over training,
-so that the model meets small camera motions first.
+them from a window of consecutive frames: always the two ends of the window, and
+random frames between them. The longest window grows over training, so that the
+model sees small camera motions first.
 
-Draws agree number for number with the official XFactor loader; tests/golden
+Samples agree number for number with the official XFactor loader; tests/golden
 holds its output.
 """
 
@@ -18,14 +18,14 @@ from xfactor.errors import UserError
 
 
 def frame_rng(seed: int, index: int) -> np.random.Generator:
-  """Returns element `index`'s own generator: a pure function of both numbers.
+  """Returns the generator of element `index`: a pure function of both numbers.
 
   The index is the top word of Philox's 256-bit counter, so the streams of two
   elements never overlap. Same construction as the official XFactor loader.
 
   Args:
-    seed: of the whole data stream, at least 0.
-    index: of the element in the stream, at least 0.
+    seed: Seed of the data stream, at least 0.
+    index: Index of the element in the stream, at least 0.
   """
   return np.random.Generator(np.random.Philox(seed, counter=[0, 0, 0, index]))
 
@@ -39,11 +39,11 @@ def window_at(
   `end` from step `delay + ramp_steps` on.
 
   Args:
-    step: the training step; for a data pipeline, element index // batch size.
-    begin: frames in the longest window before the ramp.
-    end: frames in the longest window after it; may be less than `begin`.
-    ramp_steps: length of the ramp in steps; 0 jumps to `end` after `delay`.
-    delay: steps before the ramp starts.
+    step: The training step; for a data pipeline, element index // batch size.
+    begin: Frames in the longest window before the ramp.
+    end: Frames in the longest window after it; may be less than `begin`.
+    ramp_steps: Length of the ramp in steps; 0 jumps to `end` after `delay`.
+    delay: Steps before the ramp starts.
   """
   if step - delay >= ramp_steps:
     return end
@@ -54,8 +54,8 @@ def window_at(
 def bump_weights(num_lengths: int) -> Float64[np.ndarray, '{num_lengths}']:
   """Returns the probabilities of window lengths, from shortest to longest.
 
-  A Gaussian bump 0.7 of the way up over a floor: mostly long windows, seldom
-  the longest. The official multi-view recipe draws its windows so.
+  A Gaussian bump at 0.7 of the range on top of a floor: mostly long windows,
+  seldom the longest. The official multi-view recipe samples windows this way.
   """
   u = np.linspace(0.0, 1.0, num_lengths)
   weights = 0.8 * np.exp(-(((u - 0.7) / 0.25) ** 2)) + 0.2
@@ -75,37 +75,37 @@ def choose_frames(
   equal: bool = False,
   flip_prob: float = 0.5,
 ) -> Int64[np.ndarray, '{num_views}']:
-  """Draws the frames of one example from a clip.
+  """Samples the frames of one example from a clip.
 
-  The window's length is drawn from [min_window, max_window], its start
-  uniformly, then the frames inside, then whether to reverse time. Windows
-  never exceed the clip. Follows the official XFactor loader draw for draw.
+  The window's length is sampled from [min_window, max_window], its start
+  uniformly, then the inner frames, then whether to reverse time. Windows never
+  exceed the clip. Samples in the same order as the official XFactor loader.
 
   Args:
-    rng: source of every draw.
-    num_frames: frames in the clip.
-    num_views: frames to choose, at least 2.
-    max_window: longest window, in frames, both ends counted.
-    min_window: shortest window; None means num_views.
-    bump: weigh the lengths by `bump_weights` instead of evenly.
-    gap_sigma: if set, one inner frame lies in the central part of the window
-      that is this fraction of it long: a reference frame close to all others.
-    inclusive: inner frames may repeat the ends (the official option).
-    equal: inner frames are equally spaced, rounded down, instead of random.
-    flip_prob: probability of running backwards in time.
+    rng: Generator of all random numbers.
+    num_frames: Frames in the clip.
+    num_views: Frames to choose, at least 2.
+    max_window: Longest window, in frames, both ends counted.
+    min_window: Shortest window; None means num_views.
+    bump: Whether to weight lengths by `bump_weights` instead of uniformly.
+    gap_sigma: If set, one inner frame lies in the central part of the window,
+      this fraction of its length: a reference frame close to all others.
+    inclusive: Whether inner frames may repeat the ends (an official option).
+    equal: Whether inner frames are equally spaced, rounded down, not random.
+    flip_prob: Probability of running backwards in time.
 
   Returns:
     Frame indices in [0, num_frames), sorted, or reverse-sorted when flipped;
     distinct unless `inclusive`.
 
   Raises:
-    UserError: the clip has fewer than num_views frames.
-    ValueError: the arguments contradict each other.
+    UserError: If the clip has fewer than num_views frames.
+    ValueError: If the arguments contradict each other.
   """
   low = num_views if min_window is None else min_window
   _check(num_frames, num_views, low, max_window)
   if equal and (inclusive or gap_sigma is not None):
-    raise ValueError('equal leaves no choice for inclusive or gap_sigma.')
+    raise ValueError('equal cannot be combined with inclusive or gap_sigma.')
   high = min(max_window, num_frames)
   length = _sample_length(rng, min(low, high), high, bump)
   start = int(rng.integers(0, num_frames - length + 1))
@@ -121,17 +121,17 @@ def choose_frames(
 def choose_set(
   rng: np.random.Generator, num_frames: int, num_views: int, window: int
 ) -> Int64[np.ndarray, '{num_views}']:
-  """Draws distinct frames in random order from a random window of a clip.
+  """Samples distinct frames in random order from a random window of a clip.
 
   Args:
-    rng: source of every draw.
-    num_frames: frames in the clip.
-    num_views: frames to choose, at least 2.
-    window: consecutive frames to choose from; cut to the clip's length.
+    rng: Generator of all random numbers.
+    num_frames: Frames in the clip.
+    num_views: Frames to choose, at least 2.
+    window: Consecutive frames to choose from; cut to the clip's length.
 
   Raises:
-    UserError: the clip has fewer than num_views frames.
-    ValueError: the window has fewer than num_views frames.
+    UserError: If the clip has fewer than num_views frames.
+    ValueError: If the window has fewer than num_views frames.
   """
   _check(num_frames, num_views, num_views, window)
   length = min(window, num_frames)
@@ -142,19 +142,19 @@ def choose_set(
 def eval_frames(
   num_frames: int, num_views: int, window: int
 ) -> Int64[np.ndarray, '{num_views}']:
-  """Returns equally spaced frames of the clip's central window; no chance.
+  """Returns equally spaced frames of the clip's central window.
 
   Args:
-    num_frames: frames in the clip.
-    num_views: frames to return, at least 2.
-    window: frames from first to last, both counted; cut to the clip's length.
+    num_frames: Frames in the clip.
+    num_views: Frames to return, at least 2.
+    window: Frames from first to last, both counted; cut to the clip's length.
 
   Returns:
     Distinct frame indices in increasing order.
 
   Raises:
-    UserError: the clip has fewer than num_views frames.
-    ValueError: the window has fewer than num_views frames.
+    UserError: If the clip has fewer than num_views frames.
+    ValueError: If the window has fewer than num_views frames.
   """
   _check(num_frames, num_views, num_views, window)
   length = min(window, num_frames)
@@ -163,20 +163,20 @@ def eval_frames(
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """How examples are cut from clips, curriculum included.
+  """Samples examples from clips, with a curriculum of window lengths.
 
   Attributes:
-    num_views: frames in an example, at least 2.
-    window: longest window in frames, (at the start, at the end) of training.
-    ramp_steps: training steps in which the first becomes the second.
-    delay: training steps before the ramp starts.
-    min_window: shortest window in frames; None means num_views.
-    bump: prefer long windows, see `bump_weights`.
-    gap_sigma: central reference frame, see `choose_frames`.
-    flip_prob: probability of running backwards in time.
+    num_views: Frames in an example, at least 2.
+    window: Longest window in frames, (at the start, at the end) of training.
+    ramp_steps: Training steps over which the first becomes the second.
+    delay: Training steps before the ramp starts.
+    min_window: Shortest window in frames; None means num_views.
+    bump: Whether to prefer long windows; see `bump_weights`.
+    gap_sigma: Range of a central reference frame; see `choose_frames`.
+    flip_prob: Probability of running backwards in time.
 
   Raises:
-    UserError: a window cannot hold num_views frames, or a value is out of
+    UserError: If a window cannot hold num_views frames, or a value is out of
       range.
   """
 
@@ -214,15 +214,15 @@ class Views:
   def __call__(
     self, rng: np.random.Generator, num_frames: int, step: int
   ) -> Int64[np.ndarray, 'views']:
-    """Draws one example's frames; see `choose_frames` for the order of draws.
+    """Samples the frames of one example as `choose_frames` does.
 
     Args:
-      rng: the element's own generator, see `frame_rng`.
-      num_frames: frames in the clip.
-      step: the training step that the element belongs to.
+      rng: Generator of the element; see `frame_rng`.
+      num_frames: Frames in the clip.
+      step: Training step of the element.
 
     Raises:
-      UserError: the clip has fewer than num_views frames.
+      UserError: If the clip has fewer than num_views frames.
     """
     return choose_frames(
       rng,
@@ -238,19 +238,18 @@ class Views:
 
 @dataclasses.dataclass(frozen=True)
 class Shifted:
-  """Every example twice: as it is, and as of a moment that may be another.
+  """Samples each example twice, the second possibly shifted in time.
 
-  Two clips along one path would show the same motion; here the second's is
+  Two clips along one path would show the same motion; here the second shows
   another one with probability `prob` (arXiv 2510.13063, table 7).
 
   Attributes:
-    views: how examples are cut.
-    offset: most frames between the moments, at least 1; less where the clip
-      ends before.
-    prob: share of the examples whose second moment is another.
+    views: Sampler of the unshifted examples.
+    offset: Maximum shift in frames, at least 1; less at the ends of the clip.
+    prob: Share of the examples that are shifted.
 
   Raises:
-    UserError: offset or prob is out of range.
+    UserError: If offset or prob is out of range.
   """
 
   views: Views
@@ -260,10 +259,9 @@ class Shifted:
   def __post_init__(self):
     if self.offset < 1 or not 0.0 < self.prob <= 1.0:
       raise UserError(
-        'wrong shift between examples and their seconds: give '
-        'config.data.offset at least 1 frame, not '
-        f'{self.offset}, and config.data.offset_prob a share up to 1, not '
-        f'{self.prob}.'
+        'wrong shift of second examples: set config.data.offset to at least '
+        f'1 frame, not {self.offset}, and config.data.offset_prob to a share '
+        f'up to 1, not {self.prob}.'
       )
 
   @property
@@ -277,15 +275,15 @@ class Shifted:
   def __call__(
     self, rng: np.random.Generator, num_frames: int, step: int
   ) -> Int64[np.ndarray, 'views']:
-    """Draws one example's frames, then those of its second.
+    """Samples the frames of one example, then those of its shifted second.
 
     Args:
-      rng: the element's own generator, see `frame_rng`.
-      num_frames: frames in the clip.
-      step: the training step that the element belongs to.
+      rng: Generator of the element; see `frame_rng`.
+      num_frames: Frames in the clip.
+      step: Training step of the element.
 
     Raises:
-      UserError: the clip has fewer frames than an example.
+      UserError: If the clip has fewer frames than an example.
     """
     frames = self.views(rng, num_frames, step)
     size = int(rng.integers(1, self.offset + 1))
@@ -296,18 +294,18 @@ class Shifted:
 
 @dataclasses.dataclass(frozen=True)
 class SetViews:
-  """How unordered examples are cut from clips, for posed models.
+  """Samples unordered examples from clips, for posed models.
 
   Any frames of the window, in any order: the first are a model's inputs, the
-  others its targets, as with Scene Representation Transformers.
+  others its targets, as in Scene Representation Transformers.
 
   Attributes:
-    num_views: frames in an example, at least 2.
-    window: frames to choose from, (at the start, at the end) of training.
-    ramp_steps: training steps in which the first becomes the second.
+    num_views: Frames in an example, at least 2.
+    window: Frames to choose from, (at the start, at the end) of training.
+    ramp_steps: Training steps over which the first becomes the second.
 
   Raises:
-    UserError: a window cannot hold num_views frames, or a value is out of
+    UserError: If a window cannot hold num_views frames, or a value is out of
       range.
   """
 
@@ -329,15 +327,15 @@ class SetViews:
   def __call__(
     self, rng: np.random.Generator, num_frames: int, step: int
   ) -> Int64[np.ndarray, 'views']:
-    """Draws one example's frames; see `choose_set`.
+    """Samples the frames of one example; see `choose_set`.
 
     Args:
-      rng: the element's own generator, see `frame_rng`.
-      num_frames: frames in the clip.
-      step: the training step that the element belongs to.
+      rng: Generator of the element; see `frame_rng`.
+      num_frames: Frames in the clip.
+      step: Training step of the element.
 
     Raises:
-      UserError: the clip has fewer than num_views frames.
+      UserError: If the clip has fewer than num_views frames.
     """
     window = window_at(step, *self.window, self.ramp_steps)
     return choose_set(rng, num_frames, self.num_views, window)
@@ -361,7 +359,7 @@ def _check(num_frames: int, num_views: int, low: int, high: int) -> None:
 def _sample_length(
   rng: np.random.Generator, low: int, high: int, bump: bool
 ) -> int:
-  """Draws a window length from [low, high]."""
+  """Samples a window length from [low, high]."""
   if bump:
     lengths = np.arange(low, high + 1)
     return int(rng.choice(lengths, p=bump_weights(len(lengths))))
@@ -375,7 +373,7 @@ def _sample_inner(
   inclusive: bool,
   gap_sigma: float | None,
 ) -> Int64[np.ndarray, '{count}']:
-  """Draws `count` distinct offsets inside a window, in no order."""
+  """Samples `count` distinct offsets inside a window, unsorted."""
   pool = np.arange(length) if inclusive else np.arange(1, length - 1)
   if gap_sigma is None or count == 0:
     return rng.choice(pool, count, replace=False)
@@ -387,7 +385,7 @@ def _sample_inner(
 def _sample_central(
   rng: np.random.Generator, length: int, fraction: float
 ) -> int:
-  """Draws an offset from the central `fraction` of a window, ends excluded."""
+  """Samples an offset from the central `fraction` of a window, without ends."""
   middle, reach = (length - 1) / 2, fraction * (length - 1) / 2
   first = max(int(np.ceil(middle - reach)), 1)
   last = min(int(np.floor(middle + reach)), length - 2)

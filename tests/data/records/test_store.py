@@ -309,7 +309,7 @@ def test_parts_of_different_conversions(copy, tmp_path):
   target = copy / 'fake/clips/1.0.0'
   shutil.rmtree(target)
   shutil.copytree(tmp_path / 'other/fake/clips/1.0.0', target)
-  with pytest.raises(UserError, match='not of the same conversion'):
+  with pytest.raises(UserError, match='not from the same conversion'):
     store_lib.open_split(copy, 'fake', 'train')
 
 

@@ -205,7 +205,7 @@ def edit(root, change):
       np.array([0, 0.1, 0], np.float32),
       'camera_3 of scene_3: not a pinhole',
     ),
-    ('color_image', [b'\x89PNG broken'], 'no JPEG or PNG'),
+    ('color_image', [b'\x89PNG broken'], 'not a JPEG or PNG'),
     ('extrinsics/R', None, 'camera_3 of scene_3: .*extrinsics/R'),
     ('ray_directions', [b'x'], 'camera_3 of scene_3: .*ray_origins'),
   ],

@@ -505,5 +505,5 @@ def test_other_data_are_not_drawn_anew(converted, key, value, monkeypatch):
   monkeypatch.setattr(files, 'read_json', lambda x: {**read(x), key: value})
   other = store_lib.open_split(converted, 'synthetic', 'train')
   assert not rerender.is_possible(other)
-  with pytest.raises(ValueError, match='synthetic cannot be drawn anew'):
+  with pytest.raises(ValueError, match='synthetic cannot be rendered again'):
     rerender.rerender(other, 0, _cameras(other, 0), 48)

@@ -28,7 +28,7 @@ class _LoadEval:
     self._cameras = cameras
 
   def __call__(self, example: int) -> dict[str, Any]:
-    # Padding repeats the first example, so that it costs no special case.
+    # Padding repeats the first example, which needs no special case.
     number = max(example, 0)
     clip, frames = int(self._index.clips[number]), self._index.frames[number]
     pixels = np.empty((len(frames), *self._shape, 3), np.uint8)
@@ -36,7 +36,7 @@ class _LoadEval:
       reading.read_views(self._store, clip, frames, pixels)
       known = self._store.clip(clip) if self._cameras else None
     except reading.UNREADABLE as e:
-      # No stand-in: it would change what the number means.
+      # Not replaced: that would change the meaning of the scores.
       raise UserError(
         f'cannot read clip {self._index.clip_ids[number]} frames '
         f'{frames.tolist()} of {self._store}: {e}; copy or convert the data '
@@ -45,7 +45,7 @@ class _LoadEval:
     if known and not known.posed:
       raise UserError(
         f'clip {known.id} of {self._store} has no cameras, which posed models '
-        'need; choose the evaluation index among clips that do (cameras=True)'
+        'need; choose the evaluation index with cameras=True'
       )
     return {
       'images': pixels,
@@ -83,22 +83,22 @@ def eval_batches(
 
   Args:
     data_dir: Folder of converted data sets.
-    name: Of the data set.
-    index: From `records.eval_index`.
+    name: Name of the data set.
+    index: Fixed examples, from `eval_index.eval_index`.
     image_size: Height in pixels.
-    image_width: In pixels; None makes squares.
+    image_width: Width in pixels; None makes squares.
     cameras: Whether to read the frames' cameras.
-    batch_size: Over all processes.
-    split: That of the index.
+    batch_size: Examples per batch over all processes.
+    split: Split of the index.
     version: Semantic version; the newest by default.
     order: Examples to read, in order; all of them by default.
-    process_index: Which share of each batch is this process's.
-    process_count: Into how many shares batches are divided.
+    process_index: Index of this process and of its share of each batch.
+    process_count: Number of processes, which get equal shares.
     threads: Batches read at the same time.
 
   Raises:
-    UserError: If the data set is missing, a frame cannot be read, or a clip has
-      no cameras that are asked for.
+    UserError: If the data set is missing, a frame cannot be read, or a clip
+      lacks cameras that are needed.
   """
   if batch_size < 1 or batch_size % process_count:
     raise UserError(

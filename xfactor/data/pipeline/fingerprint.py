@@ -5,7 +5,7 @@ from typing import Any
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """Returns what two fingerprints do not share, each as `NAME: OLD -> NEW`."""
+  """Returns the differences of two fingerprints as `NAME: OLD -> NEW`."""
   old, new = _flat(old), _flat(new)
   return [
     f'{key}: {_short(old.get(key))} -> {_short(new.get(key))}'
@@ -15,10 +15,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
-  """Returns a fingerprint's settings by dotted names; parts by theirs."""
+  """Flattens a fingerprint to dotted names, with parts by their names."""
   fingerprint = {k: v for k, v in fingerprint.items() if k != 'sha256'}
   parts = fingerprint.pop('parts')
-  # Their order, too, decides which element is of which.
+  # The order of the parts affects the elements as well.
   out = fingerprint | {'parts': [part['name'] for part in parts]}
   for part in parts:
     for key, value in part.items():
@@ -30,14 +30,14 @@ def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-  """Returns a setting for people; digests by their beginnings."""
+  """Formats a setting for a message; shortens digests."""
   if isinstance(value, str) and len(value) == 64:
     return value[:8]
   return 'none' if value is None else str(value)
 
 
 def describe(views: Any) -> dict[str, Any]:
-  """Returns the settings of a frame chooser as JSON gives them back."""
+  """Returns the settings of a frame sampler as JSON values."""
   settings = dataclasses.asdict(views)
   return {
     'type': type(views).__name__,

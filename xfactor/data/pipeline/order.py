@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Resolution of mixing weights: shares are multiples of one in at most this.
+# Resolution of mixing weights: shares are multiples of 1/n with n up to this.
 _MAX_PERIOD = 10_000
 
 
@@ -23,7 +23,7 @@ class _Mixture:
     self._rank = rank[order].tolist()
 
   def __getitem__(self, index: int) -> tuple[int, int]:
-    """Returns the part of an element and its place among that part's own."""
+    """Returns the part of an element and its index within that part."""
     period, place = divmod(index, len(self._part))
     part = self._part[place]
     return part, period * self._counts[part] + self._rank[place]
@@ -32,9 +32,9 @@ class _Mixture:
 class Order:
   """The endless stream of (part, row): a data source for Grain.
 
-  Every part is shuffled anew each epoch. By whole permutations, which cost
-  memory (4 MB a million clips), because Grain's own index shuffle takes
-  milliseconds an element where there are few clips.
+  Every part is reshuffled each epoch by a full permutation. This costs memory
+  (4 MB per million clips), but Grain's own index shuffle takes milliseconds per
+  element if there are few clips.
   """
 
   def __init__(self, seed: int, weights: Sequence[float], rows: Sequence[int]):
@@ -53,10 +53,10 @@ class Order:
 
 
 class Share:
-  """By step, one process's elements and where in the stream each is from.
+  """One process's elements of each step, with their indices in the stream.
 
-  A process has neighbouring rows of every global batch, as
-  `jax.make_array_from_process_local_data` puts them together again.
+  A process has neighbouring rows of every global batch, the layout that
+  `jax.make_array_from_process_local_data` expects.
   """
 
   def __init__(self, order: Order, batch_size: int, index: int, count: int):

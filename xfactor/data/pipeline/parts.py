@@ -1,4 +1,4 @@
-"""The entries of a data mixture, opened and checked."""
+"""Opens and checks the entries of a data mixture."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,11 +15,11 @@ class MixtureEntry:
   """One data set of the mixture.
 
   Attributes:
-    name: Of the converted data set.
-    views: Chooses frames: `views(rng, num_frames, step) -> int [num_views]`,
+    name: Name of the converted data set.
+    views: Frame sampler `views(rng, num_frames, step) -> int [num_views]`,
       with an attribute `num_views`; see `views.Views`.
-    split: For instance 'train'.
-    weight: Its share of the elements, relative to the other parts.
+    split: Name of the split, for instance 'train'.
+    weight: Share of the elements, relative to the other parts.
     version: Semantic version; the newest by default.
   """
 
@@ -32,25 +32,25 @@ class MixtureEntry:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """What training reads, and with how many hands.
+  """Settings of the training data.
 
-  The second group of attributes changes speed and memory only, never the data.
+  The second group of attributes affects only speed and memory, not the data.
 
   Attributes:
     data_dir: Folder of converted data sets.
-    parts: The mixture.
-    batch_size: Examples of a step over all processes.
+    parts: Data sets of the mixture.
+    batch_size: Examples per step over all processes.
     image_size: Height in pixels; other sizes are cropped to the central part
-      of the aspect ratio wanted and resized.
-    image_width: In pixels; None makes squares.
-    cameras: Whether batches have the frames' cameras; clips without are left
-      out.
-    mirror_prob: Share of the examples whose views are all mirrored, left and
-      right; not with cameras.
-    seed: At least 0.
-    min_length: Clips with fewer frames are left out.
-    max_bad_fraction: Unreadable examples are replaced by others of the same
-      data set; above this share of them reading stops with an error.
+      of the desired aspect ratio and resized.
+    image_width: Width in pixels; None makes squares.
+    cameras: Whether batches have the frames' cameras; clips without cameras are
+      skipped.
+    mirror_prob: Share of the examples whose views are all mirrored
+      horizontally; not with cameras.
+    seed: Seed of the stream, at least 0.
+    min_length: Minimum number of frames; shorter clips are skipped.
+    max_bad_fraction: Maximum share of unreadable examples, which are replaced
+      by others of the same data set; above it reading stops with an error.
 
     threads: Batches made at the same time; 0 makes them on demand.
     prefetch: Batches made ahead.
@@ -85,7 +85,7 @@ def shape(size: int, width: int | None) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class OpenEntry:
-  """A part with its records; `rows` are the clips that are of use."""
+  """An opened entry of the mixture; `rows` are the usable clips."""
 
   part: MixtureEntry
   store: store_lib.FrameStore
@@ -100,7 +100,7 @@ def open_entry(config: DataConfig, part: MixtureEntry) -> OpenEntry:
   rows = np.flatnonzero(store.num_frames >= shortest)
   if dropped := len(store) - len(rows):
     logging.info(
-      '%s/%s: %d of %d clips have fewer than %d frames and are left out.',
+      '%s/%s: %d of %d clips have fewer than %d frames and are skipped.',
       part.name,
       part.split,
       dropped,
@@ -121,11 +121,11 @@ def open_entry(config: DataConfig, part: MixtureEntry) -> OpenEntry:
 def _posed(
   store: store_lib.FrameStore, rows: np.ndarray, shortest: int
 ) -> np.ndarray:
-  """Leaves out the clips without cameras."""
+  """Returns the clips that have cameras."""
   posed = rows[store.posed[rows]]
   if dropped := len(rows) - len(posed):
     logging.info(
-      '%s/%s: %d of %d clips have no cameras and are left out.',
+      '%s/%s: %d of %d clips have no cameras and are skipped.',
       store.name,
       store.split,
       dropped,

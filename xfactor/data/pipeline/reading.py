@@ -18,14 +18,14 @@ from xfactor.geometry.cameras import crop_intrinsics
 # Clips tried in place of an unreadable one before giving up.
 _MAX_ATTEMPTS = 20
 _LOGGED = 20
-# What reading an example raises where its bytes on disk are damaged.
+# Errors raised when the bytes of an example are damaged on disk.
 UNREADABLE = (RuntimeError, ValueError, OSError, images.ImageError)
 
 
 def read_views(
   store: store_lib.FrameStore, clip: int, frames: np.ndarray, out: np.ndarray
 ) -> None:
-  """Fills uint8 [views, H, W, 3]; raises some of `_UNREADABLE`."""
+  """Decodes frames into uint8 [views, H, W, 3]; may raise `UNREADABLE`."""
   stored = int(store.height[clip]), int(store.width[clip])
   for data, view in zip(store.clip_frames(clip, frames), out, strict=True):
     if stored == view.shape[:2]:
@@ -37,7 +37,7 @@ def read_views(
 def cameras_of(
   clip: codec.Clip, frames: np.ndarray, shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  """Returns the cameras of frames that `_read_views` makes (H, W) pixels."""
+  """Returns the cameras of frames that `read_views` resizes to (H, W)."""
   return {
     'intrinsics': crop_intrinsics(
       clip.intrinsics[frames], clip.height, clip.width, shape=shape
@@ -68,7 +68,7 @@ class Load:
   ) -> dict[str, np.ndarray]:
     views = self._config.parts[0].views.num_views
     shape = len(elements), views, *self._config.image_shape, 3
-    # Frames are decoded in place: stacking views, then examples, copies twice.
+    # Decode in place: stacking views and then examples would copy twice.
     pixels = np.empty(shape, np.uint8)
     rest = [self._fill(*pair) for pair in zip(elements, pixels, strict=True)]
     return {'images': pixels} | {
@@ -78,7 +78,7 @@ class Load:
   def _fill(
     self, element: tuple[int, tuple[int, int]], out: np.ndarray
   ) -> dict[str, Any]:
-    """Reads one example's images into `out`; returns what else is known."""
+    """Reads one example's images into `out`; returns its other fields."""
     index, (number, row) = element
     opened = self._parts[number]
     rng = frame_rng(self._config.seed, index)
@@ -98,7 +98,7 @@ class Load:
       except UNREADABLE as e:
         self._log(opened, clip, frames, e)
         continue
-      # Drawn last: what is drawn before does not depend on it.
+      # Sampled last, so that other samples do not depend on it.
       if rng.random() < self._config.mirror_prob:
         out[:] = out[:, :, ::-1].copy()
       return cameras | {
@@ -144,7 +144,7 @@ class Load:
 
 
 def _retry_rng(seed: int, index: int, attempt: int) -> np.random.Generator:
-  # The word below the one that counts elements: no stream meets another.
+  # Uses another counter word than frame_rng, so the streams never overlap.
   return np.random.Generator(
     np.random.Philox(seed, counter=[0, 0, attempt, index])
   )

@@ -1,10 +1,10 @@
-"""Records -> batches for training and evaluation, with Grain.
+"""Reads records into batches for training, with Grain.
 
-Element i of the training stream is a pure function of (seed, i): which data
-set, which clip, which frames, how far the window curriculum is. Every process
-makes its own rows of a global batch, so the global batches do not depend on how
-many processes, threads or workers there are, and the whole state of an iterator
-is the step: a run resumes by asking for it.
+Element i of the training stream is a pure function of (seed, i): its data set,
+clip, frames and stage of the window curriculum. Every process makes its own
+rows of a global batch, so the global batches do not depend on the number of
+processes, threads or workers. The only state of an iterator is the step, from
+which a run resumes.
 
 No JAX here: worker processes import this module.
 """
@@ -20,9 +20,9 @@ from xfactor.data.pipeline import fingerprint, parts, reading
 from xfactor.data.pipeline import order as order_lib
 from xfactor.errors import UserError
 
-# Raised when a change here gives a step other data than before.
+# Increment this when a change here gives a step other data than before.
 _ORDER = 1
-# Elements of a data set before its share of unreadable ones is judged.
+# Elements of a data set before `max_bad_fraction` applies.
 _MIN_JUDGED = 1000
 
 
@@ -47,7 +47,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     size = len(self._config.parts)
     bad = batch.pop('bad')
     self._bad += np.bincount(part, bad, size).astype(np.int64)
-    # A replaced example is two (or more) that were tried.
+    # A replaced example counts as two (or more) attempts.
     self._seen += np.bincount(part, 1 + bad, size).astype(np.int64)
     self._judge()
     return batch
@@ -84,8 +84,8 @@ class Pipeline:
   """The training stream of one process.
 
   Attributes:
-    config: As given.
-    num_clips: Clips that are long enough (and have cameras), by part.
+    config: Settings of the data.
+    num_clips: Number of usable clips (long enough, with cameras) by part.
   """
 
   def __init__(
@@ -97,9 +97,9 @@ class Pipeline:
     """Opens the data sets.
 
     Args:
-      config: What to read.
-      process_index: Which share of each global batch is this process's.
-      process_count: Into how many shares it is divided.
+      config: Settings of the data.
+      process_index: Index of this process and of its share of global batches.
+      process_count: Number of processes, which get equal shares.
 
     Raises:
       UserError: If a data set is missing or unusable, or the batch cannot be
@@ -124,15 +124,15 @@ class Pipeline:
     return grain.MapDataset.source(share).map(load)
 
   def batches(self, start_step: int = 0) -> Batches:
-    """Returns this process's batches from a step on, for ever.
+    """Returns this process's endless batches, starting at a step.
 
     A batch has, with B = batch_size / process_count and V views:
       images: uint8 [B, V, image_size, image_width, 3]
       frames: int32 [B, V], counted from the clip's beginning
-      clip: int64 [B], number of the clip within its split
-      part: int32 [B], number of the data set in `config.parts`
-      index: int64 [B], place in the stream: step * batch_size + ...
-    and, if the config asks for cameras, those of the pictures as they are here:
+      clip: int64 [B], index of the clip within its split
+      part: int32 [B], index of the data set in `config.parts`
+      index: int64 [B], position in the stream: step * batch_size + ...
+    and, with `config.cameras`, the cameras of the cropped pictures:
       intrinsics: float32 [B, V, 4], normalised (fx, fy, cx, cy)
       world_to_camera: float32 [B, V, 3, 4], [R|t]
 
@@ -155,11 +155,11 @@ class Pipeline:
     return Batches(iter(stream), config)
 
   def fingerprint(self) -> dict[str, Any]:
-    """Returns what determines the data and their order, as JSON.
+    """Returns the settings that determine the data and their order, as JSON.
 
-    A resumed run must find the same: a step means other data otherwise; see
-    `differences`. Key `sha256` is the digest of the rest. Nothing that affects
-    only speed, and no number of processes, is in it.
+    A resumed run must have the same, or its steps get other data; see
+    `fingerprint.differences`. Key `sha256` is the digest of the rest. Settings
+    of speed and the number of processes are not included.
     """
     config = self.config
     content = {
@@ -183,7 +183,7 @@ class Pipeline:
         for opened in self._parts
       ],
     }
-    # Only where they matter: older runs know nothing of them.
+    # Only if set: fingerprints of older runs do not have them.
     if config.image_width not in (None, config.image_size):
       content['image_width'] = config.image_width
     if config.cameras:

@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 
 def _example_class() -> type[Any]:
-  """Returns the message class of tf.train.Example, made at run time.
+  """Builds the message class of tf.train.Example at run time.
 
   The pool is private, so that the names cannot clash with TensorFlow's.
   """
@@ -72,12 +72,12 @@ def _serialize(values: dict[str, bytes | int]) -> bytes:
       feature.bytes_list.value.append(value)
     else:
       feature.int64_list.value.append(value)
-  # Maps have no order of their own; equal data must give equal bytes.
+  # Maps have no defined order, but equal data must give equal bytes.
   return example.SerializeToString(deterministic=True)
 
 
 def encode_frame(image: bytes, depth: bytes | None = None) -> bytes:
-  """Returns the record of one frame: its picture and, if any, its depth PNG."""
+  """Encodes one frame as a record: its picture and, if any, its depth PNG."""
   values = {'image': image}
   if depth is not None:
     values['depth'] = depth
@@ -88,11 +88,11 @@ def decode_frame(record: bytes, key: str = 'image') -> bytes:
   """Returns the encoded bytes of a frame's `image` or `depth`.
 
   Raises:
-    ValueError: If the record is no such frame.
+    ValueError: If the record is not a frame or has no such key.
   """
   try:
     values = Example.FromString(record).features.feature
-  except Exception as e:  # protobuf's DecodeError is no ValueError
+  except Exception as e:  # protobuf's DecodeError is not a ValueError
     raise ValueError(f'not a frame record: {e}') from e
   if key not in values:
     raise ValueError(f'this frame has no {key}')
@@ -101,18 +101,18 @@ def decode_frame(record: bytes, key: str = 'image') -> bytes:
 
 @dataclasses.dataclass
 class Clip:
-  """What is known of one clip beside its frames.
+  """Metadata of one clip: everything but its frames.
 
   Attributes:
-    id: Unique within the data set.
-    first_frame: Index of its first frame among the frames of its split.
-    num_frames: N.
-    height: Pixels.
-    width: Pixels.
+    id: Name, unique within the data set.
+    first_frame: Index of the first frame within the split.
+    num_frames: Number of frames, N.
+    height: Height in pixels.
+    width: Width in pixels.
     timestamps: float64 [N] seconds, or None.
     intrinsics: float32 [N, 4] normalised (fx, fy, cx, cy), or None.
     world_to_camera: float32 [N, 3, 4] [R|t], or None.
-    replaced: Number of frames for which a neighbour stands in.
+    replaced: Number of frames replaced by a neighbouring frame.
   """
 
   id: str
@@ -135,7 +135,7 @@ class Clip:
 
 
 INTEGERS = ('first_frame', 'num_frames', 'height', 'width', 'replaced')
-# Raw bytes, since tf.train.Example has no float64. An empty array says unknown.
+# Raw bytes, since tf.train.Example has no float64. Empty means unknown.
 ARRAYS = {
   'timestamps': (np.dtype('<f8'), (-1,)),
   'intrinsics': (np.dtype('<f4'), (-1, 4)),
@@ -144,7 +144,7 @@ ARRAYS = {
 
 
 def encode_clip(clip: Clip) -> bytes:
-  """Returns the record of one clip."""
+  """Encodes one clip as a record."""
   values = {'id': clip.id.encode()}
   for key in INTEGERS:
     values[key] = int(getattr(clip, key))
@@ -155,7 +155,7 @@ def encode_clip(clip: Clip) -> bytes:
 
 
 def decode_clip(record: bytes) -> Clip:
-  """Inverse of `encode_clip`."""
+  """Decodes the record of one clip; inverse of `encode_clip`."""
   values = Example.FromString(record).features.feature
   arrays = {}
   for key, (dtype, shape) in ARRAYS.items():

@@ -14,11 +14,11 @@ EVAL_CLIPS = 256
 
 @dataclasses.dataclass(frozen=True)
 class EvalIndex:
-  """Fixed examples of a split: numbers of different runs can be compared.
+  """Fixed examples of a split, which make scores of runs comparable.
 
   Attributes:
-    clip_ids: One a example.
-    clips: int64 [examples], the same clips as numbers within the split.
+    clip_ids: Id of the clip of each example.
+    clips: int64 [examples], indices of these clips within the split.
     frames: int64 [examples, views], counted from the clip's beginning.
   """
 
@@ -36,7 +36,7 @@ def choose_eval(
   ordered: bool = True,
   cameras: bool = False,
 ) -> list[tuple[str, list[int]]]:
-  """Chooses evaluation examples from the data alone.
+  """Chooses evaluation examples as a function of the data.
 
   The clips are those with the smallest hashes of their ids, so that the choice
   changes little when clips are added; see `eval_index` for the rest.
@@ -45,7 +45,7 @@ def choose_eval(
     (clip id, frames counted from the clip's beginning), at most `num_clips`.
 
   Raises:
-    UserError: If no clip is long enough or, where they are needed, has cameras.
+    UserError: If no clip is long enough and has the cameras that are needed.
   """
   if not 2 <= num_views <= window:
     raise UserError(
@@ -89,29 +89,29 @@ def eval_index(
   ordered: bool = True,
   cameras: bool = False,
 ) -> EvalIndex:
-  """Returns the fixed evaluation examples of a split, one a clip.
+  """Returns the fixed evaluation examples of a split, one per clip.
 
-  They are kept in `clips/VERSION/eval_index-SPLIT.json`. A combination of views
-  and window that is not there yet is chosen by `choose_eval` and added; where
-  the folder is read-only it is only returned (it is a function of the data).
+  They are stored in `clips/VERSION/eval_index-SPLIT.json`. If the file lacks
+  this combination of views and window, `choose_eval` chooses the examples, and
+  they are added to it unless the folder is read-only.
 
   Ordered views are spread evenly over the `window` frames in the middle of the
-  clip. Others are a set of its frames that its id draws as `views.choose_set`
-  does, in random order: the first are a model's inputs.
+  clip. Unordered views are sampled by `views.choose_set`, seeded by the clip's
+  id, in random order: the first are a model's inputs.
 
   Args:
     data_dir: Folder of converted data sets.
-    name: Of the data set.
-    split: For instance 'test'.
-    num_views: Views an example.
-    window: Frames from the first to the last view, both counted; where views
-      are not ordered, at most so many.
+    name: Name of the data set.
+    split: Name of the split, for instance 'test'.
+    num_views: Views per example.
+    window: Frames from the first to the last view, both counted; a maximum if
+      views are not ordered.
     version: Semantic version; the newest by default.
     ordered: Whether the views are in order and evenly spread, or a random set.
-    cameras: Whether clips without cameras are left out.
+    cameras: Whether to skip clips without cameras.
 
   Raises:
-    UserError: As `open_split`, or if no clip is long enough (`window` frames,
+    UserError: Like `open_split`, or if no clip is long enough (`window` frames,
       or `num_views` of a random set) or has the cameras that are needed.
   """
   store = store_lib.open_split(data_dir, name, split, version)

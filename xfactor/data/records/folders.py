@@ -16,14 +16,14 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')
 def frames_folder(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> epath.Path:
-  """Returns where the frames of a data set are or would be."""
+  """Returns the folder for the frames of a data set."""
   return files.data_folder(data_dir) / name / 'frames' / version
 
 
 def clips_folder(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> epath.Path:
-  """Returns where the clips of a data set are or would be."""
+  """Returns the folder for the clips of a data set."""
   return files.data_folder(data_dir) / name / 'clips' / version
 
 
@@ -52,7 +52,7 @@ def available(data_dir: str | os.PathLike[str]) -> list[str]:
 
 
 def splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
-  """Returns the splits of a data set's newest version, sorted; [] of none."""
+  """Returns the splits of a data set's newest version, sorted."""
   found = versions(data_dir, name)
   if not found:
     return []
@@ -63,7 +63,7 @@ def splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
 def missing(
   data_dir: str | os.PathLike[str], name: str, version: str
 ) -> UserError:
-  """Says what was looked for, what there is, and how to make it."""
+  """Returns the error for a missing data set, with what exists and a remedy."""
   folder = files.data_folder(data_dir)
   root = folder / name
   if name in sources.NAMES:

@@ -32,10 +32,10 @@ class Shard:
 class ShardWriter:
   """Writes one array_record file, which gets its name only when complete.
 
-  One that belongs in a bucket is written to a temporary file and then copied.
+  Files in a bucket are written to a temporary file and then copied.
 
   Attributes:
-    records: Number written so far.
+    records: Number of records written so far.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -56,10 +56,10 @@ class ShardWriter:
     self.records += 1
 
   def close(self) -> Shard:
-    """Finishes the file, checks it and gives it its name.
+    """Finishes the file, checks it and gives it its final name.
 
     Raises:
-      RuntimeError: If the file does not hold all that was written.
+      RuntimeError: If the file does not hold all records.
     """
     self._writer.close()
     if (found := _count(self._partial)) != self.records:
@@ -68,7 +68,7 @@ class ShardWriter:
       )
     with open(self._partial, 'rb') as f:
       digest = hashlib.file_digest(f, 'sha256').hexdigest()
-      # The name must not outlive a power cut that the bytes did not survive.
+      # Before the renaming, in case of a power cut.
       os.fsync(f.fileno())
     size = os.path.getsize(self._partial)
     if files.is_remote(self._path):
@@ -79,8 +79,8 @@ class ShardWriter:
     return Shard(self._path.name, self.records, size, digest)
 
   def abort(self) -> None:
-    """Drops what was written."""
-    # The writer flushes when closed, which fails again where the disk is full.
+    """Deletes the unfinished file."""
+    # The writer flushes when closed, which fails again if the disk is full.
     with contextlib.suppress(RuntimeError):
       self._writer.close()
     if os.path.exists(self._partial):
@@ -88,7 +88,7 @@ class ShardWriter:
 
 
 def _count(path: str) -> int:
-  """Returns the number of records of a file; 0 where it is unfinished."""
+  """Returns the number of records of a file; 0 if it is unfinished."""
   reader = array_record_module.ArrayRecordReader(path)
   try:
     return reader.num_records() if reader.ok() else 0
@@ -111,9 +111,9 @@ def open_shard(path: str | os.PathLike[str]) -> Iterator[Any]:
       os.fspath(path), 'readahead_buffer_size:1048576'
     )
     if not reader.ok():
-      reader.close()  # Raises what is wrong.
+      reader.close()  # Raises the error.
     yield reader
-    # After a damaged record, which has been told, it would raise the same.
+    # Raises the same error again after a damaged record.
     with contextlib.suppress(RuntimeError):
       reader.close()
 
@@ -132,7 +132,7 @@ def write_index(
   """Writes the clips of a split as columns; returns the file's sha256.
 
   Args:
-    path: The file.
+    path: Path of the file.
     rows: (id, number of frames, height, width) of each clip, in order.
   """
   ids, num_frames, height, width = zip(*rows, strict=True)

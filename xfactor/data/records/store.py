@@ -1,17 +1,17 @@
-"""The on-disk format of a converted data set: writing it and reading it.
+"""Reads converted data sets, whose on-disk format is as follows.
 
 A data set NAME is two ordinary TFDS array_record data sets, readable with
 `tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)`:
 
-  DATA_DIR/NAME/frames/VERSION   one frame a record: `image` (JPEG, or PNG in
+  DATA_DIR/NAME/frames/VERSION   one frame per record: `image` (JPEG, or PNG in
                                  sets of small pictures) and, for data sets
                                  that have it, `depth` (16-bit PNG); the frames
                                  of a clip are contiguous
-  DATA_DIR/NAME/clips/VERSION    one clip a record: `Clip` below
+  DATA_DIR/NAME/clips/VERSION    one clip per record: `codec.Clip`
 
-Beside the records of each lies `manifest.json` (where they came from, sizes,
-checksums) and beside the clips `clips-SPLIT.index.npz`, the clips' table as
-columns, so that a million clips open at once instead of a million reads.
+Both folders hold `manifest.json` (source, sizes, checksums). The clips' folder
+also holds `clips-SPLIT.index.npz`, the clips' table as columns, which opens a
+million clips without a million reads.
 
 Records are `tf.train.Example` protocol buffers. Reading needs neither
 TensorFlow nor TFDS.
@@ -34,7 +34,7 @@ from xfactor.data.records import folders as folders_lib
 from xfactor.errors import UserError
 
 FORMAT = 1
-# Clip records read at once where all are.
+# Clip records per read when reading all of them.
 _CHUNK = 4096
 
 
@@ -44,8 +44,8 @@ class FrameStore:
   Safe to use from many threads. Get one from `open_split`.
 
   Attributes:
-    name: Of the data set.
-    split: For instance 'train'.
+    name: Name of the data set.
+    split: Name of the split, for instance 'train'.
     version: Semantic version.
     num_frames: int32 [clips], the length of each clip.
     first_frame: int64 [clips], the index of each clip's first frame.
@@ -81,11 +81,11 @@ class FrameStore:
     self._clips = clips
 
   def __len__(self) -> int:
-    """Number of clips."""
+    """Returns the number of clips."""
     return len(self.num_frames)
 
   def manifest(self) -> dict[str, Any]:
-    """Where the clips came from: source, its version and options, ..."""
+    """Returns the clips' manifest: source, its version and options, ..."""
     return files.read_json(self._clips_folder / 'manifest.json')
 
   def __repr__(self) -> str:
@@ -96,7 +96,7 @@ class FrameStore:
 
   @functools.cached_property
   def _id_bytes(self) -> bytes:
-    # Ids are the bulk of the table, and training never asks for them.
+    # Read lazily: ids are the bulk of the table, and training needs none.
     return _load_index(self._clips_folder, self.split, ('id_bytes',))[
       'id_bytes'
     ].tobytes()
@@ -111,10 +111,10 @@ class FrameStore:
     return [self.clip_id(i) for i in range(len(self))]
 
   def rows_of(self, ids: Sequence[str], path: epath.Path) -> np.ndarray:
-    """Returns int64 [n], the numbers of clips that a file names.
+    """Returns int64 [n], the indices of clips that a file names.
 
     Raises:
-      UserError: If one of them is not there.
+      UserError: If the split lacks one of them.
     """
     numbers = {clip_id: i for i, clip_id in enumerate(self.clip_ids())}
     if unknown := [i for i in ids if i not in numbers]:
@@ -127,35 +127,35 @@ class FrameStore:
   def remember(
     self, name: str, key: str, choose: Callable[[], Any]
   ) -> tuple[Any, epath.Path]:
-    """Returns a choice that is kept beside the clips, and the file it is in.
+    """Returns a choice that is stored with the clips, and the path of its file.
 
     Args:
-      name: Of the file, NAME-SPLIT.json.
-      key: Of the choice in it.
-      choose: Makes it anew, as JSON can hold it: a function of the data.
+      name: Prefix of the file name, NAME-SPLIT.json.
+      key: Key of the choice in the file.
+      choose: Function of the data that makes the choice, as JSON values.
     """
     path = self._clips_folder / f'{name}-{self.split}.json'
     entries = files.read_json(path) if path.exists() else {}
     if key not in entries:
       entries[key] = choose()
-      # Where this is read-only, the next reader will make the same choice.
+      # If this is read-only, the next reader will make the same choice.
       with contextlib.suppress(OSError):
         files.write_json(path, entries)
     return entries[key], path
 
   def clip(self, clip: int) -> codec.Clip:
-    """Returns all that is known of clip number `clip` (reads its record)."""
+    """Reads the record of clip number `clip`."""
     return codec.decode_clip(self._clips[clip])
 
   @functools.cached_property
   def posed(self) -> np.ndarray:
     """bool [clips], whether the cameras of all of a clip's frames are known.
 
-    The first to ask reads the record of every clip (half a minute a million,
-    from a disk) and keeps the answer in `clips/VERSION/cameras-SPLIT.json`.
+    The first access reads the record of every clip (half a minute per million
+    from a disk) and stores the result in `clips/VERSION/cameras-SPLIT.json`.
 
     Raises:
-      UserError: If there is no such clip, or a record is damaged.
+      UserError: If no clip has cameras, or a record is damaged.
     """
     spans, _ = self.remember('cameras', self.digest, self._posed_spans)
     if not spans:
@@ -170,8 +170,8 @@ class FrameStore:
     return out
 
   def _posed_spans(self) -> list[list[int]]:
-    """Returns [begin, end) of runs of clips with cameras: mostly one."""
-    # One clip more at either end, without cameras, has every run begin and end.
+    """Returns [begin, end) of each run of clips with cameras; usually one."""
+    # Pad with 0 on both sides so that every run has a start and an end.
     posed = np.zeros(len(self) + 2, np.int8)
     try:
       for first in range(0, len(self), _CHUNK):
@@ -195,8 +195,8 @@ class FrameStore:
     return codec.decode_frame(self._frames[frame])
 
   def frames(self, frames: Iterable[int]) -> list[bytes]:
-    """Returns several frames of the split; raises as `frame`."""
-    # One by one: for the handful of a training example the data source's own
+    """Returns several frames of the split; raises like `frame`."""
+    # One by one: for the few frames of a training example, the data source's
     # batched read is six times slower, as it starts a thread pool each time.
     return [self.frame(int(i)) for i in frames]
 
@@ -213,7 +213,7 @@ class FrameStore:
     return self.frames(first + i for i in offsets)
 
   def depth(self, frame: int) -> bytes:
-    """Returns the depth PNG of frame `frame`; raises as `frame`."""
+    """Returns the depth PNG of frame `frame`; raises like `frame`."""
     return codec.decode_frame(self._frames[frame], 'depth')
 
 
@@ -231,10 +231,10 @@ def _load_index(
 def _data_source(
   folder: epath.Path, shards: Sequence[dict[str, Any]]
 ) -> array_record_data_source.ArrayRecordDataSource:
-  """Opens records without touching each file's footer.
+  """Opens records without reading each file's footer.
 
   Raises:
-    UserError: If a file is missing or has another size than when written.
+    UserError: If a file is missing or its size has changed.
   """
 
   def check(shard: dict[str, Any]) -> str | None:
@@ -266,8 +266,8 @@ def open_split(
 
   Args:
     data_dir: Folder of converted data sets, local or gs://.
-    name: Of the data set.
-    split: For instance 'train'.
+    name: Name of the data set.
+    split: Name of the split, for instance 'train'.
     version: Semantic version; the newest by default.
 
   Raises:
@@ -286,8 +286,8 @@ def open_split(
   if any(m['format'] != FORMAT for m in manifests):
     raise UserError(
       f'{folders[0].parent.parent} was written in format '
-      f'{manifests[0]["format"]} of the records and this program reads '
-      f'format {FORMAT}; convert it again with --overwrite'
+      f'{manifests[0]["format"]}, but this program reads format '
+      f'{FORMAT}; convert it again with --overwrite'
     )
   splits = [m['splits'] for m in manifests]
   if split not in splits[0]:
@@ -305,7 +305,7 @@ def open_split(
     len(columns['num_frames']),
   ]:
     raise UserError(
-      f'{folders[0]} and {folders[1]} are not of the same conversion; '
+      f'{folders[0]} and {folders[1]} are not from the same conversion; '
       'convert the data set again with --overwrite'
     )
   return FrameStore(

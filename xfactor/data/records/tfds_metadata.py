@@ -1,4 +1,4 @@
-"""Writes the metadata files by which TFDS reads the records."""
+"""Writes the metadata files with which TFDS reads the records."""
 
 import os
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ def write_tfds_metadata(
   depth: bool = False,
   encoding: str | None = 'jpeg',
 ) -> None:
-  """Writes dataset_info.json and features.json beside finished records.
+  """Writes dataset_info.json and features.json next to finished records.
 
   Args:
-    folder: Where the records are.
-    name: Of the data set.
+    folder: Folder of the records.
+    name: Name of the data set.
     config: 'frames' or 'clips'.
     version: Semantic version.
-    description: One sentence.
-    shards: The files of each split, in order.
+    description: Description of the data set in one sentence.
+    shards: Files of each split, in order.
     depth: Whether all frames have depth.
-    encoding: 'jpeg', 'png' or, where there are both, None.
+    encoding: 'jpeg', 'png', or None if there are both.
   """
-  # Here, not above: readers and workers do without TFDS and its import time.
+  # Imported here, since readers and workers do not need TFDS.
   import tensorflow_datasets as tfds
 
   def raw(shape, dtype):
