@@ -6,7 +6,7 @@ r"""Serves a web page that moves scenes with a model and browses data sets.
 
 With --workdir, a tab applies the camera motion of a video to a scene with a
 trained XFactor model; with data sets, another tab browses them. Without --host
-only this machine can open the page, and the page loads nothing from others.
+only this machine can open the page. The page loads nothing from other hosts.
 
 Needs `pip install -e '.[demo]'`. Exit codes are those of xfactor.main.
 """
