@@ -68,7 +68,7 @@ def assert_whole(table, rates):
 def test_attention_is_the_dense_one(recipe, no_cache, capsys):
   tables = parts.run_attention(recipe, **ONCE)
   said = capsys.readouterr().out
-  assert 'left out: fused kernels' in said
+  assert 'skipped: fused kernels' in said
   assert said.count('all compute the same') == 2
   encoder, renderer = tables
   ours = 'split, einsum'

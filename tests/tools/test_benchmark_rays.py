@@ -1,4 +1,4 @@
-"""SRT's benchmark: all ways compute the same, tricks are really left out."""
+"""SRT's benchmark: all ways compute the same, tricks are really omitted."""
 
 import math
 import pathlib
@@ -53,8 +53,8 @@ def test_tables_are_whole(recipe, no_cache, capsys, monkeypatch):
   tables = rays.run(recipe, **sizes, repeats=1, compiles=1)
   said = capsys.readouterr().out
   assert 'improved SRT: all give the same loss' in said
-  assert 'left out: fused attention' in said
-  assert 'left out: bfloat16' in said
+  assert 'skipped: fused attention' in said
+  assert 'skipped: bfloat16' in said
   steps, loaders, pictures = summaries = [table.summary() for table in tables]
   things = {
     'ours',

@@ -1,7 +1,7 @@
-"""The parts of a train step: a layer's attention, LPIPS, the augmentation.
+"""Measures parts of a train step: a layer's attention, LPIPS, augmentation.
 
-At the recipe's sizes, each in the ways that there are on this machine, the last
-the plain one: for attention and augmentation the public formulation, of
+Each runs at the recipe's sizes in all implementations available on this machine
+and in a plain one: for attention and augmentation the public formulation in
 plain_xfactor.py. Attention and LPIPS are measured with their gradients.
 """
 
@@ -34,25 +34,25 @@ from xfactor.nn import attention
 from xfactor.training import build as builds
 from xfactor.training import chips
 
-# Register tokens of a half in the public models.
+# Register tokens per half in the public models.
 _REGISTERS = 32
-# Of an array's norm. In LPIPS's many layers rounding turns the signs of ReLUs,
-# hence gradients.
+# Relative to an array's norm. In the many layers of LPIPS, rounding flips the
+# signs of ReLU inputs and with them gradients.
 _TOLERANCE, _ROUNDED = 1e-5, 2e-2
 _LPIPS_TOLERANCE, _LPIPS_ROUNDED = 1e-4, 0.2
 
 
 @dataclasses.dataclass
 class Case:
-  """A way to compute something, and its measurements.
+  """An implementation of a computation, and its measurements.
 
   Attributes:
-    compute: What is compiled.
-    arguments: Its arguments, on the device.
-    case: Parts of one case compute the same; compared to the last of them.
-    tolerance: How far from that, as a part of an array's norm; single numbers
-      must agree ten times better.
-    compared: Makes of the results what the case's others have.
+    compute: Function that is compiled.
+    arguments: Arguments of the function, on the device.
+    case: Key of parts that compute the same; all are compared with the last.
+    tolerance: Maximum error relative to an array's norm; ten times stricter for
+      scalars.
+    compared: Converts the results to those of the other parts of the case.
   """
 
   compute: Callable[..., Any]
@@ -69,15 +69,15 @@ class Case:
     return result
 
   def temporaries(self) -> float:
-    """XLA's account of the program, MiB; 0 where it gives none."""
+    """Returns XLA's temporaries in MiB; 0 if not reported."""
     return temporaries(self._program) or 0.0
 
   def results(self) -> Any:
-    """Computes once; returns what is compared."""
+    """Runs once; returns the results to compare."""
     return self.compared(self._program(*self.arguments))
 
   def run(self) -> Time:
-    """Computes once."""
+    """Runs once."""
     with timed() as result:
       jax.block_until_ready(self._program(*self.arguments))
     return result
@@ -92,17 +92,15 @@ def measure(
   compiles: int,
   work: float | None = None,
 ) -> Table:
-  """Checks that parts compute the same, and measures them in turns.
+  """Checks that parts compute the same and measures them alternately.
 
   Args:
-    title: What is computed.
-    parts: By name; the first is ours.
-    rates: What a run goes through: its name, for instance 'pictures', and
-      their number.
-    repeats: Runs of each.
-    compiles: Compilations of each.
-    work: Useful FLOPs of a run, the same for all; None where it is not these
-      that count.
+    title: Title of the table.
+    parts: Parts by name; the first is ours.
+    rates: Number of processed units of a run by name, for example 'pictures'.
+    repeats: Number of runs of each.
+    compiles: Number of compilations of each.
+    work: Useful FLOPs of a run, the same for all; None to omit FLOP/s.
 
   Raises:
     Unequal: If two parts of a case do not compute the same.
@@ -129,14 +127,14 @@ def measure(
   for name, result in compilations:
     table.add('compile, CPU s', name, result.cpu)
   for name, part in parts.items():
-    # A TPU may need none beside its vector memory: no ratio to that.
+    # A TPU may need only its vector memory: 0 would make ratios meaningless.
     if mib := part.temporaries():
       table.add('XLA temporaries, MiB', name, mib)
   return table
 
 
 def check_equal(parts: Mapping[str, Case]) -> str:
-  """Returns a line that the parts of each case compute the same.
+  """Returns a line stating that the parts of each case compute the same.
 
   Raises:
     Unequal: If they do not.
@@ -147,7 +145,7 @@ def check_equal(parts: Mapping[str, Case]) -> str:
     plain, wanted = expected.setdefault(part.case, (name, results))
     for x, y in zip(results, wanted, strict=True):
       error = _error(x, y)
-      # Written so that NaN is refused.
+      # Negated, so that NaN fails.
       if not error <= part.tolerance / (1 if x.ndim else 10):
         raise Unequal(
           f'results of {name!r} and {plain!r} differ by {error:.1g} of their '
@@ -159,34 +157,34 @@ def check_equal(parts: Mapping[str, Case]) -> str:
 
 
 def _error(x: Array, expected: Array) -> float:
-  """Distance from what is expected, as a part of its norm."""
+  """Returns the distance from `expected` relative to its norm."""
   x, expected = (jnp.ravel(a).astype(jnp.float32) for a in (x, expected))
   distance = jnp.linalg.norm(x - expected)
   return float(distance / jnp.linalg.norm(expected))
 
 
 def _rounded(dtype: str = 'float32') -> float:
-  """The tolerance of products of a dtype, on this machine."""
+  """Returns the tolerance for products of a dtype on this machine."""
   return _TOLERANCE if is_exact(dtype) else _ROUNDED
 
 
 def run_attention(
   recipe: ConfigDict, *, repeats: int, compiles: int
 ) -> list[Table]:
-  """Both attentions of a layer, with gradients: of the encoder, the renderer.
+  """Measures both attentions of an encoder and a renderer layer with gradients.
 
-  Ours has the halves as two examples, in the kernels that there are; the dense
-  one has both, with the register tokens of each, under a segment mask, in
-  float32. Halves are gathered once for all layers: not measured.
+  Ours treats the halves as two examples, in each available kernel. The dense
+  one processes both halves and their register tokens under a segment mask, in
+  float32. Gathering the halves, once for all layers, is not measured.
 
   Raises:
-    Unequal: If two ways do not compute the same.
+    Unequal: If two implementations do not compute the same.
   """
   build = builds.build(recipe, jax.devices()[:1])
   model = build.model
   kernels, missing = kernels_for(model.attention, model.dtype)
   for line in missing:
-    print(f'attention: left out: {line}')
+    print(f'attention: skipped: {line}')
   pairs = build.batch * (build.views - 1)
   return [
     measure(
@@ -206,29 +204,29 @@ def run_attention(
 
 
 def kernels_for(name: str, dtype: str) -> tuple[list[str], list[str]]:
-  """Kernels that this machine has, the recipe's first; and why not others."""
+  """Returns available kernels, the recipe's first, and why others are not."""
   platform = jax.default_backend()
   ours = attention.choose_kernel(name, platform, jnp.dtype(dtype))
   missing = []
   if platform == 'cpu':
-    missing.append('fused kernels: a cpu has none')
+    missing.append('fused kernels: none on a cpu')
   elif platform == 'gpu' and dtype == 'float32':
-    missing.append('cudnn: it takes half precision only')
+    missing.append('cudnn: only takes half precision')
   best = attention.choose_kernel('auto', platform, jnp.dtype(dtype))
   return list(dict.fromkeys([ours, best, 'einsum'])), missing
 
 
 def _tokens(build: builds.Build) -> int:
-  """Patches of a view."""
+  """Returns the number of patches per view."""
   return build.image_size * build.image_width // build.model.patch_size**2
 
 
 def attention_flops(
   build: builds.Build, examples: int, views: int, registers: int
 ) -> int:
-  """Model FLOPs of a layer's attentions and their gradients.
+  """Returns model FLOPs of a layer's attentions and their gradients.
 
-  As `flops.train_step` counts them: the split's, without projections.
+  Counted as in `cost.train_step`: with the token split, without projections.
   """
   tokens = _tokens(build) // 2 + registers
   pairs = (views * tokens) ** 2 + views * tokens**2
@@ -242,13 +240,13 @@ def _attention_parts(
   views: int,
   registers: int,
 ) -> dict[str, Case]:
-  """Ours in each kernel, and the dense attention with all that it takes."""
+  """Returns ours in each kernel, and the full dense attention."""
   model = build.model
   public = _REGISTERS if registers else 0
   tolerance = _rounded(model.dtype)
 
   def part(kernel: str | None, count: int) -> Case:
-    """With a number of registers; dense where there is no kernel."""
+    """Makes a case with `count` registers; dense if `kernel` is None."""
     halves = _half_masks(build, examples, count)
     arrays = _draw_arrays(build, (examples, views, halves.shape[1]))
     take = functools.partial(take_halves, halves=halves)
@@ -274,7 +272,7 @@ def _attention_parts(
 def _half_masks(
   build: builds.Build, examples: int, registers: int
 ) -> Bool[Array, 'b t']:
-  """Which patches of each example are of half B, and its registers' copies."""
+  """Returns which patches and register copies of each example are in half B."""
   order = xfactor_objective.sample_quadrants(jax.random.key(0), examples)
   patch = build.model.patch_size
   grid = build.image_size // patch, build.image_width // patch
@@ -289,7 +287,7 @@ def _half_masks(
 
 
 def _draw_arrays(build: builds.Build, shape: tuple[int, ...]) -> list[Array]:
-  """Queries, keys, values over all views; the same of each; cotangents."""
+  """Samples queries, keys, values across and within views, and cotangents."""
   model = build.model
   shape = *shape, model.heads, model.head_dim
   return [
@@ -301,14 +299,14 @@ def _draw_arrays(build: builds.Build, shape: tuple[int, ...]) -> list[Array]:
 def take_halves(
   x: Shaped[Array, 'b v t n d'], halves: Bool[Array, 'b t']
 ) -> Shaped[Array, 'b2 v half n d']:
-  """Gathers the tokens of both halves, in their order: row 2b is A."""
+  """Gathers the tokens of both halves in order; row 2b is half A."""
   index = jnp.argsort(halves, axis=1, stable=True)
   picked = jnp.take_along_axis(x, index[:, None, :, None, None], axis=2)
   return einops.rearrange(picked, 'b v (s t) n d -> (b s) v t n d', s=2)
 
 
 def _split_attention(kernel: str, *arrays: Array):
-  """Outputs of both attentions and the gradients of what they read."""
+  """Returns outputs of both attentions and gradients of their inputs."""
 
   def both(*qkv):
     return _fold(qkv, lambda q, k, v: attention.attend(q, k, v, kernel=kernel))
@@ -317,12 +315,12 @@ def _split_attention(kernel: str, *arrays: Array):
 
 
 def _dense_attention(ids: Array, *arrays: Array):
-  """As `_split_attention`, of all tokens under a segment mask."""
+  """Like `_split_attention`, for all tokens under a segment mask."""
   attend = plain_xfactor.segment_attention
 
   def both(*qkv):
     views = qkv[0].shape[1]
-    # As the tokens are folded: over all views, and in each.
+    # Folded like the tokens: across all views and within each.
     segments = jnp.tile(ids, (1, views)), jnp.repeat(ids, views, axis=0)
     return _fold(qkv, attend, segments)
 
@@ -330,7 +328,7 @@ def _dense_attention(ids: Array, *arrays: Array):
 
 
 def _fold(qkv, attend: Callable, *extra):
-  """Attends over all views, and within each; [b, v, t, n, d] each."""
+  """Attends across all views and within each; [b, v, t, n, d] each."""
   views = qkv[0].shape[1]
   outputs = []
   for i, pattern in enumerate(('b (v t) n d', '(b v) t n d')):
@@ -352,13 +350,13 @@ def _with_gradients(both: Callable, arrays: tuple[Array, ...]):
 def run_lpips(
   recipe: ConfigDict, *, repeats: int, compiles: int
 ) -> list[Table]:
-  """LPIPS of a batch's pictures and its gradient, in both dtypes.
+  """Measures LPIPS of a batch's pictures and its gradient, in both dtypes.
 
-  The plain way is float32 and does not hold the truth constant: it has the
-  gradient of that, too.
+  The plain implementation is float32 and also computes the gradient of the
+  true picture.
 
   Raises:
-    Unequal: If two ways do not compute the same.
+    Unequal: If two implementations do not compute the same.
   """
   build = builds.build(recipe, jax.devices()[:1])
   weights = lpips_weights(recipe, build)
@@ -377,7 +375,7 @@ def run_lpips(
   parts = {
     dtype: part(dtype, 0, tolerance=tolerances[dtype]) for dtype in dtypes
   }
-  # Of its two gradients the others have the first.
+  # The others have only its first gradient.
   parts['float32, both sides'] = part(
     'float32', (0, 1), compared=lambda x: (x[0], x[1][0])
   )
@@ -395,17 +393,17 @@ def run_lpips(
 
 
 def _pictures(seed: int, shape: tuple[int, ...]) -> Float[Array, '*b h w 3']:
-  """Noise in [-1, 1]."""
+  """Returns noise in [-1, 1]."""
   return jax.random.uniform(jax.random.key(seed), shape, minval=-1, maxval=1)
 
 
 def run_augment(
   recipe: ConfigDict, *, repeats: int, compiles: int
 ) -> list[Table]:
-  """The augmentation of a batch's pairs, of the same draws.
+  """Measures the augmentation of a batch's pairs, with the same samples.
 
-  Ours does all examples at once; the plain formulation switches between the
-  operations in each. No gradient goes through it.
+  Ours processes all examples at once; the plain formulation switches between
+  operations per example. No gradient flows through it.
 
   Raises:
     Unequal: If the two do not compute the same.

@@ -1,7 +1,7 @@
-"""The training pipeline on records against the same frames in loose files.
+"""Compares the training pipeline on records with frames in loose files.
 
-PIL reads them at training time from JPEGs and PNGs: of the records' size, and
-the originals of 640 x 360 pixels that they were made from.
+PIL reads the files at training time, as JPEGs and PNGs: in the size of the
+records, and the originals of 640 x 360 pixels.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from xfactor.data.records import store as store_lib
 from xfactor.data.sources import synthetic, video
 from xfactor.data.views import Views
 
-# Frames that a run of `pipeline` reads, at least.
+# Minimum number of frames that a run of `pipeline` reads.
 _FRAMES = 512
-# Pixels of the pictures that people have, as (height, width).
+# Size of typical original pictures, as (height, width) in pixels.
 _ORIGINAL = 360, 640
 
 
 class Loose:
-  """Loads an example from loose files: the same frames as the pipeline's."""
+  """Loads an example from loose files, with the frames of the pipeline."""
 
   def __init__(self, folder: str, extension: str, size: int):
     self._folder = folder
@@ -63,7 +63,7 @@ class Loose:
 
 
 class Reader:
-  """One way to read the frames of training batches, and its measurements."""
+  """A reader of the frames of training batches, and its measurements."""
 
   def __init__(
     self,
@@ -71,11 +71,11 @@ class Reader:
     chosen: list[tuple[str, list[int]]],
     loose: tuple[str, str] | None,
   ):
-    """Prepares reading.
+    """Prepares the reader.
 
     Args:
-      settings: The pipeline's.
-      chosen: Clip and frames of each example, as the pipeline chooses them.
+      settings: Settings of the pipeline.
+      chosen: Clip and frames of each example, as chosen by the pipeline.
       loose: Folder and extension of loose files, or None for the pipeline.
     """
     self._settings = settings
@@ -83,10 +83,10 @@ class Reader:
     self._loose = loose
 
   def read(self, threads: int) -> tuple[Time, np.ndarray]:
-    """Reads all batches, with threads ahead or, if 0, one by one.
+    """Reads all batches, prefetched by threads or, if 0, one by one.
 
     Returns:
-      The time, and the images of the first batch.
+      The time and the images of the first batch.
     """
     batches = self._open(threads)
     first = None
@@ -98,7 +98,7 @@ class Reader:
     return result, first
 
   def peak(self) -> float:
-    """Largest resident size of the process so far, MiB."""
+    """Returns the peak resident size of the process in MiB."""
     return peak_mib()
 
   def _open(self, threads: int):
@@ -118,10 +118,10 @@ class Reader:
 
 
 def make_walks(walks: int, frames: int, shape: tuple[int, int]):
-  """Yields the frames of synthetic walks as pictures of a wide screen.
+  """Yields the frames of synthetic walks as wide pictures.
 
   Yields:
-    Name of the walk, and its frames: uint8 [height, width, 3] each.
+    Name of the walk and its frames: uint8 [height, width, 3] each.
   """
   height, width = shape
   source = synthetic.Source(
@@ -147,11 +147,11 @@ def write_loose(folder: pathlib.Path, frames: Iterable[np.ndarray]) -> None:
 
 
 def make_files(folder: pathlib.Path, size: int) -> None:
-  """Makes originals and, from them, records and loose files of their size.
+  """Makes originals and, from them, records and loose files of the same size.
 
-  Under `folder`: `original/train/CLIP` has the wide pictures and `small/CLIP`
-  what the records hold of them, each as JPEGs and as PNGs; `jpeg` is what the
-  records are made from.
+  Under `folder`, `original/CLIP` has the wide pictures and `small/CLIP` the
+  frames of the records, both as JPEGs and PNGs; `jpeg` is the source of the
+  records.
   """
   for name, frames in make_walks(3, 12, _ORIGINAL):
     write_loose(folder / 'original' / name, frames)
@@ -166,7 +166,7 @@ def make_files(folder: pathlib.Path, size: int) -> None:
     frames = store.clip_frames(clip, range(int(store.num_frames[clip])))
     small = folder / 'small' / _walk(store, clip)
     write_loose(small, map(images_lib.decode, frames))
-    for number, frame in enumerate(frames):  # Not encoded a second time.
+    for number, frame in enumerate(frames):  # Avoids encoding twice.
       (small / f'{number:04d}.jpg').write_bytes(frame)
 
 
@@ -175,7 +175,7 @@ def _walk(store: store_lib.FrameStore, clip: int) -> str:
 
 
 def pipeline_settings(config: ConfigDict, folder: str, size: int, name: str):
-  """The pipeline of the recipe, on a data set of clips of 12 frames."""
+  """Returns the recipe's pipeline settings for clips of 12 frames."""
   views = Views(
     num_views=config.data.contexts + 1, window=(12, 12), ramp_steps=0
   )
@@ -193,7 +193,7 @@ def pipeline_settings(config: ConfigDict, folder: str, size: int, name: str):
 def _choices(
   settings: pipeline_parts.DataConfig,
 ) -> list[tuple[str, list[int]]]:
-  """Clips and frames of the batches of a run, from the pipeline itself."""
+  """Returns clips and frames of a run's batches, as the pipeline chooses."""
   (part,) = settings.parts
   store = store_lib.open_split(settings.data_dir, part.name, part.split)
   batches = pipeline_training.Pipeline(settings).batches()
@@ -207,11 +207,11 @@ def _choices(
 
 
 def check_frames_equal(images: dict[str, np.ndarray]) -> str:
-  """Returns a line that all read the same pictures.
+  """Returns a line stating that all read the same pictures.
 
   Raises:
-    Unequal: If they differ by more than decoders, resampling and the records'
-      own JPEG do.
+    Unequal: If they differ by more than decoding, resampling and the JPEG
+      compression of the records explain.
   """
   (_, ours), *others = images.items()
   worst = 0.0
@@ -230,7 +230,7 @@ def check_frames_equal(images: dict[str, np.ndarray]) -> str:
 def run(
   config: ConfigDict, *, sizes: Iterable[int], repeats: int, isolate: bool
 ) -> list[Table]:
-  """Compares ways to read training batches, for each size of frames.
+  """Compares readers of training batches, for each frame size.
 
   Raises:
     Unequal: If they do not read the same pictures.
@@ -287,7 +287,7 @@ def _measure_readers(
     result, _ = readers[name]('read', 0)
     table.add('frames/s, one thread', name, frames / result.wall)
     table.add('frames/CPU s, one thread', name, frames / result.cpu)
-  # With threads only the clock counts: they read ahead of what is asked for.
+  # With threads only wall time counts, since they read ahead.
   for name in alternate(readers, repeats):
     result, _ = readers[name]('read', threads)
     table.add(f'frames/s, {threads} threads', name, frames / result.wall)

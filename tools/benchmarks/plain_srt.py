@@ -1,8 +1,8 @@
-"""SRT and ISRT written plainly, as the public code is: what ours must equal.
+"""Plain SRT and ISRT as in the public code: the reference for our fast paths.
 
-Layers one by one, dense float32 attention, nothing recomputed, convolutions of
-all 183 channels of a picture. From section 7 of the model's specification;
-parameters are a state dict of stelzner/srt, arrays are laid out as PyTorch's.
+Unrolled layers, dense float32 attention, no recomputation, convolutions of all
+183 channels of a picture. Follows section 7 of the model's specification;
+parameters are a state dict of stelzner/srt, with PyTorch's array layout.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def encode(params, images, positions, rays, *, heads):
-  """Tokens [b, t, c] of images [b, v, 3, h, w] and rays [b, v, h, w, 3]."""
+  """Encodes images [b, v, 3, h, w] with rays [b, v, h, w, 3]: [b, t, c]."""
   views, size = images.shape[1], images.shape[3:]
   images, positions, rays = (
     x.reshape(-1, *x.shape[2:]) for x in (images, positions, rays)
@@ -44,7 +44,7 @@ def encode(params, images, positions, rays, *, heads):
 
 
 def decode(params, tokens, positions, rays, *, heads):
-  """Colours [b, r, 3] of rays, by the decoder that the parameters are of."""
+  """Returns colours [b, r, 3] of rays, with the decoder in the parameters."""
   x = jnp.concatenate([octaves(positions, -5), octaves(rays, 0)], -1)
   if any('ray_predictor' in name for name in params):
     name = 'decoder.ray_predictor'
@@ -57,14 +57,14 @@ def decode(params, tokens, positions, rays, *, heads):
 
 
 def loss(params, inputs, targets, *, heads, decoder_heads):
-  """Mean squared error of colours; see `encode` and `decode`.
+  """Returns the mean squared error of colours; see `encode` and `decode`.
 
   Args:
     params: State dict.
     inputs: Images, positions and rays of the views.
     targets: Colours, positions and rays.
-    heads: Of the encoder.
-    decoder_heads: Of the decoder.
+    heads: Attention heads of the encoder.
+    decoder_heads: Attention heads of the decoder.
   """
   tokens = encode(params, *inputs, heads=heads)
   colors = decode(params, tokens, *targets[1:], heads=decoder_heads)
@@ -72,7 +72,7 @@ def loss(params, inputs, targets, *, heads, decoder_heads):
 
 
 def octaves(x, start):
-  """Positional encoding with 15 octaves from `start` on."""
+  """Returns the positional encoding with 15 octaves, starting at `start`."""
   angles = x[..., None] * broadcast(jnp.pi * 2.0 ** (start + jnp.arange(15)), x)
   angles = angles.reshape(*x.shape[:-1], -1)
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
@@ -110,7 +110,7 @@ def norm(params, name, x):
 
 
 def transformer(params, name, x, tokens, heads):
-  """Pre-norm layers; they attend to each other if `tokens` is None."""
+  """Applies pre-norm layers; self-attention if `tokens` is None."""
   depth = sum(
     key.startswith(f'{name}.transformer') and key.endswith('.1.norm.weight')
     for key in params

@@ -1,9 +1,10 @@
-"""The public formulation, written plainly: what our fast paths must equal.
+"""Plain public formulation of XFactor: the reference for our fast paths.
 
 Dense attention under a segment mask over all patches and two copies of the
-register tokens, float32, unrolled layers with full rematerialisation, one pass
-over whole images, augmentation by a switch in each image. From section 2 and 3
-of the model's specification; parameters are ours (`official.to_ours` names).
+register tokens, float32, unrolled layers with full rematerialization, one pass
+over whole images, augmentation with a switch per image. Follows sections 2 and
+3 of the model's specification; parameters have our names
+(`xfactor_names.to_ours`).
 """
 
 import functools
@@ -37,7 +38,7 @@ def norm(params, name, x):
 
 
 def segment_attention(q, k, v, ids):
-  """[b, t, n, d] attention within equal ids [b, t]."""
+  """Attention of [b, t, n, d] arrays among tokens of equal ids [b, t]."""
   logits = jnp.einsum('BTND,BSND->BNTS', q, k) / jnp.sqrt(q.shape[-1])
   same = ids[:, None, :, None] == ids[:, None, None, :]
   logits = jnp.where(same, logits, -0.7 * jnp.finfo(jnp.float32).max)
@@ -45,7 +46,7 @@ def segment_attention(q, k, v, ids):
 
 
 def layer(params, x, ids, rope, heads):
-  """One multi-view layer on [b, v, t, c] tokens with ids [b, t]."""
+  """Applies a multi-view layer to [b, v, t, c] tokens with ids [b, t]."""
   b, v, t, c = x.shape
   qkv = dense(params, 'qkv', norm(params, 'norm_attention', x))
   q, k, val, self_q, self_k, self_v = (
@@ -107,7 +108,7 @@ def rope_of(config, grid, extra):
 
 
 def encode(params, config, images, mask):
-  """Poses [b, v, 2, z] from patches of mask 0 and of mask 1."""
+  """Returns poses [b, v, 2, z] from the patches of mask 0 and of mask 1."""
   params = sub(params, 'pose_encoder')
   patches = layers.patchify(images, config.patch_size)
   b, v, t, _ = patches.shape
@@ -133,7 +134,7 @@ def encode(params, config, images, mask):
 
 
 def render(params, config, context, poses, mask):
-  """The target [b, h, w, 3] from contexts and poses [b, v, 2, z]."""
+  """Renders the target [b, h, w, 3] from contexts and poses [b, v, 2, z]."""
   params = sub(params, 'renderer')
   patches = layers.patchify(context, config.patch_size)
   own = jnp.where(
@@ -159,13 +160,13 @@ def render(params, config, context, poses, mask):
 
 
 def masked_l1(params, config, images, pairs, mask):
-  """The loss with per-example masks; all zero is an unmasked example."""
+  """Loss with a mask per example; an all-zero mask means unmasked."""
   drawn = reconstruct(params, config, images, pairs, mask)
   return jnp.abs(drawn - images[:, -1]).mean()
 
 
 def reconstruct(params, config, images, pairs, mask):
-  """The drawn target [b, h, w, 3]."""
+  """Renders the target [b, h, w, 3] with the poses of the halves swapped."""
   count = pairs.shape[1]
   poses = encode(
     params,
@@ -183,7 +184,7 @@ def reconstruct(params, config, images, pairs, mask):
 
 
 def mask_of(order, grid):
-  """Dense patch mask [b, t] of quadrants dealt as in `objectives.Draws`."""
+  """Dense patch mask [b, t] of quadrants split as in `objective.Samples`."""
   bits = jnp.zeros(order.shape, jnp.int32)
   bits = jax.vmap(lambda row, o: row.at[o[2:]].set(1))(bits, order)
   tall = jnp.repeat(bits.reshape(-1, 2, 2), grid[0] // 2, axis=1)
@@ -191,7 +192,7 @@ def mask_of(order, grid):
 
 
 def jitter_and_blur(images, draws, config):
-  """Augmentation of [b, v, h, w, 3] by a switch per example and operation."""
+  """Augments [b, v, h, w, 3] with a switch per example and operation."""
 
   def cell(value):
     return value.reshape(1, 1, 1, 1)

@@ -1,9 +1,9 @@
-"""SRT's train step without each of its tricks, and how fast it draws pictures.
+"""Measures SRT's train step without each optimization, and its rendering speed.
 
-The plain formulation is plain_srt.py: float32 colours and rays from
-the host, all channels convolved, unrolled layers, dense attention, nothing
-recomputed; with the same weights, rays and optimizer. What a trick gains is
-seen where it alone is left out.
+The plain formulation is plain_srt.py: float32 colours and rays from the host,
+all channels convolved, unrolled layers, dense attention, no recomputation; with
+the same weights, rays and optimizer. The other variants omit one optimization
+each, to show its gain.
 """
 
 import contextlib
@@ -47,18 +47,18 @@ from xfactor.nn.functional import Params
 from xfactor.training import build as builds
 from xfactor.training import state, step
 
-# Whose steps have a plain formulation.
+# Models whose steps have a plain formulation.
 COMPARED = 'SRT', 'improved SRT'
-# Of the pictures that are drawn, (height, width); and on a CPU, where a volume
+# Size of rendered pictures, (height, width); smaller for volumes on a CPU, which
 # would take minutes.
 _PICTURE = 240, 320
 _SMALL_PICTURE = 24, 32
-# Of gradient norms. The finest sines of rays turn rounding into parts in 1e4.
+# Of gradient norms. The highest octaves amplify rounding to parts in 1e4.
 _TOLERANCE, _DEVICE_TOLERANCE = 5e-4, 5e-2
 
 
 class Tricks(Table):
-  """A table with a line for each thing, for there are many."""
+  """A table with one line per thing."""
 
   def __str__(self) -> str:
     ours = self.things[0]
@@ -72,9 +72,9 @@ class Tricks(Table):
 
 
 def make_views(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-  """Decoded views, [scenes, views, height, width, 3], that look at the origin.
+  """Returns views [scenes, views, height, width, 3] that look at the origin.
 
-  They are of noise: what they show costs nothing.
+  The images are noise, since timing does not depend on their content.
   """
   rng = np.random.default_rng(0)
   eyes = 3 * cameras.normalize(rng.standard_normal((*shape[:2], 3)))
@@ -92,17 +92,17 @@ def host_batch(
   objective: srt_objective.Config,
   pixels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-  """What the public loader makes of views.
+  """Converts views to the batch of the public loader.
 
   Args:
-    views: Of `make_views`.
-    objective: How many rays, and of which views.
-    pixels: That are drawn, [scenes, rays]; by default at random.
+    views: Result of `make_views`.
+    objective: Configuration with the number of rays and their views.
+    pixels: Sampled pixels [scenes, rays]; random by default.
 
   Returns:
     All float32: the inputs' `images` [b, k, 3, h, w], `origins` [b, k, 3] and
     `directions` of all pixels [b, k, h, w, 3]; `colors`, `ray_origins` and
-    `ray_directions` [b, r, 3] of the rays that are drawn.
+    `ray_directions` [b, r, 3] of the sampled rays.
   """
   images = views['images'].astype(np.float32) / 255
   origins, directions = _host_rays(views, objective)
@@ -115,7 +115,7 @@ def host_batch(
   )
   count, area = colors.shape[1], math.prod(images.shape[2:4])
   if pixels is None:
-    # As theirs does: by a permutation of all.
+    # As in the public loader: with a permutation of all pixels.
     choose = functools.partial(np.random.choice, replace=False)  # noqa: NPY002
     pixels = np.stack([choose(count, objective.rays) for _ in colors])
   each = np.arange(len(pixels))[:, None]
@@ -132,7 +132,7 @@ def host_batch(
 def _host_rays(
   views: dict[str, np.ndarray], objective: srt_objective.Config
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Origins of the views and directions of all their pixels."""
+  """Returns the origins of views and the directions of all their pixels."""
   poses = views['world_to_camera']
   if objective.canonical:
     first = cameras.invert_pose(poses[:, :1])
@@ -151,16 +151,17 @@ def _host_rays(
 
 
 def make_weights(shapes: dict[str, jax.ShapeDtypeStruct]) -> Params:
-  """Weights under which all that there is counts, as after some training.
+  """Returns weights for which every part affects the loss, as after training.
 
-  Drawn by NumPy: JAX compiles the initialisers for as long as a train step.
+  Sampled with NumPy: compiling the JAX initializers takes as long as compiling
+  the train step.
   """
   rng = np.random.default_rng(1)
   params = {}
   for path, leaf in sorted(shapes.items()):
     x = rng.standard_normal(leaf.shape, np.float32)
     if path.endswith('kernel'):
-      # The first axis of most others is that of the layers.
+      # The first axis of most other arrays stacks the layers.
       inputs = leaf.shape[-4:-1] if '/convs/' in path else leaf.shape[-2:-1]
       x /= 2 * math.sqrt(math.prod(inputs))
     elif path.endswith('scale'):
@@ -170,7 +171,7 @@ def make_weights(shapes: dict[str, jax.ShapeDtypeStruct]) -> Params:
 
 
 class HostRays(srt_method.SRT):
-  """Takes what `host_batch` makes."""
+  """SRT that takes batches of `host_batch`."""
 
   def draw(self, key, batch, objective):
     del key, batch, objective
@@ -187,7 +188,7 @@ class HostRays(srt_method.SRT):
 
 
 def _unrolled(self: layers.Stack, x: jax.Array, *args: jax.Array) -> jax.Array:
-  """`layers.Stack.__call__` without its loop."""
+  """`layers.Stack.__call__` with unrolled layers."""
   graphdef, stacked = nnx.split(self.layers)
 
   def body(x, layer):
@@ -201,7 +202,7 @@ def _unrolled(self: layers.Stack, x: jax.Array, *args: jax.Array) -> jax.Array:
 
 
 def _convolve_all(x, kernel, size):
-  """`srt.convolve_constant` of all pixels."""
+  """`srt_network.convolve_constant` applied to every pixel."""
   return srt_network.convolve(
     jnp.broadcast_to(x[:, None, None], (len(x), *size, x.shape[-1])), kernel
   )
@@ -209,13 +210,13 @@ def _convolve_all(x, kernel, size):
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-  """A way to compute the train step; ours by default.
+  """A variant of the train step; ours by default.
 
   Attributes:
-    model: Settings of the recipe that are changed.
+    model: Changed model settings.
     host: Whether colours and rays come from the host.
-    change: What replaces a part of our code, as of `mock.patch.object`.
-    plain: Whether it is the plain formulation.
+    change: Arguments of `mock.patch.object` that replace a part of our code.
+    plain: Whether this is the plain formulation.
   """
 
   model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -225,7 +226,7 @@ class Way:
 
 
 def ways(model: ConfigDict, platform: str) -> tuple[dict[str, Way], list[str]]:
-  """What is compared, ours first, and what cannot be, for people."""
+  """Returns the compared variants, ours first, and why others are skipped."""
   found = {
     'ours': Way(),
     'rays from the host': Way(host=True),
@@ -248,7 +249,7 @@ def ways(model: ConfigDict, platform: str) -> tuple[dict[str, Way], list[str]]:
     found['einsum attention'] = Way({'attention': 'einsum'})
   if model.dtype == 'float32':
     missing.append(
-      'bfloat16: a cpu would compute it slowly'
+      'bfloat16: slow on a cpu'
       if platform == 'cpu'
       else 'bfloat16: the recipe is float32'
     )
@@ -260,7 +261,7 @@ def ways(model: ConfigDict, platform: str) -> tuple[dict[str, Way], list[str]]:
 
 
 class Trainer:
-  """The train step in one way, and its measurements."""
+  """A variant of the train step, and its measurements."""
 
   def __init__(
     self,
@@ -269,7 +270,7 @@ class Trainer:
     drawn: dict[str, np.ndarray],
     way: Way,
   ):
-    """Takes a batch as views and as of `host_batch`."""
+    """Initializes with a batch as views and as returned by `host_batch`."""
     config = config.copy_and_resolve_references()
     config.model.update(way.model)
     self._way = way
@@ -323,11 +324,11 @@ class Trainer:
     return new, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
   def temporaries(self) -> float | None:
-    """XLA's account of the program, MiB; None where it gives none."""
+    """Returns XLA's temporaries in MiB; None if not reported."""
     return temporaries(self._program)
 
   def step(self) -> tuple[Time, dict[str, float]]:
-    """Makes a step; returns its time, loss and gradient norm."""
+    """Runs a step; returns its time, loss and gradient norm."""
     jax.block_until_ready(self._state)
     with timed() as result:
       self._state, metrics = self._program(self._state, self._batch, None)
@@ -338,12 +339,12 @@ class Trainer:
 def check_steps_equal(
   metrics: dict[str, dict[str, float]], tolerance: float
 ) -> str:
-  """Returns a line that the first steps agree with the last, the plain one.
+  """Returns a line stating that first steps agree with the last, the plain one.
 
   Args:
-    metrics: Loss and gradient norm of the ways' first steps.
-    tolerance: Of the gradient norm, as a part of it; losses must agree ten
-      times better.
+    metrics: Loss and gradient norm of the first step of each variant.
+    tolerance: Relative tolerance of the gradient norm; ten times stricter for
+      losses.
 
   Raises:
     Unequal: If they do not.
@@ -365,10 +366,10 @@ def check_steps_equal(
 
 
 def models(recipe: ConfigDict) -> dict[str, ConfigDict]:
-  """SRT, improved and volumetric SRT of a recipe's widths.
+  """Returns SRT, improved and volumetric SRT with the recipe's widths.
 
-  As in the published ones the improved has a block of convolutions less and
-  half the layers, and all have 15 octaves.
+  As published, improved SRT has one convolution block less and half the layers,
+  and all have 15 octaves.
   """
   improved = recipe.model.encoder == 'isrt'
   blocks = recipe.model.conv_blocks + improved
@@ -403,20 +404,20 @@ def run(
   repeats: int,
   compiles: int,
 ) -> list[Table]:
-  """Compares train steps and loaders, and draws pictures.
+  """Compares train steps and loaders, and measures rendering.
 
   Args:
-    recipe: Of any SRT: its widths and its numbers of views.
-    batch: Scenes of an update.
-    size: Pixels of the sides of its views. Pictures are drawn from views of the
+    recipe: Recipe of any SRT, for its widths and numbers of views.
+    batch: Scenes per update.
+    size: Image size of views in updates, in pixels. Rendering uses views of the
       recipe's size.
-    count: Rays of a scene in an update.
-    repeats: Runs of each.
-    compiles: Compilations of each.
+    count: Rays per scene and update.
+    repeats: Number of runs of each.
+    compiles: Number of compilations of each.
 
   Raises:
-    Unequal: If two ways do not compute the same.
-    UserError: If the sizes do not go with the recipe.
+    Unequal: If two variants do not compute the same.
+    UserError: If the sizes do not fit the recipe.
   """
   # A program from the cache would be loaded instead of compiled.
   jax.config.update('jax_enable_compilation_cache', False)
@@ -435,7 +436,7 @@ def run(
 
 
 def _build(config: ConfigDict) -> tuple[builds.Build, dict[str, np.ndarray]]:
-  """What a recipe builds for one device, and views for it."""
+  """Builds a recipe for one device, and makes views for it."""
   build = builds.build(config, jax.devices()[:1])
   return build, make_views(build.abstract_batch()['images'].shape)
 
@@ -447,7 +448,7 @@ def _compare_steps(
   device = jax.devices()[0]
   compared, missing = ways(config.model, device.platform)
   for line in missing:
-    print(f'{name}: left out: {line}')
+    print(f'{name}: skipped: {line}')
   table = Tricks(
     f'{name}: train step of {build.method.describe(build)}, '
     f'{build.model.dtype}',
@@ -478,7 +479,7 @@ def _compare_steps(
 
 
 def _first_pixels(build: builds.Build, views: dict[str, np.ndarray]):
-  """The pixels that our first step draws."""
+  """Returns the pixels that our first step samples."""
   key = jax.random.fold_in(step.root_keys(build.seed)[1], 0)
   return np.asarray(build.method.sample(key, views, build.objective).pixels)
 
@@ -524,7 +525,7 @@ def _measure_pictures(configs: dict[str, ConfigDict], repeats: int) -> Table:
     draw[name] = functools.partial(
       model.render, scene, intrinsics[:1], poses[:1], *shapes[name]
     )
-    draw[name]()  # Compiles.
+    draw[name]()  # Warm-up: compiles.
   sizes = ['{1} x {0}'.format(*shape) for shape in shapes.values()]
   table = Table(
     f'pictures of {sizes[0]} pixels (volumetric: {sizes[-1]}) from '

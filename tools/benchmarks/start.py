@@ -1,4 +1,4 @@
-"""From the start of a process to its first batch, with a million clips."""
+"""Measures the time from process start to first batch, with a million clips."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ from xfactor.data.records import shards as shards_lib
 
 
 def make_index(folder: str, name: str, clips: int) -> None:
-  """Makes a data set of any number of clips, with a thousand different ones.
+  """Makes a data set of any number of clips, a thousand of them distinct.
 
-  Its files of records are links to one. The clips' own records, which training
-  never reads, are not there.
+  Its shards of frames are links to one file. The shard of clips, which training
+  does not read, is empty.
   """
   frames = folders.frames_folder(folder, name, '1.0.0')
   table = folders.clips_folder(folder, name, '1.0.0')
@@ -55,13 +55,13 @@ def make_index(folder: str, name: str, clips: int) -> None:
 
 
 class Starter:
-  """Makes the first batch in a process."""
+  """Makes the first batch of a process."""
 
   def __init__(self, settings: pipeline_parts.DataConfig):
     self._settings = settings
 
   def first(self) -> tuple[float, float]:
-    """Returns CPU seconds since the process began, and its peak in MiB."""
+    """Returns the CPU seconds and peak MiB of the process so far."""
     batches = pipeline_training.Pipeline(self._settings).batches()
     next(batches)
     cpu = time.process_time()
@@ -72,7 +72,7 @@ class Starter:
 def run(
   config: ConfigDict, *, clips: int, repeats: int, isolate: bool
 ) -> list[Table]:
-  """Measures how long a process takes to its first batch, imports included."""
+  """Measures the time of a process to its first batch, including imports."""
   with tempfile.TemporaryDirectory() as folder:
     sizes = {f'{n:,} clips': n for n in (clips // 1000 * 1000, 1000)}
     table = Table('start: from a process to its first batch', list(sizes))

@@ -1,8 +1,9 @@
-"""The recipe's train step with the token split against the public formulation.
+"""Compares the train step with the token split with the public formulation.
 
-That is plain_xfactor.py: dense attention under a segment mask, float32 (LPIPS
-as well), unrolled and rematerialised layers, a switch an image for the
-augmentation; with the same (perturbed) weights, batch, draws and optimizer.
+The public formulation is plain_xfactor.py: dense attention under a segment
+mask, float32 (also LPIPS), unrolled and rematerialized layers, a switch per
+image in the augmentation; with the same perturbed weights, batch, samples and
+optimizer.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ from xfactor.training import chips, state, step
 
 
 def dense_step(build: builds.Build) -> Callable:
-  """The train step in the public formulation; arguments as `Build.step`'s."""
+  """Returns the public train step, with the arguments of `Build.step`."""
   objective, model = build.objective, build.model
   grid = (build.image_size // model.patch_size,) * 2
 
@@ -81,7 +82,7 @@ def dense_step(build: builds.Build) -> Callable:
 
 
 def make_batch(build: builds.Build) -> dict[str, jax.Array]:
-  """A batch of noise on the build's mesh."""
+  """Returns a batch of noise on the build's mesh."""
   shape = build.abstract_batch()['images'].shape
   rng = np.random.default_rng(0)
   frames = np.arange(build.views, dtype=np.int32)
@@ -93,16 +94,16 @@ def make_batch(build: builds.Build) -> dict[str, jax.Array]:
 
 
 def lpips_weights(recipe: ConfigDict, build: builds.Build) -> Params:
-  """VGG16's for LPIPS, or random ones where none are installed."""
+  """Returns the weights of LPIPS, or random ones if none are installed."""
   weights = builds.load_perceptual(recipe, build.mesh, required=False)
   if weights is None:
-    print('no weights of LPIPS are installed: random ones are used')
+    print('LPIPS weights are not installed: random ones are used')
     weights = jax.device_put(random_weights())
   return weights
 
 
 def random_weights() -> Params:
-  """Weights of VGG16's shapes that keep features near unit size."""
+  """Returns random VGG16 weights that keep features near unit scale."""
   rng = np.random.default_rng(0)
   weights = {}
   for name, shape in lpips.param_shapes('vgg16').items():
@@ -114,9 +115,10 @@ def random_weights() -> Params:
 
 
 def perturbed(params: Params) -> Params:
-  """Weights away from the initial ones, where poses hardly touch the loss.
+  """Returns weights away from the initialization.
 
-  Two programs that deal the quadrants differently would then pass for equal.
+  Poses hardly affect the initial loss, so that programs with different
+  quadrants would appear equal.
   """
   rng = np.random.default_rng(1)
   return {
@@ -128,7 +130,7 @@ def perturbed(params: Params) -> Params:
 
 
 class Trainer:
-  """One way to compute the train step, and its measurements."""
+  """A variant of the train step, and its measurements."""
 
   def __init__(self, config: ConfigDict, dense: bool):
     # A program from the cache would be loaded instead of compiled.
@@ -143,7 +145,7 @@ class Trainer:
       self._weights = lpips_weights(config, self._build)
 
   def compile(self, kind: StepKind) -> Time:
-    """Traces and compiles the step; keeps that of split examples."""
+    """Traces and compiles the step; keeps the program for split examples."""
     jax.clear_caches()
     with timed() as result:
       if self._dense:
@@ -164,7 +166,7 @@ class Trainer:
       )
 
   def memory(self) -> dict[str, float]:
-    """XLA's account of the program, MiB; empty where it gives none."""
+    """Returns XLA's memory analysis in MiB; empty if not reported."""
     stats = self._program.memory_analysis()
     if stats is None:
       return {}
@@ -174,11 +176,11 @@ class Trainer:
     }
 
   def peak(self) -> float:
-    """Largest resident size of the process so far, MiB."""
+    """Returns the peak resident size of the process in MiB."""
     return peak_mib()
 
   def step(self) -> tuple[Time, dict[str, float]]:
-    """Makes a step; returns its time, loss and gradient norm."""
+    """Runs a step; returns its time, loss and gradient norm."""
     if self._state is None:
       new = self._build.init()
       params = jax.device_put(perturbed(new.params), self._build.places.params)
@@ -195,14 +197,15 @@ class Trainer:
 def check_steps_equal(
   metrics: dict[str, dict[str, float]], rounding: float = 1.0
 ) -> str:
-  """Returns a line that the things' first steps agree.
+  """Returns a line stating that the first steps agree.
 
   Args:
-    metrics: Loss and gradient norm of the things' first steps.
-    rounding: How many times float32's differences are allowed.
+    metrics: Loss and gradient norm of the first step of each thing.
+    rounding: Factor for the tolerances, which are those of float32.
 
   Raises:
-    Unequal: If a loss is off by 1e-5 or a gradient norm by a part in 1e4.
+    Unequal: If losses differ by more than 1e-5 or gradient norms by more than
+      one part in 1e4, times `rounding`.
   """
   (_, ours), *others = metrics.items()
   for name, other in others:
@@ -225,7 +228,7 @@ def check_steps_equal(
 def _trainers(
   config: ConfigDict, stack: contextlib.ExitStack, where: type, baseline: bool
 ) -> dict[str, Any]:
-  """The recipe's step; then with the reference's memory policy; dense."""
+  """Returns the recipe's step, with full remat if different, and dense."""
   full = config.copy_and_resolve_references()
   full.model.remat = 'full'
   plain = full.copy_and_resolve_references()
@@ -249,14 +252,14 @@ def run(
   """Compares compiling and running the train step.
 
   Args:
-    recipe: Of the step.
-    repeats: Pairs of steps; with 0 they are compiled only.
+    recipe: Recipe of the step.
+    repeats: Pairs of steps; 0 to compile only.
     compiles: Pairs of compilations.
-    isolate: Whether each has a process of its own.
-    baseline: Whether the public formulation is measured, too.
+    isolate: Whether each variant runs in its own process.
+    baseline: Whether the public formulation is also measured.
 
   Raises:
-    Unequal: If the two do not compute the same.
+    Unequal: If the variants do not compute the same.
   """
   build = builds.build(recipe, jax.devices()[:1])
   with contextlib.ExitStack() as stack:
@@ -300,7 +303,7 @@ def _measure_compiles(table: Table, trainers, compiles: int) -> None:
 def _measure_steps(
   table: Table, trainers, repeats: int, build: builds.Build
 ) -> None:
-  # The same useful work for all: what masks hide is no model FLOP.
+  # The same model FLOPs for all: masked work does not count.
   work = build.method.flops(build)
   frames = build.batch * build.views
   peak = chips.peak_flops(jax.devices()[0].device_kind)
