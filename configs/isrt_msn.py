@@ -1,15 +1,15 @@
-"""Improved SRT on MultiShapeNet (OSRT, A.4), as stelzner/srt trains it.
+"""Improved SRT on MultiShapeNet (OSRT, A.4), trained as by stelzner/srt.
 
   python -m xfactor.main --config=configs/isrt_msn.py --workdir=runs/isrt_msn \\
       --config.data.dir=/data
 
-That of configs/srt_msn.py with finer tokens, half the encoder's layers, no
-embeddings of places and cameras, a deeper decoder, and in world coordinates.
-Hardware: four times srt_msn's tokens; on few devices set
-config.train.accumulate. Not yet run here: the data cannot be had on the
-machines that this was written on.
+As configs/srt_msn.py with finer tokens, half the encoder layers, no position
+and camera embeddings, a deeper decoder, and in world coordinates.
+Hardware: four times the tokens of srt_msn; with few devices, set
+config.train.accumulate. Not run yet: the data is not available on the
+development machines.
 
-On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
+Lower bounds on the step time on 16 TPU v5e chips of 15.75 GiB, 16 scenes each
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
 --config=configs/isrt_msn.py --topology=v5e:4x4`):
 
@@ -17,7 +17,7 @@ On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
   full               12.6              482      33
   dots               18.6              392      49
 
-Full is the recipe's own; dots does not fit.
+The recipe uses full; dots does not fit.
 
 Expected (published by stelzner/srt after 2.8 M updates of 48 scenes and 4,096
 rays): 24.84 dB.

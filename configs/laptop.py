@@ -1,12 +1,12 @@
-"""A small stereo model that learns all six motions of a camera in an hour.
+"""Small stereo model that learns all six degrees of camera motion in an hour.
 
   pip install -e '.[vizdoom]'
   python -m xfactor.main --config=configs/laptop.py --workdir=runs/laptop
 
-Makes its data where they are missing: procedural rooms and levels of Freedoom
-through which a camera turns, slides, rises and pushes ahead, 64 x 64 pixels.
-Windows grow from small motions to large ones; no camera is ever told.
-Hardware: two CPU cores, one hour; not yet run for so long.
+Makes missing data: procedural rooms and Freedoom levels with a camera that
+turns, slides, rises and pushes ahead, 64 x 64 pixels. Windows grow from small
+to large motions; training uses no cameras.
+Hardware: two CPU cores, one hour; not yet run for the full hour.
 """
 
 from ml_collections import ConfigDict
@@ -25,13 +25,13 @@ _WORLDS = {
   },
   'levels': {'source': 'vizdoom', 'walks': 200, 'move': 0.1},
 }
-# Of six freedoms at once, those that change the picture most hide the others
-# for thousands of updates. So half of the clips show few.
+# With all six at once, those that change the picture most hide the others for
+# thousands of updates. So half of the clips have only one or two.
 _PARTS = ('pan', 'pan+tilt', 'slide', 'slide+rise', 'roll', 'push')
 
 
 def get_config() -> ConfigDict:
-  """Rooms and levels in equal shares."""
+  """Returns the recipe on rooms and levels, with weights 2 : 1."""
   config = configs.small()
   config.model.update(
     features=96, encoder_layers=2, renderer_layers=3, patch_size=8

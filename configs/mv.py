@@ -4,17 +4,18 @@
       --config.data.dir=/data --config.init_from=runs/sm
 
 Five context views and a target. Both networks start from the stereo model of
-configs/sm.py; `--config.init_networks=pose_encoder` draws the renderer anew, as
-the public code does. Data: co3dv2, dl3dv, re10k and mvimgnet as 2 : 5 : 3 : 2,
-windows as the public code ramps them, long ones favoured. The reference lies in
-the central quarter of the window (`gap_sigma`), which the public code states
-but never passes on: `--config.data.gap_sigma=None` is what it did. 305 M
-parameters, 256 x 256 pixels, batch 256, 200,000 updates, LPIPS on.
-Hardware: the paper's is not known; an update is four times the stereo model's
-work. On few devices set config.train.accumulate. Not yet run here: the data
-cannot be had on the machines that this was written on.
+configs/sm.py; `--config.init_networks=pose_encoder` reinitializes the renderer,
+as the public code does. Data: co3dv2, dl3dv, re10k and mvimgnet with weights
+2 : 5 : 3 : 2, with the window schedule of the public code, which favours long
+windows. The reference lies in the central quarter of the window (`gap_sigma`);
+the public code defines but never applies it; `--config.data.gap_sigma=None`
+matches its behaviour. 305 M parameters, 256 x 256 pixels, batch 256, 200,000
+updates, with LPIPS.
+Hardware: the paper does not say; an update has four times the work of the
+stereo model. With few devices, set config.train.accumulate. Not run yet: the
+data is not available on the development machines.
 
-On TPUs computing bounds a step of split examples, so many a chip
+On TPUs a step is compute-bound, with this number of split examples per chip
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/mv.py
 --topology=v5e:8x8 --config.objective.unmasked_prob=0.0`):
 
@@ -25,8 +26,9 @@ On TPUs computing bounds a step of split examples, so many a chip
   v6e:4x4    16       dots               29.7  31.25        81       84 %
   v5p:2x2x4  16       dots               27.4  95.74       161       84 %
 
-Take dots there; whole examples take less (27.2 GiB on v6e). The recipe's own is
-full, to fit anywhere (4.1 of 95.74 GiB on v5p:4x4x4, four examples a chip).
+Use dots on these; whole examples need less (27.2 GiB on v6e). The recipe uses
+full, which fits everywhere (4.1 of 95.74 GiB on v5p:4x4x4, four examples a
+chip).
 
 Expected (published, not measured here; table 1 of the paper): AUC@20 of 55.2 on
 RE10K, 57.2 on DL3DV, 53.4 on MVImgNet, 31.2 on CO3Dv2.
@@ -38,7 +40,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """The paper's multi-view model on its four data sets."""
+  """Returns the paper's multi-view recipe on its four data sets."""
   config = configs.base()
   config.objective.self_target_prob = 0.02
   config.data.contexts = 5

@@ -1,12 +1,12 @@
-r"""A small stereo model on your own videos: an hour on a laptop's CPU.
+r"""Small stereo model on your own videos: an hour on a laptop CPU.
 
   python tools/convert_datasets.py --dataset=video --source=FOLDER \
       --data_dir=data --size=64 --stride=2
   python -m xfactor.main --config=configs/phone.py --workdir=runs/phone
 
-docs/tutorial.md goes through it, from filming to a moved scene. 32 x 32 pixels
-(`configs/phone.py:video,64`: 64 x 64). `configs/phone.py:NAME` takes
-another data set than `video`. Hardware: two CPU cores.
+docs/tutorial.md explains all steps, from filming to a moved scene. 32 x 32
+pixels (`configs/phone.py:video,64`: 64 x 64). `configs/phone.py:NAME` uses the
+data set NAME instead of `video`. Hardware: two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from xfactor import config as configs
 
 
 def get_config(which: str = 'video') -> ConfigDict:
-  """The small model on videos; `which` is NAME or NAME,64 for 64 pixels."""
+  """Returns the recipe; `which` is NAME or NAME,64 for 64 pixels."""
   name, _, size = which.partition(',')
   config = configs.small()
   if size == '64':

@@ -3,17 +3,17 @@
   python -m xfactor.main --config=configs/rayzer.py --workdir=runs/rayzer \\
       --config.data.dir=/data
 
-The baseline of arXiv 2510.13063's table 1: data, windows, loss, updates and
-optimizer as configs/sm.py; 8 layers each for the cameras, the scene and the
-picture, 1,024 wide, 3,072 scene tokens. models/baselines.py says which choices
-are the paper's and which are ours.
-Hardware: as configs/sm.py. Not yet run at this size: the data cannot be had on
-the machines that this was written on.
+The baseline of table 1 of arXiv 2510.13063: data, windows, loss, updates and
+optimizer as in configs/sm.py; 8 layers each for the cameras, the scene and the
+picture, width 1,024, 3,072 scene tokens. The docstring of
+xfactor/methods/autoencoding/blocks.py lists the paper's choices and ours.
+Hardware: as configs/sm.py. Not run yet at this size: the data is not available
+on the development machines.
 
-On 16 TPU v5e chips of 15.75 GiB, 16 examples each, computing bounds a step
+On 16 TPU v5e chips of 15.75 GiB, 16 examples per chip, a step is compute-bound
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
---config=configs/rayzer.py --topology=v5e:4x4`): with model.remat=full, the
-recipe's own, 12.3 GiB a chip, 728 ms, MFU below 73 %; with dots it does not fit
+--config=configs/rayzer.py --topology=v5e:4x4`): with model.remat=full, which
+the recipe uses, 12.3 GiB a chip, 728 ms, MFU below 73 %; dots does not fit
 (22.2 GiB).
 
 Expected (published, not measured here; table 1 of arXiv 2510.13063): AUC@20 of
@@ -26,5 +26,5 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """RayZer where XFactor's stereo model was."""
+  """Returns the recipe of configs/sm.py with RayZer as the method."""
   return configs.like(configs.beside(__file__, 'sm'), 'rayzer')

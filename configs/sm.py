@@ -3,14 +3,14 @@
   python -m xfactor.main --config=configs/sm.py --workdir=runs/sm \\
       --config.data.dir=/data
 
-Data: co3dv2, dl3dv, re10k and mvimgnet in equal shares, windows as the public
-code ramps them. 305 M parameters, 256 x 256 pixels, batch 256, 100,000 updates,
-LPIPS on; 243 TFLOP of model work an update, LPIPS aside.
-Hardware: the paper trained it on 2 H200 GPUs; on fewer devices set
-config.train.accumulate. Not yet run here: the data cannot be had on the
-machines that this was written on.
+Data: co3dv2, dl3dv, re10k and mvimgnet in equal shares, with the window
+schedule of the public code. 305 M parameters, 256 x 256 pixels, batch 256,
+100,000 updates, with LPIPS; 243 model TFLOP per update without LPIPS.
+Hardware: the paper used 2 H200 GPUs; with fewer devices, set
+config.train.accumulate. Not run yet: the data is not available on the
+development machines.
 
-On 16 TPU chips, 16 split examples each, computing bounds a step
+On 16 TPU chips, 16 split examples per chip, a step is compute-bound
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/sm.py
 --topology=v5e:4x4 --config.objective.unmasked_prob=0.0`):
 
@@ -22,14 +22,14 @@ On 16 TPU chips, 16 split examples each, computing bounds a step
   v5p:2x2x4  dots         float32            10.1  95.74        58       57 %
   v5p:2x2x4  none         float32            47.5  95.74        58       57 %
 
-Take dots there: what it computes again is no matrix product, and whole examples
-take as much (10.1 GiB on v5e). The recipe's own is full, to fit anywhere (0.94
-GiB with one example a chip, v6e:16x16). LPIPS in float32 is six passes and 43 %
-of what the chips compute with dots; what objective.lpips_dtype=bfloat16 changes
-in training is not known yet.
+Use dots on these: it does not recompute matrix products, and whole examples
+need as much (10.1 GiB on v5e). The recipe uses full, which fits everywhere
+(0.94 GiB with one example a chip, v6e:16x16). With dots, LPIPS in float32 (six
+passes) is 43 % of the computation; the effect of
+objective.lpips_dtype=bfloat16 on training is not known yet.
 
-Expected (published, not measured here; table 1 of the paper is of the
-multi-view model): AUC@20 on RE10K 55.2.
+Expected (published, not measured here; table 1 of the paper has the multi-view
+model): AUC@20 of 55.2 on RE10K.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """The paper's stereo model on its four data sets."""
+  """Returns the paper's stereo recipe on its four data sets."""
   config = configs.base()
   config.data.mix = {
     'co3dv2': configs.part(begin=9, end=20),

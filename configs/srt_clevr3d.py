@@ -1,15 +1,15 @@
-"""SRT on CLEVR3D (of ObSuRF), as stelzner/srt trains it.
+"""SRT on CLEVR3D (from ObSuRF), as trained by stelzner/srt.
 
   python -m xfactor.main --config=configs/srt_clevr3d.py \\
       --workdir=runs/srt_clevr3d --config.data.dir=/data
 
 One input view of 160 x 120 pixels (every second of 320 x 240), rays of all
-three views at full size, the input's included, 8,192 of each scene in an
-update; 256 scenes, 4 M updates, Adam. All is relative to the input's camera.
-Hardware: as configs/srt_nmr.py. Not yet run here: the data cannot be had on the
-machines that this was written on.
+three views including the input at full size, 8,192 per scene and update; 256
+scenes, 4 M updates, Adam. Coordinates are relative to the input's camera.
+Hardware: as configs/srt_nmr.py. Not run yet: the data is not available on the
+development machines.
 
-On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
+Lower bounds on the step time on 16 TPU v5e chips of 15.75 GiB, 16 scenes each
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
 --config=configs/srt_clevr3d.py --topology=v5e:4x4`):
 
@@ -17,7 +17,7 @@ On 16 TPU v5e chips of 15.75 GiB, 16 scenes each, a step takes at least
   full                3.8             16.7     9.9
   dots                6.6             14.4    17.2
 
-Full, the recipe's own, is the lower bound.
+The recipe uses full, whose bound is lower.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """Published SRT on CLEVR3D."""
+  """Returns the published recipe of SRT on CLEVR3D."""
   config = configs.base('srt')
   config.data.mix = {'clevr3d': configs.part(begin=3, end=3)}
   config.data.image_size, config.data.image_width = 240, 320

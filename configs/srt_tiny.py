@@ -1,11 +1,11 @@
-"""A tiny improved SRT on solids that it makes: posed views, on a laptop's CPU.
+"""Tiny improved SRT on generated solids: posed views, on a laptop CPU.
 
   python -m xfactor.main --config=configs/srt_tiny.py --workdir=runs/srt_tiny
 
-Makes its data where they are missing: 1,200 scenes of a few solids, 12 views of
-64 x 64 pixels each, from within 60 degrees; two minutes of CPU. Three views are
-given (every second of their pixels), rays of two others drawn. Hardware: a CPU
-core for 50 minutes; README.md shows what comes out.
+Makes missing data: 1,200 scenes of a few solids, 12 views of 64 x 64 pixels
+each, within 60 degrees; two minutes of CPU. The inputs are three views (every
+second pixel), the targets rays of two other views. Hardware: a CPU core for 50
+minutes; README.md shows the results.
 """
 
 from ml_collections import ConfigDict
@@ -14,11 +14,11 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """The README's posed recipe."""
+  """Returns the README's posed recipe."""
   config = configs.small('srt')
   config.model.conv_blocks = 2
   config.model.start_octave = -3
-  config.model.octaves = 4  # Smooth: with all 15 it takes longer to begin.
+  config.model.octaves = 4  # With all 15, learning takes longer to start.
   config.objective.input_stride = 2
   config.objective.canonical = False
   config.objective.rays = 256

@@ -1,10 +1,10 @@
-"""A tiny stereo model on synthetic rooms: minutes on a laptop's CPU.
+"""Tiny stereo model on synthetic rooms: minutes on a laptop CPU.
 
   python -m xfactor.main --config=configs/tiny.py --workdir=runs/tiny
 
-Makes its data where they are missing: 200 rooms, in each of which a camera
-pans, or pans and tilts, on three spots, 32 x 32 pixels. 0.4 M parameters.
-Hardware: two CPU cores, under ten minutes; README.md shows what comes out.
+Makes missing data: 200 rooms in which a camera pans, or pans and tilts, at
+three spots each, 32 x 32 pixels. 0.4 M parameters.
+Hardware: two CPU cores, under ten minutes; README.md shows the results.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """The README's first recipe."""
+  """Returns the README's first recipe."""
   config = configs.small()
   config.data.mix = {'rooms': configs.part(begin=3, end=8)}
   config.data.make = {

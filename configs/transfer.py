@@ -1,28 +1,26 @@
-"""Who learns poses that transfer? The members of tools/transfer_benchmark.py.
+"""Members of tools/transfer_benchmark.py: whose poses transfer?
 
   python -m xfactor.main --config=configs/transfer.py:MEMBER[,SUITE] \\
       --workdir=runs/transfer/MEMBER
 
-SUITE is `synthetic` (default: rooms that it makes, small models), `vizdoom`
-(walks, small models) or `full` (the paper's stereo model and data, as
-configs/sm.py). All members of a suite have the same data, loss and updates.
-MEMBER is one of
+SUITE is `synthetic` (default: generated rooms, small models), `vizdoom` (walks,
+small models) or `full` (the paper's stereo model and data, as configs/sm.py).
+All members of a suite have the same data, loss and updates. MEMBER is one of
 
-  xfactor        the transferability objective, everything on
-  autoencode     no split: poses may say anything
-  bottleneck     poses of 16 numbers; of 4 in the small models, whose have 16
-  se3            explicit SE(3) poses, told to the renderer as Pluecker rays
-  render_view    one context view more in the renderer
+  xfactor        the full transferability objective
+  autoencode     no split: poses may carry any information
+  bottleneck     poses of 16 numbers; of 4 in the small models, instead of 16
+  se3            explicit SE(3) poses, given to the renderer as Pluecker rays
+  render_view    one more context view in the renderer
   joint_view     one more in the renderer and in the pose encoder
   no_jitter, no_blur, no_augmentation   the pose encoder sees plain colours, ...
-  offset         pairs whose halves are, with probability 0.5, of two moments
-  simclr, vicreg the pose encoder alone, by a contrastive objective (probe only)
+  offset         with probability 0.5, the halves of a pair are from two moments
+  simclr, vicreg only the pose encoder, contrastive objective (probe only)
   rust, rayzer   the baselines
 
-after tables 1, 3, 6 and 7 of arXiv 2510.13063. In the transfer test
-`joint_view` is evaluated pair by pair. Hardware: two CPU cores for the small
-suites, minutes
-a member; `full` as configs/sm.py, not yet run.
+from tables 1, 3, 6 and 7 of arXiv 2510.13063. The transfer test evaluates
+`joint_view` pair by pair. Hardware: two CPU cores and minutes per member for
+the small suites; `full` as configs/sm.py, not run yet.
 """
 
 from ml_collections import ConfigDict
@@ -30,12 +28,12 @@ from ml_collections import ConfigDict
 from xfactor import config as configs
 from xfactor.errors import UserError
 
-# The poses of a target that is the reference are alike from the start.
+# If the target is the reference, their poses are equal from the start.
 _CONTRAST = {
   'objective.unmasked_prob': 0.0,
   'objective.self_target_prob': 0.0,
 }
-# By member, what differs from `xfactor`; rust and rayzer differ in method.
+# Changes of each member to `xfactor`; rust and rayzer differ in method.
 MEMBERS = {
   'xfactor': {},
   'autoencode': {'objective.unmasked_prob': 1.0},
@@ -55,12 +53,12 @@ MEMBERS = {
   'rust': {},
   'rayzer': {},
 }
-# Members that draw nothing.
+# Members without a renderer.
 PROBE_ONLY = frozenset({'simclr', 'vicreg'})
 
 
 def get_config(which: str = 'xfactor') -> ConfigDict:
-  """A member, and after a comma the suite."""
+  """Returns the recipe of MEMBER or MEMBER,SUITE."""
   member, _, suite = which.partition(',')
   if member not in MEMBERS or suite not in _SUITES:
     raise UserError(
@@ -73,7 +71,7 @@ def get_config(which: str = 'xfactor') -> ConfigDict:
     depth = config.model.encoder_layers
     config.model.update(scene_layers=depth, decoder_layers=depth)
     if member == 'rayzer' and suite != 'full':
-      config.model.scene_tokens = 64  # As many as a view's patches.
+      config.model.scene_tokens = 64  # As many as patches per view.
   config.update_from_flattened_dict(MEMBERS[member])
   if member == 'bottleneck' and suite != 'full':
     config.model.pose_dim = 4
@@ -85,9 +83,9 @@ def _full() -> ConfigDict:
 
 
 def _small() -> ConfigDict:
-  """0.4 to 0.7 M parameters, views of 32 x 32 pixels."""
+  """Returns a recipe of 0.4 to 0.7 M parameters at 32 x 32 pixels."""
   config = configs.small()
-  config.train.accumulate = 1  # Contrastive objectives compare all of a batch.
+  config.train.accumulate = 1  # Contrastive objectives need the whole batch.
   config.data.ramp_steps = 600
   config.train.steps = 4_000
   config.train.log_every = 100

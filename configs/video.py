@@ -1,16 +1,16 @@
-"""Your own footage on one GPU: a folder of videos, or of folders of frames.
+"""Stereo model on your own footage (videos or frames), on one GPU.
 
   python tools/convert_datasets.py --dataset=video --source=FOLDER \\
       --data_dir=data --size=128
   python -m xfactor.main --config=configs/video.py --workdir=runs/video
 
-With another --name at conversion, say which: --config=configs/video.py:NAME.
-59 M parameters at 128 x 128 pixels. Windows suit walks and pans at 30 frames a
-second: convert with --stride where the camera hardly moves between frames.
+If converted with --name=NAME, use --config=configs/video.py:NAME. 59 M
+parameters at 128 x 128 pixels. Windows suit walks and pans at 30 frames per
+second: convert with --stride if the camera hardly moves between frames.
 Hardware: one GPU of 8 GiB or more (not run on one yet); `train.accumulate`
 trades time for memory. LPIPS needs `pip install -e .[perceptual]`.
 
-On 4 TPU v5e chips of 15.75 GiB, 8 split examples each
+On 4 TPU v5e chips of 15.75 GiB, 8 split examples per chip
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
 --config=configs/video.py --topology=v5e:2x2
 --config.objective.unmasked_prob=0.0`):
@@ -19,7 +19,7 @@ On 4 TPU v5e chips of 15.75 GiB, 8 split examples each
   full                1.8        16  computing       46 %
   none                9.4        24  HBM             31 %
 
-Keep full, the recipe's own.
+Keep full, which the recipe uses.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ from xfactor import config as configs
 
 
 def get_config(name: str = 'video') -> ConfigDict:
-  """A middle-sized stereo model on the data set called `name`."""
+  """Returns a medium-sized stereo recipe on the data set `name`."""
   config = configs.base()
   config.model.features = 512
   config.model.heads = 8

@@ -1,11 +1,11 @@
-"""A small stereo model on camera flights through levels of Freedoom.
+"""Small stereo model on camera flights through levels of Freedoom.
 
   python tools/convert_datasets.py --dataset=vizdoom --data_dir=data --walks=288
   python -m xfactor.main --config=configs/vizdoom.py --workdir=runs/vizdoom
 
-Needs `pip install -e .[vizdoom]`. 252 walks through 60 levels to train on, 36
-through 8 other levels to test on, 64 x 64 pixels. Hardware: two CPU cores, half
-an hour; not yet run with these settings.
+Needs `pip install -e .[vizdoom]`. Trains on 252 walks through 60 levels, tests
+on 36 walks through 8 other levels, 64 x 64 pixels. Hardware: two CPU cores,
+half an hour; not yet run with these settings.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """The small model on a world that we did not make."""
+  """Returns the small recipe on a world made by others."""
   config = configs.small()
   config.model.update(features=96, renderer_layers=3, patch_size=8)
   config.data.image_size = 64

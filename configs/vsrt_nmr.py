@@ -1,15 +1,15 @@
-"""Volumetric SRT on NMR ShapeNet, as stelzner/srt describes it.
+"""Volumetric SRT on NMR ShapeNet, as described by stelzner/srt.
 
   python -m xfactor.main --config=configs/vsrt_nmr.py --workdir=runs/vsrt_nmr \\
       --config.data.dir=/data
 
-That of configs/srt_nmr.py with a volume in place of the light field: 128 coarse
-and 64 fine samples along each of 256 rays, 32 scenes an update. As published
-the network cannot be built; here it can (README, code versus paper).
-Hardware: not known; the work of an update is a third of srt_nmr's. Not yet run
-here: the data cannot be had on the machines that this was written on.
+As configs/srt_nmr.py with a volume in place of the light field: 128 coarse and
+64 fine samples along each of 256 rays, 32 scenes per update. The network cannot
+be built as published; here it can (README, code versus paper).
+Hardware: not known; an update has a third of the work of srt_nmr. Not run yet:
+the data is not available on the development machines.
 
-On 16 TPU v5e chips of 15.75 GiB, 2 scenes each, a step takes at least
+Lower bounds on the step time on 16 TPU v5e chips of 15.75 GiB, 2 scenes each
 (`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
 --config=configs/vsrt_nmr.py --topology=v5e:4x4`):
 
@@ -17,7 +17,7 @@ On 16 TPU v5e chips of 15.75 GiB, 2 scenes each, a step takes at least
   full                1.6              3.5     4.1
   dots                2.9              2.9     7.5
 
-Full, the recipe's own, is the lower bound.
+The recipe uses full, whose bound is lower.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """SRT on NMR with a NeRF decoder."""
+  """Returns the recipe of SRT on NMR with a NeRF decoder."""
   config = configs.beside(__file__, 'srt_nmr')
   config.model.decoder = 'nerf'
   config.objective.rays = 256

@@ -49,8 +49,8 @@ from xfactor.training import state, step
 
 # Models whose steps have a plain formulation.
 COMPARED = 'SRT', 'improved SRT'
-# Size of rendered pictures, (height, width); smaller for volumes on a CPU, which
-# would take minutes.
+# Size of rendered pictures, (height, width); smaller for volumes on a CPU
+# where they would take minutes.
 _PICTURE = 240, 320
 _SMALL_PICTURE = 24, 32
 # Of gradient norms. The highest octaves amplify rounding to parts in 1e4.
