@@ -361,7 +361,7 @@ def test_lost_cameras_are_told(store):
 def test_renders_are_refused(store):
   where = scene(store)
   oracle = file.Oracle()
-  message = 'poses only the frames of clip walk/0 of walks/test, and it was giv'
+  message = 'poses only the frames of clip walk/0 of walks/test, but was given'
   with pytest.raises(UserError, match=message):
     oracle(shown(where), scene(store, frames=()))
   render = shown(where).copy()
@@ -372,7 +372,7 @@ def test_renders_are_refused(store):
     oracle(shown(scene(store, frames=(1, 5, 6))), where)
   with pytest.raises(UserError, match=message):
     oracle(shown(where)[:, :, 1:], where)
-  with pytest.raises(UserError, match='of data sets alone: give it a file'):
+  with pytest.raises(UserError, match='of data sets; give it a file'):
     oracle(shown(where))
   # What rounding does is forgiven.
   near = shown(where).astype(int)

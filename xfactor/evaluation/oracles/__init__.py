@@ -1,8 +1,8 @@
-"""Pose oracles: what recovers the path of the camera from pictures.
+"""Pose oracles, which recover the camera path from pictures.
 
-To add one, write `xfactor/evaluation/oracles/NAME.py` with a class `Oracle`
-whose arguments are its options and add NAME to `NAMES`. Scores of different
-oracles are not comparable.
+To add one, write `xfactor/evaluation/oracles/NAME.py` (or a package) with a
+class `Oracle` whose arguments are its options, and add NAME to `NAMES`. Scores
+of different oracles are not comparable.
 """
 
 import ast
@@ -26,7 +26,7 @@ NAMES = (
 
 
 class SceneOracle(oracles_base.PoseOracle):
-  """An oracle that prepares each scene, which takes long: one after another."""
+  """Base of oracles with slow per-scene preparation: sorts clips by scene."""
 
   def batch(
     self, clips: Sequence[tuple[oracles_base.Images, oracles_base.Scene | None]]
@@ -43,8 +43,8 @@ def make(name: str, **options: Any) -> oracles_base.PoseOracle:
   """Returns the oracle called `name` with the given options.
 
   Raises:
-    UserError: If there is no such oracle, it has no such option, or what it
-      needs is missing.
+    UserError: If there is no such oracle or option, or a requirement of the
+      oracle is missing.
   """
   if name not in NAMES:
     raise UserError(
@@ -65,7 +65,7 @@ def make(name: str, **options: Any) -> oracles_base.PoseOracle:
 
 
 def parse_options(text: str) -> dict[str, Any]:
-  """Parses `weights=model.pt,size=518`; numbers, booleans and None as such.
+  """Parses `weights=model.pt,size=518`, including numbers, booleans and None.
 
   Raises:
     UserError: If a part is not KEY=VALUE.
@@ -74,7 +74,7 @@ def parse_options(text: str) -> dict[str, Any]:
   for part in filter(None, text.split(',')):
     key, equals, value = part.partition('=')
     if not equals:
-      raise UserError(f'an oracle takes options as KEY=VALUE, not {part!r}')
+      raise UserError(f'give options of oracles as KEY=VALUE, not {part!r}')
     try:
       options[key.strip()] = ast.literal_eval(value)
     except (ValueError, SyntaxError):

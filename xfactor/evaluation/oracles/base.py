@@ -12,22 +12,22 @@ from xfactor.data.records import store
 from xfactor.errors import UserError
 
 Images = UInt8[np.ndarray, 'v h w 3']
-# Largest entry of R R^T - 1 that rounded files and float32 leave behind.
+# Largest entry of R R^T - 1 to accept as rounding error of files and float32.
 _ORTHOGONAL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class PoseResult:
-  """The cameras of a clip of V pictures, as far as they could be told.
+  """Estimated cameras of a clip of V pictures.
 
   Attributes:
     world_to_camera: float64 [V, 4, 4], OpenCV, frame 0 the identity; of
-      arbitrary scale unless the oracle says otherwise. Without meaning, and
-      perhaps not finite, where not `ok`.
+      arbitrary scale unless the oracle says otherwise. Meaningless, and perhaps
+      not finite, where not `ok`.
     ok: Whether the poses of the whole clip count.
-    frame_ok: bool [V], whether that of each frame does.
+    frame_ok: bool [V], whether the pose of each frame counts.
     intrinsics: float64 [V, 4] normalised (fx, fy, cx, cy), or None.
-    info: What JSON can hold: `reasons` for what is not ok, and numbers.
+    info: JSON values: `reasons` why something is not ok, and numbers.
   """
 
   world_to_camera: np.ndarray
@@ -39,13 +39,13 @@ class PoseResult:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """The converted clip whose scene pictures show.
+  """The converted clip whose scene is in the pictures.
 
   Attributes:
     store: Split that has the clip.
-    clip: Its row there.
-    frames: int [n], which of its frames the pictures are or claim to be, one a
-      picture; else empty.
+    clip: Row of the clip in the split.
+    frames: int [n], frames of the clip that the pictures are or claim to be,
+      one per picture; else empty.
   """
 
   store: store.FrameStore
@@ -54,13 +54,12 @@ class Scene:
 
 
 class PoseOracle(abc.ABC):
-  """What recovers poses.
+  """Interface of pose oracles.
 
   Class attributes:
-    name: As in `NAMES`.
-    version: To be raised with every change of what it gives.
-    cacheable: Whether its results depend on nothing but its arguments and
-      `settings`.
+    name: Name from `NAMES`.
+    version: Version; increase it with every change of the results.
+    cacheable: Whether the results depend only on the arguments and `settings`.
   """
 
   name: ClassVar[str]
@@ -69,7 +68,7 @@ class PoseOracle(abc.ABC):
 
   @abc.abstractmethod
   def settings(self) -> dict[str, Any]:
-    """Returns all that its results depend on, weights too, as JSON can hold."""
+    """Returns, as JSON values, all that results depend on, weights included."""
 
   @abc.abstractmethod
   def __call__(self, images: Images, scene: Scene | None = None) -> PoseResult:
@@ -77,22 +76,22 @@ class PoseOracle(abc.ABC):
 
     Args:
       images: At least two pictures, in order of time.
-      scene: What they show, where known; some oracles need it.
+      scene: Scene that they show, if known; some oracles need it.
 
     Raises:
-      UserError: If there is one picture alone or something is missing. Where
-        merely the poses cannot be told, the result is not `ok`.
+      UserError: If there is only one picture or something is missing. If only
+        the poses cannot be found, the result is not `ok`.
     """
 
   def batch(
     self, clips: Sequence[tuple[Images, Scene | None]]
   ) -> list[PoseResult]:
-    """Returns the poses of several clips, in order; the same as one by one."""
+    """Returns the poses of several clips in order, the same as one by one."""
     return [self(images, scene) for images, scene in clips]
 
 
 def check_images(images: Images) -> None:
-  """Refuses what has no relative pose.
+  """Checks that there are relative poses.
 
   Raises:
     UserError: If there are fewer than two pictures.
@@ -100,12 +99,12 @@ def check_images(images: Images) -> None:
   if len(images) < 2:
     raise UserError(
       f'a pose oracle was given a clip of {len(images)} frame; poses are '
-      'relative, so evaluate at least 2 frames a clip'
+      'relative, so evaluate at least 2 frames per clip'
     )
 
 
 def rigid(world_to_camera: Float[np.ndarray, 'v m 4']) -> np.ndarray:
-  """Returns bool [V]: which [R|t] are finite and have a rotation for R."""
+  """Returns bool [V]: whether [R|t] is finite and R a rotation."""
   rotation = world_to_camera[:, :3, :3].astype(np.float64)
   finite = np.isfinite(world_to_camera).all((1, 2))
   rotation = np.where(finite[:, None, None], rotation, 0.0)
@@ -119,8 +118,9 @@ def rebase(
 ) -> Float[np.ndarray, 'v 4 4']:
   """Returns poses with the first camera as the world, in float64.
 
-  Rotations are replaced by the nearest ones, lest rounding in a file show up as
-  an angle. Poses that are not `rigid` become NaN, as do all if the first is.
+  Matrices are replaced by the nearest rotations, so that rounding in a file
+  does not become an angle. Poses that are not `rigid` become NaN; all poses do
+  if the first is not rigid.
   """
   good = rigid(world_to_camera)
   out = np.tile(np.eye(4), (len(good), 1, 1))
@@ -143,7 +143,7 @@ def from_poses(
   intrinsics: Float[np.ndarray, 'v 4'] | None = None,
   **info: Any,
 ) -> PoseResult:
-  """Returns the result that has these poses, `ok` if all of them are rigid."""
+  """Returns a result with these poses, `ok` if all of them are rigid."""
   frame_ok = rigid(world_to_camera)
   if lost := np.flatnonzero(~frame_ok).tolist():
     info['reasons'] = [*info.get('reasons', ()), _not_rigid(lost)]
@@ -157,7 +157,7 @@ def from_poses(
 
 
 def lost(num_frames: int, *reasons: str, **info: Any) -> PoseResult:
-  """Returns the result of a clip of which no pose can be told."""
+  """Returns the result of a clip without any known pose."""
   return PoseResult(
     world_to_camera=np.full((num_frames, 4, 4), np.nan),
     ok=False,
@@ -170,9 +170,9 @@ def still(num_frames: int, min_change: float, **info: Any) -> PoseResult:
   """Returns the result of a clip whose pictures hardly differ.
 
   Args:
-    num_frames: Of the clip.
-    min_change: Grey levels that they should differ by.
-    **info: With `change`, what they do differ by.
+    num_frames: Number of frames of the clip.
+    min_change: Grey levels by which the pictures should differ.
+    **info: Info with `change`, the grey levels by which they do differ.
   """
   reason = (
     f'the pictures differ by {info["change"]:.3g} grey levels at most, less '
@@ -185,7 +185,7 @@ def still(num_frames: int, min_change: float, **info: Any) -> PoseResult:
 
 
 def guarded(result: PoseResult) -> PoseResult:
-  """Returns a result that is not `ok` where a pose is not `rigid`."""
+  """Returns the result, not `ok` where a pose is not `rigid`."""
   good = rigid(result.world_to_camera)
   if good.all():
     return result

@@ -20,10 +20,10 @@ _CACHE_FORMAT = 1
 
 
 class Cached(base.PoseOracle):
-  """An oracle whose results are kept in a folder, local or in a bucket.
+  """An oracle that caches its results in a folder, local or in a bucket.
 
-  They are found again by the sha256 of the pictures, the scene, and the
-  oracle's name, version and settings. What is damaged is made again.
+  The key is a digest of the pictures' sha256, the scene, and the oracle's name,
+  version and settings. Damaged files are computed again.
   """
 
   def __init__(self, oracle: base.PoseOracle, folder: str | os.PathLike[str]):
@@ -92,7 +92,7 @@ def _save(path: epath.Path, result: base.PoseResult) -> None:
     arrays['intrinsics'] = result.intrinsics
   data = io.BytesIO()
   np.savez(data, **arrays)
-  if files.is_remote(path):  # Buckets show a file when it is whole.
+  if files.is_remote(path):  # Writes to buckets are atomic.
     path.write_bytes(data.getvalue())
     return
   own = f'{files.partial_suffix()}-{threading.get_ident()}'
@@ -102,7 +102,7 @@ def _save(path: epath.Path, result: base.PoseResult) -> None:
 
 
 def _load(path: epath.Path, num_views: int) -> base.PoseResult | None:
-  """Returns what `_save` wrote, or None where it is missing or damaged."""
+  """Reads a file of `_save`; returns None if it is missing or damaged."""
   try:
     data = path.read_bytes()
   except FileNotFoundError:
@@ -122,7 +122,7 @@ def _load(path: epath.Path, num_views: int) -> base.PoseResult | None:
     )
   except (
     *(ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile),
-    RuntimeError,  # A method of compression or encryption that is none.
+    RuntimeError,  # Unknown compression or encryption.
   ) as error:
-    logging.warning('%s is damaged (%s): made again', path, error)
+    logging.warning('%s is damaged (%s); computing it again', path, error)
     return None

@@ -1,4 +1,4 @@
-"""Cameras that are known: those of the data set, or of the user's file."""
+"""Known cameras: those of the data set, or of the user's file."""
 
 import dataclasses
 import io
@@ -16,8 +16,8 @@ from xfactor.errors import UserError
 from xfactor.evaluation.oracles import base
 from xfactor.geometry import cameras
 
-# Grey levels, on average, by which real frames may be off after rounding; the
-# best of renders are further off.
+# Largest mean difference of real frames in grey levels, due to rounding; even
+# the best renders differ by more.
 _SAME_PICTURE = 1.0
 _OTHERS = (
   'choose another oracle for renders: known_scene, learned, colmap, vggt'
@@ -26,25 +26,25 @@ _OTHERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Oracle(base.PoseOracle):
-  """Looks the cameras up; it can pose real frames, never renders.
+  """Looks cameras up; works for real frames only, not for renders.
 
   Attributes:
-    path: Of the cameras; those of the data set if None. `{clip}` stands for the
-      clip's id, so that each has its own. One of
+    path: Path of the cameras; those of the data set if None. `{clip}` stands
+      for the clip's id, for a file per clip. One of
         - .npz with `world_to_camera` [N, 3, 4] or [N, 4, 4], OpenCV, and
-          perhaps normalised `intrinsics` [N, 4];
-        - a folder with a model of COLMAP, text or binary;
+          optional normalised `intrinsics` [N, 4];
+        - a folder with a COLMAP model, text or binary;
         - .json: transforms.json of instant-ngp and nerfstudio;
         - .txt: cameras of RealEstate10K.
-      Those of COLMAP and transforms.json are taken in the order of the
-      pictures' names, with numbers read as numbers. There must be one a
-      picture, or one a frame of the clip.
+      Cameras of COLMAP and transforms.json are sorted by the names of their
+      pictures, with numbers in numerical order. There must be one camera per
+      picture, or one per frame of the clip.
   """
 
   path: str | None = None
   name: ClassVar[str] = 'file'
   version: ClassVar[str] = '1'
-  # Files change.
+  # The file may change.
   cacheable: ClassVar[bool] = False
 
   def settings(self) -> dict[str, Any]:
@@ -66,12 +66,12 @@ class Oracle(base.PoseOracle):
 
 
 def _check_real(pictures: base.Images, scene: base.Scene) -> None:
-  """Refuses pictures that are not the clip's own frames.
+  """Checks that pictures are the clip's own frames.
 
   Raises:
-    UserError: If they are renders: they would be posed perfectly.
+    UserError: If they are renders, which would get perfect poses.
   """
-  what = f'{_name(scene)}, and it was given other pictures: {_OTHERS}'
+  what = f'{_name(scene)}, but was given other pictures; {_OTHERS}'
   if not len(scene.frames):
     raise UserError(f'the file oracle poses only the frames of {what}')
   stored = scene.store.clip_frames(scene.clip, scene.frames)
@@ -96,13 +96,13 @@ def _of_clip(
 ) -> tuple[np.ndarray, np.ndarray | None]:
   if scene is None:
     raise UserError(
-      'the file oracle knows the cameras of the frames of data sets alone: '
+      'the file oracle only knows the cameras of frames of data sets; '
       f'give it a file of cameras (path), or {_OTHERS}'
     )
   clip = scene.store.clip(scene.clip)
   if clip.world_to_camera is None:
     raise UserError(
-      f'{_name(scene)} has no cameras: give the file oracle a file of them '
+      f'{_name(scene)} has no cameras; give the file oracle a file of cameras '
       '(path) or choose another oracle'
     )
   intrinsics = None
@@ -117,19 +117,19 @@ def _of_clip(
 def _of_file(
   path: str, count: int, scene: base.Scene | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Returns [count, 3 or 4, 4] poses and, where they are told, intrinsics."""
+  """Returns [count, 3 or 4, 4] poses and, if the file has them, intrinsics."""
   if '{clip}' in path:
     if scene is None:
       raise UserError(
-        f'{path} names a file for each clip of a data set, and these pictures '
-        'are of none; give one file'
+        f'{path} names a file for each clip of a data set, but these pictures '
+        'are of none; give a path without {clip}'
       )
     path = path.replace('{clip}', scene.store.clip_id(scene.clip))
   poses, intrinsics = _read(files.data_folder(path))
   finite = np.isfinite(poses).all((1, 2))
   if not base.rigid(poses[finite]).all():
     raise UserError(
-      f'{path} has matrices whose first three columns are no rotation; give '
+      f'{path} has matrices whose first three columns are no rotation; write '
       'world-to-camera [R|t] without scale or intrinsics'
     )
   if scene is not None and len(poses) == scene.store.num_frames[scene.clip]:
@@ -138,14 +138,14 @@ def _of_file(
   if len(poses) != count:
     raise UserError(
       f'{path} has {len(poses)} cameras for a clip of {count} pictures; give '
-      'one a picture, in order'
+      'one per picture, in order'
     )
   return poses, intrinsics
 
 
 def _read(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
   """Reads all cameras of a file or COLMAP folder, in the order of frames."""
-  # Intrinsics of the other formats are of pictures not cropped yet.
+  # The intrinsics of the other formats are for uncropped pictures.
   if path.suffix == '.npz':
     return _read_npz(path)
   if path.suffix == '.txt':

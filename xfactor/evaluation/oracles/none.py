@@ -1,7 +1,7 @@
-"""No oracle: for scenes that can be drawn anew, whose truth judges alone.
+"""No oracle: for scenes that can be rendered again.
 
-Of all paths nothing is known. What stays of a transfer test is what is held
-against the true re-render; it takes seconds, and no extra package.
+All paths are unknown, so a transfer test only compares pictures with the true
+re-render. This takes seconds and needs no extra package.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from xfactor.evaluation.oracles import base
 
 
 class Oracle(base.PoseOracle):
-  """Trusts no path."""
+  """Reports all poses as lost."""
 
   name = 'none'
   version = '1'
@@ -22,4 +22,4 @@ class Oracle(base.PoseOracle):
     self, images: base.Images, scene: base.Scene | None = None
   ) -> base.PoseResult:
     base.check_images(images)
-    return base.lost(len(images), 'no oracle was asked')
+    return base.lost(len(images), 'no oracle was used')

@@ -131,7 +131,7 @@ def test_frames_that_see_too_little():
     run, observations=run.observations[keep], pixels=run.pixels[keep]
   )
   result = oracle_lib.judge([less, run], FRAMES, LIMITS)
-  assert result.info['reasons'] == ['frames 2 see less than 20 points']
+  assert result.info['reasons'] == ['frames 2 see fewer than 20 points']
   none = dataclasses.replace(
     run,
     points=np.zeros((0, 3)),
@@ -172,7 +172,7 @@ def test_runs_that_differ():
   assert not result.ok
   assert result.frame_ok.tolist() == [True] * 3 + [False] + [True] * 2
   (reason,) = result.info['reasons']
-  assert reason == 'frames 3 are turned by over 1 degrees between runs'
+  assert reason == 'frames 3 rotate by over 1 degrees between runs'
   # All a little: each frame may pass, the clip does not.
   bent = run
   for frame in range(FRAMES):

@@ -1,3 +1,3 @@
-"""Oracle: structure from motion by COLMAP."""
+"""Pose oracle: structure from motion by COLMAP."""
 
 from xfactor.evaluation.oracles.colmap.oracle import Oracle as Oracle

@@ -1,11 +1,11 @@
 """Poses by structure from motion: COLMAP's global mapper, GLOMAP.
 
-SIFT features, exhaustive matching, then global mapping: incremental mapping
-registers every frame of small pictures with forward motion, and is wrong. So
-may GLOMAP be, and registering all frames says little; a second run from half
-of the points tells. How far it lies from the first has about the distribution
-of the first run's own error (the delete-half jackknife; Shao and Wu, A General
-Theory for Jackknife Variance Estimation, 1989).
+SIFT features, exhaustive matching, then global mapping. Incremental mapping
+registers every frame of small pictures with forward motion, but wrongly. GLOMAP
+may be wrong as well, even if it registers all frames; a second run on half of
+the points detects this. Its distance from the first run has approximately the
+distribution of the first run's own error (the delete-half jackknife; Shao and
+Wu, A General Theory for Jackknife Variance Estimation, 1989).
 """
 
 import dataclasses
@@ -41,32 +41,32 @@ from xfactor.geometry import cameras
 from xfactor.metrics import poses
 
 _INSTALL = "pip install -e '.[colmap]'"
-_MIN_FRAMES = 3  # Of a track of GLOMAP, and so of a model.
+_MIN_FRAMES = 3  # Minimum of a GLOMAP track, hence of a model.
 _WORKER = pathlib.Path(__file__).with_name('worker.py')
-# By which normalised intrinsics of one camera may differ between frames.
+# Largest difference of one camera's normalised intrinsics between frames.
 _SAME_CAMERA = 1e-3
 
 
-# What Python says where pycolmap's functions are other than expected.
+# Python's errors if pycolmap has another interface than expected.
 _WRONG_VERSION = ('AttributeError', 'ImportError', 'TypeError')
 
 
 class Failure(Exception):
-  """COLMAP has no poses for a clip; the message says why."""
+  """Raised if COLMAP has no poses for a clip; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A model of COLMAP: m of the frames, p points, seen n times.
+  """A COLMAP model: m of the frames, p points, n observations.
 
   Attributes:
-    frames: Which frames it has.
-    world_to_camera: Of these, in any world and scale.
+    frames: Indices of the registered frames.
+    world_to_camera: Poses of these frames, in any world and scale.
     focal: (fx, fy) in pixels.
     principal: (cx, cy) in pixels; the first pixel's centre is (0.5, 0.5).
-    points: In the world.
-    observations: Frame and point, as a number of a row above.
-    pixels: Where in the frame.
+    points: Points in the world.
+    observations: Index of the frame and row of the point.
+    pixels: Positions of the observations in their frames.
   """
 
   frames: Int[np.ndarray, 'm']
@@ -80,7 +80,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What the poses must keep to; see `Oracle`."""
+  """Limits that poses must meet; see `Oracle`."""
 
   max_rotation: float
   max_translation: float
@@ -90,32 +90,31 @@ class Limits:
 
 
 class Oracle(PoseOracle):
-  """GLOMAP with one camera without distortion for all frames.
+  """Runs GLOMAP with one camera without distortion for all frames.
 
-  Its intrinsics are those of the scene, where the pictures have these, or else
-  a focal length that is estimated. Frames are not `ok` which COLMAP does not
-  register, which see too few points, with an error or an angle beyond the
-  limits, or which the two runs place differently; the clip is `ok` if all
-  frames are and the runs agree.
-  Results repeat to the bit on one kind of machine.
+  The intrinsics are those of the scene, if they apply to the pictures, or else
+  an estimated focal length. A frame is not `ok` if COLMAP does not register it,
+  if it sees too few points, if its error or angle exceeds the limits, or if the
+  two runs disagree on it. The clip is `ok` if all frames are and the runs
+  agree. Results are bit-exact on machines of the same kind.
 
   Args:
-    focal: Focal length divided by the pictures' width, for instance where the
-      model may give renders the intrinsics of other scenes; None takes the
+    focal: Focal length divided by the pictures' width, for instance if the
+      model may give renders the intrinsics of other scenes; None uses the
       scene's intrinsics.
-    estimate_focal: Whether to ignore what is known of the camera.
+    estimate_focal: Whether to ignore known intrinsics.
     max_rotation: Largest difference between the two runs' relative rotations in
-      degrees, the median over all pairs of frames; over the pairs with any one
-      frame it may be twice as large.
+      degrees, the median over all pairs of frames. The median over the pairs
+      with one frame may be twice as large.
     max_translation: The same for directions of translation.
     max_reprojection: Largest mean distance between points and features, in
       pixels.
-    min_angle: Least triangulation angle in degrees, the median over a frame's
-      points; it is the largest between two frames that see the point.
-    min_points: Least number of points that a frame sees.
+    min_angle: Smallest triangulation angle in degrees, the median over a
+      frame's points; that of a point is the largest between two frames.
+    min_points: Smallest number of points that a frame sees.
     time_limit: Seconds for a clip.
-    seed: Of RANSAC, the mapper and the choice of points.
-    workers: Clips at the same time, each in one thread; as many as there are
+    seed: Seed of RANSAC, the mapper and the choice of points.
+    workers: Number of clips at the same time, each in one thread; the number of
       processors if None.
   """
 
@@ -136,11 +135,11 @@ class Oracle(PoseOracle):
     workers: int | None = None,
   ):
     if importlib.util.find_spec('pycolmap') is None:
-      raise UserError(f'the colmap oracle needs pycolmap: {_INSTALL}')
+      raise UserError(f'the colmap oracle needs pycolmap; run {_INSTALL}')
     if focal is not None and (estimate_focal or not 0 < focal < np.inf):
       raise UserError(
         f'the colmap oracle was given focal={focal}; give a positive number '
-        'and no estimate_focal, or leave it out'
+        'without estimate_focal, or remove it'
       )
     self._focal, self._estimate_focal = focal, estimate_focal
     self._limits = Limits(
@@ -226,12 +225,12 @@ def reconstruct(
 
   Args:
     images: Pictures of one camera.
-    camera: See `colmap_worker.main`.
-    time_limit: Seconds.
+    camera: Settings of the camera, see `worker.main`.
+    time_limit: Limit in seconds.
 
   Raises:
-    Failure: If there is none, it takes longer, or COLMAP crashes.
-    UserError: If this version of pycolmap is another than is expected.
+    Failure: If there is no model, the time is exceeded, or COLMAP crashes.
+    UserError: If the version of pycolmap is not supported.
   """
   if len(images) < _MIN_FRAMES:
     raise Failure(f'COLMAP needs {_MIN_FRAMES} frames')
@@ -255,15 +254,15 @@ def reconstruct(
 
 def _run_worker(folder: pathlib.Path, time_limit: float) -> None:
   try:
-    # By its path, so that it does not import this package; -P: nor takes its
-    # neighbours for other packages.
+    # Run by path, so that it does not import this package; with -P, so that
+    # files next to it do not shadow other packages.
     done = subprocess.run(
       [sys.executable, '-P', _WORKER, folder],
       timeout=time_limit,
       capture_output=True,
       text=True,
       errors='replace',
-      # Threads of BLAS gain nothing here, and clips run side by side.
+      # BLAS threads do not help here, and clips run in parallel.
       env=os.environ | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'},
     )
   except subprocess.TimeoutExpired as error:
@@ -272,14 +271,14 @@ def _run_worker(folder: pathlib.Path, time_limit: float) -> None:
     return
   if done.returncode == -signal.SIGKILL:
     raise UserError(
-      'COLMAP was killed, most likely because memory ran out: give the colmap '
+      'COLMAP was killed, most likely because memory ran out; give the colmap '
       'oracle fewer workers'
     )
   message = (done.stderr.strip().splitlines() or ['no message'])[-1]
   if message.startswith(_WRONG_VERSION):
     raise UserError(
       f'pycolmap {importlib.metadata.version("pycolmap")} is not the version '
-      f'that the colmap oracle needs ({message}): {_INSTALL}'
+      f'that the colmap oracle needs ({message}); run {_INSTALL}'
     )
   raise Failure(f'COLMAP failed with status {done.returncode}: {message}')
 
@@ -288,27 +287,27 @@ def judge(runs: Sequence[Run], num_frames: int, limits: Limits) -> PoseResult:
   """Returns the poses of the first of two runs, `ok` where they can be trusted.
 
   Args:
-    runs: The result, and another to compare it with.
-    num_frames: Of the clip.
-    limits: What `ok` asks for.
+    runs: The result and the run to compare it with.
+    num_frames: Number of frames of the clip.
+    limits: Limits for `ok`.
   """
   first, second = (_all_poses(run, num_frames) for run in runs)
   rotation, translation = _differences(first, second)
   points, reprojection, angle = _support(runs[0], num_frames)
-  # A comparison with NaN is false: what cannot be told is not ok.
+  # Comparisons with NaN are false: unknown values are not ok.
   checks = {
     'are not registered': np.isfinite(first).all((1, 2)),
-    f'see less than {limits.min_points} points': points >= limits.min_points,
+    f'see fewer than {limits.min_points} points': points >= limits.min_points,
     f'have a mean reprojection error over {limits.max_reprojection:g} pixels': (
       reprojection <= limits.max_reprojection
     ),
     f'have a median triangulation angle below {limits.min_angle:g} degrees': (
       angle >= limits.min_angle
     ),
-    f'are turned by over {2 * limits.max_rotation:g} degrees between runs': (
+    f'rotate by over {2 * limits.max_rotation:g} degrees between runs': (
       _medians(rotation) <= 2 * limits.max_rotation
     ),
-    f'are moved by over {2 * limits.max_translation:g} degrees between runs': (
+    f'move by over {2 * limits.max_translation:g} degrees between runs': (
       _medians(translation) <= 2 * limits.max_translation
     ),
   }
@@ -339,7 +338,7 @@ def judge(runs: Sequence[Run], num_frames: int, limits: Limits) -> PoseResult:
 
 
 def _all_poses(run: Run, num_frames: int) -> Float[np.ndarray, 'v 4 4']:
-  """Returns NaN where a frame is not registered."""
+  """Returns the poses of all frames; NaN where a frame is not registered."""
   out = np.full((num_frames, 4, 4), np.nan)
   out[run.frames, :3] = run.world_to_camera
   out[run.frames, 3] = [0, 0, 0, 1]
@@ -349,9 +348,9 @@ def _all_poses(run: Run, num_frames: int) -> Float[np.ndarray, 'v 4 4']:
 def _differences(
   a: Float[np.ndarray, 'v 4 4'], b: Float[np.ndarray, 'v 4 4']
 ) -> tuple[Float[np.ndarray, 'v v'], Float[np.ndarray, 'v v']]:
-  """Degrees between the relative poses of all pairs; NaN where there is none.
+  """Degrees between the relative poses of all pairs; NaN if one is unknown.
 
-  Unlike the metrics' angles those of translations have a sign.
+  Unlike in the metrics, opposite translations differ by 180 degrees.
   """
   a, b = (x[:, None] @ np.linalg.inv(x) for x in (a, b))
   rotation = poses.rotation_error(a, b)
@@ -369,7 +368,7 @@ def _direction(x: np.ndarray) -> np.ndarray:
 
 
 def _medians(x: np.ndarray) -> np.ndarray:
-  """Median of each row without its NaN; NaN where nothing is left."""
+  """Median of the finite values of each row; NaN without any."""
   rows = [row[np.isfinite(row)] for row in x]
   return np.array([np.median(row) if row.size else np.nan for row in rows])
 
@@ -379,9 +378,9 @@ def _support(
 ) -> tuple[
   Int[np.ndarray, 'v'], Float[np.ndarray, 'v'], Float[np.ndarray, 'v']
 ]:
-  """What each frame sees: points, their mean error, their median angle.
+  """Number of points of each frame, their mean error and median angle.
 
-  Errors are in pixels, angles of triangulation in degrees; NaN without points.
+  Errors are in pixels, triangulation angles in degrees; NaN without points.
   """
   poses_by_frame = _all_poses(run, num_frames)[:, :3]
   frame, point = run.observations.T

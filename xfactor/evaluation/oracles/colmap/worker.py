@@ -1,8 +1,8 @@
-"""Runs COLMAP on a folder; a program of its own, of which nothing is imported.
+"""Runs COLMAP on a folder, as a separate program that no module imports.
 
 After pycolmap 4.2 is imported, the first use of zlib aborts the process, and
-its libraries are best kept apart from those that read data sets. Hence zlib is
-used before, only what is needed is imported, and nothing is compressed.
+its libraries may conflict with those that read data sets. Hence this program
+uses zlib first, imports only what it needs, and compresses nothing.
 """
 
 import json
@@ -14,26 +14,26 @@ import zlib
 import numpy as np
 from scipy import sparse
 
-if __name__ == '__main__':  # Elsewhere it does harm, and it may be missing.
+if __name__ == '__main__':  # Not on import: see above; it is also optional.
   zlib.compress(b'')
   import pycolmap
 
 
-# Repeatable results need one thread; clips are what runs side by side.
+# Deterministic results need one thread; clips run in parallel instead.
 _THREADS = 1
-# Of SIFT: features of a third of the default's contrast, for small pictures.
+# SIFT features with about half of the default's contrast, for small pictures.
 _PEAK_THRESHOLD = 0.003
 # Largest error of a match in pixels; the default, 4, is for large pictures.
 _MATCH_ERROR = 2.0
 
 
 def main(folder: pathlib.Path) -> None:
-  """Writes FOLDER/run0.npz and run1.npz, of all features and of half of them.
+  """Writes FOLDER/run0.npz and run1.npz, from all points and from half of them.
 
-  Both or the second are missing where there is no model.
+  Both or the second are missing if there is no model.
 
   Args:
-    folder: With `pictures`, whose names are the numbers of their frames, and
+    folder: Folder with `pictures`, named by the numbers of their frames, and
       `camera.json`: the camera's `model`, `params` (in pixels; '' if unknown)
       and the `seed`.
   """
@@ -92,9 +92,9 @@ def _verification(seed: int):
 
 
 def _halve(path: pathlib.Path, pairs: pathlib.Path, seed: int) -> None:
-  """Keeps the matches of half of the points, and verifies them afresh.
+  """Keeps the matches of half of the points and verifies them again.
 
-  Were single matches drawn, both runs would see the same points.
+  Sampling matches instead of points would leave the same points in both runs.
   """
   with pycolmap.Database.open(path) as database:
     names = {image.image_id: image.name for image in database.read_all_images()}
@@ -148,7 +148,7 @@ def _map(database: pathlib.Path, folder: pathlib.Path, camera, seed: int):
 
 
 def _arrays(model) -> dict[str, np.ndarray]:
-  """Returns what `colmap.Run` holds."""
+  """Returns the arrays of `oracle.Run`."""
   frame = {i: int(pathlib.Path(x.name).stem) for i, x in model.images.items()}
   poses = [
     (frame[i], image.cam_from_world().matrix())

@@ -1,3 +1,3 @@
-"""Oracle: a pose network trained on posed data."""
+"""Pose oracle: a network trained on posed data."""
 
 from xfactor.evaluation.oracles.learned.oracle import Oracle as Oracle

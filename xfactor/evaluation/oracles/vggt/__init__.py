@@ -1,3 +1,3 @@
-"""Oracle: VGGT."""
+"""Pose oracle: VGGT."""
 
 from xfactor.evaluation.oracles.vggt.oracle import Oracle as Oracle
