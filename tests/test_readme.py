@@ -1,4 +1,4 @@
-"""README.md, tutorial and learning.md say what is so, and their blocks run.
+"""README.md and the pages in docs say what is so, and their blocks run.
 
 In every run of the tests: each command in them parses by the binary that it
 names, recipe and overrides included; files, links, options, keys and messages
@@ -45,7 +45,10 @@ from xfactor.training.resilience import shutdown
 from xfactor.training.telemetry import goodput
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ['README.md', 'docs/tutorial.md', 'docs/learning.md']
+PAGES = [
+  'README.md',
+  *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('docs/**/*.md')),
+]
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 
 
@@ -296,6 +299,7 @@ def test_what_pip_installs_can_be_installed():
 def test_programs_in_blocks_are_known():
   """Else nothing above has looked at them."""
   known = {'python', 'python3', 'pip', '.', 'export', 'sbatch', 'launch/tpu.sh'}
+  known |= {'mkdocs', 'pre-commit'}  # Others', without options of ours.
   assert {command[0] for command in COMMANDS} <= known, (
     'teach tests/test_readme.py how to check these'
   )
@@ -370,7 +374,7 @@ def test_files_in_the_text_are_there():
 
 
 def test_the_tree_of_the_design_is_this_one():
-  (tree,) = (x for x in blocks() if x.name == 'README.md: Design')
+  (tree,) = (x for x in blocks() if x.name == 'docs/design.md: Source tree')
   there = {
     path.name for path in ROOT.rglob('*') if not {'.git'} & set(path.parts)
   }
@@ -536,16 +540,23 @@ RE10K = (
   '{"re10k": {"begin": 6, "end": 8, "weight": 1.0, "split": "train"}}'
   "' --config.eval.window=8"
 )
+BASELINE = (
+  f'--config.data.dir=all{NARROW}{RE10K}'
+  ' --config.model.scene_layers=1 --config.model.decoder_layers=1'
+)
+TINY = (
+  f'--workdir=runs/tiny{RENDERER} --config.model.position_grid=4'
+  ' --config.data.make.rooms.scenes=24'
+  ' --config.data.make.rooms.frames=24 --config.data.make.rooms.walks=1'
+)
 VENV = 'python3 -m venv .venv && . .venv/bin/activate && pip install -e . &&\n'
+INSTALLS = Elsewhere('installs what the tests have')
 SERVES = Elsewhere('serves a page until it is stopped; tests/demo opens it')
 BLOCKS = {
   'README.md: Two commands': Run(
     {
       VENV: '',
-      '--workdir=runs/tiny': f'--workdir=runs/tiny{RENDERER}'
-      ' --config.model.position_grid=4'
-      ' --config.data.make.rooms.scenes=24'
-      ' --config.data.make.rooms.frames=24 --config.data.make.rooms.walks=1',
+      '--workdir=runs/tiny': TINY,
     },
     leaves=(
       'runs/tiny/eval/00000002/rooms_reconstruction.png',
@@ -561,11 +572,11 @@ BLOCKS = {
     },
     leaves=('data/video/frames', 'runs/video/checkpoints/2'),
   ),
-  'README.md: Data sets': Run(
+  'docs/data.md: Convert': Run(
     {'/raw/re10k': 'raw/re10k', '=/data': '=all'}, leaves=('all/re10k/clips',)
   ),
-  'README.md: Data sets (2)': SERVES,
-  'README.md: ViZDoom, from start to end': Run(
+  'docs/data.md: Browse': SERVES,
+  'docs/data.md: ViZDoom, from start to end': Run(
     {
       "pip install -e '.[vizdoom]'\n": '',
       '--walks=288': '--walks=40 --frames=16',
@@ -573,15 +584,15 @@ BLOCKS = {
     },
     leaves=('runs/vizdoom/checkpoints/2',),
   ),
-  'README.md: Several context views': Run(
+  'docs/training.md: Several context views': Run(
     {
       '/data': f'all{RENDERER}{RE10K}',
     },
-    after=('README.md: GPUs',),
+    after=('docs/gpus.md: GPUs',),
     leaves=('runs/mv/checkpoints/2',),
     prints=('runs/sm',),
   ),
-  'README.md: Posed models: SRT': Run(
+  'docs/methods/srt.md: Train': Run(
     {
       '--workdir=runs/srt_tiny': f'--workdir=runs/srt_tiny{SHORT}'
       ' --config.model.features=16 --config.model.heads=2'
@@ -591,24 +602,25 @@ BLOCKS = {
     leaves=('runs/srt_tiny/checkpoints/2',),
     prints=('copy the nearest view',),
   ),
-  'README.md: Posed models: SRT (2)': Run(
+  'docs/methods/srt.md: Fly through a scene': Run(
     {'--motion=rotate': '--motion=rotate --frames=2'},
-    after=('README.md: Posed models: SRT',),
+    after=('docs/methods/srt.md: Train',),
     leaves=('flight*.mp4',),
   ),
-  'README.md: Posed models: SRT (3)': Run(
+  'docs/methods/srt.md: Continue a run of the public code': Run(
     leaves=('runs/srt_nmr/checkpoints',),
   ),
-  'README.md: Baselines and ablations': Run(
-    {
-      '--config.data.dir=/data': '--config.data.dir=all'
-      f'{NARROW}{RE10K} --config.model.scene_layers=1'
-      ' --config.model.decoder_layers=1',
-    },
-    after=('README.md: Data sets',),
-    leaves=('runs/rust/checkpoints/2', 'runs/rayzer/checkpoints/2'),
+  'docs/methods/rust.md: Train': Run(
+    {'--config.data.dir=/data': BASELINE},
+    after=('docs/data.md: Convert',),
+    leaves=('runs/rust/checkpoints/2',),
   ),
-  'README.md: Does it transfer? The benchmark': Run(
+  'docs/methods/rayzer.md: Train': Run(
+    {'--config.data.dir=/data': BASELINE},
+    after=('docs/data.md: Convert',),
+    leaves=('runs/rayzer/checkpoints/2',),
+  ),
+  'docs/benchmarks.md: Transfer benchmark': Run(
     {
       '--budget=3000': '--budget=2 --recipes=recipes.py --data_dir=rooms',
       '--seeds=0,1': '--seeds=0',
@@ -616,42 +628,42 @@ BLOCKS = {
     },
     leaves=('runs/transfer/results.md', 'runs/transfer/pictures.png'),
   ),
-  'README.md: Use a trained model': Run(
+  'docs/inference.md: In Python': Run(
     {
       '# The same as `moved`.': '\n'
       'assert (pictures == moved).all() and moved.shape[0] == len(walk)',
     },
-    after=('README.md: ViZDoom, from start to end',),
+    after=('docs/data.md: ViZDoom, from start to end',),
   ),
-  'README.md: Use a trained model (2)': Run(
+  'docs/inference.md: As a command': Run(
     {
       'freedoom1_e4m2/0002': 'freedoom1_e4m2/0000',
       'freedoom2_map07/0001': 'freedoom2_map07/0000',
     },
-    after=('README.md: ViZDoom, from start to end',),
+    after=('docs/data.md: ViZDoom, from start to end',),
     leaves=('transfer.mp4', 'transfer.gif', 'transfer.png'),
   ),
-  'README.md: In a browser': SERVES,
-  'README.md: Official checkpoints': Run(
+  'docs/inference.md: In a browser': SERVES,
+  'docs/inference.md: Official checkpoints': Run(
     leaves=('runs/official/checkpoints', 'exported', 'model.safetensors'),
   ),
-  'README.md: GPUs': Run(
+  'docs/gpus.md: GPUs': Run(
     {
       "pip install -e '.[cuda,perceptual]'\n": '',
       '/data': f'all{RENDERER}{RE10K}',
     },
-    after=('README.md: Data sets',),
+    after=('docs/data.md: Convert',),
     leaves=('runs/sm/checkpoints/2',),
   ),
-  'README.md: GPUs (2)': Run(
+  'docs/gpus.md: Several hosts': Run(
     {'/shared/runs/sm': f'runs/shared --config.data.dir=all{RENDERER}{RE10K}'},
-    after=('README.md: Data sets',),
+    after=('docs/data.md: Convert',),
     leaves=('runs/shared/checkpoints/2',),
     prints=('exit code 0',),
   ),
-  'README.md: TPU pods': Elsewhere('needs TPUs; run dry above'),
-  'README.md: TPU pods (2)': Elsewhere('needs TPUs; run dry above'),
-  'README.md: TPU pods (3)': Run(
+  'docs/tpu-pods.md: One run': Elsewhere('needs TPUs; run dry above'),
+  'docs/tpu-pods.md: Spot capacity': Elsewhere('needs TPUs; run dry above'),
+  'docs/tpu-pods.md: What fits': Run(
     {
       'python': 'JAX_OPTIMIZATION_LEVEL=O0 python',
       'configs/mv.py': f'configs/mv.py{RENDERER} --config.data.batch=64'
@@ -659,12 +671,12 @@ BLOCKS = {
     },
     prints=('64 x TPU v5', 'fits'),
   ),
-  'README.md: Evaluate': Run(
+  'docs/evaluation.md: Evaluation': Run(
     {'--workdir=runs/tiny': f'--workdir=runs/tiny{RENDERER}'},
     after=('README.md: Two commands',),
     leaves=('runs/tiny/eval/00000002/index.html',),
   ),
-  'README.md: True Pose Similarity': Run(
+  'docs/evaluation.md: True Pose Similarity': Run(
     {
       '--workdir=runs/pose_oracle': '--workdir=runs/pose_oracle'
       ' --config.data.make.synthetic.scenes=24'
@@ -678,19 +690,22 @@ BLOCKS = {
     leaves=('runs/tiny/eval/00000002/rooms_tps-learned.json',),
     prints=('gate passed', 'mean motion'),
   ),
-  'README.md: True Pose Similarity (2)': Run(
+  'docs/evaluation.md: How accurate is an oracle': Run(
     {'--oracle=known_scene': '--oracle=known_scene --clips=2 --frames=3'},
     after=('README.md: Two commands',),
     leaves=('paths.png',),
   ),
-  'README.md: Compare runs': Run(
-    after=('README.md: Two commands', 'README.md: ViZDoom, from start to end'),
+  'docs/reading-the-log.md: Compare runs': Run(
+    after=(
+      'README.md: Two commands',
+      'docs/data.md: ViZDoom, from start to end',
+    ),
     leaves=('report.html',),
   ),
-  'README.md: Where the time goes': Run(
-    after=('README.md: GPUs',), prints=('goodput', 'downtime')
+  'docs/reading-the-log.md: Where the time goes': Run(
+    after=('docs/gpus.md: GPUs',), prints=('goodput', 'downtime')
   ),
-  'README.md: How fast': Run(
+  'docs/benchmarks.md: Train step': Run(
     {
       '=128': '=32',
       '=256': '=16 --config.model.heads=2 --repeats=1 --compiles=1',
@@ -699,6 +714,37 @@ BLOCKS = {
     },
     prints=('compile',),
   ),
+  'docs/training.md: Training': Run(
+    {'--workdir=runs/tiny': TINY}, after=('README.md: Two commands',)
+  ),
+  'docs/installation.md: Installation': INSTALLS,
+  'docs/installation.md: Check the installation': Elsewhere('these tests'),
+  'docs/installation.md: This site': Elsewhere('.ci/run builds it'),
+  'docs/contributing.md: Set up': INSTALLS,
+  'docs/contributing.md: Add a method': Run(
+    {'0.0  # For tools/compile_tpu.py.': '0.0\n\n\nMethod()'}
+  ),
+  'docs/contributing.md: Add a data set': Run(
+    {
+      'posed.clip_id(item.id), views)': 'posed.clip_id(item.id), views)\n\n\n'
+      "source = Source('panels', min_length=1, size=None)\n"
+      '(clip,) = (x for i in source.items() for x in source.clips(i))\n'
+      'assert len(clip.frames) == 2\n'
+    }
+  ),
+  'docs/contributing.md: Add a metric': Run(
+    {
+      'mae(unit, truth_unit)}': 'mae(unit, truth_unit)}\n\n\n'
+      'grey = jnp.zeros((2, 16, 16, 3))\n'
+      "assert (score(grey, grey, {})['mae'] == 0).all()\n"
+    }
+  ),
+  'docs/contributing.md: Add an oracle': Run(
+    {
+      'poses, intrinsics)': 'poses, intrinsics)\n\n\n'
+      'assert Oracle()(np.zeros((3, 8, 8, 3), np.uint8)).ok\n'
+    }
+  ),
   'docs/learning.md: When it does not learn': Elsewhere(
     'tests/tools/test_benchmark_learn.py runs it'
   ),
@@ -706,7 +752,7 @@ BLOCKS = {
     'trains for an hour first; tests/evaluation/oracles/test_rerender.py has '
     'the oracle'
   ),
-  'docs/tutorial.md: 1. Film': Elsewhere('installs what the tests have'),
+  'docs/tutorial.md: 1. Film': INSTALLS,
   'docs/tutorial.md: 1. Film (2)': Run(
     {'range(40)': 'range(10)', 'frames=120': 'frames=24'},
     leaves=('videos/walk_09.mp4',),
@@ -759,7 +805,11 @@ def test_what_is_changed_in_a_block_is_there(block):
 
 
 def test_the_clips_that_are_named_are_made():
-  named = set(re.findall(r'vizdoom/(test|train)/(\S+)', TEXT['README.md']))
+  named = {
+    clip
+    for text in TEXT.values()
+    for clip in re.findall(r'vizdoom/(test|train)/(\S+)', text)
+  }
   made = vizdoom.Source(walks=288).items()
   assert named
   assert named <= {(item.split, item.id) for item in made}
@@ -819,6 +869,9 @@ class World:
     shutil.copytree(
       pathlib.Path(GOLDEN, 'clu_ckpt/checkpoints-0'), folder / 'checkpoints-0'
     )
+    (folder / 'panels/a').mkdir(parents=True)
+    for i in range(2):
+      Image.fromarray(clip[i]).save(folder / f'panels/a/{i}.png')
     (folder / 'recipes.py').write_text(RECIPES)
 
   def run(self, name):
@@ -857,8 +910,10 @@ class World:
 
 @pytest.fixture(scope='module')
 def worlds(tmp_path_factory):
-  """One for each page."""
-  return {page: World(tmp_path_factory.mktemp('page')) for page in PAGES}
+  """One for all pages, but for the tutorial: its videos have the same name."""
+  shared = World(tmp_path_factory.mktemp('shared'))
+  tutorial = World(tmp_path_factory.mktemp('tutorial'))
+  return dict.fromkeys(PAGES, shared) | {'docs/tutorial.md': tutorial}
 
 
 @pytest.mark.slow
@@ -866,7 +921,7 @@ def worlds(tmp_path_factory):
   'name', [name for name, how in BLOCKS.items() if isinstance(how, Run)]
 )
 def test_block_runs(name, worlds):
-  world = worlds[name.partition(':')[0]]
+  world = worlds[name.partition(': ')[0]]
   said = world.run(name)
   for words in BLOCKS[name].prints:
     assert words in said
@@ -875,7 +930,7 @@ def test_block_runs(name, worlds):
 
 
 @pytest.mark.slow
-def test_metrics_have_the_keys_of_the_readme(worlds):
+def test_metrics_have_the_keys_of_the_documentation(worlds):
   world = worlds['README.md']
   world.run('README.md: Two commands')
   lines = (world.folder / 'runs/tiny/metrics.jsonl').read_text().splitlines()
