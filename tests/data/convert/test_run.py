@@ -843,7 +843,7 @@ def test_lists_override_the_source(tmp_path):
   assert summary.left_out == 4
   assert summary.missing == ['gone']
   report = summary_lib.report(summary)
-  assert 'left out by --splits or --split: 4' in report
+  assert 'excluded by --splits or --split: 4' in report
   assert 'without a clip: 1, for instance gone' in report
   folder = folders.clips_folder(tmp_path, 'fake', '1.0.0')
   assert files.read_json(folder / 'splits.json') == {

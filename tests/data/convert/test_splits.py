@@ -74,9 +74,9 @@ def test_items_above_a_listed_clip_are_wanted():
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ('{', 'no JSON file that can be read'),
+    ('{', 'not a readable JSON file'),
     ('{"train": ["a"], "test": ["a"]}', 'a is listed for train and for test'),
-    ('{"a": "Train Set"}', "'Train Set' is no name for a split"),
+    ('{"a": "Train Set"}', "'Train Set' is not a split name"),
     ('{"train": [1]}', 'must hold a list of ids'),
     ('{"A": [], "B": []}', 'looks like the list of one split'),
     ('{"a": [], "b": null}', 'looks like the list of one split'),

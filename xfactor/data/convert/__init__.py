@@ -1,1 +1,1 @@
-"""Conversion of sources of clips into records."""
+"""Converts sources of clips into records."""

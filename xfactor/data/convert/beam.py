@@ -1,4 +1,4 @@
-"""Converts parts on Apache Beam."""
+"""Converts parts with Apache Beam."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ def convert_on_beam(
   progress: part_lib.Progress,
   options: Sequence[str],
 ) -> list[dict[str, Any]]:
-  """As `_convert_parts`, by the workers of Apache Beam."""
+  """Does what `workers.convert_parts` does, with workers of Apache Beam."""
   try:
     import apache_beam as beam
   except ImportError as e:
@@ -31,7 +31,7 @@ def convert_on_beam(
 
   done = {n for n in range(len(plan.parts)) if part_lib.read_part(plan, n)}
   todo = [n for n in range(len(plan.parts)) if n not in done]
-  # Of these options: a worker may have read others' before.
+  # Named by the options: a worker may have cached the items of others.
   items = plan.work / f'items-{files.digest(plan.options)}.pickle'
   items.write_bytes(pickle.dumps(plan.parts))
   with beam.Pipeline(
@@ -41,7 +41,7 @@ def convert_on_beam(
       pipeline
       | beam.Create(todo)
       | beam.Reshuffle()
-      # A service takes graphs of a few megabytes, too few for the items.
+      # A service limits graphs to a few megabytes, too few for the items.
       | beam.Map(
         _beam_part, source, part_lib.without_items(plan), os.fspath(items)
       )
@@ -51,7 +51,7 @@ def convert_on_beam(
     part = part_lib.read_part(plan, number, check=False)
     if part is None:
       raise UserError(
-        f'the Beam workers left no {part_lib.part_stem(number)} in '
+        f'the Beam workers wrote no {part_lib.part_stem(number)} in '
         f'{plan.work}; give a --data_dir that they and this host share, such '
         'as a bucket'
       )

@@ -1,9 +1,8 @@
-"""Claims: hosts that share a folder share work without doing it twice.
+"""Claims, with which hosts that share a folder avoid doing work twice.
 
-A claim is a small file, renewed while its owner lives. Nothing that must be
-right rests on claims alone, for on network disks and buckets two hosts can take
-one at the same moment: what they guard appears whole and is the same whoever
-makes it.
+A claim is a small file, renewed while its owner lives. Claims only save time:
+on network disks and buckets, two hosts can take one at the same moment. So the
+files that they guard must appear atomically and not depend on their writer.
 """
 
 import contextlib
@@ -18,14 +17,14 @@ from etils import epath
 from xfactor.data import files
 
 _RENEW = 30.0  # Seconds.
-# Without renewal for so long, the owner is dead; clocks of hosts may differ.
+# Without renewal for this long, the owner is dead; clocks of hosts may differ.
 _STALE = 300.0
-# For another's claim of the same moment to be seen.
+# Time for simultaneous claims of other hosts to become visible.
 _SETTLE = 1.0
 
 
 class Claims:
-  """The claims of this process in a folder; renewed until closed."""
+  """Claims of this process in a folder; renewed until closed."""
 
   def __init__(self, folder: epath.Path):
     self._folder = folder
@@ -36,9 +35,9 @@ class Claims:
     self._thread.start()
 
   def take(self, name: str) -> bool:
-    """Claims `name`; returns whether it is this process's now."""
+    """Claims `name`; returns whether this process holds it now."""
     path = self._path(name)
-    # Asked before its owner, who may come in between.
+    # Check this before the owner: another claim may appear in between.
     found = path.exists()
     if is_taken(path):
       return False
@@ -56,14 +55,14 @@ class Claims:
     return True
 
   def release(self, name: str) -> None:
-    """Gives `name` back."""
+    """Releases `name`."""
     with self._lock:
       self._held.discard(name)
     with contextlib.suppress(OSError):
       self._path(name).unlink()
 
   def close(self) -> None:
-    """Gives everything back."""
+    """Releases all claims."""
     self._end.set()
     self._thread.join()
     for name in list(self._held):
@@ -73,7 +72,7 @@ class Claims:
     while not self._end.wait(_RENEW):
       with self._lock:
         for name in self._held:
-          # Buckets fail in ways of their own, for a while.
+          # Buckets have temporary failures with errors of their own.
           with contextlib.suppress(Exception):
             self._write(self._path(name))
 
@@ -87,20 +86,20 @@ class Claims:
     )
 
   def _create(self, path: epath.Path) -> None:
-    """Writes a claim on a disk unless there is one: of two, one succeeds."""
+    """Writes a claim on a disk, atomically, unless there is one."""
     mine = path.with_name(f'{path.name}.new{files.partial_suffix()}')
     self._write(mine)
     try:
       os.link(mine, path)
     except FileExistsError:
       pass
-    except OSError:  # Some disks have no links.
+    except OSError:  # Some disks do not support links.
       self._write(path)
     mine.unlink(missing_ok=True)
 
 
 def is_taken(claim: epath.Path) -> bool:
-  """Whether another process that seems alive holds the claim of this file."""
+  """Returns whether another process, apparently alive, holds a claim."""
   owner = _read(claim)
   if owner is None or _is_mine(owner):
     return False
@@ -125,11 +124,11 @@ def _is_mine(owner: dict[str, Any] | None) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-  """Whether there is a process of this number on this host."""
+  """Returns whether a process with this id runs on this host."""
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except PermissionError:  # Another user's.
+  except PermissionError:  # Another user's process.
     pass
   return True

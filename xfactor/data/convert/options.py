@@ -1,4 +1,4 @@
-"""The options of a data set on the command line: the fields of its source."""
+"""Parses a data set's command-line options, the fields of its source."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ def names(dataset: str) -> list[str]:
 
 
 def describe(dataset: str) -> str:
-  """Returns the options of a source, one a line, with types and defaults."""
+  """Lists the options of a source, one per line, with types and defaults."""
   cls = _source_class(dataset)
   hints = _hints(cls)
   lines = [f'{dataset}: {cls.description}']
@@ -36,11 +36,11 @@ def describe(dataset: str) -> str:
 def parse(dataset: str, args: Sequence[str]) -> dict[str, Any]:
   """Parses `--size=256 --fps 10 --shuffle --nodepth` for a source's fields.
 
-  Values are turned into the types of the fields' annotations.
+  Values are converted to the types of the annotations.
 
   Args:
     dataset: Name of the source.
-    args: What the user wrote.
+    args: Command-line arguments.
 
   Returns:
     Keyword arguments for `sources.make`.
@@ -74,7 +74,7 @@ def parse(dataset: str, args: Sequence[str]) -> dict[str, Any]:
 
 
 def _hints(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
-  """Returns the types that each field takes."""
+  """Returns the types that each field accepts."""
   hints = typing.get_type_hints(cls)
   out = {}
   for field in dataclasses.fields(cls):
@@ -91,7 +91,7 @@ def _kind_name(kind: Any) -> str:
 
 
 def _parse(key: str, value: str, kinds: Sequence[Any]) -> Any:
-  """Returns a value as the first of the types that takes it."""
+  """Converts a value to the first of the types that accepts it."""
   for kind in kinds:
     try:
       if kind is type(None):

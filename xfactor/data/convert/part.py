@@ -14,7 +14,7 @@ from xfactor.data.records import codec, shards
 from xfactor.errors import UserError
 
 _CLIP_ID = re.compile(r'[A-Za-z0-9/._-]+')
-# What is wrong with an item; other errors of the system stop the run.
+# Errors of a single item; other system errors stop the run.
 _UNREADABLE = (
   *(FileNotFoundError, PermissionError),
   *(IsADirectoryError, NotADirectoryError),
@@ -23,10 +23,10 @@ _UNREADABLE = (
 
 @dataclasses.dataclass
 class Progress:
-  """Numbers that a worker counts up and the main process adds up.
+  """Counters that workers increment and the main process sums up.
 
-  Each part has its own cells and one writer: no locks, which a killed worker
-  could take with it.
+  Each part has its own cells and one writer, so there are no locks that a
+  killed worker could hold for ever.
   """
 
   items: Any
@@ -44,11 +44,11 @@ class Progress:
 
 
 class _Stopped(Exception):
-  """The main process asked the workers to stop."""
+  """Raised in a worker if the main process has asked it to stop."""
 
 
 class Outputs:
-  """The files of one part: a file of frames and one of clips a split."""
+  """Files of one part: one of frames and one of clips for each split."""
 
   def __init__(self, work: epath.Path, stem: str):
     self._work = work
@@ -76,7 +76,7 @@ class Outputs:
     depth: bool,
     encodings: Iterable[str],
   ) -> None:
-    """Writes one clip, given its frames' records, into a split."""
+    """Writes one clip and its frames' records to a split."""
     out = self._split(split)
     clip = dataclasses.replace(clip, first_frame=out['frames'].records)
     for record in frames:
@@ -97,7 +97,7 @@ class Outputs:
     )
 
   def close(self) -> dict[str, Any]:
-    """Finishes the files and returns what is in them."""
+    """Finishes the files and returns a summary of them."""
     return {
       'splits': {
         split: {
@@ -111,14 +111,14 @@ class Outputs:
     }
 
   def abort(self) -> None:
-    """Drops the files."""
+    """Deletes the files."""
     for out in self._writers.values():
       for writer in out.values():
         writer.abort()
 
 
 def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
-  """Raises ValueError where a source breaks the promises of `Clip`."""
+  """Raises ValueError if a clip is not as `sources.Clip` specifies."""
   n = len(clip.frames)
   problems = []
   if not _CLIP_ID.fullmatch(clip.id):
@@ -158,7 +158,7 @@ def _write_part(
   number: int,
   items: Sequence[sources.Item],
 ) -> dict[str, Any]:
-  """Converts one part and returns its summary, also left as part-N.json."""
+  """Converts one part and returns its summary, also stored as part-N.json."""
   stem = part_stem(number)
   out = Outputs(plan.work, stem)
   skipped, left_out, listed = [], 0, []
@@ -235,12 +235,12 @@ def _add_clip(
 def read_part(
   plan: plan_lib.Plan, number: int, check: bool = True
 ) -> dict[str, Any] | None:
-  """Returns the summary of a part that is done and whole, or None.
+  """Returns the summary of a part that is done and intact, or None.
 
   Args:
     plan: The conversion.
-    number: Of the part.
-    check: Whether its checksums are to be compared. A bucket keeps its own.
+    number: Number of the part.
+    check: Whether to verify checksums; not in buckets, which keep their own.
   """
   path = plan.work / f'{part_stem(number)}.json'
   if not path.exists():
@@ -261,7 +261,7 @@ def read_part(
   return part
 
 
-# What a worker process works on.
+# First arguments of `do_part`, the same for all parts.
 _job: tuple[Any, ...] = ()
 
 
@@ -294,14 +294,14 @@ def do_part(
 
 
 def without_items(plan: plan_lib.Plan) -> plan_lib.Plan:
-  """Returns what a worker needs of a plan: a million items are heavy."""
+  """Returns a plan without its items, which are slow to copy to workers."""
   return dataclasses.replace(plan, parts=[])
 
 
 def own(
   plan: plan_lib.Plan, owner: dict[str, int], parts: dict[int, Any], number: int
 ) -> None:
-  """Notes which part each clip of a new part is in.
+  """Records which part each clip of a new part is in.
 
   Raises:
     UserError: If an earlier clip has the same id.
@@ -310,7 +310,7 @@ def own(
     if clip['id'] in owner:
       other = owner[clip['id']]
       first = next(c for c in parts[other]['clips'] if c['id'] == clip['id'])
-      # Once they are corrected, they are to be read again.
+      # They must be read again after a correction.
       for made in {number, other}:
         (plan.work / f'{part_stem(made)}.json').unlink(missing_ok=True)
       raise UserError(

@@ -20,7 +20,7 @@ _NAME = re.compile(r'[a-z][a-z0-9_]*')
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is to be done, known before anything is read or written."""
+  """Plan of a conversion, made before data are read or written."""
 
   name: str
   root: epath.Path
@@ -33,18 +33,18 @@ class Plan:
 
   @property
   def work(self) -> epath.Path:
-    """The folder of unfinished work."""
+    """Folder of unfinished work."""
     return self.root / f'.incomplete-{self.version}'
 
   @property
   def bytes(self) -> int:
-    """Estimate of the size."""
+    """Estimated size."""
     return sum(item.size for part in self.parts for item in part)
 
   def split_of(
     self, clip_id: str, item: sources.Item
   ) -> tuple[str | None, str | None]:
-    """Returns a clip's split, None if left out, and its id in the lists."""
+    """Returns a clip's split, None if excluded, and its id in the lists."""
     listed = None
     if self.lists:
       split, listed = self.lists.find(clip_id)
@@ -56,7 +56,7 @@ class Plan:
 
   @property
   def by_hash(self) -> bool:
-    """Whether the hash alone decides about splits."""
+    """Whether only the hash determines the splits."""
     return not self.lists and all(
       item.split is None for part in self.parts for item in part
     )
@@ -65,8 +65,8 @@ class Plan:
 def deal(items: Sequence[sources.Item]) -> list[list[sources.Item]]:
   """Deals items to parts: consecutive, of about equal size, none empty.
 
-  Their number depends on the items alone: about 512 MiB each, but at least
-  `MIN_PARTS` (or one an item), for the sake of workers.
+  Their number depends only on the items: about 512 MiB each, but at least
+  `MIN_PARTS` (or one per item), to keep the workers busy.
   """
   sizes = [max(item.size, 1) for item in items]
   total = sum(sizes)
@@ -90,11 +90,11 @@ def make_plan(
 ) -> Plan:
   """Lists the items and deals them to parts; reads no footage.
 
-  Arguments are those of `convert`.
+  See `run.convert` for the arguments.
 
   Raises:
-    UserError: If a name or number is not usable, the source lists nothing, or
-      two items have one id.
+    UserError: If a name or number is not valid, the source lists nothing, or
+      two items have the same id.
   """
   name = name or source.name
   if not _NAME.fullmatch(name):
@@ -119,8 +119,9 @@ def make_plan(
   wanted = [item for item in items if _may_be_wanted(item, lists, only)]
   if not wanted:
     raise UserError(
-      f'none of the {len(items)} items of the {source.name} source is wanted '
-      f'(for instance {items[0].id} is not): check --splits and --split'
+      f'none of the {len(items)} items of the {source.name} source is '
+      f'selected (for instance {items[0].id} is not): check --splits and '
+      '--split'
     )
   parts = deal(wanted)
   return Plan(
@@ -160,7 +161,7 @@ def _may_be_wanted(
 
 
 def _plain(value: Any) -> Any:
-  """Returns a value as JSON will give it back."""
+  """Returns a value as it is after a round trip through JSON."""
   if isinstance(value, tuple | list):
     return [_plain(v) for v in value]
   if isinstance(value, bool | int | float | str | None):

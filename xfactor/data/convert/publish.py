@@ -22,7 +22,7 @@ _ASIDE = '.deleted-'
 def fill_splits(
   plan: plan_lib.Plan, parts: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-  """Moves one clip where the hash left a split empty (see the module)."""
+  """Moves one clip if the hash left a split empty; see `run`."""
   clips = [clip for part in parts for clip in part['clips']]
   found = {clip['split'] for clip in clips}
   if (
@@ -48,12 +48,12 @@ def fill_splits(
 def _rewrite_part(
   plan: plan_lib.Plan, number: int, part: dict[str, Any], target: dict[str, str]
 ) -> dict[str, Any]:
-  """Writes a part anew with some clips in other splits."""
+  """Rewrites a part with some clips in other splits."""
   (split,) = part['splits']
   files = part['splits'][split]
   frames = shards_lib.read_shard(plan.work / files['frames']['file'])
   clips = shards_lib.read_shard(plan.work / files['clips']['file'])
-  # Another stem: until the JSON is replaced, the old files are the part.
+  # Another stem: the old files stay valid until the JSON is replaced.
   out = part_lib.Outputs(plan.work, f'{part_lib.part_stem(number)}-moved')
   for entry, record in zip(part['clips'], clips, strict=True):
     clip = codec.decode_clip(record)
@@ -74,7 +74,7 @@ def _rewrite_part(
 def finish(
   plan: plan_lib.Plan, description: str, parts: list[dict[str, Any]]
 ) -> None:
-  """Gives everything its final place; can be interrupted and repeated."""
+  """Writes the finished folders; can be interrupted and repeated."""
   splits = sorted({split for part in parts for split in part['splits']})
   make_folder(plan.work / 'clips')
   depth = all(s['depth'] for part in parts for s in part['splits'].values())
@@ -120,7 +120,7 @@ def finish(
       | {'shards': [dataclasses.asdict(shard) for shard in shards[split]]}
       for split, entry in manifest.items()
     }
-    # Of runs that were killed here.
+    # Left by runs that were killed here.
     for leftover in folder.glob('*.incomplete-*'):
       leftover.unlink(missing_ok=True)
     files_lib.write_json(
@@ -141,12 +141,12 @@ def finish(
 def _name_frames(
   plan: plan_lib.Plan, split: str, parts: list[dict[str, Any]]
 ) -> list[shards_lib.Shard]:
-  """Renames the parts' frames to what TFDS expects."""
+  """Renames the parts' frames as TFDS expects."""
   out = []
   for i, part in enumerate(parts):
     shard = shards_lib.Shard(**part['splits'][split]['frames'])
     name = shards_lib.shard_name(plan.name, split, i, len(parts))
-    # A run that was interrupted here has renamed some files already.
+    # A run that was interrupted here has already renamed some files.
     if (plan.work / shard.file).exists():
       (plan.work / shard.file).replace(plan.work / 'frames' / name)
     out.append(dataclasses.replace(shard, file=name))
@@ -156,7 +156,7 @@ def _name_frames(
 def _merge_clips(
   plan: plan_lib.Plan, split: str, parts: list[dict[str, Any]]
 ) -> list[shards_lib.Shard]:
-  """Writes the clips anew, with first frames counted over the whole split."""
+  """Rewrites the clips, with first frames counted over the whole split."""
   size = sum(part['splits'][split]['clips']['bytes'] for part in parts)
   groups = -(-size // plan_lib.SHARD_BYTES)
   groups = min(groups, len(parts))
@@ -177,17 +177,17 @@ def _merge_clips(
 
 
 def is_published(plan: plan_lib.Plan) -> bool:
-  """Whether only the last step, deleting the work folder, is missing."""
+  """Returns whether only the deletion of the work folder remains."""
   return (plan.work / 'parts.json').exists() and not (
     plan.work / 'frames'
   ).exists()
 
 
 def publish(plan: plan_lib.Plan) -> None:
-  """Puts the finished folders in place, instead of older ones if any.
+  """Moves the finished folders into place, instead of older ones if any.
 
-  Frames come last: without them the data set does not count as there, and
-  their absence from the work folder tells that all is done.
+  Frames come last: without them the data set does not count as complete, and
+  their absence from the work folder means that all is done.
   """
   for config in ('clips', 'frames'):
     new, final = plan.work / config, plan.root / config / plan.version
@@ -196,7 +196,7 @@ def publish(plan: plan_lib.Plan) -> None:
       continue
     final.parent.mkdir(exist_ok=True)
     if not new.exists():
-      # This process was held up, and what is in place is what it made.
+      # Another process was faster, and has moved the same result.
       raise FileNotFoundError(errno.ENOENT, 'moved by another process', new)
     if final.exists():
       _set_aside(plan, final)
@@ -205,7 +205,7 @@ def publish(plan: plan_lib.Plan) -> None:
 
 
 def _set_aside(plan: plan_lib.Plan, folder: epath.Path) -> None:
-  """Takes a local folder away at once, for `_delete_aside`."""
+  """Moves a local folder away atomically, for `delete_aside`."""
   owner = f'{socket.gethostname()}-{os.getpid()}'
   name = f'{_ASIDE}{owner}-{folder.parent.name}-{folder.name}'
   folder.replace(plan.root / name)
@@ -213,18 +213,18 @@ def _set_aside(plan: plan_lib.Plan, folder: epath.Path) -> None:
 
 def delete_aside(plan: plan_lib.Plan) -> None:
   for folder in plan.root.glob(f'{_ASIDE}*'):
-    # Another process may be about it too.
+    # Another process may be deleting it, too.
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def discard(plan: plan_lib.Plan) -> None:
-  """Deletes the work folder, for other processes all at once."""
+  """Deletes the work folder, atomically as other processes see it."""
   if not files_lib.is_remote(plan.work):
     _set_aside(plan, plan.work)
     delete_aside(plan)
     return
   for path in plan.work.iterdir():
-    # It says that the rest is not needed any more.
+    # Deleted last: it marks the rest as no longer needed.
     if path.name != 'parts.json' and not path.is_dir():
       path.unlink(missing_ok=True)
   plan.work.rmtree()
@@ -233,15 +233,15 @@ def discard(plan: plan_lib.Plan) -> None:
 def make_folder(folder: epath.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   if files_lib.is_remote(folder):
-    # A bucket has only the folders that something is in.
+    # Buckets have no empty folders.
     (folder / _PLACEHOLDER).write_text('')
 
 
 def _move_files(source: epath.Path, target: epath.Path) -> None:
   """Moves a folder of a bucket; can be interrupted and repeated.
 
-  The manifest, which makes a folder count, comes last, so that a target with
-  one is an older version or, where the source has none, moved already.
+  The manifest, which marks a folder as complete, comes last. So a target with a
+  manifest is an older version or, if the source has none, already moved.
   """
   (source / _PLACEHOLDER).unlink(missing_ok=True)
   manifest = 'manifest.json'

@@ -1,26 +1,26 @@
-"""Raw data -> records: the conversion that tools/convert_datasets.py runs.
+"""Converts raw data to records, as tools/convert_datasets.py does.
 
-The items of a source are dealt to a fixed number of parts, whatever the number
-of workers. A worker writes one part at a time: a file of frames and a file of
-clips for each split, then a small JSON that makes the part count as done.
+The items of a source are dealt to a number of parts that does not depend on the
+number of workers. A worker writes one part at a time: a file of frames and a
+file of clips for each split, then a small JSON that marks the part as done.
 A killed run that is started again skips the parts that are done and whose
-checksums hold. Hosts that run the same command on a shared folder or bucket
-share the parts (`sharing.py`); so do the workers of Apache Beam. When all parts
+checksums match. Hosts that run the same command on a shared folder or bucket
+share the parts (`claims.py`); so do the workers of Apache Beam. When all parts
 are done, one process gives their files their final names:
 
   DATA_DIR/NAME/.incomplete-VERSION/     all work in progress
-    options.json                         what the run was asked for
-    part-00007.claim                     some process is at work on this part
+    options.json                         options of the run
+    part-00007.claim                     a process is working on this part
     part-00007.json                      this part is done
     part-00007.train.frames              its records, renamed at the end
     part-00007.train.clips               its clips, merged at the end
     parts.json                           all parts are done
 
-Which split: explicit lists (`splits.py`), else the source's word, else a hash
-of the clip's id, so that a clip keeps its split when others are added. In a
-small data set where the hash leaves a split empty, the clip with the smallest
-hash moves to `test` (or the one with the largest to `train`); only that clip
-may change sides when clips are added.
+A clip's split is given by explicit lists (`splits.py`), else by the source,
+else by a hash of the clip's id, so that a clip keeps its split when others are
+added. If the hash leaves a split of a small data set empty, the clip with the
+smallest hash moves to `test` (or the one with the largest to `train`); only
+that clip may change its split when clips are added.
 """
 
 import contextlib
@@ -60,24 +60,24 @@ def convert(
   """Converts a source to records; continues where a killed run stopped.
 
   Args:
-    source: What to convert; picklable.
+    source: Source to convert; picklable.
     data_dir: Folder of converted data sets, local or gs://.
-    name: Of the data set; the source's own name by default.
-    workers: Processes; 0 works in this one, None takes one a core. The result
-      does not depend on it.
-    test_fraction: Share of clips, by hash, that become the test split where the
-      source does not say.
-    lists: Explicit split lists, instead of the source's and the hash.
-    only: The splits to convert; all by default.
-    overwrite: Replace an existing data set, and drop unfinished work that was
-      begun with other options.
-    quiet: No progress bar.
+    name: Name of the data set; the source's own name by default.
+    workers: Number of processes; 0 uses this one, None one per core. It does
+      not affect the result.
+    test_fraction: Share of clips, by hash, in the test split if the source has
+      no splits.
+    lists: Explicit split lists, instead of the source's splits and the hash.
+    only: Splits to convert; all by default.
+    overwrite: Whether to replace an existing data set and discard unfinished
+      work with other options.
+    quiet: Whether to hide the progress bar.
     beam_options: Command-line options of Apache Beam, to convert with it
       instead of local processes.
 
   Raises:
-    UserError: If the input or the target is unusable; its message says what to
-      do. Finished parts stay.
+    UserError: If the input or the target is unusable; its message names the
+      remedy. Finished parts are kept.
   """
   start = time.monotonic()
   plan = plan_lib.make_plan(source, data_dir, name, test_fraction, lists, only)
@@ -120,12 +120,12 @@ def convert(
 def _finish_parts(
   plan: plan_lib.Plan, description: str, parts: list[dict[str, Any]] | None
 ) -> None:
-  """Makes a data set of finished parts; continues what was interrupted.
+  """Makes a data set of finished parts; continues an interrupted attempt.
 
   Args:
-    plan: The conversion, whose `finish` this process has claimed.
-    description: Of the source.
-    parts: Their summaries; of no use where another run got as far as this.
+    plan: Plan of the conversion, whose `finish` this process has claimed.
+    description: Description of the source.
+    parts: Summaries of the parts; unused if another run got this far.
   """
   if not (plan.work / 'options.json').exists() or publish.is_published(plan):
     return  # Another process has just finished it all.
@@ -140,7 +140,7 @@ def _finish_parts(
     if not any(part['clips'] for part in parts):
       raise _nothing(plan, parts)
     publish.make_folder(plan.work / 'frames')
-    # From here on a new run repeats the finish, no matter which files of parts
+    # From here on a new run repeats this step, no matter which files of parts
     # already have their final names.
     files.write_json(path, len(parts))
   publish.finish(plan, description, parts)
@@ -153,8 +153,8 @@ def _check_same(plan: plan_lib.Plan) -> None:
   old = {key: old.get(key) for key in plan.options}
   if old != plan.options:
     raise UserError(
-      f'{plan.root} {plan.version} is there already, made with other options '
-      f'({_difference(old, plan.options)}); give another --name, or '
+      f'{plan.root} {plan.version} already exists, made with other '
+      f'options ({_difference(old, plan.options)}); give another --name, or '
       '--overwrite to replace it'
     )
 
@@ -172,7 +172,7 @@ def _make_root(plan: plan_lib.Plan) -> None:
 
 
 def _open_work(plan: plan_lib.Plan, overwrite: bool) -> None:
-  """Makes the folder of unfinished work or checks that it is this command's."""
+  """Makes the work folder, or checks that its options are the same."""
   path = plan.work / 'options.json'
   if path.exists():
     old = files.read_json(path)
@@ -182,7 +182,7 @@ def _open_work(plan: plan_lib.Plan, overwrite: bool) -> None:
     if not overwrite:
       raise UserError(
         f'{plan.work} holds an unfinished conversion with other options '
-        f'({_difference(old, plan.options)}); run the same command as then '
+        f'({_difference(old, plan.options)}); run its command again '
         'to continue it, or give another --name, or delete that folder'
       )
     if any(map(claims_lib.is_taken, plan.work.glob('*.claim'))):
@@ -197,7 +197,7 @@ def _open_work(plan: plan_lib.Plan, overwrite: bool) -> None:
 
 
 def _sweep(plan: plan_lib.Plan) -> None:
-  """Deletes what killed processes of this host have left unfinished."""
+  """Deletes unfinished files of killed processes of this host."""
   mark = f'.incomplete-{socket.gethostname()}'
   for path in plan.work.iterdir():
     head, _, pid = path.name.rpartition('-')
@@ -231,13 +231,13 @@ def _nothing(plan: plan_lib.Plan, parts: list[dict[str, Any]]) -> UserError:
   return UserError(
     f'nothing was converted: {len(skipped)} of '
     f'{sum(map(len, plan.parts))} items could not be read, '
-    f'{sum(part["left_out"] for part in parts)} clips were not wanted, and '
+    f'{sum(part["left_out"] for part in parts)} clips were excluded, and '
     f'the other items have no clips{why}'
   )
 
 
 def _fix_eval(plan: plan_lib.Plan) -> None:
-  """Chooses the default evaluation examples, where clips are long enough."""
+  """Chooses the default evaluation examples, if clips are long enough."""
   manifest = files.read_json(
     plan.root / 'clips' / plan.version / 'manifest.json'
   )
@@ -256,11 +256,11 @@ def _fix_eval(plan: plan_lib.Plan) -> None:
 
 @contextlib.contextmanager
 def _clear_messages(plan: plan_lib.Plan) -> Iterator[None]:
-  """Turns what a disk can do to us into one sentence."""
+  """Turns disk errors (full, read-only) into a UserError."""
   try:
     yield
   except (OSError, RuntimeError) as e:
-    # array_record raises RuntimeError with the system's words.
+    # array_record raises RuntimeError with the system's message.
     text = str(e)
     if getattr(e, 'errno', 0) == errno.ENOSPC or 'No space left' in text:
       raise UserError(

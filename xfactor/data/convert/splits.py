@@ -1,15 +1,15 @@
-"""Which clip belongs to which split: explicit lists, else the source or a hash.
+"""Assigns clips to splits by explicit lists or by a hash.
 
-A list file is JSON in one of three forms, ids being the keys where there are
-objects:
+A list file is JSON in one of three forms. Where IDs are in an object, they are
+its keys:
 
   {"train": [ID, ...], "test": [ID, ...]}     or {"train": {ID: ...}, ...}
   {ID: "train", ID: "test", ...}
   {ID: ..., ID: ...}  or  [ID, ...]           the list of one split
 
-The last form, that of published lists, does not say whose list it is, so the
-user does: `test=FILE.json`. An ID is a clip's id, that of the sequence that it
-was cut from, or the last part of either (`001` for `chair/001`).
+The last form, that of published lists, does not name its split, so the user
+must: `test=FILE.json`. An ID is the id of a clip, the id of the sequence that
+it was cut from, or the last part of either (`001` for `chair/001`).
 """
 
 import collections
@@ -25,14 +25,14 @@ from xfactor.data import files as files_lib
 from xfactor.errors import UserError
 
 _SPLIT = re.compile(r'[a-z][a-z0-9_]*')
-_MANY = 10  # More splits than anyone has: these are ids.
+_MANY = 10  # No data set has more splits: these are ids.
 
 
 class Lists:
   """Explicit lists of ids.
 
   Attributes:
-    by_id: The split of each listed id.
+    by_id: Split of each listed id.
   """
 
   def __init__(self, by_id: dict[str, str]):
@@ -44,10 +44,10 @@ class Lists:
     self._rest = None if 'train' in by_id.values() else 'train'
 
   def find(self, clip_id: str) -> tuple[str | None, str | None]:
-    """Returns a clip's split and the id in the lists that says so.
+    """Returns a clip's split and the listed id that determines it.
 
-    (None, None) where it is to be left out; no id where the clip is part of
-    the rest, which is `train` if no list is of that name.
+    (None, None) excludes the clip. Without an id, the clip is not listed, and
+    its split is `train`, for which there is no list.
     """
     parents = _parents(clip_id)
     for key in [*parents, *(p.rpartition('/')[2] for p in parents)]:
@@ -56,7 +56,7 @@ class Lists:
     return self._rest, None
 
   def may_hold(self, item_id: str) -> bool:
-    """Whether an item's clips, whose ids begin with its own, may be listed."""
+    """Returns whether an item may have listed clips; their ids extend its id."""
     return item_id in self._parents or self.find(item_id)[0] is not None
 
   def by_split(self) -> dict[str, list[str]]:
@@ -68,13 +68,13 @@ class Lists:
 
 
 def read(files: str) -> Lists:
-  """Reads lists.
+  """Reads list files.
 
   Args:
-    files: Comma-separated, each `FILE` or `SPLIT=FILE`, local or gs://.
+    files: Comma-separated `FILE` or `SPLIT=FILE`, local or gs://.
 
   Raises:
-    UserError: If a file is missing or in none of the forms, or an id is listed
+    UserError: If a file is missing or has none of the forms, or an id is listed
       for two splits.
   """
   by_id: dict[str, str] = {}
@@ -110,7 +110,7 @@ def _load(path: str) -> Any:
   except FileNotFoundError as e:
     raise UserError(f'there is no file {path} for --splits') from e
   except (OSError, ValueError) as e:
-    raise UserError(f'{path} is no JSON file that can be read: {e}') from e
+    raise UserError(f'{path} is not a readable JSON file: {e}') from e
 
 
 def _pairs(
@@ -119,13 +119,13 @@ def _pairs(
   """Yields (id, split) of a list file's content."""
   if split is not None:
     if not _SPLIT.fullmatch(split):
-      raise UserError(f'{split!r} is no name for a split; use lower case')
+      raise UserError(f'{split!r} is not a split name; use lower case')
     return [(key, split) for key in _ids(path, content)]
   if not isinstance(content, dict):
     raise _nameless(path)
   if all(isinstance(value, str) for value in content.values()):
     if bad := [s for s in content.values() if not _SPLIT.fullmatch(s)]:
-      raise UserError(f'{path}: {bad[0]!r} is no name for a split')
+      raise UserError(f'{path}: {bad[0]!r} is not a split name')
     return content.items()
   if (
     len(content) > _MANY
@@ -148,6 +148,6 @@ def _ids(path: str, content: Any) -> list[str]:
 
 def _nameless(path: str) -> UserError:
   return UserError(
-    f'{path} looks like the list of one split; say of which: '
+    f'{path} looks like the list of one split; name the split: '
     f'--splits=test={os.path.basename(path)}'
   )

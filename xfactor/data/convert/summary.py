@@ -1,4 +1,4 @@
-"""Counts of a conversion and its report."""
+"""Summarizes conversions."""
 
 import dataclasses
 import shutil
@@ -9,7 +9,7 @@ from xfactor.data.convert import plan as plan_lib
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-  """What was written to one split; `bytes` counts frames and clips."""
+  """Size of one split; `bytes` is the sum over frames and clips."""
 
   clips: int
   frames: int
@@ -19,18 +19,18 @@ class SplitSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What a conversion did.
+  """Result of a conversion.
 
   Attributes:
-    folder: DATA_DIR/NAME.
+    folder: Folder of the data set, DATA_DIR/NAME.
     version: Semantic version.
-    splits: What is in each split.
+    splits: Sizes of the splits.
     skipped: (item id, reason) of items that could not be converted.
-    left_out: Clips that the split lists or `only` leave out.
-    missing: Ids of the split lists that no clip has.
+    left_out: Clips that the split lists or `only` exclude.
+    missing: Listed ids that no clip has.
     seconds: Wall time of this run.
     new_frames: Frames that this run converted (others were done before).
-    already: Whether the data set was there and nothing was done.
+    already: Whether the data set already existed and nothing was done.
   """
 
   folder: str
@@ -77,7 +77,7 @@ def summary(
 
 
 def describe(plan: plan_lib.Plan) -> str:
-  """Returns what a conversion would do, for --dry_run."""
+  """Describes what a conversion would do, for --dry_run."""
   items = [item for part in plan.parts for item in part]
   splits: dict[str, int] = {}
   for item in items:
@@ -98,7 +98,7 @@ def describe(plan: plan_lib.Plan) -> str:
 
 
 def _free(plan: plan_lib.Plan) -> str:
-  """Returns the room that a local target has, in words."""
+  """Describes the free space of a local target."""
   if files.is_remote(plan.root):
     return ''
   existing = plan.root.resolve()
@@ -108,7 +108,7 @@ def _free(plan: plan_lib.Plan) -> str:
 
 
 def report(summary: Summary) -> str:
-  """Returns the closing table."""
+  """Formats the final table."""
   rate = summary.new_frames / max(summary.seconds, 1e-6)
   head = ('split', 'clips', 'frames', 'MiB', 'replaced')
   rows = [
@@ -137,7 +137,7 @@ def report(summary: Summary) -> str:
       f'{summary.seconds:.0f} s, {rate:.0f} frames/s'
     )
   if summary.left_out:
-    lines.append(f'clips left out by --splits or --split: {summary.left_out}')
+    lines.append(f'clips excluded by --splits or --split: {summary.left_out}')
   if summary.missing:
     lines.append(
       f'ids of --splits without a clip: {len(summary.missing)}, for instance '

@@ -16,7 +16,7 @@ from xfactor.data.convert import claims as claims_lib
 from xfactor.data.convert import part as part_lib
 from xfactor.data.convert import plan as plan_lib
 
-POLL = 0.5  # Seconds between looks at what other hosts have done.
+POLL = 0.5  # Seconds between checks of the work of other hosts.
 
 
 def _run_parts(
@@ -28,10 +28,10 @@ def _run_parts(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (number, summary) of parts as they are done, here or elsewhere.
 
-  Stops early where another process has them all.
+  Stops early if another process has finished all of them.
   """
   waiting = list(range(len(plan.parts)))
-  # Of earlier runs; what is made from now on needs no reading again.
+  # Parts of earlier runs; new ones need no verification.
   before = {path.name for path in plan.work.glob('part-*.json')}
   if before:
     logging.info(
@@ -48,7 +48,7 @@ def _run_parts(
           return
         others = []
         for number in waiting:
-          # One more than workers, so that none has to wait for this loop.
+          # One more than workers, so that no worker waits for this loop.
           if len(running) <= workers and claims.take(
             part_lib.part_stem(number)
           ):
@@ -78,13 +78,13 @@ def _run_parts(
 
 
 def _is_open(plan: plan_lib.Plan) -> bool:
-  """Whether parts are still to be made, as far as other processes tell."""
+  """Returns whether no other process has finished all parts."""
   all_done = (plan.work / 'parts.json').exists()
   return not all_done and (plan.work / 'options.json').exists()
 
 
 class _Bar:
-  """The progress bar: items done, frames a second, time left."""
+  """Progress bar with items done, frames per second and time left."""
 
   def __init__(
     self, plan: plan_lib.Plan, progress: part_lib.Progress, quiet: bool
@@ -114,11 +114,11 @@ class _Bar:
 
 
 def _ticking(bar: _Bar) -> Callable[[], None]:
-  """Redraws the bar while in-process work is under way; returns the stop."""
+  """Updates the bar during in-process work; returns a function to stop."""
   stop = threading.Event()
 
   def tick() -> None:
-    # A log file is better off without a line every half second.
+    # Keeps log files short.
     while not stop.wait(0.5 if sys.stderr.isatty() else 30):
       bar.update()
 
@@ -141,7 +141,7 @@ def convert_parts(
   claims: claims_lib.Claims,
   quiet: bool,
 ) -> list[dict[str, Any]]:
-  """Returns the summaries of all parts; see `_run_parts`."""
+  """Converts all parts and returns their summaries; see `_run_parts`."""
   parts, owner = {}, {}
   end = _ticking(_Bar(plan, progress, quiet))
   try:
