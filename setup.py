@@ -1,4 +1,7 @@
-"""Installs xfactor: `pip install -e .[test]`; see README.md."""
+"""Installs xfactor: `pip install -e .[test]`; see README.md.
+
+pyproject.toml has the name, the description and the commands.
+"""
 
 import setuptools
 
@@ -14,6 +17,7 @@ EXTRAS = {
   'colmap': COLMAP,
   'cuda': ['jax[cuda12]>=0.10.2'],
   'demo': DEMO,
+  'docs': ['mkdocs-material>=9.8', 'mkdocstrings[python]>=1.0'],
   'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
   'oracles': ORACLES,
   'tpu': TPU,
@@ -27,6 +31,8 @@ EXTRAS = {
     *TPU,  # Compiles for TPUs anywhere.
     *VIZDOOM,
     *ORACLES,  # And TFDS decodes depth with it.
+    'fsspec>=2026.9',
+    'import-linter>=2.17',
     'pytest>=9.1',
     'pytest-xdist>=3.8',
     'ruff>=0.17',
@@ -39,16 +45,13 @@ EXTRAS = {
 }
 
 setuptools.setup(
-  name='xfactor',
-  version='0.1.0',
-  description='Train, evaluate and serve novel-view-synthesis transformers.',
-  license='Apache-2.0',
+  version='0.2.0',
   packages=setuptools.find_packages(include=['xfactor', 'xfactor.*']),
   package_data={
+    'xfactor': ['py.typed'],
     'xfactor.evaluation.reports': ['*.html'],
     'xfactor.evaluation.reports.runs': ['*.html'],
   },
-  python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.5.1',
     'array-record>=0.8.6',
@@ -62,6 +65,7 @@ setuptools.setup(
     'jaxtyping>=0.3.11',
     'matplotlib>=3.11',
     'ml-collections>=1.1',
+    'ml-dtypes>=0.6',
     'msgpack>=1.1',
     'numpy>=2.4',
     'optax>=0.2.8',
@@ -70,6 +74,7 @@ setuptools.setup(
     'protobuf>=6.33',
     'pyyaml>=6.0.3',
     'safetensors>=0.8',
+    'scipy>=1.17',
     'simplejpeg>=1.9',
     'tensorboardX>=2.6.5',
     'tensorflow-datasets>=4.9.10',

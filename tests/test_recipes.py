@@ -1,5 +1,7 @@
 """Every recipe builds, at full size, on a laptop."""
 
+import ast
+import dataclasses
 import importlib.util
 import math
 import pathlib
@@ -13,6 +15,7 @@ from xfactor import config as configs
 from xfactor.data.views import frame_rng
 from xfactor.methods import registry
 from xfactor.metrics import lpips
+from xfactor.nn import optimizer
 from xfactor.training import build
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
@@ -217,3 +220,33 @@ def test_members_that_draw_nothing_are_told():
     for member, changes in TRANSFER.MEMBERS.items()
     if 'objective.contrast' in changes
   } == TRANSFER.PROBE_ONLY
+
+
+def attributes_read():
+  """Names of the attributes that the package's code reads."""
+  return {
+    node.attr
+    for path in (FOLDER.parent / 'xfactor').rglob('*.py')
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+  }
+
+
+@pytest.mark.parametrize('method', registry.NAMES)
+def test_every_setting_is_read(method):
+  """Sections become dataclasses at once: their fields must be read, too."""
+  names = {
+    path.split('.')[-1] for path in configs.leaf_paths(configs.base(method))
+  }
+  unread = names - attributes_read()
+  assert names
+  assert not unread, f'nothing reads {unread}'
+
+
+def test_a_setting_that_nothing_reads_is_found(monkeypatch):
+  unread = dataclasses.make_dataclass(
+    'Config', [('never_read', int, 0)], bases=(optimizer.Config,), frozen=True
+  )
+  monkeypatch.setattr(optimizer, 'Config', unread)
+  with pytest.raises(AssertionError, match='never_read'):
+    test_every_setting_is_read('xfactor')

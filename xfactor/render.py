@@ -193,5 +193,10 @@ def _refuse(holders: Sequence[flags.FlagHolder], what: str) -> None:
     raise UserError(f'--{given[0]} does not apply to {what}; remove it')
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Runs the command `xfactor-render`."""
   app.run(main, flags_parser=cli.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

@@ -326,31 +326,3 @@ def centre_crop_resize(
     reducing_gap=3.0,
   )
   return np.asarray(picture)
-
-
-def reference_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Reproduces `center_crop_resize` of XFactor's public code bit for bit.
-
-  Bilinear between corner-aligned positions without antialiasing, and truncated
-  instead of rounded: it aliases and darkens by half a level. For comparisons
-  with the public code only.
-
-  Args:
-    image: uint8 [H, W, 3].
-    size: Width and height of the result.
-
-  Returns:
-    uint8 [size, size, 3].
-  """
-  crop = _centre_crop(image)
-  side = crop.shape[0]
-  if side == size:
-    return crop
-  at = np.linspace(0, side - 1, size)
-  low = np.floor(at).astype(int).clip(0, max(side - 2, 0))
-  high = np.minimum(low + 1, side - 1)
-  weight = at - low
-  x, y = weight[:, None], weight[:, None, None]
-  rows = crop.astype(np.float64)
-  columns = rows[:, low] * (1 - x) + rows[:, high] * x
-  return (columns[low] * (1 - y) + columns[high] * y).astype(np.uint8)

@@ -103,5 +103,10 @@ def _serve() -> None:
       built.block_thread()
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Runs the command `xfactor-demo`."""
   app.run(main, flags_parser=cli.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

@@ -11,15 +11,17 @@ def read_torch(
   path: epath.Path, config: ConfigDict | None
 ) -> snapshot.Snapshot:
   content = torch_file.load(path)
-  beside = path.parent / srt_recipe.RECIPE
-  known = config is None and beside.exists()
+  recipe_file = path.parent / srt_recipe.RECIPE
+  known = config is None and recipe_file.exists()
   recipe = (
-    srt_recipe.read_recipe(beside) if known else snapshot.recipe('srt', config)
+    srt_recipe.read_recipe(recipe_file)
+    if known
+    else snapshot.recipe('srt', config)
   )
   with snapshot.naming(path, 'srt'):
     run = srt_recipe.read(content, **recipe.model)
   if known:
-    told = {'recipe': f'{beside}; its code has 12 heads'}
+    told = {'recipe': f'{recipe_file}; its code has 12 heads'}
   else:
     told = snapshot.complete(recipe, run.model, config)
   params = srt_names.to_ours(run.named)
