@@ -45,11 +45,7 @@ def get_config() -> ConfigDict:
       },
       # Half of the held-out clips calibrate, the other half decide.
       'gate': {
-        'windows': (
-          12,
-          16,
-          20,
-        ),  # Frames that views are spread over.
+        'windows': (12, 16, 20),  # Frames that views are spread over.
         'frames': 5,  # Views per clip.
         'keep': 0.95,  # Target share of accepted clean clips.
         'min_auc': 0.45,  # Minimum AUC@30 on clean clips.

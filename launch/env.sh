@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# The names that tpu.sh uses. Each can be given from outside, for one command:
+# Settings of tpu.sh. Override them for one command:
 #   XFACTOR_TPU=second XFACTOR_TYPE=v6e-16 launch/tpu.sh create
 # or for all, with `export` or by editing this file.
 
-# Google Cloud's project and zone; empty: those of `gcloud config`.
+# Google Cloud project and zone; empty: those of `gcloud config`.
 : "${XFACTOR_PROJECT:=}"
 : "${XFACTOR_ZONE:=}"
 
@@ -11,15 +11,15 @@
 : "${XFACTOR_TPU:=xfactor}"
 : "${XFACTOR_TYPE:=v5litepod-16}"
 
-# How it is had: on-demand, spot, queued or queued-spot.
+# How to create it: on-demand, spot, queued or queued-spot.
 : "${XFACTOR_CREATE:=queued-spot}"
-# More flags of the create command, e.g. '--network=N --internal-ips'.
+# Additional flags of the create command, e.g. '--network=N --internal-ips'.
 : "${XFACTOR_CREATE_FLAGS:=}"
 
-# More flags of ssh and scp, e.g. '--internal-ip'.
+# Additional flags of ssh and scp, e.g. '--internal-ip'.
 : "${XFACTOR_SSH_FLAGS:=}"
 
-# The image of the virtual machines; empty: the one that suits the type.
+# Image of the virtual machines; empty: the one that matches the type.
 : "${XFACTOR_RUNTIME:=}"
 if [[ -z $XFACTOR_RUNTIME ]]; then
   case $XFACTOR_TYPE in
@@ -30,25 +30,25 @@ if [[ -z $XFACTOR_RUNTIME ]]; then
   esac
 fi
 
-# The code: a folder under git, sent as it is now without what git ignores; or
+# The code: a git folder, sent in its current state without ignored files; or
 # the URL of a repository that the workers can read, and its branch or commit.
 : "${XFACTOR_SOURCE:=$(dirname "${BASH_SOURCE[0]}")/..}"
 : "${XFACTOR_BRANCH:=main}"
-# What pip installs beside it, and the version of Python.
+# Extras for pip to install, and the Python version.
 : "${XFACTOR_EXTRAS:=tpu,perceptual}"
 : "${XFACTOR_PYTHON:=3.12}"
 
-# A bucket without gs://, mounted with gcsfuse on every worker, for data sets
-# and runs; empty: something else (NFS) is shared.
+# Bucket, without gs://, for data sets and runs, mounted with gcsfuse on every
+# worker; empty: another shared file system (NFS) is used.
 : "${XFACTOR_BUCKET:=}"
 : "${XFACTOR_MOUNT:=/gcs}"
 
-# babysit and wait look every so many seconds.
+# Seconds between checks of babysit and wait.
 : "${XFACTOR_POLL:=60}"
-# babysit gives up after this many failures in a row, each within so many
-# seconds of its start. A pre-emption is no failure.
+# babysit gives up after this many consecutive failures, each within
+# XFACTOR_FAST seconds of its start. Pre-emptions do not count.
 : "${XFACTOR_FAILURES:=5}"
 : "${XFACTOR_FAST:=1800}"
-# Seconds that the other workers get to end by themselves when one has ended,
-# and a run to save when it is stopped.
+# Seconds for the other workers to end by themselves after one has ended, and
+# for a stopped run to save.
 : "${XFACTOR_GRACE:=300}"

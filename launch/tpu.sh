@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Cloud TPUs: everything from making one to deleting it. Names are in env.sh.
+# Creates, uses and deletes Cloud TPUs. Settings are in env.sh.
 #
-#   launch/tpu.sh create            make the TPU and wait until it is there
+#   launch/tpu.sh create            create the TPU and wait until it is ready
 #   launch/tpu.sh setup             install the code on all workers
 #   launch/tpu.sh run COMMAND       start a command on all workers; returns
-#   launch/tpu.sh convert FLAGS     the same with tools/convert_datasets.py
+#   launch/tpu.sh convert FLAGS     run tools/convert_datasets.py on all workers
 #   launch/tpu.sh logs [WORKER]     follow the log of worker 0, another or all
-#   launch/tpu.sh status            the TPU's state and each worker's
-#   launch/tpu.sh wait              until no worker runs; their exit code
-#   launch/tpu.sh stop              SIGTERM, and SIGKILL where it does not help
-#   launch/tpu.sh babysit COMMAND   create, setup and run again until complete
+#   launch/tpu.sh status            show the state of the TPU and of each worker
+#   launch/tpu.sh wait              wait until all workers end; their exit code
+#   launch/tpu.sh stop              send SIGTERM, and SIGKILL after a while
+#   launch/tpu.sh babysit COMMAND   create, setup and run until complete
 #   launch/tpu.sh delete            delete the TPU
 #
-# Before COMMAND: --name=NAME of the run (train; convert), several can run
-# beside each other; --dry-run prints every command and runs none.
+# Flags before COMMAND: --name=NAME names the run (default: train or convert),
+# so that several can run in parallel; --dry-run prints all commands, runs none.
 #
-# What workers end with counts as one exit code: 2 where one has 2, else 42
-# where one has 42, else the first that is not 0. babysit stops at 0 (complete)
-# and 2 (bad input), and runs the command again at 42 (pre-empted, saved), 137
-# (killed) and all others. It may itself be stopped and started at any time.
+# The exit codes of workers are combined into one: 2 if any worker has 2, else
+# 42 if any has 42, else the first that is not 0. babysit stops at 0 (complete)
+# and 2 (bad input), and repeats the command at 42 (pre-empted, saved), 137
+# (killed) and all others. It can itself be stopped and restarted at any time.
 set -euo pipefail
 
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -41,7 +41,7 @@ usage() {
   sed -n '/^#   launch/p' "${BASH_SOURCE[0]}" | cut -c5-
 }
 
-# Does what it is told, or prints it.
+# Runs a command, or prints it in a dry run.
 call() {
   if ! $dry_run; then
     "$@"
@@ -95,7 +95,7 @@ delete() {
   fi
 }
 
-# Prints a part of Google's description, or MISSING, or UNKNOWN.
+# Prints a field of the gcloud description, or MISSING, or UNKNOWN.
 describe() {
   if tpus "$1" describe "$XFACTOR_TPU" "--format=value($2)" \
     2>"$staging/error"; then
@@ -114,7 +114,7 @@ state() {
   ! is_queued || state=$(describe queued-resources state.state)
   if [[ $state == ACTIVE ]]; then
     state=$(describe tpu-vm state)
-    # A request whose machine was deleted stays.
+    # The request remains after its machine is deleted.
     [[ $state != MISSING ]] || ! is_queued || state=GONE
   fi
   case $state in
@@ -130,15 +130,15 @@ create_and_wait() {
   local now
   while now=$(state) && [[ $now != READY ]]; do
     [[ $now != GONE && $now != MISSING ]] ||
-      fail "$XFACTOR_TPU did not come up; delete it and try again"
+      fail "$XFACTOR_TPU did not start; delete it and try again"
     say "waiting for $XFACTOR_TPU ($now)"
     sleep "$XFACTOR_POLL"
   done
 }
 
-# --------------------------------------------------------------- its workers
+# ------------------------------------------------------------------- workers
 
-# Runs a command on one worker or on all; fails if it fails on any of them.
+# Runs a command on one or all workers; fails if it fails on any of them.
 on_workers() {
   local -a flags
   read -ra flags <<<"--worker=$1 $XFACTOR_SSH_FLAGS"
@@ -146,12 +146,12 @@ on_workers() {
     --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=30
 }
 
-# Runs worker.sh's part of a command on them; any words are safe.
+# Runs a worker.sh command on workers; quotes all arguments.
 work() {
   on_workers "$1" "bash xfactor-worker.sh$(printf ' %q' "${@:2}")"
 }
 
-# Fixes the code: what runs after a pre-emption is what ran before it.
+# Packs the code once, so that the same code runs after a pre-emption.
 pack() {
   luggage=("$staging/xfactor-worker.sh")
   call cp "$here/worker.sh" "${luggage[0]}"
@@ -162,7 +162,7 @@ pack() {
     ! $dry_run || { echo "$id" && id=COMMIT; }
     return
   fi
-  # An index of its own leaves the user's alone.
+  # A separate index does not change the user's index.
   local -a git=(env "GIT_INDEX_FILE=$staging/index" git -C "$XFACTOR_SOURCE")
   call "${git[@]}" add --all
   id=$(call "${git[@]}" write-tree)
@@ -171,7 +171,7 @@ pack() {
   call "${git[@]}" archive --format=tar.gz "--output=${luggage[1]}" "$id"
 }
 
-# Installs what was packed, where it is not what is installed.
+# Installs the packed code where it is not installed yet.
 setup() {
   local -a flags
   read -ra flags <<<"--worker=all $XFACTOR_SSH_FLAGS"
@@ -180,7 +180,7 @@ setup() {
       "$XFACTOR_PYTHON" "$XFACTOR_BUCKET" "$XFACTOR_MOUNT"
 }
 
-# A line for each worker, as worker.sh's status, which may not be there yet.
+# Prints a line per worker, as worker.sh status, which may not be installed yet.
 status() {
   on_workers all "if [ -e xfactor-worker.sh ]; then bash xfactor-worker.sh \
 status $name; else echo worker new none; fi"
@@ -192,8 +192,8 @@ show_status() {
   [[ $now != READY ]] || status
 }
 
-# One word for status's lines: none, running, mixed (not everywhere), or the
-# exit code when all have ended.
+# Reduces the lines of status to one word: none, running, mixed (only some run),
+# or the combined exit code if all have ended.
 verdict() {
   local mark state code running=0 ended=0 others=0 worst=0
   while read -r mark _ state code; do
@@ -221,14 +221,14 @@ run() {
     local lines
     lines=$(status)
     case $(verdict <<<"$lines") in
-      running | mixed) fail "$name is running on $XFACTOR_TPU; see it with \
+      running | mixed) fail "$name is running on $XFACTOR_TPU; follow it with \
 'logs', end it with 'stop', or give another --name" ;;
     esac
   fi
   work all start "$name" "$@"
 }
 
-# Returns what the run ended with.
+# Returns the exit code of the run.
 wait_for_end() {
   local lines now
   if $dry_run; then
@@ -237,7 +237,7 @@ wait_for_end() {
   fi
   while lines=$(status) && now=$(verdict <<<"$lines"); do
     case $now in
-      none) fail "there is no run $name on $XFACTOR_TPU" ;;
+      none) fail "there is no run $name on $XFACTOR_TPU; start it with 'run'" ;;
       running | mixed) sleep "$XFACTOR_POLL" ;;
       *)
         echo "$lines"
@@ -245,7 +245,7 @@ wait_for_end() {
         ;;
     esac
   done
-  fail "the workers of $XFACTOR_TPU do not answer"
+  fail "the workers of $XFACTOR_TPU do not respond; see 'status'"
 }
 
 # ------------------------------------------------------------------- babysit
@@ -267,7 +267,7 @@ babysit() {
     # ---------------------------------------------- a TPU that can be reached
     now=$(state)
     if [[ $now == UNKNOWN ]]; then
-      $known || fail "gcloud cannot be asked for $XFACTOR_TPU; see above"
+      $known || fail "gcloud cannot describe $XFACTOR_TPU; see above"
       sleep "$XFACTOR_POLL"
       continue
     fi
@@ -296,7 +296,7 @@ babysit() {
     esac
     if ! lines=$(status); then
       silences=$((silences + 1))
-      say "not all workers answer ($silences)"
+      say "not all workers respond ($silences)"
       if ((silences >= XFACTOR_FAILURES)); then
         $reached || fail "the workers of $XFACTOR_TPU cannot be reached"
         delete || true
@@ -307,7 +307,7 @@ babysit() {
     fi
     silences=0 reached=true
 
-    # --------------------------------------------------- a run that goes well
+    # --------------------------------------------------- a run in progress
     now=$(verdict <<<"$lines")
     if [[ $now == running ]]; then
       if ! $started; then
@@ -323,7 +323,7 @@ another --name"
       continue
     fi
     if [[ $now == mixed ]]; then
-      # What has lost its peers ends by itself, or is ended.
+      # Workers that lost their peers end by themselves, or are stopped.
       if ((SECONDS - mixed_since >= XFACTOR_GRACE)); then
         say "some workers have ended; stopping the others"
         work all stop "$name" "$XFACTOR_GRACE" || true
@@ -339,13 +339,13 @@ another --name"
       case $now in
         0) return 0 ;;
         2)
-          say "that is bad input, which another try does not mend; see 'logs'"
+          say "bad input, not retried; see 'logs'"
           return 2
           ;;
         42) failures=0 ;;
         *) count_failure "$name failed" || return "$now" ;;
       esac
-      # It may have ended because the TPU goes away.
+      # It may have ended because the TPU is being pre-empted.
       sleep "$XFACTOR_POLL"
       continue
     fi
@@ -361,7 +361,7 @@ another --name"
   done
 }
 
-# Counts it; fails when there were too many in a row.
+# Counts a failure; fails after too many in a row.
 count_failure() {
   failures=$((failures + 1))
   say "$1 ($failures of at most $XFACTOR_FAILURES)"
@@ -398,7 +398,7 @@ name=${name:-train}
 
 case $action in
   run | babysit)
-    (($#)) || fail "give $action the command, as on a laptop" 2
+    (($#)) || fail "give $action the command, e.g. python -m xfactor.main ..." 2
     "$action" "$@"
     ;;
   create) create_and_wait ;;

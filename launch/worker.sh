@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The part of tpu.sh that runs on a worker; tpu.sh puts it into the home folder.
+# The part of tpu.sh that runs on workers; tpu.sh copies it to the home folder.
 #
 #   worker.sh setup ID SOURCE EXTRAS PYTHON BUCKET MOUNT
 #   worker.sh start|status|logs NAME ...
 #   worker.sh stop NAME GRACE
 #
-# ~/xfactor holds the code, its environment and a folder for each run: log.txt,
-# the command, the process and, when it has ended, its exit code.
+# ~/xfactor holds the code, its environment and a folder per run with log.txt,
+# the command, the process ID and, at the end, the exit code.
 # shellcheck disable=SC2329  # Called by name, in the last line.
 set -euo pipefail
 
@@ -18,20 +18,20 @@ fail() {
   exit "${2:-1}"
 }
 
-# Numbers of the processes of a run (of all, without a name): its own only, for
-# they carry its mark, as their children do; a number used again does not.
+# Prints the process IDs of a run (of all runs, without a name). A mark in the
+# environment identifies them: children inherit it, reused IDs lack it.
 processes() {
   local mark="XFACTOR_RUN=$root/runs/${1:-}"
   { grep -lszF ${1:+-x} "$mark" /proc/[0-9]*/environ || true; } | cut -d/ -f3
 }
 
-# Whether the run's first process lives.
+# Returns whether the first process of the run exists.
 is_running() {
   local pid
   pid=$(cat "$root/runs/$1/pid" 2>/dev/null) && processes "$1" | grep -qx "$pid"
 }
 
-# Returns when none is left; one that holds a chip may take a while.
+# Kills all processes of a run; one that holds a chip may take a while to end.
 kill_all() {
   local pids end=$((SECONDS + 60))
   while mapfile -t pids < <(processes "$1") && ((${#pids[@]})); do
@@ -60,7 +60,7 @@ setup() {
   else
     tar -xzf "$HOME/xfactor-source.tar.gz" -C "$root/src"
   fi
-  # The images' own Python is too old.
+  # The Python of the images is too old.
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   uv venv --quiet --python "$python" "$root/venv"
   uv pip install --quiet --python "$root/venv/bin/python" \
@@ -83,7 +83,7 @@ mount_bucket() {
   fi
   sudo mkdir -p "$mount"
   sudo chown "$(id -u)" "$mount"
-  # Checkpoints and data sets are folders that get their name at the end.
+  # Checkpoints and data sets are completed by renaming their folders.
   gcsfuse --implicit-dirs --rename-dir-limit=100000 "$bucket" "$mount"
 }
 
@@ -91,17 +91,17 @@ start() {
   local name=$1 folder=$root/runs/$1
   shift
   [[ -f $root/installed ]] || fail 'nothing is installed; run tpu.sh setup'
-  ! is_running "$name" || fail "$name is running; see it with tpu.sh logs" 3
+  ! is_running "$name" || fail "$name is running; follow it with tpu.sh logs" 3
   kill_all "$name" # Orphans of a run that was killed may hold the chips.
   mkdir -p "$folder"
   rm -f "$folder/exit_code"
   printf '%q ' "$@" >"$folder/command"
-  # Those of another cluster would be believed.
+  # JAX would use the variables of another cluster.
   unset "${!MEGASCALE_@}"
   XFACTOR_RUN=$folder setsid bash "$0" supervise "$name" "$@" \
     </dev/null >>"$folder/log.txt" 2>&1 &
   echo $! >"$folder/pid"
-  # Until it has its mark, or has ended.
+  # Wait until it has its mark or has ended.
   until is_running "$name" || ! kill -0 $! 2>/dev/null; do sleep 0.1; done
   echo "$HOSTNAME: started $name"
 }
@@ -116,8 +116,8 @@ supervise() {
   echo "$code" >"$folder/exit_code"
 }
 
-# One line: worker HOST none | running COMMAND | ended CODE. A run that ended
-# without a word was killed, with its machine perhaps.
+# Prints one line: worker HOST none | running COMMAND | ended CODE. A run that
+# ended without an exit code was killed, perhaps with its machine.
 status() {
   local folder=$root/runs/$1
   if is_running "$1"; then
@@ -138,7 +138,7 @@ logs() {
 stop() {
   local name=$1 end=$((SECONDS + $2))
   if is_running "$name"; then
-    # The command itself, which saves; its helpers are its own business.
+    # Only the command itself, which saves and ends its own helpers.
     pkill -TERM -P "$(<"$root/runs/$name/pid")" || true
     while is_running "$name" && ((SECONDS < end)); do sleep 0.2; done
   fi

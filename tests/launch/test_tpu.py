@@ -445,7 +445,7 @@ def test_babysit_waits_for_capacity_but_not_for_mistakes(cloud):
 def test_babysit_replaces_workers_that_fall_silent(cloud):
   script = TRY + '[ -e again ] || { touch again unreachable; sleep 60; }'
   told = cloud.tpu('babysit', 'bash', '-c', script, XFACTOR_FAILURES='2')
-  assert told.count('not all workers answer') == 2
+  assert told.count('not all workers respond') == 2
   assert cloud.verbs().count('create') == 2
 
 
@@ -461,5 +461,5 @@ def test_babysit_says_when_gcloud_cannot_be_asked(cloud):
   cloud.plan(describe_error='PERMISSION_DENIED')
   told = cloud.tpu('babysit', 'true', code=1)
   assert 'PERMISSION_DENIED' in told
-  assert 'gcloud cannot be asked for xfactor' in told
+  assert 'gcloud cannot describe xfactor' in told
   assert len(cloud.calls()) == 1
