@@ -58,7 +58,7 @@ class Row:
 
 @dataclasses.dataclass
 class Report:
-  """Result of `verify`: one row per split, and notes that are no problems."""
+  """Result of `verify`: one row per split, and notes on other findings."""
 
   rows: list[Row] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)

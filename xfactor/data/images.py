@@ -42,7 +42,7 @@ def encode_png(rgb: np.ndarray) -> bytes:
 
 
 def write_png(path: epath.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
-  """Writes a picture, and its folder where it is missing."""
+  """Writes a picture as a PNG; creates its folder if needed."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(encode_png(image))
 

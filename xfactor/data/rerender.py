@@ -61,7 +61,7 @@ def is_free(
 
 
 def is_possible(store: store_lib.FrameStore) -> bool:
-  """Returns whether this version of the data's source can render it again."""
+  """Returns whether the data's source, in this version, can render scenes."""
   return _source(store) is not None
 
 

@@ -214,7 +214,7 @@ class Views:
   def __call__(
     self, rng: np.random.Generator, num_frames: int, step: int
   ) -> Int64[np.ndarray, 'views']:
-    """Samples the frames of one example as `choose_frames` does.
+    """Samples the frames of one example in the order of `choose_frames`.
 
     Args:
       rng: Generator of the element; see `frame_rng`.

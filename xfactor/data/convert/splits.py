@@ -56,7 +56,7 @@ class Lists:
     return self._rest, None
 
   def may_hold(self, item_id: str) -> bool:
-    """Returns whether an item may have listed clips; their ids extend its id."""
+    """Returns whether clips of an item may be listed (their ids extend its)."""
     return item_id in self._parents or self.find(item_id)[0] is not None
 
   def by_split(self) -> dict[str, list[str]]:
