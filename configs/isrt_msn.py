@@ -29,7 +29,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """Published improved SRT on MSN."""
+  """Returns the published recipe of improved SRT on MSN."""
   config = configs.beside(__file__, 'srt_msn')
   config.model.update(
     encoder='isrt', decoder='isrt', conv_blocks=3, encoder_layers=5

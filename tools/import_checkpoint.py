@@ -65,7 +65,7 @@ flags.mark_flags_as_required(['source', 'out'])
 
 def main(_) -> int:
   with cli.reporting_user_errors():
-    jax.config.update('jax_platforms', 'cpu')  # Chips are for training.
+    jax.config.update('jax_platforms', 'cpu')  # Needs no accelerator.
     facts = exchange_convert.convert(
       _SOURCE.value,
       _OUT.value,

@@ -163,7 +163,7 @@ def train(
 def make_tests(
   build: builds.Build, fitted: Arrays, held_out: Arrays
 ) -> dict[str, Callable[[Params], Row]]:
-  """Returns held-out tests by training; R2 fits its linear map on `fitted`."""
+  """Returns held-out scores by training; `fitted` fits the linear map of R2."""
   bind, true = build.functional.bind, held_out['motions']
   told = np.pad(true, ((0, 0), (0, build.model.pose_dim - true.shape[1])))
 

@@ -204,7 +204,7 @@ def run_attention(
 
 
 def kernels_for(name: str, dtype: str) -> tuple[list[str], list[str]]:
-  """Returns available kernels, the recipe's first, and why others are not."""
+  """Returns kernels, the recipe's first, and why others are unavailable."""
   platform = jax.default_backend()
   ours = attention.choose_kernel(name, platform, jnp.dtype(dtype))
   missing = []

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def encode(params, images, positions, rays, *, heads):
-  """Encodes images [b, v, 3, h, w] with rays [b, v, h, w, 3]: [b, t, c]."""
+  """Encodes images [b, v, 3, h, w], rays [b, v, h, w, 3]; returns [b, t, c]."""
   views, size = images.shape[1], images.shape[3:]
   images, positions, rays = (
     x.reshape(-1, *x.shape[2:]) for x in (images, positions, rays)

@@ -49,11 +49,12 @@ from xfactor.training import state, step
 
 # Models whose steps have a plain formulation.
 COMPARED = 'SRT', 'improved SRT'
-# Size of rendered pictures, (height, width); smaller for volumes on a CPU
+# Size of rendered pictures, (height, width); smaller for volumes on a CPU,
 # where they would take minutes.
 _PICTURE = 240, 320
 _SMALL_PICTURE = 24, 32
-# Of gradient norms. The highest octaves amplify rounding to parts in 1e4.
+# Relative, of gradient norms. The highest octaves of rays amplify rounding to
+# parts in 1e4.
 _TOLERANCE, _DEVICE_TOLERANCE = 5e-4, 5e-2
 
 
