@@ -80,7 +80,7 @@ class Clip:
     intrinsics: float32 [N, 4] (fx, fy, cx, cy), normalised: fx and cx by the
       width, fy and cy by the height, so that the centre of the image is 0.5;
       None if unknown.
-    world_to_camera: float32 [N, 3, 4] [R|t], or None if unknown.
+    world_to_camera: float32 [N, 3, 4], [R|t], or None if unknown.
     depth: One 16-bit greyscale PNG per frame, z-depth in thousandths of a scene
       unit (0 = unknown), or None.
     replaced: Number of unreadable frames replaced by a neighbour.
