@@ -9,16 +9,16 @@ from xfactor.evaluation.oracles.known_scene import localisation
 
 try:
   import cv2
-except ImportError:  # An optional dependency; `Oracle` says so.
+except ImportError:  # Optional; `Oracle` reports it.
   cv2 = None
 
-# Direct alignment: coarse to fine, the nearest references, their pixels.
+# Settings of direct alignment: blurs coarse to fine, pixels per reference.
 _SIGMAS = (3.0, 1.5, 0.75)
 _EXTRA_BLURS = (0.0, 1.0, 2.0, 3.0)
 _PIXELS = 1500
 _STEPS = 12
-_IN_VIEW = 0.1  # Least share of the pixels, or there is no telling.
-_SLACK = 0.01  # By which the correlation may fall.
+_IN_VIEW = 0.1  # Smallest share of the pixels in view.
+_SLACK = 0.01  # Largest accepted decrease of the correlation.
 
 
 def align(
@@ -28,14 +28,14 @@ def align(
   matrix: np.ndarray,
   size: float,
 ) -> tuple[np.ndarray, float]:
-  """Returns the pose at which the references look most like the picture.
+  """Returns the pose at which the references match the picture best.
 
   Args:
     grey: The picture.
     references: Frames nearby.
-    pose: Where to start, and what comes out if no place fits better.
-    matrix: Of the picture's camera.
-    size: Pixels a pixel of the constants above.
+    pose: Initial pose; returned if no other pose fits better.
+    matrix: Matrix of the picture's camera.
+    size: Scale of the lengths above, which are for pictures of `SIDE` pixels.
 
   Returns:
     World-to-camera [3, 4], and the correlation of the picture with the
@@ -48,14 +48,14 @@ def align(
   def fit(extra: float) -> float:
     return layer(_SIGMAS[-1], extra).correlation(pose)
 
-  # As blurred as the picture is, lest its edges look displaced.
+  # Match the picture's blur, so that edges do not seem displaced.
   extra = max(_EXTRA_BLURS, key=fit)
   start = pose
   for sigma in _SIGMAS:
     pose = layer(sigma, extra).descend(pose)
   finest = layer(_SIGMAS[-1], extra)
   before, after = (finest.correlation(x) for x in (start, pose))
-  # Not the other way round: what is hidden makes small differences random.
+  # Keep the refined pose if in doubt: occlusions make small differences random.
   return (start, before) if after < before - _SLACK else (pose, after)
 
 
@@ -71,7 +71,7 @@ def _layer(
   for reference in references:
     blurred = localisation.blurred(reference.grey, np.hypot(sigma, extra))
     slope = np.hypot(*np.gradient(blurred))
-    # Flat places say nothing.
+    # Flat regions have no information.
     order = np.argsort(np.where(reference.smooth, -slope, np.inf), axis=None)
     best = order[: min(_PIXELS, reference.smooth.sum())]
     levels.append(blurred.flat[best])
@@ -90,9 +90,9 @@ class _Layer:
 
   Attributes:
     picture: float32 [h, w, 3], grey levels and their slopes in x and y.
-    levels: [n], what the points should look like.
+    levels: [n], grey levels of the points.
     points: [n, 3] in the world.
-    matrix: Of the picture's camera.
+    matrix: Matrix of the picture's camera.
   """
 
   picture: np.ndarray
@@ -103,9 +103,10 @@ class _Layer:
   def look(
     self, pose: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Returns which points are in view, where from the camera, and `picture`.
+    """Returns which points are in view, their positions, and `picture` there.
 
-    The first bool [n], the others [m, 3]; None if next to nothing is in view.
+    The first is bool [n], the others [m, 3], positions in the camera's axes.
+    None if too few points are in view.
     """
     local, places = localisation.project(self.points, pose, self.matrix)
     height, width = self.picture.shape[:2]
@@ -119,7 +120,7 @@ class _Layer:
     return seen, local[seen], there[:, 0].astype(np.float64)
 
   def correlation(self, pose: np.ndarray) -> float:
-    """Of what is seen from there with what should be; 0 if next to nothing."""
+    """Correlation of the picture with the points' grey levels, else 0."""
     view = self.look(pose)
     if view is None:
       return 0.0
@@ -128,7 +129,7 @@ class _Layer:
     return float(a @ b / (np.sqrt((a @ a) * (b @ b)) + 1e-12))
 
   def descend(self, pose: np.ndarray) -> np.ndarray:
-    """Gauss-Newton on the pose, with gain and offset of the grey levels."""
+    """Optimizes pose, gain and offset of the grey levels by Gauss-Newton."""
     fx, fy = np.diag(self.matrix)[:2]
     gain, offset = 1.0, 0.0
     for _ in range(_STEPS):
@@ -142,7 +143,7 @@ class _Layer:
       force = np.stack(
         [dx * fx / z, dy * fy / z, -(dx * fx * x + dy * fy * y) / z**2], -1
       )
-      # Of (translation, rotation) from the left, gain and offset.
+      # By translation and rotation (applied from the left), gain and offset.
       jacobian = np.concatenate(
         [
           force,
@@ -153,7 +154,7 @@ class _Layer:
         -1,
       )
       residual = value - gain * want - offset
-      # Cauchy's weights: what is hidden from here is no surprise.
+      # Cauchy weights: occluded points are outliers.
       spread = 1.4826 * np.median(np.abs(residual)) + 1e-6
       weighted = jacobian / (1 + (residual / spread) ** 2)[:, None]
       normal = weighted.T @ jacobian

@@ -8,30 +8,30 @@ from jaxtyping import UInt8
 
 try:
   import cv2
-except ImportError:  # An optional dependency; `Oracle` says so.
+except ImportError:  # Optional; `Oracle` reports it.
   cv2 = None
 
-# Lengths below are in pixels of a picture with this many, and grow with it.
+# Lengths below are in pixels of pictures of this size, and scale with the size.
 SIDE = 128
-# References are blurred so as well: renders lack fine detail.
+# Blurs of the references: renders lack fine detail.
 BLURS = (0.0, 1.5, 3.0)
-_CONTRAST = 0.004  # SIFT's default, 0.04, leaves too little of smooth pictures.
-_RATIO = 0.85  # Of a match's distance to that of the best elsewhere.
-_ELSEWHERE = 4.0
-ERROR = 2.0  # Of an inlier's reprojection.
+_CONTRAST = 0.004  # SIFT's default, 0.04, finds too little in smooth pictures.
+_RATIO = 0.85  # Of a match's distance to that of the best rival.
+_ELSEWHERE = 4.0  # Smallest distance of a rival.
+ERROR = 2.0  # Largest reprojection error of an inlier.
 _TRIALS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """A frame: its grey levels, geometry and features.
+  """Grey levels, geometry and features of a frame.
 
   Attributes:
     grey: float32 [h, w], 0 to 1.
-    surface: float64 [h, w, 3], the world's point at each pixel; NaN unknown.
+    surface: float64 [h, w, 3], world point at each pixel; NaN if unknown.
     smooth: bool [h, w], where depth is known and has no edge.
-    points: float64 [n, 3], the world's points of the features.
-    places: float32 [n, 2], where they are in the frame, in pixels.
+    points: float64 [n, 3], world points of the features.
+    places: float32 [n, 2], positions of the features in the frame, in pixels.
     descriptors: float32 [n, 128], of unit length.
   """
 
@@ -55,7 +55,7 @@ def features(
   grey: np.ndarray, blurs: Sequence[float], size: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns places [n, 2] in pixels and descriptors [n, 128]."""
-  # Without the precise upscale all places are off by a quarter of a pixel.
+  # Without the precise upscale all positions are off by a quarter of a pixel.
   sift = cv2.SIFT_create(
     contrastThreshold=_CONTRAST, enable_precise_upscale=True
   )
@@ -73,13 +73,13 @@ def features(
 def match(
   descriptors: np.ndarray, reference: Reference, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns which features of a picture match which of a reference."""
+  """Returns indices of matching features of a picture and a reference."""
   if not len(descriptors) or not len(reference.descriptors):
     return np.zeros(0, int), np.zeros(0, int)
   alike = descriptors @ reference.descriptors.T
   best = alike.argmax(1)
   rows = np.arange(len(best))
-  # The same feature under another blur or orientation is no rival.
+  # The same feature with another blur or orientation is not a rival.
   gap = reference.places[best][:, None] - reference.places
   near = np.square(gap).sum(-1) < (_ELSEWHERE * size) ** 2
   rival = np.where(near, -1, alike).max(1)
@@ -90,7 +90,7 @@ def match(
 def solve(
   here: np.ndarray, there: np.ndarray, matrix: np.ndarray, error: float
 ) -> np.ndarray | None:
-  """Returns world-to-camera [3, 4] from matches of places and points."""
+  """Returns world-to-camera [3, 4] from matches of positions and points."""
   if len(here) < 4:
     return None
   cv2.setRNGSeed(0)
@@ -117,7 +117,7 @@ def solve(
 def project(
   points: np.ndarray, pose: np.ndarray, matrix: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the points in the camera's axes and their pixels; NaN behind."""
+  """Returns points in the camera's axes and their pixels; NaN if behind."""
   local = points @ pose[:, :3].T + pose[:, 3]
   depth = np.where(local[:, 2] > 1e-6, local[:, 2], np.nan)
   xy = local[:, :2] / depth[:, None]
@@ -127,5 +127,5 @@ def project(
 def reprojection(
   here: np.ndarray, there: np.ndarray, pose: np.ndarray, matrix: np.ndarray
 ) -> np.ndarray:
-  """Distances in pixels; NaN, never an inlier, behind the camera."""
+  """Reprojection errors in pixels; NaN (never an inlier) behind the camera."""
   return np.linalg.norm(project(there, pose, matrix)[1] - here, axis=-1)

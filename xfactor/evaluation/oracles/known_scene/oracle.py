@@ -1,11 +1,11 @@
-"""Poses of pictures of a scene whose geometry is known, without learning.
+"""Poses of pictures of a scene with known geometry, without learning.
 
-Each picture is localised by itself against the clip's own frames, cameras and
-depth, so nothing need move inside the clip of pictures: SIFT features (Lowe
-2004; RootSIFT of Arandjelovic and Zisserman 2012) give points in the world,
-perspective-n-point inside RANSAC a pose, and direct alignment with the nearest
-frames (as in Engel et al., "Direct Sparse Odometry") a better one, above all of
-smooth pictures, whose features are few and coarse.
+Each picture is localised separately against the clip's own frames, cameras and
+depth, so the pictures need no motion between them. SIFT features (Lowe 2004;
+RootSIFT of Arandjelovic and Zisserman 2012) give points in the world,
+perspective-n-point inside RANSAC gives a pose, and direct alignment with the
+nearest frames (as in Engel et al., "Direct Sparse Odometry") refines it. The
+refinement matters most for smooth pictures, whose features are few and coarse.
 """
 
 import dataclasses
@@ -27,30 +27,31 @@ from xfactor.geometry import cameras
 
 try:
   import cv2
-except ImportError:  # An optional dependency; `Oracle` says so.
+except ImportError:  # Optional; `Oracle` reports it.
   cv2 = None
 
 
 # As in the data sources that have depth.
 _DEPTHS_PER_UNIT = 1000
-_NEAREST = 3
+_NEAREST = 3  # References of direct alignment.
 _DEPTH_EDGE = 0.05  # Relative difference between neighbours.
 
 
 class Oracle(oracles.SceneOracle):
-  """Localises pictures in a data set with cameras and depth; its scale.
+  """Localises pictures in a data set with cameras and depth, in its scale.
 
   A frame is ok if at least `min_inliers` different points of the picture match
   points of the scene that project to within 2/128 of the picture's side. A clip
-  is if all of its frames are; no frame is where the first, the origin, is lost.
-  The pictures are taken to have the intrinsics of the clip's first frame. The
-  frames that they claim to be help no search.
+  is ok if all of its frames are; no frame is ok if the first, the origin, is
+  lost. All pictures are assumed to have the intrinsics of the clip's first
+  frame. `Scene.frames` is not used for localisation.
 
   Args:
-    hold_out: Whether to leave `Scene.frames` out of the references, as one must
-      to learn how good the oracle is from real frames: each would find itself.
-    references: Most frames of the clip to localise against, spread evenly.
-    min_inliers: See above.
+    hold_out: Whether to exclude `Scene.frames` from the references. Required to
+      measure the oracle on real frames, which would match themselves.
+    references: Maximum number of frames of the clip to localise against, spread
+      evenly.
+    min_inliers: Minimum number of inliers, see above.
     refine: Whether to align directly after RANSAC.
   """
 
@@ -86,8 +87,8 @@ class Oracle(oracles.SceneOracle):
     oracles_base.check_images(images)
     if scene is None:
       raise UserError(
-        'the known_scene oracle localises pictures of converted data sets '
-        'alone; choose another oracle: learned, colmap, vggt'
+        'the known_scene oracle only localises pictures of converted data '
+        'sets; choose another oracle: learned, colmap, vggt'
       )
     start = time.perf_counter()
     world = _world(
@@ -96,7 +97,7 @@ class Oracle(oracles.SceneOracle):
       self._choose(scene),
       *images.shape[1:3],
     )
-    # A camera that is frozen gives one picture again and again.
+    # A static camera repeats one picture: localise it only once.
     different, places = np.unique(images, axis=0, return_inverse=True)
     found = [self._localise(image, world) for image in different]
     found = [found[i] for i in places.tolist()]
@@ -120,7 +121,7 @@ class Oracle(oracles.SceneOracle):
     )
 
   def _choose(self, scene: oracles_base.Scene) -> tuple[int, ...]:
-    """Returns which frames of the clip to localise against."""
+    """Returns the frames of the clip to localise against."""
     frames = np.arange(scene.store.num_frames[scene.clip])
     if self._hold_out:
       frames = np.setdiff1d(frames, scene.frames)
@@ -169,7 +170,7 @@ class Oracle(oracles.SceneOracle):
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-  """Where a picture was taken: world-to-camera [3, 4], and how surely."""
+  """Pose of a picture, world-to-camera [3, 4], and its support."""
 
   pose: np.ndarray
   inliers: int
@@ -179,14 +180,14 @@ class _Found:
 
 @dataclasses.dataclass(frozen=True)
 class _World:
-  """A clip as pictures of a size show it."""
+  """A clip's references and camera at the size of the pictures."""
 
   references: tuple[localisation.Reference, ...]
   intrinsics: np.ndarray
   matrix: np.ndarray
 
 
-# The rows of an evaluation ask for the same few clips again and again.
+# The rows of an evaluation use the same few clips repeatedly.
 @functools.lru_cache(maxsize=4)
 def _world(
   store: store_lib.FrameStore,
@@ -195,16 +196,16 @@ def _world(
   height: int,
   width: int,
 ) -> _World:
-  """Reads a clip.
+  """Reads a clip's frames, cameras and depth.
 
   Raises:
-    UserError: If it has no cameras or no depth.
+    UserError: If the clip has no cameras or no depth.
   """
   clip = store.clip(number)
   name = f'clip {clip.id} of {store.name}/{store.split}'
   if clip.world_to_camera is None or clip.intrinsics is None:
     raise UserError(
-      f'{name} has no cameras, which the known_scene oracle needs; choose '
+      f'{name} has no cameras, but the known_scene oracle needs them; choose '
       'another oracle: learned, colmap, vggt'
     )
   intrinsics = clip.intrinsics.astype(np.float64)
@@ -215,7 +216,7 @@ def _world(
   frames = frames[oracles_base.rigid(clip.world_to_camera)[frames]]
   if not len(frames):
     raise UserError(
-      f'{name} leaves the known_scene oracle no frame with a camera to '
+      f'{name} has no frame with a camera left for the known_scene oracle to '
       'localise against; evaluate fewer of its frames or turn hold_out off'
     )
   references = []
@@ -224,7 +225,7 @@ def _world(
       data = store.depth(clip.first_frame + int(frame))
     except ValueError as error:
       raise UserError(
-        f'{name} has no depth, which the known_scene oracle needs; convert it '
+        f'{name} has no depth, but the known_scene oracle needs it; convert it '
         'with depth or choose another oracle: learned, colmap, vggt'
       ) from error
     with Image.open(io.BytesIO(data)) as file:
@@ -275,7 +276,7 @@ def _reference(
 
 
 def _matrix(intrinsics: np.ndarray, height: int, width: int) -> np.ndarray:
-  """OpenCV's camera matrix: there, the first pixel's centre is at 0."""
+  """OpenCV's camera matrix, for which the first pixel's centre is at 0."""
   fx, fy, cx, cy = intrinsics * [width, height, width, height]
   return np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
 
@@ -287,7 +288,7 @@ def _rays(places: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _to_world(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
-  """Points [..., 3] in the camera's axes to the world's."""
+  """Transforms points [..., 3] from the camera's axes to the world's."""
   return (points - pose[:, 3]) @ pose[:, :3]
 
 
@@ -298,7 +299,7 @@ def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _nearest_pixels(depth: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Depth [height, width] where `_resized` has its pixels."""
+  """Depth [height, width] at the pixels of `_resized`."""
   rows, columns = depth.shape
   if height == width:
     side = min(rows, columns)

@@ -18,9 +18,9 @@ Views = tuple[np.ndarray, np.ndarray]
 
 
 def held_out(config: ConfigDict) -> list[list[Views]]:
-  """Returns what is shown of each scene of the test splits.
+  """Returns the excerpts of each scene of the test splits.
 
-  Its excerpts, short and long: pictures [v, size, size, 3] and world-to-camera
+  Excerpts, short and long, are pictures [v, size, size, 3] and world-to-camera
   [v, 4, 4].
 
   Raises:
@@ -46,8 +46,8 @@ def held_out(config: ConfigDict) -> list[list[Views]]:
   if len(out) < 2:
     raise UserError(
       f'{len(out)} test clips of {config.data.names} have '
-      f'{min(gate.windows)} frames with cameras, too few to calibrate and to '
-      'test an oracle; convert more, or change config.gate.windows'
+      f'{min(gate.windows)} frames with cameras, too few to calibrate and '
+      'test an oracle; convert more or change config.gate.windows'
     )
   return out
 
@@ -57,7 +57,7 @@ def _blur(sigma: float) -> Callable:
 
 
 def _warp(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Moves pixels by smooth fields of about a pixel, each frame by its own."""
+  """Moves pixels by smooth random fields of about a pixel, one per frame."""
   out = np.empty_like(x)
   size = x.shape[1]
   for picture, result in zip(x, out, strict=True):
@@ -72,7 +72,7 @@ def _warp(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return out
 
 
-# Not those of training, but their like; of pictures in [0, 1].
+# Similar to those of training, but not the same; for pictures in [0, 1].
 CORRUPTIONS: dict[str, Callable] = {
   'clean': lambda x, _: x,
   'blur 1 px': _blur(1.0),
@@ -84,14 +84,14 @@ CORRUPTIONS: dict[str, Callable] = {
 
 
 def corrupted(pictures: np.ndarray, name: str, seed: int) -> np.ndarray:
-  """Returns uint8 pictures [v, h, w, 3] spoilt in one of the ways."""
+  """Returns uint8 pictures [v, h, w, 3] after one of `CORRUPTIONS`."""
   rng = np.random.default_rng(seed)
   out = CORRUPTIONS[name](pictures / 255, rng)
   return np.clip(np.rint(255 * out), 0, 255).astype(np.uint8)
 
 
 def _constant(paths: np.ndarray) -> np.ndarray:
-  """Returns the mean path [v, 4, 4] of [n, v, 4, 4], the middle the world."""
+  """Returns the mean path [v, 4, 4] of [n, v, 4, 4], relative to the middle."""
   middle = paths.shape[1] // 2
   motion = paths @ np.linalg.inv(paths[:, middle : middle + 1])
   out = motion.mean(0)
@@ -106,12 +106,12 @@ def examine(
   """Calibrates a network on every second held-out scene, tests it on the rest.
 
   Args:
-    network: Trained.
-    scenes: From `held_out`.
-    gate: The recipe's section.
+    network: Trained network.
+    scenes: Scenes from `held_out`.
+    gate: Section of the recipe.
 
   Returns:
-    The calibrated network, and the gate's results: `rows`, by kind of picture,
+    The calibrated network and the gate's results: `rows`, by kind of picture,
     `passed` and `failures`.
   """
   seen, tested = (list(itertools.chain(*scenes[i::2])) for i in range(2))
@@ -181,7 +181,7 @@ def _failures(
 
 
 def table(rows: dict[str, dict[str, float | None]]) -> str:
-  """Returns the gate's results to be read by people."""
+  """Formats the gate's results as text."""
   columns = list(rows['clean'])
   lines = [' ' * 10 + '  '.join(columns)]
   for name, row in rows.items():

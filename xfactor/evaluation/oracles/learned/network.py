@@ -1,12 +1,11 @@
 """A small network for the relative pose of two pictures.
 
-What a pair says of the motion is where points went: tokens of both pictures are
-matched by attention whose values are the positions in the picture, so that its
-output holds the expected place of the match and how spread out it is (as in
-GMFlow, Xu et al. 2022). A few layers over that field of displacements give the
-pose: the rotation by its 6 numbers (Zhou et al. 2019), the translation as
-direction and length, and how wrong each of them probably is. It knows nothing
-of the focal length but what pictures show.
+Attention matches tokens of both pictures. Its values are positions in the
+picture, so its output contains mean and variance of the matching position (as
+in GMFlow, Xu et al. 2022). A few layers over this field of displacements
+predict the pose: the rotation by 6 numbers (Zhou et al. 2019), the translation
+as direction and length, and the expected error of each. The network does not
+get the focal length.
 """
 
 import dataclasses
@@ -26,8 +25,7 @@ PARTS = ('rotation', 'direction', 'length')
 STRIDE = 4
 # Positions, their squares and products are the first channels of the values.
 _PLACES = 4
-# Of displacements, in half pictures.
-_NEAR = 0.3
+_NEAR = 0.3  # Spread of displacements, in half pictures.
 _EPS = 1e-6
 
 
@@ -38,11 +36,11 @@ class Config:
   Attributes:
     image_size: Pixels along a side; a multiple of 8.
     features: Width of the encoder of single pictures.
-    encoder_layers: Its residual blocks.
-    heads: Independent matchings of the two pictures.
+    encoder_layers: Number of residual blocks of this encoder.
+    heads: Number of independent matchings of the two pictures.
     head_dim: Width of the descriptors that are matched; at least 8.
-    width: Of the layers over the displacements.
-    layers: Their number.
+    width: Width of the layers over the displacements.
+    layers: Number of these layers.
   """
 
   image_size: int = 64
@@ -57,16 +55,16 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Motion:
-  """How the second camera sees points that the first has coordinates of.
+  """Transform from the first camera's coordinates to the second's.
 
   Attributes:
     rotation: float32 [*b, 3, 3]; x_b = rotation x_a + translation.
-    direction: float32 [*b, 3], of the translation, of length 1.
-    log_length: float32 [*b], of the translation.
-    log_errors: float32 [*b, 3], of the expected errors in the order of `PARTS`:
-      radians, radians (both as chords) and of `log_length`.
-    places: float32 [*b, t, n, 2], where in the second picture each head finds
-      each token of the first: (row, column), -1 to 1. For training.
+    direction: float32 [*b, 3], unit vector of the translation.
+    log_length: float32 [*b], logarithm of the translation's length.
+    log_errors: float32 [*b, 3], logarithms of the expected errors in the order
+      of `PARTS`: radians, radians (both as chords) and of `log_length`.
+    places: float32 [*b, t, n, 2], position in the second picture that each head
+      finds for each token of the first: (row, column), -1 to 1. For training.
   """
 
   rotation: Any
@@ -77,7 +75,7 @@ class Motion:
 
 
 class PoseNet(nnx.Module):
-  """Relative poses of pairs of pictures."""
+  """Predicts the relative poses of pairs of pictures."""
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs):
     self.config = config
@@ -123,11 +121,11 @@ class PoseNet(nnx.Module):
   ) -> tuple[
     Float[Array, 'b t n e'], Float[Array, 'b t n 2'], Float[Array, 'b t n 2']
   ]:
-    """Where each token of `a` is in `b`, by every head.
+    """Finds each token of `a` in `b`, with every head.
 
     Returns:
-      Features of the match; its place less the token's own, (row, column) in
-      half pictures; and the variance of that place.
+      Features of the match; its position relative to the token's, (row, column)
+      in half pictures; and the variance of this position.
     """
     depth = self.config.head_dim
     # The same descriptors for both: even random ones find matches.
@@ -145,8 +143,8 @@ class PoseNet(nnx.Module):
     grid = jnp.broadcast_to(
       _grid(a.shape[1])[None, :, None], (*k.shape[:-1], 2)
     )
-    # Near matches are likelier: -|p - q|^2 / (2 spread^2) but for what all keys
-    # of a query share, since `attend` divides by the root of the width.
+    # Near matches are likelier: adds -|p - q|^2 / (2 spread^2), without terms
+    # that all keys of a query share; `attend` divides by the root of the width.
     near = math.sqrt(depth + 3) / _NEAR**2
     distance2 = jnp.sum(grid**2, -1, keepdims=True)
     q = jnp.concatenate([q, near * grid, jnp.ones_like(distance2)], -1)
@@ -158,10 +156,10 @@ class PoseNet(nnx.Module):
   def __call__(
     self, a: Float[Array, 'b y x c'], b: Float[Array, 'b y x c']
   ) -> Motion:
-    """The motion from pictures `a` to pictures `b`, given by features."""
+    """Predicts the motion from pictures `a` to `b`, given by features."""
     side = a.shape[1]
     rest, moved, spread = self.match(a, b)
-    # Motion first: what pictures show would drown it.
+    # Scaled so that motion dominates appearance.
     match = jnp.concatenate([4 * moved, 4 * spread, 0.1 * rest], -1)
     tokens = match.shape[:2]
     x = jnp.concatenate(
@@ -181,7 +179,7 @@ class PoseNet(nnx.Module):
     x = self.squeeze(self.norm_out(x))
     out = self.head(x.reshape(len(x), -1))
     turn, direction, log_length, log_errors = jnp.split(out, (6, 9, 10), -1)
-    # Small turns at first, as nearly all are.
+    # Start with small rotations, as nearly all are small.
     identity = jnp.array([[1, 0, 0, 0, 1, 0]], jnp.float32)
     return Motion(
       rotation=rotation_of(0.1 * turn + identity),
@@ -227,9 +225,9 @@ class _Global(nnx.Module):
 
 
 def _neighbours(x: Float[Array, 'b y x c']) -> Float[Array, 'b y x c9']:
-  """Gives each cell the features of the 3 x 3 around it; zeros outside.
+  """Concatenates the features of the 3 x 3 cells around each; zeros outside.
 
-  A matrix product follows: on CPUs the gradient of a convolution is slow.
+  Replaces a convolution, whose gradient is slow on CPUs, by a matrix product.
   """
   y = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   height, width = x.shape[1:3]
@@ -250,7 +248,7 @@ def _unit(x: Float[Array, '*b c']) -> Float[Array, '*b c']:
 
 
 def rotation_of(six: Float[Array, '*b 6']) -> Float[Array, '*b 3 3']:
-  """The rotation whose first two rows come of six numbers by Gram-Schmidt."""
+  """Rotation whose first two rows are six numbers after Gram-Schmidt."""
   first, second = _unit(six[..., :3]), six[..., 3:]
   along = jnp.sum(first * second, -1, keepdims=True)
   second = _unit(second - along * first)
@@ -260,16 +258,17 @@ def rotation_of(six: Float[Array, '*b 6']) -> Float[Array, '*b 3 3']:
 def errors(
   motion: Motion, pose: Float[Array, 'b 3 4'], min_length: float = 1e-3
 ) -> tuple[Float[Array, 'b 3'], Float[Array, 'b 3']]:
-  """How wrong motions are, and which of that means something.
+  """Returns the errors of motions and their weights.
 
   Args:
-    motion: As estimated.
+    motion: The estimate.
     pose: The true x_b = [R|t] x_a.
-    min_length: Of a translation that has a direction.
+    min_length: Smallest length of a translation that has a direction.
 
   Returns:
     Errors in the order of `PARTS`: chords of the angles (2 sin of half of it,
-    about radians) and the difference of the logarithms; and weights 0 or 1.
+    about radians) and the difference of the logarithms; and weights 0 or 1,
+    which are 0 for undefined errors.
   """
   turn = jnp.sum((motion.rotation - pose[..., :3]) ** 2, (-2, -1)) / 2
   length2 = jnp.sum(pose[..., 3] ** 2, -1)
@@ -285,10 +284,10 @@ def errors(
 
 
 def loss(motion: Motion, pose: Float[Array, 'b 3 4']) -> Float[Array, '']:
-  """Laplace's negative log likelihood, up to a constant.
+  """Laplace negative log likelihood, up to a constant.
 
-  Each error over its expected value plus the logarithm of that, so that hard
-  pairs and parts weigh no more than easy ones.
+  Each error is divided by its expected value, whose logarithm is added, so that
+  hard pairs and parts have no more weight than easy ones.
   """
   error, weight = errors(motion, pose)
   log = motion.log_errors
@@ -301,16 +300,16 @@ def true_places(
   intrinsics: Float[Array, 'b 4'],
   pose: Float[Array, 'b 3 4'],
 ) -> tuple[Float[Array, 'b t 2'], Float[Array, 'b t']]:
-  """Where the second picture shows what is in each token's centre.
+  """Projects the centre of each token into the second picture.
 
   Args:
     depth: Z-depth at the centres, row-major; 0 where unknown.
-    intrinsics: Of both pictures, normalised.
-    pose: From the first camera to the second.
+    intrinsics: Normalised intrinsics of both pictures.
+    pose: Transform from the first camera to the second.
 
   Returns:
-    (row, column), -1 to 1 over the picture; and weights 0 or 1, whether that is
-    known and inside. What stands before it is not looked at.
+    (row, column), -1 to 1 over the picture; and weights 0 or 1, whether this
+    position is known and inside. Occlusions are ignored.
   """
   side = math.isqrt(depth.shape[1])
   columns_rows = (_grid(side)[None, :, ::-1] + 1) / 2
@@ -343,5 +342,5 @@ def matching_loss(
 
 
 def make(config: Config) -> Functional[PoseNet]:
-  """The network as functions of a flat dict of parameters."""
+  """Returns the network as functions of a flat dict of parameters."""
   return Functional(lambda rngs: PoseNet(config, rngs=rngs))

@@ -1,7 +1,8 @@
-"""Poses by a small network that was trained on rooms whose cameras are known.
+"""Poses by a small network trained on rooms with known cameras.
 
-`tools/train_pose_oracle.py` trains it, calibrates its trust and lets it pass a
-gate, or not, on held-out scenes; file `pose_oracle.safetensors` holds it all.
+`tools/train_pose_oracle.py` trains the network, calibrates its confidence, and
+tests it in a gate on held-out scenes. The file `pose_oracle.safetensors` has
+the network and all results.
 """
 
 import dataclasses
@@ -33,26 +34,26 @@ TRAIN = (
   '--config=configs/pose_oracle.py --workdir=runs/pose_oracle'
 )
 _FORMAT = 'xfactor pose oracle 1'
-# Pairs of pictures in a call of the one compiled program.
+# Pairs of pictures per call of the only compiled program.
 _PAIRS = 64
 
 
 class Oracle(oracles_base.PoseOracle):
-  """Relative poses of all frames to the middle one; scale: of its training.
+  """Predicts the poses of all frames relative to the middle one.
 
-  The expected error of a frame's pose is what the network says of its angles,
-  rotation's or translation's, whichever is larger. A frame is ok where that is
-  below the threshold which nearly all clean held-out clips meet with all their
-  frames (`gate.keep` of the recipe); a clip is if all of its frames are. No
-  frame is where the first, the origin, is lost. Clips that hardly change are
-  not ok. Of worlds unlike those of its training it says nothing of use, and
-  trusts itself there all the same.
+  Poses have the scale of the training data. The expected error of a frame's
+  pose is the larger one of those that the network predicts for the angles of
+  rotation and translation. A frame is ok if this error is below the threshold
+  that nearly all clean held-out clips meet with all their frames (`gate.keep`
+  of the recipe); a clip is ok if all of its frames are. No frame is ok if the
+  first, the origin, is lost. Clips that hardly change are not ok. Outside its
+  training domain its poses are useless and its confidence is not reliable.
 
   Args:
-    weights: What `tools/train_pose_oracle.py` wrote: its --workdir or the file
+    weights: Output of `tools/train_pose_oracle.py`: its --workdir or the file
       in it, local or gs://.
-    min_change: Least mean absolute difference, in 8-bit grey levels, of some
-      frame to the first.
+    min_change: Smallest mean absolute difference, in 8-bit grey levels, between
+      the first frame and the one that differs most.
   """
 
   name = 'learned'
@@ -104,11 +105,11 @@ class Oracle(oracles_base.PoseOracle):
     }
     if info['change'] < self._min_change:
       return oracles_base.still(len(path), self._min_change, **info)
-    # Not finite ones are lost too.
+    # The negation also rejects errors that are not finite.
     lost = ~(errors <= self._network.max_error)
     info['reasons'] = [
-      f'frame {i}: expected to be off by {np.degrees(errors[i]):.3g} degrees, '
-      f'more than {np.degrees(self._network.max_error):.3g}'
+      f'frame {i}: expected error {np.degrees(errors[i]):.3g} degrees, over '
+      f'{np.degrees(self._network.max_error):.3g}'
       for i in np.flatnonzero(lost)
     ]
     path[lost] = np.nan
@@ -120,10 +121,10 @@ class Network:
   """A trained network.
 
   Attributes:
-    config: Its sizes.
-    params: Its parameters.
-    max_error: Largest expected error that counts, radians.
-    digest: sha256 of its file.
+    config: Sizes of the network.
+    params: Parameters of the network.
+    max_error: Largest accepted expected error, radians.
+    digest: sha256 of the file.
   """
 
   config: network_lib.Config
@@ -134,7 +135,7 @@ class Network:
   def fit(
     self, pictures: oracles_base.Images
   ) -> UInt8[np.ndarray, 'v size size 3']:
-    """Returns the pictures' central squares as the network sees them."""
+    """Returns the pictures' central squares at the network's input size."""
     size = self.config.image_size
     return np.stack([images_lib.centre_crop_resize(x, size) for x in pictures])
 
@@ -144,7 +145,7 @@ class Network:
     """Returns world-to-camera and expected errors in radians of each clip.
 
     Args:
-      clips: As `fit` returns them. The middle frame is the world.
+      clips: Clips from `fit`. The middle frame is the world.
     """
     others = [np.delete(np.arange(len(x)), len(x) // 2) for x in clips]
     ends = np.cumsum([len(x) for x in others])
@@ -167,7 +168,7 @@ class Network:
     chunks = []
     for i in range(0, len(a), _PAIRS):
       pair = [x[i : i + _PAIRS] for x in (a, b)]
-      # Always as many, so that results do not depend on what else is asked.
+      # Constant size, so that results do not depend on the other pairs.
       fill = [(0, _PAIRS - len(pair[0])), (0, 0), (0, 0), (0, 0)]
       filled = (np.pad(x, fill) for x in pair)
       chunks.append(_both_ways(self.params, *filled, config=self.config))
@@ -180,7 +181,7 @@ class Network:
 def _mean(
   there: network_lib.Motion, back: network_lib.Motion
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The motion that two estimates agree on, the second of the way back."""
+  """Averages two estimates of a motion, the second in reverse direction."""
   u, _, vt = np.linalg.svd(there.rotation + back.rotation.mT)
   rotation = u @ vt
   returned = -(rotation @ back.direction[..., None])[..., 0]
@@ -189,7 +190,7 @@ def _mean(
   length = np.exp((there.log_length + back.log_length) / 2)
   translation = direction / np.maximum(norm, 1e-9) * length[:, None]
   errors = np.exp((there.log_errors + back.log_errors) / 2)[:, :2]
-  # A direction that the two do not agree on is as wrong as they say at least.
+  # The error is at least half of the angle between the two directions.
   halves = np.arccos(np.clip(norm[:, 0] / 2, 0, 1))
   errors[:, 1] = np.maximum(errors[:, 1], halves)
   poses = np.concatenate([rotation, translation[..., None]], -1)
@@ -210,12 +211,12 @@ def _both_ways(params, a, b, *, config: network_lib.Config):
 def save(
   path: str | os.PathLike[str], network: Network, gate: Mapping[str, Any]
 ) -> None:
-  """Writes a network and what the gate found, whole or not at all.
+  """Writes a network and the gate's results atomically.
 
   Args:
-    path: The file.
-    network: Trained and calibrated.
-    gate: As JSON can hold it; `passed`, and `failures` in words.
+    path: Path of the file.
+    network: Trained and calibrated network.
+    gate: JSON values; `passed`, and `failures` as text.
   """
   data = safetensors.numpy.save(
     {name: np.asarray(x) for name, x in network.params.items()},
@@ -227,7 +228,7 @@ def save(
     },
   )
   path = epath.Path(path)
-  if files.is_remote(path):  # Buckets show a file when it is whole.
+  if files.is_remote(path):  # Writes to buckets are atomic.
     path.write_bytes(data)
     return
   partial = path.with_name(path.name + files.partial_suffix())
@@ -239,10 +240,11 @@ def load(path: str | os.PathLike[str]) -> Network:
   """Reads a network that has passed the gate.
 
   Args:
-    path: The file, or the folder that it is in.
+    path: Path of the file or its folder.
 
   Raises:
-    UserError: If there is none, it is damaged or not ours, or has not passed.
+    UserError: If the file is missing, damaged or of another format, or the
+      network has not passed the gate.
   """
   path = epath.Path(path)
   if path.is_dir():
@@ -270,7 +272,7 @@ def load(path: str | os.PathLike[str]) -> Network:
   if not gate['passed']:
     raise UserError(
       f'the pose oracle {path} has not passed its gate '
-      f'({"; ".join(gate["failures"])}): train it longer or on more scenes'
+      f'({"; ".join(gate["failures"])}); train it longer or on more scenes'
     )
   return Network(config, params, max_error, hashlib.sha256(data).hexdigest())
 

@@ -1,9 +1,9 @@
-"""Training the learned pose oracle, and the gate that it must pass.
+"""Training of the learned pose oracle.
 
-Examples are three frames of a clip, from which all six ordered pairs are made,
-clean or spoilt as a model's pictures are. Half of the held-out scenes calibrate
-what the oracle trusts; on the others it must be good enough, lose little by
-blur, noise and the like, and beat what needs no pictures.
+An example is three frames of a clip with all six ordered pairs, either clean or
+degraded like a model's pictures. Half of the held-out scenes then calibrate the
+oracle's confidence. On the others the gate requires that it is accurate, robust
+to blur, noise and the like, and better than guesses without pictures.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from xfactor.evaluation.oracles.learned import network, oracle
 from xfactor.geometry import cameras as cameras_lib
 from xfactor.nn import layers
 
-# Frames of an example, and the two of each of its pairs: every one both ways,
-# which teaches that the way back is the inverse.
+# Frames of an example, and first and second frames of its pairs. Both orders,
+# to teach that the reverse motion is the inverse.
 _FRAMES = 3
 _A, _B = np.array(list(itertools.permutations(range(_FRAMES), 2))).T
-# Of the pose of a mirrored pair: diag(-1, 1, 1) from both sides.
+# Signs of a mirrored pair's pose: diag(-1, 1, 1) from both sides.
 _MIRROR = np.array([[1, -1, -1, -1], [-1, 1, 1, 1], [-1, 1, 1, 1]], np.float32)
-# Of a translation that stands for none; its direction is drawn.
+# Length that stands for no translation; its direction is sampled.
 _STILL = 2e-3
 # As in the data sources that have depth.
 _DEPTHS_PER_METRE = 1000
@@ -41,7 +41,7 @@ _DEPTHS_PER_METRE = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-  """The training frames of all data sets, decoded.
+  """Decoded training frames of all data sets.
 
   Attributes:
     frames: uint8 [n, size, size, 3].
@@ -107,7 +107,7 @@ def _tokens_depth(
   for i, row in enumerate(out):
     try:
       data = store.depth(int(first) + i)
-    except ValueError:  # This data set has none.
+    except ValueError:  # This data set has no depth.
       break
     with Image.open(io.BytesIO(data)) as file:
       depth = np.asarray(file, np.float32) / _DEPTHS_PER_METRE
@@ -131,7 +131,8 @@ def load_footage(config: ConfigDict) -> Footage:
   """Decodes the training clips that have enough frames, all with cameras.
 
   Raises:
-    UserError: If there are none, cameras are missing, or memory would be.
+    UserError: If there are none, cameras are missing, or they need more than
+      `config.data.max_gib` of memory.
   """
   size = config.model.image_size
   stores = open(config, 'train')
@@ -141,7 +142,7 @@ def load_footage(config: ConfigDict) -> Footage:
     raise UserError(
       f'the {count} frames of {config.data.names} at {size} pixels take '
       f'{gib:.3g} GiB of memory, more than config.data.max_gib='
-      f'{config.data.max_gib:g}; raise it or name fewer data sets'
+      f'{config.data.max_gib:g}; increase it or use fewer data sets'
     )
   paths, frames, depth, intrinsics = [], [], [], []
   for store in stores:
@@ -171,11 +172,12 @@ def load_footage(config: ConfigDict) -> Footage:
 def sample(
   rng: np.random.Generator, footage: Footage, train: ConfigDict
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the examples of an update.
+  """Samples the examples of an update.
 
   Returns:
     int32 [windows, 3] rows of the frames, in order of time, and float32
-    [windows, 6, 3, 4], how the second of each pair sees the first's points.
+    [windows, 6, 3, 4], transforms from the first camera of each pair to the
+    second.
   """
   count = train.windows
   clip = rng.integers(0, len(footage.first), count)
@@ -187,7 +189,7 @@ def sample(
   rows = (footage.first[clip] + start)[:, None] + offsets
   path = footage.world_to_camera[rows]
   motion = (path[:, _B] @ np.linalg.inv(path[:, _A]))[:, :, :3]
-  # Drawn, so that the network learns not to trust what it says of these.
+  # Random, so that the network learns to expect large errors for these.
   direction = rng.normal(size=(count, len(_A), 3))
   direction *= _STILL / np.linalg.norm(direction, axis=-1, keepdims=True)
   still = (gaps == 0).all(1)
@@ -202,7 +204,7 @@ def mirror(
   motion: jax.Array,
   chosen: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Mirrors some examples left to right.
+  """Mirrors some examples left to right; w examples of f frames and p pairs.
 
   Args:
     pictures: [w, f, h, w, 3].
@@ -226,12 +228,12 @@ def mirror(
 
 
 def degrade(pictures: jax.Array, key: jax.Array, share: float) -> jax.Array:
-  """Blurs, warps, recolours and blots a share of examples, as models do.
+  """Blurs, warps, recolours and adds noise to a share of examples.
 
   Args:
     pictures: float32 [w, f, h, w, 3] in [-1, 1].
-    key: Of all draws. Blur, colour and noise are alike within an example.
-    share: Of the examples; the others stay as they are.
+    key: Random key. Blur, colour and noise are similar within an example.
+    share: Share of the examples; the others are not changed.
   """
   count, frames, size = pictures.shape[:3]
   keys = iter(jax.random.split(key, 10))
@@ -283,7 +285,7 @@ def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
 
 
 def fit(config: ConfigDict, footage: Footage) -> oracle.Network:
-  """Trains a network; prints how wrong it is on what it is trained on."""
+  """Trains a network; prints its mean errors on the training examples."""
   size = network.Config(**config.model)
   functional = network.make(size)
   tx = _optimizer(config.train)
@@ -361,7 +363,6 @@ def fit(config: ConfigDict, footage: Footage) -> oracle.Network:
       )
   if not np.isfinite(value):
     raise UserError(
-      'the loss is not finite any more; give a smaller '
-      'config.train.learning_rate'
+      'the loss is no longer finite; reduce config.train.learning_rate'
     )
   return oracle.Network(size, jax.device_get(state[0]))

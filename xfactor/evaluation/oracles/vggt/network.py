@@ -1,17 +1,16 @@
-"""VGGT's cameras: the aggregator and the camera head, as pure functions.
+"""VGGT's aggregator and camera head as pure functions.
 
 Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer"
 (facebookresearch/vggt): a DINOv2 ViT embeds each frame, blocks that attend
 within a frame alternate with blocks that attend over all frames, and a head
-reads a camera off one token a frame. Its heads for depth, points and tracks are
-left out.
+predicts a camera from one token per frame. The heads for depth, points and
+tracks are not implemented.
 
-Parameters are a flat dict under the official names, in torch's layout
-(out, in); what is numbered there is stacked here, so that
-`aggregator.frame_blocks.7.norm1.weight` is row 7 of
-`aggregator.frame_blocks.norm1.weight`. Matrix products and attention run in
-the dtype of their weights (see `load`); the residual stream, norms, RoPE and
-the camera head are float32.
+Parameters are a flat dict with the official names, in torch's layout (out, in).
+Numbered blocks are stacked, so that `aggregator.frame_blocks.7.norm1.weight`
+is row 7 of `aggregator.frame_blocks.norm1.weight`. Matrix products and
+attention run in the dtype of their weights (see `load`); the residual stream,
+norms, RoPE and the camera head are float32.
 """
 
 import collections
@@ -48,15 +47,15 @@ _STACKS = (
   'camera_head.trunk',
 )
 _NUMBER = re.compile(rf'^({"|".join(map(re.escape, _STACKS))})\.\d+(?=\.)')
-# What autocast computes in half precision.
+# Layers that autocast computes in half precision.
 _HALF = re.compile(r'aggregator\..*(qkv|proj|fc1|fc2)\.(weight|bias)')
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-# These two cannot be read off the weights.
+# These two cannot be inferred from the weights.
 _HEAD_HEADS = 16
 _ITERATIONS = 4
-# Attention weights that exist at once, in float32: few, for the caches' sake,
-# yet of enough queries for matrix products to pay.
+# Attention weights in memory at the same time, in float32: few, to fit in the
+# caches, but of enough queries for efficient matrix products.
 _CHUNK_BYTES = 1 << 24
 _CHUNK_QUERIES = 64
 
@@ -68,12 +67,12 @@ class Config:
   Attributes:
     width: Channels of the aggregator; the camera head has twice as many.
     head_dim: Channels of one of the aggregator's attention heads.
-    patch_size: In pixels.
+    patch_size: Side of a patch in pixels.
     grid: Side, in patches, of the images that the position embedding is for.
-    registers: Register tokens a frame.
-    encoder_layers: Blocks of the DINOv2 embedder.
-    layers: Pairs of a frame block and a global block.
-    head_layers: Blocks of the camera head.
+    registers: Number of register tokens per frame.
+    encoder_layers: Number of blocks of the DINOv2 embedder.
+    layers: Number of pairs of a frame block and a global block.
+    head_layers: Number of blocks of the camera head.
   """
 
   width: int = 1024
@@ -87,7 +86,7 @@ class Config:
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-  """The official names and shapes of all parameters that are used."""
+  """Returns the official names and shapes of all parameters in use."""
   width, patch = config.width, config.patch_size
   embed, head = 'aggregator.patch_embed', 'camera_head'
   depths = (
@@ -144,11 +143,11 @@ def _dense(name: str, din: int, dout: int) -> dict[str, tuple[int, ...]]:
 
 
 def read_config(found: Mapping[str, tuple[int, ...]]) -> Config:
-  """The sizes, from the shapes of the weights under their official names.
+  """Infers the sizes from the shapes of the weights by official name.
 
   Raises:
-    UserError: If an array is missing, of a shape that does not go with the
-      others, or unknown; names the first. Those of unused heads are ignored.
+    UserError: If an array is missing, unknown, or of a shape that does not fit
+      the others; names the first. Arrays of unused heads are ignored.
   """
 
   def size(name: str, axes: int, axis: int) -> int:
@@ -177,7 +176,7 @@ def read_config(found: Mapping[str, tuple[int, ...]]) -> Config:
   for name, shape in want.items():
     if found.get(name) != shape:
       is_ = list(found[name]) if name in found else 'missing'
-      raise UserError(f'{name} is {is_}, where {list(shape)} belongs')
+      raise UserError(f'{name} is {is_}, expected {list(shape)}')
   for name in found:
     if name not in want and not name.startswith(_UNUSED):
       raise UserError(f'{name} is no parameter of VGGT')
@@ -187,12 +186,12 @@ def read_config(found: Mapping[str, tuple[int, ...]]) -> Config:
 def load(
   path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32
 ) -> tuple[Config, Params]:
-  """Reads a user's weights, as the authors publish them.
+  """Reads the weights that the authors publish.
 
   Args:
-    path: A .safetensors file, or what torch.save wrote.
-    dtype: Of the aggregator's matrices, hence of its products and attention.
-      All else is float32.
+    path: Path of a .safetensors file or a file of torch.save.
+    dtype: Dtype of the aggregator's matrices, hence of its products and
+      attention. All else is float32.
 
   Returns:
     The sizes and the parameters, on the default device.
@@ -207,7 +206,7 @@ def load(
   try:
     config = read_config({name: x.shape for name, x in weights.items()})
   except UserError as error:
-    raise UserError(f'{path} holds no VGGT weights: {error}; {WHERE}') from None
+    raise UserError(f'{path} has no VGGT weights: {error}; {WHERE}') from None
   return config, from_official(weights, config, dtype)
 
 
@@ -240,13 +239,13 @@ def predict(
 
   Args:
     params: As `load` returns them.
-    images: In [0, 1], with sides that are multiples of the patch size. The
+    images: Images in [0, 1]; their sides are multiples of the patch size. The
       first frame is the reference; the order of the others does not matter.
     config: The sizes.
-    kernel: Of the aggregator's attention; one of `attention.KERNELS`.
+    kernel: Kernel of the aggregator's attention; one of `attention.KERNELS`.
 
   Returns:
-    Pose encodings, which `world_to_camera` and `intrinsics` read.
+    Pose encodings, to be read by `world_to_camera` and `intrinsics`.
   """
   camera = aggregate(params, images, config=config, kernel=kernel)
   return read_cameras(params, camera)[-1]
@@ -259,7 +258,7 @@ def aggregate(
   config: Config,
   kernel: str = 'einsum',
 ) -> Float[Array, 'v c2']:
-  """Each frame's camera token, after the last frame block ++ global block."""
+  """Camera tokens after the last frame block and global block, concatenated."""
   frames, height, width, _ = images.shape
   patches = embed(params, images, config=config, kernel=kernel)
   special = jnp.concatenate(
@@ -268,7 +267,7 @@ def aggregate(
   # One set of tokens for the reference frame, another for all others.
   special = special[jnp.minimum(jnp.arange(frames), 1)]
   x_VTC = jnp.concatenate([special, patches], 1)
-  # Tokens without a place are at 0, patches count from 1.
+  # Special tokens are at position 0, patches count from 1.
   positions = 1 + layers.grid_positions(
     height // config.patch_size, width // config.patch_size
   )
@@ -340,8 +339,8 @@ def position_embedding(
 ) -> Float[Array, '1 t c']:
   """Resizes DINOv2's position embedding to a grid of (rows, columns).
 
-  Its first row is the class token's; the rest is a square grid, resized by an
-  antialiased cubic (a=-0.5) filter, as the official code does.
+  The first row belongs to the class token; the rest is a square grid, resized
+  with an antialiased cubic (a=-0.5) filter as in the official code.
   """
   side = math.isqrt(table.shape[1] - 1)
   if grid == (side, side):
@@ -356,9 +355,9 @@ def position_embedding(
 def read_cameras(
   params: Params, tokens: Float[Array, 'v c2']
 ) -> Float[Array, 'i v 9']:
-  """The camera head: pose encodings after each of its iterations."""
+  """Runs the camera head; returns pose encodings after each iteration."""
   params = _under(params, 'camera_head.')
-  # Accelerators would round float32 factors to bfloat16 or TF32.
+  # By default, accelerators round float32 factors to bfloat16 or TF32.
   with jax.default_matmul_precision('highest'):
     x_VC = _layer_norm(params, 'token_norm', tokens, 1e-5)
     trunk = _under(params, 'trunk.')
@@ -383,14 +382,14 @@ def read_cameras(
     _, poses = jax.lax.scan(
       refine, (first, jnp.zeros_like(first)), length=_ITERATIONS
     )
-  # Fields of view are not negative.
+  # Fields of view must not be negative.
   return jnp.concatenate([poses[..., :7], jax.nn.relu(poses[..., 7:])], -1)
 
 
 def world_to_camera(
   encoding: Float[np.ndarray, '*n 9'],
 ) -> Float[np.ndarray, '*n 4 4']:
-  """OpenCV poses: translation, then a quaternion (x, y, z, w) of any length."""
+  """OpenCV poses from translation and (x, y, z, w) quaternion of any length."""
   q = encoding[..., 3:7]
   x, y, z, w = np.moveaxis(q, -1, 0)
   zero = np.zeros_like(x)
@@ -431,7 +430,7 @@ def rope_table(
 def apply_rope(
   x: Float[Array, 'b t n d'], table: Float[Array, 't d 2']
 ) -> Float[Array, 'b t n d']:
-  """Turns channel m of each half with channel m + d/4 (the halves' halves)."""
+  """Rotates channel m of each half with channel m + d/4."""
   cos, sin = (table[None, :, None, :, i] for i in range(2))
   pairs = einops.rearrange(x, 'b t n (rc two m) -> two b t n rc m', rc=2, two=2)
   turned = einops.rearrange(
@@ -441,7 +440,7 @@ def apply_rope(
 
 
 def chunk_size(batch: int, heads: int, queries: int, keys: int) -> int:
-  """How many queries to take at once, so that their weights fit in memory."""
+  """Number of queries per chunk, so that attention weights fit in memory."""
   most = max(_CHUNK_QUERIES, _CHUNK_BYTES // (4 * batch * heads * keys))
   return math.ceil(queries / math.ceil(queries / most))
 
@@ -449,7 +448,7 @@ def chunk_size(batch: int, heads: int, queries: int, keys: int) -> int:
 def _attend(q_BTND: Array, k_BSND: Array, v_BSND: Array, kernel: str) -> Array:
   batch, queries, heads, _ = q_BTND.shape
   size = chunk_size(batch, heads, queries, k_BSND.shape[1])
-  # The fused kernels never hold all weights.
+  # The fused kernels never store all weights.
   if kernel != 'einsum' or size == queries:
     return attention.attend(q_BTND, k_BSND, v_BSND, kernel=kernel)
   chunks = math.ceil(queries / size)
@@ -473,7 +472,7 @@ def _block(
   kernel: str = 'einsum',
   table: Array | None = None,
 ) -> Array:
-  """A pre-norm block; `table` is for RoPE, where q and k have norms."""
+  """Pre-norm block; with `table`, q and k have norms and RoPE."""
   q, k, v = einops.rearrange(
     _linear(params, 'attn.qkv', _layer_norm(params, 'norm1', x_BTC, eps)),
     'b t (three n d) -> three b t n d',
@@ -511,19 +510,19 @@ def _layer_norm(params: Params, name: str, x: Array, eps: float) -> Array:
 
 
 def _standardize(x: Array, eps: float) -> Array:
-  """To mean 0 and variance 1 over the last axis, in float32."""
+  """Normalizes the last axis to mean 0 and variance 1, in float32."""
   x = x.astype(jnp.float32)
   x = x - x.mean(-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
 
 
 def _gelu(x: Array) -> Array:
-  """The exact GELU, by erf."""
+  """Exact GELU, with erf."""
   return jax.nn.gelu(x, approximate=False)
 
 
 def _under(params: Params, prefix: str) -> Params:
-  """The parameters whose names begin with `prefix`, without it."""
+  """Returns the parameters whose names start with `prefix`, without it."""
   return {
     name.removeprefix(prefix): x
     for name, x in params.items()

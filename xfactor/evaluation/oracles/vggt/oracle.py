@@ -1,8 +1,8 @@
-"""Poses by VGGT, as the official evaluation of XFactor takes them.
+"""Poses by VGGT, as in the official evaluation of XFactor.
 
 Preprocessing and the order of frames follow vsitzmann/xfactor-nvs (commit
-d0dd984). VGGT gives some poses for any pictures; the guards are ours. No
-weights come with this package: see `models.vggt.WHERE`.
+d0dd984). VGGT returns poses for any pictures; the rejection of clips is ours.
+The package has no weights, see `network.WHERE`.
 """
 
 import dataclasses
@@ -33,25 +33,26 @@ from xfactor.geometry import cameras
 from xfactor.nn import attention
 
 _DTYPES = ('float32', 'bfloat16')
-# Lengths of quaternions that give no direction, and angles no field of view.
+# Smallest valid length of a quaternion, and margin of a valid field of view.
 _ZERO = 1e-6
 _STRIDE = 14
 
 
 class Oracle(PoseOracle):
-  """VGGT-1B on a user's weights; scale: the scene's mean distance is near 1.
+  """Runs VGGT-1B with given weights; a scene's mean distance is about 1.
 
-  Not `ok` are clips that hardly change, whose recovered cameras hardly move
-  (translation directions would be noise), or for which VGGT gives no pose.
+  Clips are not `ok` if they hardly change, if their recovered cameras hardly
+  move (translation directions would be noise), or if VGGT returns no pose.
 
   Args:
-    weights: The authors' .safetensors or .pt file, local or gs://.
-    size: Side of the pictures that the network sees; a multiple of 14.
-    dtype: Of the aggregator's products: 'float32', 'bfloat16', or 'auto' for
-      the latter where there is an accelerator.
-    min_change: Least mean absolute difference, in 8-bit grey levels, of some
-      frame to the first.
-    min_baseline: Least distance of some camera to the first, in VGGT's units.
+    weights: Path of the authors' .safetensors or .pt file, local or gs://.
+    size: Side of the network's input pictures; a multiple of 14.
+    dtype: Dtype of the aggregator's products: 'float32', 'bfloat16', or 'auto'
+      for bfloat16 on accelerators.
+    min_change: Smallest mean absolute difference, in 8-bit grey levels, between
+      the first frame and the one that differs most.
+    min_baseline: Smallest distance, in VGGT's units, between the first camera
+      and the one farthest away.
   """
 
   name = 'vggt'
@@ -122,7 +123,7 @@ class Oracle(PoseOracle):
       info['baseline'] = float(np.linalg.norm(centres, axis=-1).max())
       if info['baseline'] < self._min_baseline:
         info['reasons'].append(
-          f'the cameras lie within {info["baseline"]:.3g} of the first, less '
+          f'the cameras are within {info["baseline"]:.3g} of the first, less '
           f'than {self._min_baseline:g}'
         )
     return dataclasses.replace(
@@ -134,7 +135,7 @@ class Oracle(PoseOracle):
 
     Args:
       images: The frames.
-      reference: Index of the one to which VGGT relates the others.
+      reference: Index of the frame that is VGGT's reference.
     """
     order = np.arange(len(images))
     order = np.concatenate([[reference], np.delete(order, reference)])
@@ -154,10 +155,10 @@ class Oracle(PoseOracle):
 def preprocess(
   image: Float[np.ndarray, 'h w 3'], size: int = 518
 ) -> Float[np.ndarray, '{size} {size} 3']:
-  """Returns the centre of a picture in [0, 1], as VGGT wants it.
+  """Returns the centre of a picture in [0, 1] as VGGT's input.
 
-  Resized so that the short side is `size` and the long one the next multiple of
-  14, then cropped. Like torch's bicubic without antialiasing, as in the
+  Resizes the short side to `size` and the long one to the next multiple of 14,
+  then crops. The filter is torch's bicubic without antialiasing, as in the
   official code; smaller pictures are enlarged.
   """
   rows, columns = (
@@ -199,7 +200,7 @@ def _cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
 def _intrinsics(
   encoding: np.ndarray, height: int, width: int, size: int
 ) -> np.ndarray | None:
-  """Returns those of the whole pictures, not of what the network saw."""
+  """Returns intrinsics of the whole pictures, not of the network's input."""
   fov = encoding[:, 7:]
   if not ((fov > _ZERO) & (fov < np.pi - _ZERO)).all():
     return None
