@@ -46,6 +46,7 @@ BINARIES = (
   'xfactor.eval',
   'xfactor.render',
   'xfactor.demo.__main__',
+  'xfactor.convert',
 )
 
 
