@@ -1,19 +1,19 @@
-"""Pose probe: how much of the camera's pose a frozen latent pose tells.
+"""Pose probe: measures how much of the camera pose a frozen latent pose has.
 
 The paper's Table 2. A three-layer perceptron (the public code's `pose_probe`:
-64 features, hence z -> 256 -> 64 -> 12) reads off the latent pose of a frame
-its pose relative to the reference frame, of which the latent pose is relative
-too: 3 numbers are the translation, 9 a matrix whose nearest rotation is the
+64 features, hence z -> 256 -> 64 -> 12) predicts the pose of a frame relative
+to the reference frame from the latent pose, which is relative to the same
+frame. 3 outputs are the translation, 9 a matrix whose nearest rotation is the
 rotation (Levinson et al. 2020, "An Analysis of SVD for Deep Rotation
-Estimation"). How the authors trained it is not published: loss and schedule are
+Estimation"). The authors' training is not published: loss and schedule are
 ours.
 
-Beside the probe stand rows that say what its numbers mean:
+Baselines show how to read the probe's numbers:
 
-  shuffled      a probe of latents dealt to the wrong frames of the train split:
-                what is right on average, whatever the frame
-  mean motion   the train split's mean pose at each place in the window, no
-                latents asked: what is right where all cameras walk alike
+  shuffled      a probe of latents assigned to the wrong frames of the train
+                split: the score of the average pose
+  mean motion   the train split's mean pose at each position in the window,
+                without latents: the score if all cameras moved the same way
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from xfactor.inference import latent
 from xfactor.metrics import poses
 
 ROWS = ('probe', 'shuffled', 'mean motion')
-# Windows whose pictures are in memory at once.
+# Windows with pictures in memory at the same time.
 _CHUNK = 64
 
 
@@ -45,16 +45,17 @@ def score(
   reference: int = 0,
   scene_distance: float = 1.0,
 ) -> poses.Scores:
-  """Returns how near the probe's paths of held-out clips come to the true ones.
+  """Scores the probe's paths of held-out clips against the true ones.
 
-  All pairs of frames count, as everywhere; the reference's own pose is known.
+  All pairs of frames count, as in other tests; the reference's own pose is
+  given.
 
   Args:
-    probe: From `fit`.
-    latents: As for `training_rows`.
-    world_to_camera: The truth; may be NaN where there is none.
-    reference: As for `training_rows`.
-    scene_distance: As for `poses.score`.
+    probe: Probe from `fit`.
+    latents: Latents as for `training_rows`.
+    world_to_camera: True poses; may be NaN where unknown.
+    reference: Index as for `training_rows`.
+    scene_distance: Distance as for `poses.score`.
   """
   prediction = probe.predict(latents)
   prediction[:, reference] = np.eye(4)
@@ -63,14 +64,14 @@ def score(
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """What of a split a probe learns from or is tested on.
+  """Data on which a probe is trained or tested.
 
   Attributes:
     name: Data set and split.
-    clips: Number of clips with cameras and frames enough.
+    clips: Number of clips with cameras and enough frames.
     windows: Number of windows of frames in them.
-    frames: Frames whose pose is to be told, the windows' references left out.
-    without_cameras: Windows left out, since cameras of theirs are not known.
+    frames: Number of frames to predict, without the windows' references.
+    without_cameras: Number of windows skipped because cameras are unknown.
   """
 
   name: str
@@ -82,14 +83,14 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A pose probe's test.
+  """Results of a pose probe.
 
   Attributes:
-    train: What the probe learnt from.
-    test: What it was tested on; a window is a path.
+    train: Training data of the probe.
+    test: Test data; a window is a path.
     losses: `Probe.loss` of the rows that are probes.
-    summaries: By row, see the module.
-    scores: By row, of every path.
+    summaries: Means by row, see the module.
+    scores: Scores of every path, by row.
   """
 
   train: Side
@@ -113,25 +114,25 @@ def evaluate(
 ) -> Result:
   """Fits a probe on the train split and scores it on the test split.
 
-  Which windows is kept beside the clips in `probe_index-SPLIT.json`. Of the
-  test split it is the middle one of every clip; of the train split, by the
-  hashes of their ids, of each clip one or, where there are few, several that
-  share no frame. A window's most central frame is its reference.
+  The choice of windows is stored next to the clips in `probe_index-SPLIT.json`.
+  In the test split it is the middle one of every clip. In the train split it is
+  one per clip, by the hashes of the clips' ids, or several that share no frame
+  if there are few clips. A window's central frame is its reference.
 
   Args:
-    model: Whose latent poses are read; it learns nothing.
-    train: The split to learn from.
-    test: The split to be tested on.
-    targets: Frames of a window, equally spaced from end to end.
-    window: Frames that they are from.
-    max_windows: Of the train split.
-    scene_distance: As for `poses.score`.
-    config: Of the training.
-    seed: Of the bootstrap and of the shuffling.
+    model: Model with the latent poses; it is not trained.
+    train: Split to train on.
+    test: Split to test on.
+    targets: Number of frames of a window, equally spaced from end to end.
+    window: Number of frames that they are chosen from.
+    max_windows: Largest number of windows of the train split.
+    scene_distance: Distance as for `poses.score`.
+    config: Settings of the training.
+    seed: Seed of the bootstrap and of the shuffling.
 
   Raises:
     UserError: If fewer than two clips of a split have cameras and `window`
-      frames, a frame cannot be read, or as `api.Model` and `fit`.
+      frames, a frame cannot be read, or by `latent.Model` or `fit`.
   """
   if not 2 <= targets <= window:
     raise UserError(
@@ -140,7 +141,7 @@ def evaluate(
     )
   config = config or probe_network.Config()
   reference = (targets - 1) // 2
-  # The cheap part first: whether there are cameras.
+  # The cheap part first: check that there are cameras.
   learnt, tested = (
     _posed_windows(store, targets, window, count)
     for store, count in ((train, max_windows), (test, None))
@@ -185,7 +186,7 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-  """Windows of n clips, some of the same one, with all their cameras."""
+  """n windows of clips, with all their cameras; clips may repeat."""
 
   clips: Int[np.ndarray, ' n']
   frames: Int[np.ndarray, 'n t']
@@ -225,14 +226,14 @@ def _posed_windows(
   what = f'{store.name}/{store.split}'
   if len(clips) and not posed.any():
     raise UserError(
-      f'no cameras are known of the clips of {what}, and a pose probe learns '
-      'and is scored by them; leave --probe out, or evaluate on a data set '
-      'that was converted with its cameras'
+      f'there are no cameras for the clips of {what}, but a pose probe needs '
+      'them; remove --probe, or evaluate on a data set that was converted with '
+      'its cameras'
     )
   if (n := len(np.unique(clips[posed]))) < 2:
     raise UserError(
-      f'{n} clips of {what} have {window} frames and cameras, and a pose probe '
-      'needs two that do; convert more, or give a smaller config.eval.window'
+      f'{n} clips of {what} have {window} frames and cameras, but a pose probe '
+      'needs at least 2; convert more or reduce config.eval.window'
     )
   return _Windows(
     clips=clips[posed],
@@ -266,7 +267,7 @@ def _encode(
   windows: _Windows,
   reference: int,
 ) -> Float[np.ndarray, 'n t z']:
-  """Latent poses relative to the reference's, whose own is zero."""
+  """Returns latent poses relative to the reference; its own is zero."""
   others = np.delete(np.arange(windows.frames.shape[1]), reference)
   out = []
   for start in range(0, len(windows.clips), _CHUNK):
@@ -294,7 +295,7 @@ def _encode(
 def _mean_motion(
   world_to_camera: Float[np.ndarray, 'n t 4 4'], reference: int
 ) -> Float[np.ndarray, 't 4 4']:
-  """The mean pose relative to the reference at each place in the window."""
+  """Mean pose relative to the reference at each position in the window."""
   inverse = np.linalg.inv(world_to_camera[:, reference, None])
   mean = np.mean(world_to_camera @ inverse, axis=0)
   rotation = jnp.asarray(mean[:, :3, :3], jnp.float32)
@@ -303,7 +304,7 @@ def _mean_motion(
 
 
 def write(path: epath.PathLike, result: Result) -> None:
-  """Writes the numbers of a test, with those of every path."""
+  """Writes the numbers of a test, means and those of every path."""
   files.write_json(
     path,
     {
@@ -319,7 +320,7 @@ def write(path: epath.PathLike, result: Result) -> None:
 
 
 def table(name: str, result: Result) -> str:
-  """The means as lines of text: percent, with 95 % intervals of AUC@20."""
+  """Formats the means as text: percent, with 95 % intervals of AUC@20."""
   train, test = result.train, result.test
   still = result.summaries['probe'].num_without_translation
   lines = [

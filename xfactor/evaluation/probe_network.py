@@ -14,24 +14,24 @@ from xfactor.nn.layers import gelu
 
 # Weights and biases of each layer.
 Params = list[tuple[Array, Array]]
-# Singular values closer to opposite than this give no gradient.
+# Smallest sum of two singular values in the gradient, to keep it finite.
 _MIN_SUM = 1e-3
-# Rotations of a data set whose camera hardly turns count as if by a degree.
+# Smallest scale of rotations, for data sets whose camera hardly turns.
 _MIN_TURN = np.radians(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """How a probe is trained: AdamW, warm-up, cosine decay to 0.
+  """Training of a probe: AdamW, warm-up, cosine decay to 0.
 
   Attributes:
-    features: Width of the last hidden layer; the first has four times as many.
-    steps: Of the optimizer.
-    batch: Frames a step, drawn with replacement.
-    learning_rate: After the warm-up.
-    warmup_steps: From rate 0, linearly.
-    weight_decay: Decoupled; times the learning rate.
-    seed: Of weights and batches.
+    features: Width of the last hidden layer; the first is four times as wide.
+    steps: Steps of the optimizer.
+    batch: Frames per step, sampled with replacement.
+    learning_rate: Learning rate after the warm-up.
+    warmup_steps: Steps of linear warm-up from rate 0.
+    weight_decay: Decoupled weight decay, times the learning rate.
+    seed: Seed of weights and batches.
   """
 
   features: int = 64
@@ -48,11 +48,11 @@ class Probe:
   """A trained probe.
 
   Attributes:
-    params: Of the perceptron.
-    mean: float32 [z], taken from the latents.
-    deviation: float32 [z], by which they are divided thereafter.
-    unit: Of the translations, in that of the data set.
-    loss: Mean over the last tenth of the training.
+    params: Parameters of the perceptron.
+    mean: float32 [z], subtracted from the latents.
+    deviation: float32 [z], by which they are then divided.
+    unit: Unit of the translations, in that of the data set.
+    loss: Mean loss over the last tenth of the training.
   """
 
   params: Params
@@ -64,7 +64,7 @@ class Probe:
   def predict(
     self, latents: Float[np.ndarray, '*b z']
   ) -> Float[np.ndarray, '*b 4 4']:
-    """Returns poses float64, the reference's camera to the frame's."""
+    """Returns float64 poses, from the reference's camera to the frame's."""
     rows = jnp.asarray(self._normalise(latents))
     rotation, translation = jax.device_get(_forward(self.params, rows))
     out = np.zeros((len(rows), 4, 4))
@@ -85,13 +85,14 @@ def training_rows(
   reference: int = 0,
   ok: Bool[np.ndarray, 'b v'] | None = None,
 ) -> tuple[Float[np.ndarray, 'n z'], Float[np.ndarray, 'n 3 4']]:
-  """Returns what `fit` takes of clips: all frames but the references.
+  """Returns the inputs of `fit`: all frames of clips but the references.
 
   Args:
-    latents: Of the frames, relative to the reference frame's.
-    world_to_camera: As an oracle or the data set gives them.
-    reference: The number of that frame.
-    ok: Which frames have a pose; none of a clip counts whose reference has not.
+    latents: Latents of the frames, relative to the reference frame's.
+    world_to_camera: Poses of an oracle or the data set.
+    reference: Index of the reference frame.
+    ok: Whether a frame has a pose; if the reference has none, the clip is
+      skipped.
   """
   if ok is None:
     ok = np.ones(latents.shape[:2], bool)
@@ -111,18 +112,18 @@ def fit(
   """Trains a probe; about 5 seconds on two cores.
 
   The loss of a frame is the squared Frobenius distance of the rotations plus
-  the Huber loss of the distance of the translations. Rotations count in units
-  of the set's root mean square distance from none, translations of their root
-  mean square, so that neither drowns the other.
+  the Huber loss of the distance of the translations. Rotations are divided by
+  the set's root mean square distance from the identity, translations by their
+  root mean square, so that neither dominates.
 
   Args:
-    latents: Of frames, relative to a reference frame of each clip.
-    relative: The reference's camera to the frame's, of one data set: all
-      translations in the same unit.
-    config: Of the training.
+    latents: Latents of frames, relative to a reference frame of each clip.
+    relative: Poses from the reference's camera to the frame's, of one data set:
+      all translations in the same unit.
+    config: Settings of the training.
 
   Raises:
-    UserError: If there is nothing to learn from, or it is not finite.
+    UserError: If there are fewer than two frames, or values are not finite.
   """
   config = config or Config()
   if len(latents) < 2:
@@ -140,7 +141,7 @@ def fit(
   probe = Probe(
     params=[],
     mean=np.float32(latents.mean(0)),
-    # Entries that never change stay as they are.
+    # Constant entries are not scaled.
     deviation=np.where(deviation > 0, deviation, 1),
     unit=unit,
     loss=np.nan,
@@ -150,7 +151,7 @@ def fit(
     jnp.asarray(probe._normalise(latents)),
     jnp.asarray(relative[:, :, :3], jnp.float32),
     jnp.asarray(translation / unit, jnp.float32),
-    # A rotation by a is at sqrt(2) a from none.
+    # A rotation by angle a has distance sqrt(2) a from the identity.
     jnp.float32(1 / max(turn, 2 * _MIN_TURN**2)),
     config=config,
   )
@@ -178,7 +179,7 @@ def _train(
   def loss_fn(params, rows):
     guess_rotation, guess_translation = _forward(params, latents[rows])
     turn = jnp.sum((guess_rotation - rotation[rows]) ** 2, (-2, -1))
-    # The root's slope is infinite at 0.
+    # Avoids the square root near 0, where its slope is infinite.
     shift = jnp.sum((guess_translation - translation[rows]) ** 2, -1)
     shift = jnp.where(shift < 1, shift / 2, jnp.sqrt(shift.clip(1)) - 0.5)
     return jnp.mean(rotation_weight * turn + shift)
@@ -222,8 +223,8 @@ def _forward(
 def nearest_rotation(matrix: Float[Array, 'n 3 3']) -> Float[Array, 'n 3 3']:
   """Returns the rotation at the least Frobenius distance from each matrix.
 
-  Its derivative is that of the rotation alone: finite where the singular
-  vectors' is not, as for equal singular values.
+  The derivative is that of the rotation itself. It is finite even if that of
+  the singular vectors is not, as for equal singular values.
   """
   u, _, vh = _special_svd(matrix)
   return jnp.matmul(u, vh, precision='highest')
@@ -240,7 +241,7 @@ def _nearest_rotation_jvp(primals, tangents):
 
 
 def _special_svd(matrix: Array) -> tuple[Array, Array, Array]:
-  """Singular vectors whose product has determinant 1; the last value's sign."""
+  """SVD whose vectors multiply to a rotation; flips the last value's sign."""
   u, s, vh = jnp.linalg.svd(matrix)
   sign = jnp.sign(jnp.linalg.det(u) * jnp.linalg.det(vh))
   signs = jnp.ones_like(s).at[..., 2].set(sign)

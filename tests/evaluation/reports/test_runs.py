@@ -196,7 +196,7 @@ def test_plots_of_all_that_matters(parsed):
     'mfu, share of the peak',
   ]
   assert 'Zero throughout: skipped.' in parsed.text
-  assert 'The loss itself in the runs that log it: l1.' in parsed.text
+  assert 'Identical to the loss in the runs that log it: l1.' in parsed.text
 
 
 def test_held_out_curves_have_their_baselines(parsed):

@@ -1,4 +1,4 @@
-"""One page of what an evaluation found, for people: eval/STEP/index.html."""
+"""The page of an evaluation's results: eval/STEP/index.html."""
 
 import json
 from collections.abc import Mapping
@@ -18,32 +18,32 @@ from xfactor.methods import scores as methods_scores
 from xfactor.metrics import poses
 
 _HELDOUT_ROWS = {
-  'model': 'drawn from its own latent pose',
-  'halves': 'each half drawn from the pose of the other half',
-  'shuffled': "drawn from another example's pose",
+  'model': 'rendered from its own latent pose',
+  'halves': 'each half rendered from the pose of the other half',
+  'shuffled': "rendered from another example's pose",
   'copy': 'the context view that is nearest in time',
   'mean': 'the mean colour of that view',
 }
 _NOVEL_VIEW_ROWS = {
-  'model': 'drawn from the input views and their cameras',
+  'model': 'rendered from the input views and their cameras',
   'copy': 'the input view whose camera is nearest',
   'mean': 'the mean colour of the input views',
 }
 _TPS_ROWS = {
-  'model': 'B drawn from the poses of A, against A',
-  'autoencoded': "B drawn from B's own poses, against B: the best to hope for",
-  'true re-render': "B's scene seen by A's cameras, drawn anew",
+  'model': 'B rendered from the poses of A, against A',
+  'autoencoded': "B rendered from B's own poses, against B: the best possible",
+  'true re-render': "the true scene of B from A's cameras",
   'frozen': 'no motion at all',
   'shuffled': "against another pair's path",
   'other motion': 'the real B against A: chance',
 }
 _PROBE_ROWS = {
   'probe': 'from the latent pose',
-  'shuffled': "from a latent that is another frame's: nothing to learn",
-  'mean motion': 'the mean pose of the train split, no latent asked',
+  'shuffled': "from another frame's latent: nothing to learn",
+  'mean motion': 'the mean pose of the train split, without latents',
 }
 _MAIN = 'auc@20'
-_COARSE = 128  # Pixels; smaller pictures are shown with their pixels.
+_COARSE = 128  # Smaller pictures, in pixels, are shown without smoothing.
 _VIDEO_SIZE, _VIDEO_SECONDS = 256, 2
 _BINS = 20
 
@@ -60,12 +60,12 @@ def write(
   """Writes index.html into a folder and returns its path.
 
   Args:
-    folder: Made where needed.
+    folder: Folder of the page; created if needed.
     config: The recipe.
-    step: Of the checkpoint.
-    heldout: By the name of the data set.
-    transfer: By the name of the data set; may be empty.
-    probes: By the name of the data set; may be empty.
+    step: Step of the checkpoint.
+    heldout: Held-out scores by data set.
+    transfer: Transfer tests by data set; may be empty.
+    probes: Pose probes by data set; may be empty.
   """
   body = html.node('main', html.node('h1', f'Evaluation at step {step:,}'))
   for name in dict.fromkeys((*heldout, *transfer, *probes)):
@@ -134,7 +134,7 @@ def _heldout(result: methods_scores.Result) -> list[ElementTree.Element]:
     histogram,
     html.node('h3', 'Examples'),
     html.node(
-      'p', f'Out of the first {shown}, whose pictures are kept, by PSNR.'
+      'p', f'Chosen by PSNR from the first {shown}, whose pictures are kept.'
     ),
     *clips,
   ]
@@ -185,16 +185,16 @@ def _transfer(result: transfer_test.Result) -> list[ElementTree.Element]:
   if model.num_without_translation:
     text += (
       f' In {model.num_without_translation} of them the camera of A stays in '
-      'its place: they count in RRA alone.'
+      'place: these only count for RRA.'
     )
   if result.truth:
     text += (
       ' Against the true re-render: PSNR in dB, and how often it is nearer to '
-      f"the pictures, smoothed, than B's scene after other motions are (of "
+      f"the smoothed pictures than B's scene after other motions (of "
       f'{result.candidates.mean():.3g}; {_percent(result.chance)} by chance).'
     )
   shown = len(result.pictures['scene'])
-  # Rejected pairs are the worst; those that stay in place have no score.
+  # Rejected pairs are the worst; pairs without translation have no score.
   kept = np.where(accepted['model'], auc['model'], 0)[:shown]
   clips = []
   for label, i in _extremes(kept).items():
@@ -210,9 +210,9 @@ def _transfer(result: transfer_test.Result) -> list[ElementTree.Element]:
     html.node('h3', 'Pairs'),
     html.node(
       'p',
-      f'Out of the first {shown}, whose pictures are kept, by {_MAIN.upper()}. '
-      "The model's path is moved, turned and scaled onto the target's; drag to "
-      'turn both.',
+      f'Chosen from the first {shown}, with pictures, by {_MAIN.upper()}. '
+      "The model's path is aligned to the target's in position, rotation and "
+      'scale; drag to rotate both.',
     ),
     *clips,
   ]
@@ -221,8 +221,8 @@ def _transfer(result: transfer_test.Result) -> list[ElementTree.Element]:
 def _probe(result: probe.Result) -> list[ElementTree.Element]:
   rows = {row: _intervals(x) for row, x in result.summaries.items()}
   text = (
-    f'Poses read off the latent ones by a perceptron that learnt on '
-    f'{result.train.frames} frames of {result.train.name} and is tested on '
+    f'Poses predicted from latent poses by a perceptron, trained on '
+    f'{result.train.frames} frames of {result.train.name} and tested on '
     f'{result.test.windows} windows of {result.test.name}. Means in % with '
     '95 % intervals.'
   )
@@ -255,7 +255,7 @@ def _pair(
 
 
 def _extremes(values: Float[np.ndarray, ' n']) -> dict[str, int]:
-  """Where the best, median and worst are, each once; NaN counts as none."""
+  """Indices of the best, median and worst, without repeats; ignores NaN."""
   order = np.argsort(values)[: np.isfinite(values).sum()].tolist()
   if not order:
     return {}
@@ -270,11 +270,11 @@ def _extremes(values: Float[np.ndarray, ' n']) -> dict[str, int]:
 def align(
   target: Float[np.ndarray, 't 4 4'], path: Float[np.ndarray, 't 4 4']
 ) -> Float[np.ndarray, 't 4 4']:
-  """Moves, turns and scales a path of cameras onto another.
+  """Aligns a camera path to another by translation, rotation and scale.
 
-  The rotation is the one that brings the cameras' axes closest, for centres on
-  a line leave it open; the scale is the ratio of the paths' extents (Horn 1987,
-  the symmetric one): that of least squares makes a wrong path a point.
+  The rotation aligns the cameras' axes, as centres on a line do not determine
+  it. The scale is the ratio of the paths' extents (the symmetric one of Horn
+  1987): the least-squares scale would shrink a wrong path to a point.
 
   Args:
     target: Camera-to-world.
@@ -297,13 +297,13 @@ def align(
 def _plot(
   target: Float[np.ndarray, 't 4 4'], path: Float[np.ndarray, 't 4 4']
 ) -> ElementTree.Element:
-  """World-to-camera paths as a drawing that can be turned."""
+  """Plots world-to-camera paths; the plot can be rotated."""
   target = np.linalg.inv(target)
   path = align(target, np.linalg.inv(path))
   both = np.concatenate([target, path])[:, :3, 3]
   centre = (both.max(0) + both.min(0)) / 2
   extent = np.linalg.norm(both - centre, axis=-1).max()
-  # Room for the pyramids; a camera that only turns has no extent.
+  # Room for the pyramids; a camera that only rotates has no extent.
   unit = 1.3 * extent or 1.0
 
   def drawn(points: np.ndarray) -> list:
@@ -324,13 +324,13 @@ def _plot(
   ends = np.linspace(-0.8, 0.8, 5)
   floor = [[[x, -0.6, -0.8], [x, -0.6, 0.8]] for x in ends.tolist()]
   floor += [[[-0.8, -0.6, z], [0.8, -0.6, z]] for z in ends.tolist()]
-  # The target is wider, to be seen below a path that is the same.
+  # The target is wider, so that it is visible below an identical path.
   parts = [
     {'colour': '--line', 'width': 1, 'lines': floor},
     {'colour': '--other', 'width': 3, 'lines': lines(target)},
     {'colour': '--model', 'width': 1.5, 'lines': lines(path)},
   ]
-  label = 'Paths of the cameras: that of A, and that found in the pictures.'
+  label = 'Camera paths: of A, and recovered from the rendered pictures.'
   return html.node(
     'figure',
     html.node(
@@ -345,7 +345,7 @@ def _histogram(
   title: str,
   limits: tuple[float, float] | None = None,
 ) -> ElementTree.Element:
-  """Counts of two series, without NaN: one as bars, the other as a line."""
+  """Plots counts of two series without NaN, one as bars, one as a line."""
   series = {name: x[np.isfinite(x)] for name, x in series.items()}
   if limits is None:
     every = np.concatenate([*series.values()])
@@ -399,7 +399,7 @@ def _histogram(
 
 
 def _legend(title: str, entries: Mapping[str, str]) -> ElementTree.Element:
-  """A caption with names by their colour."""
+  """Returns a caption with coloured names."""
   names = [html.node('span', name, class_=key) for key, name in entries.items()]
   return html.node('figcaption', title, *names)
 
@@ -411,7 +411,7 @@ def _clip(title: str, *parts: ElementTree.Element) -> ElementTree.Element:
 def _strip(
   pictures: Mapping[str, UInt8[np.ndarray, 'h w 3']],
 ) -> ElementTree.Element:
-  """Pictures beside each other, over their names."""
+  """Returns pictures side by side, with their names below."""
   out = html.node('div', class_='strip')
   for name, picture in pictures.items():
     image = html.node(
@@ -428,7 +428,7 @@ def _strip(
 def _video(
   motion: UInt8[np.ndarray, 't h w 3'], drawn: UInt8[np.ndarray, 't h w 3']
 ) -> ElementTree.Element:
-  """Both clips beside each other, again and again."""
+  """Returns a looping video of both clips side by side."""
   size = motion.shape[1] * max(1, _VIDEO_SIZE // motion.shape[1])
   frames = [
     movie.row([movie.enlarge(a, size), movie.enlarge(b, size)])
@@ -440,7 +440,9 @@ def _video(
     src=html.data_url('video/mp4', data),
     **dict.fromkeys(('autoplay', 'loop', 'muted', 'playsinline'), ''),
   )
-  caption = html.node('figcaption', "A's targets, and B's scene moved alike")
+  caption = html.node(
+    'figcaption', "A's targets, and B's scene with the same motion"
+  )
   return html.node('figure', video, caption)
 
 

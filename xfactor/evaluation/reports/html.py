@@ -1,7 +1,7 @@
-"""Pages that are one file, and what they are made of.
+"""Builds HTML pages that are a single file.
 
-Pictures, videos and scripts are inside the file, and its policy forbids the
-browser to fetch anything: it can be mailed, and opened anywhere.
+Pictures, videos and scripts are embedded, and the page's policy forbids the
+browser to fetch anything, so the page can be mailed and opened anywhere.
 """
 
 import base64
@@ -20,10 +20,10 @@ def write(
   """Writes a page and returns its path.
 
   Args:
-    path: Of the file; its folder is made where needed.
-    title: Of the window.
-    body: All that is shown.
-    more: HTML after it that is taken as it is: styles and scripts.
+    path: Path of the file; its folder is created if needed.
+    title: Title of the window.
+    body: Content of the page.
+    more: Raw HTML after the body: styles and scripts.
   """
   shell = resources.files('xfactor.evaluation.reports').joinpath('page.html')
   text = Template(shell.read_text()).substitute(
@@ -40,13 +40,13 @@ def write(
 def node(
   tag: str, *children: ElementTree.Element | str, **attributes: str
 ) -> ElementTree.Element:
-  """An element; whatever it holds is escaped when it is written.
+  """Returns an element; its content is escaped when it is written.
 
   Args:
-    tag: Its name.
+    tag: Name of the tag.
     *children: Elements and texts.
-    **attributes: By their names, with _ for - and one at the end where Python
-      knows the word.
+    **attributes: Attributes by name, with _ for - and a trailing _ for names
+      that are Python keywords.
   """
   names = {key: key.rstrip('_').replace('_', '-') for key in attributes}
   node = ElementTree.Element(
@@ -67,7 +67,7 @@ def table(
   rows: Mapping[str, Sequence[Sequence[str]]],
   meanings: Mapping[str, str],
 ) -> ElementTree.Element:
-  """A table; a cell is its text and perhaps what stands small below it."""
+  """Returns a table; a cell is a text and optional small print below it."""
   body = node('tbody')
   for row, cells in rows.items():
     name = node('th', row, node('small', meanings.get(row, '')))
@@ -80,5 +80,5 @@ def table(
 
 
 def data_url(kind: str, data: bytes) -> str:
-  """Data of a kind (a media type) as an address inside the page."""
+  """Returns a data URL; `kind` is a media type."""
   return f'data:{kind};base64,{base64.b64encode(data).decode()}'

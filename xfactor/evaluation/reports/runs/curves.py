@@ -1,4 +1,4 @@
-"""Curves of runs in common plots, for the script of runs.html to draw."""
+"""Plots with the curves of all runs, drawn by the script of runs.html."""
 
 import json
 import math
@@ -18,21 +18,21 @@ _UNITS = {
   'mfu': 'share of the peak',
   'psnr': 'dB',
 }
-# What is drawn beside the model, in its run's colour or, if it is the same for
-# all runs, in grey.
+# Baselines, plotted in their run's colour or, if they are the same for all
+# runs, in grey.
 _BASELINES = {
   'shuffled': "by another example's pose",
   'halves': 'by the pose of the other half',
   'copy': 'copy of the nearest view',
   'mean': 'mean colour',
 }
-_POINTS = 300  # Of a curve.
+_POINTS = 300  # Largest number of points of a curve.
 _LINEAR = ('learning_rate', 'data_wait', 'mfu')
-_LOG_FROM = 8  # Greatest over least value.
+_LOG_FROM = 8  # Ratio of largest to smallest value for logarithmic axes.
 
 
 def training(runs: Sequence[Run]) -> list[ElementTree.Element]:
-  """Curves of what the training logs, but for its speed."""
+  """Curves of the training metrics, without speed."""
   logged = reading.keys(runs) - {'step', *_SPEED}
   keys = sorted(key for key in logged if not key.startswith('eval/'))
   values = {
@@ -56,7 +56,7 @@ def training(runs: Sequence[Run]) -> list[ElementTree.Element]:
     remarks.append(f'Zero throughout: {", ".join(zero)}.')
   if same:
     remarks.append(
-      f'The loss itself in the runs that log it: {", ".join(same)}.'
+      f'Identical to the loss in the runs that log it: {", ".join(same)}.'
     )
   if remarks:
     out.append(html.node('p', ' '.join(remarks)))
@@ -71,7 +71,7 @@ def speed(runs: Sequence[Run]) -> list[ElementTree.Element]:
     out.append(
       html.node(
         'p',
-        'No MFU: it is logged where the peak of the device is known and the '
+        'No MFU: it is only logged if the peak of the device is known and the '
         'model computes in bfloat16.',
       )
     )
@@ -79,7 +79,7 @@ def speed(runs: Sequence[Run]) -> list[ElementTree.Element]:
 
 
 def held_out(runs: Sequence[Run]) -> list[ElementTree.Element]:
-  """Curves of the held-out scores, beside their baselines."""
+  """Curves of the held-out scores with their baselines."""
   found = {}
   for key in sorted(reading.keys(runs)):
     if not key.startswith('eval/'):
@@ -103,7 +103,7 @@ def held_out(runs: Sequence[Run]) -> list[ElementTree.Element]:
     names = [html.node('span', _BASELINES[who], class_=who) for who in shown]
     return [html.node('p', *names, class_='key'), _plots(plots)]
   return [
-    html.node('p', 'No run was evaluated at two steps: see the tables below.')
+    html.node('p', 'No run was evaluated at two steps; see the tables below.')
   ]
 
 
@@ -121,7 +121,7 @@ def _plot(
   found: dict[str, list[tuple[Run, list[tuple[int, float]]]]],
   runs: Sequence[Run],
 ) -> ElementTree.Element:
-  """A plot: by who drew, '' being the model, the points of every run."""
+  """A plot of the points of every run, by baseline; '' is the model."""
   series = []
   for who in ('', *_BASELINES):
     lines = [(run, points) for run, points in found.get(who, ()) if points]
@@ -170,14 +170,14 @@ def _plot(
 
 
 def thin(points: Sequence[tuple[int, float]]) -> list[list[Any]]:
-  """At most `_POINTS` points: of more, the means of stretches.
+  """Reduces a curve to at most `_POINTS` points by averaging intervals.
 
   Args:
     points: Steps and values.
 
   Returns:
-    The same with five digits, or None if not finite; or for each stretch its
-    last step, mean, least and greatest value, None if one is not finite.
+    The same points with five digits, None if not finite; or for each interval
+    its last step, mean, minimum and maximum, None if not finite.
   """
   if len(points) <= _POINTS:
     return [[x, _digits(y)] for x, y in points]

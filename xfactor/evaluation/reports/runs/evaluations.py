@@ -1,4 +1,4 @@
-"""Tables of what evaluations found."""
+"""Tables of evaluation results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _OTHERS = {
   'copy': 'nearest view',
   'mean': 'mean colour',
 }
-# Of transfer tests, with how they are written.
+# Other columns of transfer tests: title and number format.
 _EXTRA = {
   'fid': ('FID', '.4g'),
   'fd_alex': ('FD (AlexNet)', '.4g'),
@@ -79,8 +79,8 @@ def _heldout(
   copies = {round(m['copy']['psnr'], 3) for m in means.values() if 'copy' in m}
   if len(copies) > 1:
     text = (
-      'The examples of these runs are not the same, as copies of the nearest '
-      'view score differently: the rows do not compare.'
+      'These runs have different examples, as copies of the nearest view have '
+      'different scores: the rows do not compare.'
     )
     return [html.node('p', text), parts.by_run(shown, head, rows, list(found))]
   best = {
@@ -101,7 +101,7 @@ def _test(
   kind: str,
   found: Mapping[int, dict[str, Any]],
 ) -> list[ElementTree.Element]:
-  """A transfer test or a probe: the models, and what their numbers mean."""
+  """Tables of a transfer test or a probe: the models and their baselines."""
   main = 'probe' if kind == 'probe' else 'model'
   tests = list(found.values())
   pairs = sorted({test['rows'][main]['pairs'] for test in tests})
@@ -113,10 +113,10 @@ def _test(
   ]
   oracle = kind.removeprefix('tps-')
   titles = ['accepted', *(x.upper() for x in tables_lib.COLUMNS), 'AUC@20, all']
-  text = f'{count}: means of the accepted ones in % with 95 % intervals.'
+  text = f'{count}: means of the accepted pairs in % with 95 % intervals.'
   if kind == 'probe':
     title = f'{name}: pose probe'
-    text = f'Poses read off the latent ones. {text}'
+    text = f'Poses predicted from latent poses. {text}'
   elif oracle == 'none':
     title, titles = f'{name}: transfer against the true re-render', []
     text = f'Without a pose oracle; {count}.'

@@ -13,7 +13,7 @@ DASH = '\N{EN DASH}'
 
 
 def tag(k: int, name: str) -> ElementTree.Element:
-  """A run's name by its colour."""
+  """Returns a run's name in its colour."""
   return html.node(
     'span',
     name,
@@ -33,12 +33,12 @@ def by_run(
   """A table with a row for each run.
 
   Args:
-    runs: Those of the rows.
+    runs: Run of each row.
     head: Titles of the columns.
-    rows: Cells: what stands there, and perhaps what stands small below it.
-    numbers: Of the runs on the page; default: as they come.
-    best: Columns whose best is marked, the greatest (1) or the least (-1).
-    labels: What the rows are, where runs have several.
+    rows: Cells, each a text and optional small print below it.
+    numbers: Numbers of the runs on the page; by default those of the rows.
+    best: Columns whose best value is marked, the largest (1) or smallest (-1).
+    labels: Labels of the rows, for runs with several rows.
   """
   keys = [str(k) for k in range(len(rows))]
   table = html.table(head, dict(zip(keys, rows, strict=True)), {})
@@ -81,7 +81,7 @@ def text(value: Any) -> str:
 
 
 def number(value: float | None, form: str = '.4g') -> str:
-  """A number; a dash where there is none, percent without their sign."""
+  """Formats a number; a dash if not finite, percent without their sign."""
   if value is None or not math.isfinite(value):
     return DASH
   if form.endswith('%'):

@@ -1,4 +1,4 @@
-"""What runs left in their folders, as far as it is there."""
+"""Reads the folders of runs; files may be missing."""
 
 import dataclasses
 import datetime
@@ -18,20 +18,20 @@ from xfactor.training.telemetry import goodput, writers
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run.
+  """Results of a run.
 
   Attributes:
-    name: Short, and no other run's.
-    facts: What run.json says, without the recipe.
+    name: Short unique name.
+    facts: Content of run.json, without the recipe.
     config: The recipe, flat: `train.steps`.
-    lines: Those of metrics.jsonl, a step each, with what evaluations found.
-    goodput: Where its time went, if it says so.
+    lines: Lines of metrics.jsonl, one per step, with evaluation scores.
+    goodput: Summary of its wall time, if there is one.
     panels: Pictures by kind and step.
-    evaluations: By step, as in eval/STEP.json.
-    tests: Of the newest step: transfer tests and probes by
+    evaluations: Content of eval/STEP.json, by step.
+    tests: Transfer tests and probes of the newest step, by
       (data set, `tps-ORACLE` or `probe`).
-    changed: When metrics.jsonl was written to last, in UTC.
-    missing: What is not there or cannot be read, in words.
+    changed: Time of the last change of metrics.jsonl, in UTC.
+    missing: Remarks on files that are missing or cannot be read.
   """
 
   name: str
@@ -47,12 +47,12 @@ class Run:
 
   @property
   def step(self) -> int:
-    """The last that has been logged."""
+    """Last logged step."""
     return max((line['step'] for line in self.lines), default=0)
 
   @property
   def steps(self) -> int | None:
-    """Those of the recipe."""
+    """Number of steps in the recipe."""
     return self.config.get('train.steps')
 
   def points(self, key: str) -> list[tuple[int, float]]:
@@ -74,15 +74,15 @@ class Run:
 
 
 def keys(runs: Sequence[Run]) -> set[str]:
-  """All that runs have logged."""
+  """Returns all metrics that the runs have logged."""
   return {key for run in runs for line in run.lines for key in line}
 
 
 def read(workdirs: Sequence[str]) -> list[Run]:
-  """Reads runs, each once.
+  """Reads runs; repeated folders count once.
 
   Raises:
-    UserError: If there is none, or a folder is none of a run.
+    UserError: If there is none, or a folder is not that of a run.
   """
   if not workdirs:
     raise UserError('give the --workdir of runs: tools/report.py runs/tiny')
@@ -117,7 +117,7 @@ def _read(name: str, path: epath.Path) -> Run:
     if file.stem.isdigit() and (found := _json(file, missing))
   }
   if not evaluations:
-    missing.append('no eval/STEP.json: it has not ended or been evaluated')
+    missing.append('no eval/STEP.json: the run is neither done nor evaluated')
   panels = {}
   for file in sorted((path / 'panels').glob('*.png')):
     step, _, kind = file.stem.partition('_')
@@ -129,7 +129,7 @@ def _read(name: str, path: epath.Path) -> Run:
   if (path / goodput.FILE).exists():
     summary = goodput.summarize(goodput.read(path))
   else:
-    missing.append(f'no {goodput.FILE}: where its time went is not known')
+    missing.append(f'no {goodput.FILE}: the use of its time is unknown')
   return Run(
     name=name,
     facts=facts,
@@ -158,7 +158,7 @@ def _tests(
 def _with_evaluations(
   lines: Sequence[dict[str, float]], evaluations: dict[int, dict[str, Any]]
 ) -> list[dict[str, float]]:
-  """The lines, with scores of checkpoints that were evaluated later."""
+  """Adds the scores of checkpoints that were evaluated later to the lines."""
   by_step = {line['step']: dict(line) for line in lines}
   for step, found in evaluations.items():
     line = by_step.setdefault(step, {'step': step})
@@ -171,11 +171,11 @@ def _with_evaluations(
 
 
 def _json(path: epath.Path, missing: list[str]) -> dict[str, Any] | None:
-  """What a file says; None, and a remark, if it is not there or not whole."""
+  """Reads a file; returns None and adds a remark if missing or incomplete."""
   try:
     return json.loads(path.read_text())
   except FileNotFoundError:
     missing.append(f'no {path.name}')
   except ValueError:
-    missing.append(f'{path.name} cannot be read: it is not whole')
+    missing.append(f'{path.name} cannot be read: it is incomplete')
   return None

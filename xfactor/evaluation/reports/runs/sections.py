@@ -1,4 +1,4 @@
-"""The sections of the page, but for the curves."""
+"""The sections of the page, except for the curves."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from xfactor.evaluation.reports.runs.reading import Run
 from xfactor.inference import footage
 from xfactor.training.telemetry import goodput
 
-_FACTS = {'step': 'an update', 'state': 'begun with'}  # In other words.
+_FACTS = {'step': 'per update', 'state': 'started from'}  # Labels.
 _BUCKETS = {
   'step': '#2a9156',
   'data_wait': '#d63a6a',
@@ -26,18 +26,18 @@ _BUCKETS = {
   'other': '#98a2ad',
   'downtime': '#5c6670',
 }
-# Of all runs together, so that the page stays small; two of a run at least.
+# Pictures of all runs together, to keep the page small; at least two per run.
 _PANELS = 48
 _WIDTH, _QUALITY = 640, 75
 _PANEL_COLUMNS = {
-  'reconstruction': 'Context views, what is drawn, the truth (and its depth).',
+  'reconstruction': 'Context views, rendered view, truth (and its depth).',
   'transfer': "A motion's reference and target, another scene, and that scene "
-  'moved alike.',
+  'with the same motion.',
 }
 
 
 def runs_bar(runs: Sequence[Run]) -> ElementTree.Element:
-  """The legend of all that follows; runs can be hidden."""
+  """Returns the legend of the page, with which runs can be hidden."""
   bar = html.node('nav')
   for k, run in enumerate(runs):
     box = html.node('input', type='checkbox', value=str(k), checked='')
@@ -46,7 +46,7 @@ def runs_bar(runs: Sequence[Run]) -> ElementTree.Element:
 
 
 def overview(runs: Sequence[Run]) -> list[ElementTree.Element]:
-  """How far the runs are and what came out, one row each."""
+  """Progress and main results of the runs, one row each."""
   head = ['updates', 'loss']
   scores = (key for key in reading.keys(runs) if key.startswith('eval/'))
   names = sorted({key.split('/')[1] for key in scores})
@@ -94,7 +94,7 @@ def overview(runs: Sequence[Run]) -> list[ElementTree.Element]:
 
 
 def differences(runs: Sequence[Run]) -> list[ElementTree.Element]:
-  """What the runs are: first what differs between them."""
+  """Facts and recipes of the runs, differences first."""
   keys = dict.fromkeys(key for run in runs for key in run.facts)
   facts = {
     _FACTS.get(key, key): [run.facts.get(key) for run in runs] for key in keys
@@ -110,7 +110,7 @@ def differences(runs: Sequence[Run]) -> list[ElementTree.Element]:
   keys = list(dict.fromkeys(key for run in runs for key in run.config))
   recipes = {key: [run.config.get(key, absent) for run in runs] for key in keys}
   same, differ, some = {}, {}, {}
-  # A run without its recipe says nothing of keys.
+  # Runs without a recipe are not compared.
   told = [k for k, run in enumerate(runs) if run.config]
   for key, values in recipes.items():
     texts = [parts.DASH if x is absent else parts.text(x) for x in values]
@@ -135,7 +135,7 @@ def differences(runs: Sequence[Run]) -> list[ElementTree.Element]:
     out.append(
       parts.texts(head, differ)
       if differ
-      else html.node('p', 'None of those in all.')
+      else html.node('p', 'None of the keys that all recipes have.')
     )
   if some:
     out.append(
@@ -150,7 +150,7 @@ def differences(runs: Sequence[Run]) -> list[ElementTree.Element]:
 
 
 def panels(runs: Sequence[Run]) -> list[ElementTree.Element]:
-  """Pictures over time, those of all runs beside each other."""
+  """Pictures over time, with all runs side by side."""
   out = [html.node('h2', 'Pictures over time')]
   kinds = sorted({kind for run in runs for kind in run.panels})
   if not kinds:
@@ -188,7 +188,7 @@ def panels(runs: Sequence[Run]) -> list[ElementTree.Element]:
     group.append(html.node('h3', f'{name}: {what}' if name else kind))
     about = _PANEL_COLUMNS.get(what, '')
     if len(steps) < len(every):
-      about += f' {len(steps)} of {len(every)} steps are in this page.'
+      about += f' {len(steps)} of {len(every)} steps are on this page.'
     group.append(html.node('p', about.strip()))
     if len(steps) > 1:
       end = str(len(steps) - 1)
@@ -204,7 +204,7 @@ def panels(runs: Sequence[Run]) -> list[ElementTree.Element]:
 
 
 def _encoded(pictures: Mapping[int, Any], most: int) -> list[tuple[int, bytes]]:
-  """Some pictures, evenly, with the first and the last, as WebP."""
+  """Encodes evenly spaced pictures, with the first and last, as WebP."""
   steps = sorted(pictures)
   out = []
   for step in (steps[k] for k in footage.spread(len(steps), most)):
@@ -212,7 +212,7 @@ def _encoded(pictures: Mapping[int, Any], most: int) -> list[tuple[int, bytes]]:
     try:
       with Image.open(io.BytesIO(pictures[step].read_bytes())) as image:
         image = image.convert('RGB')
-    except (OSError, SyntaxError):  # Cut off by a kill.
+    except (OSError, SyntaxError):  # Truncated when the run was killed.
       continue
     if image.width > _WIDTH:
       image = image.resize(
@@ -260,8 +260,8 @@ def time(runs: Sequence[Run]) -> list[ElementTree.Element]:
     *out,
     html.node(
       'p',
-      'Shares of the wall time in %, over all interruptions; that of steps '
-      'that count is the goodput.',
+      'Shares of the wall time in %, including interruptions. The share of '
+      'steps that were not lost is the goodput.',
     ),
     html.node('figure', bars, legend),
     parts.by_run([run for _, run in known], head, rows, [k for k, _ in known]),
