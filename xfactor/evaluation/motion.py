@@ -322,7 +322,7 @@ def as_json(result: transfer_test.Result) -> dict[str, Any]:
 
 
 def _video(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-  """Plays motion, moved scene and truth forth and back, a row per pair."""
+  """Video of motion, moved scene and truth, forwards and back, by pair."""
   frames = []
   for at in _there_and_back(len(rows[0]['motion'])):
     shown = [
@@ -336,7 +336,7 @@ def _video(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _picture(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-  """Shows the motion's ends, scene, moved scene and truth, a row per pair."""
+  """Picture of the motion's ends, scene, moved scene and truth, by pair."""
   shown = [
     _row(
       [x['motion'][x['reference']], x['motion'][-1]]

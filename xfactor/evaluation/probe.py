@@ -215,7 +215,8 @@ def _posed_windows(
   )
   clips = store.rows_of([clip_id for clip_id, _ in chosen], path)
   frames = np.array([frames for _, frames in chosen], int).reshape(-1, targets)
-  read = functools.lru_cache(maxsize=1)(store.clip)  # Windows of one in a row.
+  # Consecutive windows share a clip.
+  read = functools.lru_cache(maxsize=1)(store.clip)
   world_to_camera = np.full((*frames.shape, 4, 4), np.nan)
   for i, (clip, places) in enumerate(zip(clips.tolist(), frames, strict=True)):
     known = read(clip).world_to_camera

@@ -120,7 +120,7 @@ def measure(
   that uses the clip's own frames must exclude those that it localises.
 
   Args:
-    oracle: Oracle; any but `file`, which knows the cameras.
+    oracle: Oracle to measure; not `file`, which knows the cameras.
     store: Split with cameras.
     clips: Rows of the split; by default all.
     num_frames: Frames per clip, at least 2, evenly spread over the window.

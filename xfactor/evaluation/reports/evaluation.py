@@ -120,7 +120,7 @@ def _heldout(result: methods_scores.Result) -> list[ElementTree.Element]:
             f'context {k}': picture
             for k, picture in enumerate(result.images['context'][i, 1:], 2)
           },
-          'drawn': result.images['prediction'][i],
+          'rendered': result.images['prediction'][i],
           'truth': result.images['truth'][i],
         }
       ),
@@ -247,7 +247,7 @@ def _pair(
     _strip({f'A {k}': motion[k - 1] for k in frames}),
     _strip(
       {
-        **{f'drawn {k}': drawn[k - 1] for k in frames},
+        **{f'rendered {k}': drawn[k - 1] for k in frames},
         'B': result.pictures['scene'][i],
       }
     ),

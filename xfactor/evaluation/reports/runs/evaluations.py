@@ -127,8 +127,8 @@ def _test(
   if chance := tests[0].get('chance'):
     text += (
       ' PSNR in dB against the true re-render. Rank: share of other motions '
-      'whose true picture is further away than the right one, 50 % by chance. '
-      f'Identified: the right one is nearest, {chance:.1%} by chance.'
+      'whose true picture fits worse than the right one, 50 % by chance. '
+      f'Identified: the right one fits best, {chance:.1%} by chance.'
     )
 
   def cells(row: dict[str, Any]) -> list[list[str]]:
