@@ -5,7 +5,7 @@
 Makes missing data: 1,200 scenes of a few solids, 12 views of 64 x 64 pixels
 each, within 60 degrees; two minutes of CPU. The inputs are three views (every
 second pixel), the targets rays of two other views. Hardware: a CPU core for 50
-minutes; README.md shows the results.
+minutes; docs/methods/srt.md shows the results.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from xfactor import config as configs
 
 
 def get_config() -> ConfigDict:
-  """Returns the README's posed recipe."""
+  """Returns the posed recipe of the documentation."""
   config = configs.small('srt')
   config.model.conv_blocks = 2
   config.model.start_octave = -3

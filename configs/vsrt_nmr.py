@@ -5,7 +5,7 @@
 
 As configs/srt_nmr.py with a volume in place of the light field: 128 coarse and
 64 fine samples along each of 256 rays, 32 scenes per update. The network cannot
-be built as published; here it can (README, code versus paper).
+be built as published; here it can (docs/methods/srt.md).
 Hardware: not known; an update has a third of the work of srt_nmr. Not run yet:
 the data is not available on the development machines.
 

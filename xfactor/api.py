@@ -2,7 +2,7 @@
 
   >>> import xfactor
   >>> from xfactor.data import images
-  >>> from xfactor.data.sources import video
+  >>> from xfactor.data.formats import video
   >>> model = xfactor.load('runs/vizdoom')
   >>> walk = [picture.rgb for picture in video.read_video('walk.mp4')]
   >>> kitchen = images.read_image('kitchen.jpg')

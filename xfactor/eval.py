@@ -89,5 +89,10 @@ def main(_) -> int:
   return 0
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Runs the command `xfactor-eval`."""
   app.run(main, flags_parser=cli.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

@@ -233,9 +233,7 @@ def test_a_bad_upload_gets_a_sentence(place, served):
       return wait(lambda: opened.find_elements('css selector', selector))
 
     found('#motion input[type=file]')[0].send_keys(str(place / 'broken.mp4'))
-    wait(
-      lambda: 'broken.mp4 cannot be read as a video' in opened.page_source
-    )
+    wait(lambda: 'broken.mp4 cannot be read as a video' in opened.page_source)
 
 
 def test_visitors_wait_for_each_other(served):

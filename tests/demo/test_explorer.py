@@ -286,9 +286,7 @@ def test_histograms_count_every_clip(converted, monkeypatch):
   unknown = clips.baselines(store_of(converted, 'videos'))
   assert unknown.sampled == 4
   assert len(clips.histograms(store.num_frames, unknown).data) == 1
-  assert 'None of 4 sampled clips has cameras' in clips.describe(
-    store, unknown
-  )
+  assert 'None of 4 sampled clips has cameras' in clips.describe(store, unknown)
 
 
 def test_histograms_of_equal_clips():

@@ -26,14 +26,13 @@ width is 1,024, not 768.
 
 import dataclasses
 
-import einops
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from xfactor import limits
 from xfactor.errors import UserError
-from xfactor.nn import attention, layers
+from xfactor.nn import block, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +77,8 @@ class Config:
     return 3 * self.patch_size**2
 
 
-class Block(nnx.Module):
-  """Pre-norm self-attention, or cross-attention to tokens, and an MLP."""
+class Block(block.Block):
+  """A block with norms of the heads, as in XFactor."""
 
   def __init__(
     self, config: Config, *, rngs: nnx.Rngs, kernel: str, cross: bool
@@ -99,27 +98,9 @@ class Block(nnx.Module):
     self.norm_mlp = layers.layer_norm(width, rngs=rngs)
     self.mlp = layers.MLP((width, 4 * width, width), rngs=rngs, dtype=dtype)
 
-  def __call__(
-    self,
-    x_BTC: Float[Array, 'b t c'],
-    tokens: Float[Array, 'b s c'] | None = None,
-  ) -> Float[Array, 'b t c']:
-    x_BTC = x_BTC + self._attention(self.norm_attention(x_BTC), tokens)
-    return x_BTC + self.mlp(self.norm_mlp(x_BTC))
-
-  def _attention(self, x_BTC: Array, tokens: Array | None) -> Array:
-    if tokens is None:
-      qkv = jnp.split(self.qkv(x_BTC), 3, axis=-1)
-    else:
-      qkv = self.q(x_BTC), *jnp.split(self.kv(tokens), 2, axis=-1)
-    q, k, v = (
-      einops.rearrange(x, 'b t (n d) -> b t n d', n=self.heads) for x in qkv
-    )
+  def prepare(self, q, k, v):
     q, k = self.norm_q(q), self.norm_k(k)
-    out = attention.attend(
-      *(x.astype(self.dtype) for x in (q, k, v)), kernel=self.kernel
-    )
-    return self.out(einops.rearrange(out, 'b t n d -> b t (n d)'))
+    return tuple(x.astype(self.dtype) for x in (q, k, v))
 
 
 class Trunk(nnx.Module):

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from xfactor import limits
 from xfactor.errors import UserError
 from xfactor.methods.srt import volume
-from xfactor.nn import attention, layers
+from xfactor.nn import attention, block, layers
 
 # Variation of the sines of rays relative to that of colours.
 _COLOR_GAIN = 6.0
@@ -324,8 +324,8 @@ def convolve_constant(
   return x
 
 
-class Block(nnx.Module):
-  """Pre-norm self-attention, or cross-attention to tokens, and an MLP."""
+class Block(block.Block):
+  """A block with PyTorch's initialisers, and its own width inside."""
 
   def __init__(
     self,
@@ -351,25 +351,6 @@ class Block(nnx.Module):
     self.norm_mlp = layer_norm(width, rngs=rngs)
     sizes = width, config.mlp_features, width
     self.mlp = MLP(sizes, gelu, rngs=rngs, dtype=dtype)
-
-  def __call__(
-    self,
-    x_BTC: Float[Array, 'b t c'],
-    tokens: Float[Array, 'b s d'] | None = None,
-  ) -> Float[Array, 'b t c']:
-    x_BTC = x_BTC + self._attention(self.norm_attention(x_BTC), tokens)
-    return x_BTC + self.mlp(self.norm_mlp(x_BTC))
-
-  def _attention(self, x_BTC: Array, tokens: Array | None) -> Array:
-    if tokens is None:
-      qkv = jnp.split(self.qkv(x_BTC), 3, axis=-1)
-    else:
-      qkv = self.q(x_BTC), *jnp.split(self.kv(tokens), 2, axis=-1)
-    out = attention.attend(
-      *(einops.rearrange(x, 'b t (n d) -> b t n d', n=self.heads) for x in qkv),
-      kernel=self.kernel,
-    )
-    return self.out(einops.rearrange(out, 'b t n d -> b t (n d)'))
 
 
 class Transformer(layers.Stack):

@@ -122,8 +122,8 @@ def _test(
     text = f'Without a pose oracle; {count}.'
   else:
     title = f'{name}: transfer by {oracle}'
-    told = ', '.join(sorted({test['oracle'] for test in tests}))
-    text = f'True Pose Similarity by the oracle {told}. {text}'
+    names = ', '.join(sorted({test['oracle'] for test in tests}))
+    text = f'True Pose Similarity by the oracle {names}. {text}'
   if chance := tests[0].get('chance'):
     text += (
       ' PSNR in dB against the true re-render. Rank: share of other motions '
