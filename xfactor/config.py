@@ -299,7 +299,12 @@ def beside(file: str, name: str) -> ConfigDict:
 
 
 def part(
-  *, begin: int, end: int, weight: float = 1.0, split: str = 'train'
+  *,
+  begin: int,
+  end: int,
+  weight: float = 1.0,
+  start: int = 0,
+  split: str = 'train',
 ) -> ConfigDict:
   """Returns the share and the windows of a data set in the mix.
 
@@ -307,10 +312,18 @@ def part(
     begin: Maximum window, in frames, at the first update.
     end: Maximum window, in frames, from update `data.ramp_steps`.
     weight: Share of the examples, relative to the other data sets' weights.
+    start: First update that may have examples of it: a curriculum over data
+      sets; at least one must start at 0.
     split: Split to train on.
   """
   return ConfigDict(
-    {'begin': begin, 'end': end, 'weight': weight, 'split': split}
+    {
+      'begin': begin,
+      'end': end,
+      'weight': weight,
+      'start': start,
+      'split': split,
+    }
   )
 
 

@@ -23,6 +23,7 @@ def open_pipeline(config: ConfigDict) -> pipeline_training.Pipeline:
       name=name,
       split=part.split,
       weight=part.weight,
+      start=part.get('start', 0),
       views=method.chooser(data, part),
     )
     for name, part in data.mix.items()

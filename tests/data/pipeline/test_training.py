@@ -132,6 +132,45 @@ def test_every_clip_comes_once_an_epoch_in_changing_order(data):
   assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_parts_may_start_later():
+  order = order_lib.Order(3, [0.7, 0.3, 1.0], [5, 4, 3], [0, 20, 20])
+  before = [order[i] for i in range(20)]
+  assert {part for part, _ in before} == {0}
+  after = [order[i] for i in range(20, 420)]
+  parts = [part for part, _ in after]
+  assert [parts.count(i) for i in range(3)] == [140, 60, 200]
+  # Each part goes on through its permutations, without a gap.
+  for part, rows in enumerate([5, 4, 3]):
+    seen = [row for x, row in before + after if x == part]
+    for epoch in range(0, len(seen) - rows, rows):
+      assert sorted(seen[epoch : epoch + rows]) == list(range(rows))
+
+
+def test_a_mixture_without_starts_is_what_it_was():
+  plain = order_lib.Order(3, [0.7, 0.3], [5, 4])
+  zero = order_lib.Order(3, [0.7, 0.3], [5, 4], [0, 0])
+  mixture = order_lib._Mixture([0.7, 0.3])
+  assert [plain[i] for i in range(50)] == [zero[i] for i in range(50)]
+  assert [plain[i][0] for i in range(50)] == [mixture[i][0] for i in range(50)]
+
+
+@pytest.mark.parametrize('starts', [(1, 2), (-1, 0)])
+def test_one_part_starts_at_zero(data, starts):
+  entries = [
+    MixtureEntry(name, VIEWS, start=start)
+    for name, start in zip(('one', 'two'), starts, strict=True)
+  ]
+  with pytest.raises(UserError, match='must start at step 0.*one: '):
+    Pipeline(config(data, parts=tuple(entries)))
+
+
+def test_the_fingerprint_has_starts(data):
+  entries = (MixtureEntry('one', VIEWS), MixtureEntry('two', VIEWS, start=2))
+  found = Pipeline(config(data, parts=entries)).fingerprint()
+  assert 'start' not in found['parts'][0]
+  assert found['parts'][1]['start'] == 2
+
+
 @pytest.mark.parametrize(
   ('weights', 'counts'),
   [

@@ -1,6 +1,8 @@
 """The order of training examples, a pure function of seed and index."""
 
+import bisect
 import functools
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +30,38 @@ class _Mixture:
     part = self._part[place]
     return part, period * self._counts[part] + self._rank[place]
 
+  def count(self, size: int) -> list[int]:
+    """Returns how many of the first `size` elements each part has."""
+    period, rest = divmod(size, len(self._part))
+    begun = self._part[:rest]
+    return [
+      period * count + begun.count(part)
+      for part, count in enumerate(self._counts)
+    ]
+
+
+class _Schedule:
+  """Mixtures of the parts that have started, one after another."""
+
+  def __init__(self, weights: Sequence[float], starts: Sequence[int]):
+    self._begins = sorted(set(starts))
+    self._stages = []
+    before = [0] * len(weights)
+    for begin, end in itertools.pairwise([*self._begins, None]):
+      parts = [i for i, start in enumerate(starts) if start <= begin]
+      mixture = _Mixture([weights[i] for i in parts])
+      self._stages.append((mixture, parts, list(before)))
+      if end is not None:
+        for part, count in zip(parts, mixture.count(end - begin), strict=True):
+          before[part] += count
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    """Returns the part of an element and its index within that part."""
+    stage = bisect.bisect_right(self._begins, index) - 1
+    mixture, parts, before = self._stages[stage]
+    part, place = mixture[index - self._begins[stage]]
+    return parts[part], before[parts[part]] + place
+
 
 class Order:
   """The endless stream of (part, row): a data source for Grain.
@@ -37,9 +71,24 @@ class Order:
   element if there are few clips.
   """
 
-  def __init__(self, seed: int, weights: Sequence[float], rows: Sequence[int]):
+  def __init__(
+    self,
+    seed: int,
+    weights: Sequence[float],
+    rows: Sequence[int],
+    starts: Sequence[int] | None = None,
+  ):
+    """Prepares.
+
+    Args:
+      seed: Seed of the permutations.
+      weights: Share of each part, relative to the others.
+      rows: Number of rows of each part.
+      starts: First element of the stream in which each part may be; by default
+        all start at 0.
+    """
     self._seed = seed
-    self._mixture = _Mixture(weights)
+    self._mixture = _Schedule(weights, starts or [0] * len(weights))
     self._rows = tuple(rows)
 
   def __len__(self) -> int:

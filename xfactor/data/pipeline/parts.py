@@ -20,6 +20,7 @@ class MixtureEntry:
       with an attribute `num_views`; see `views.Views`.
     split: Name of the split, for instance 'train'.
     weight: Share of the elements, relative to the other parts.
+    start: First step whose batch may have it.
     version: Semantic version; the newest by default.
   """
 
@@ -27,6 +28,7 @@ class MixtureEntry:
   views: Callable[[np.random.Generator, int, int], np.ndarray]
   split: str = 'train'
   weight: float = 1.0
+  start: int = 0
   version: str | None = None
 
 
@@ -147,6 +149,12 @@ def check(config: DataConfig, process_index: int, process_count: int) -> None:
     raise UserError(
       'the weights of data sets must be greater than 0, not '
       + ', '.join(f'{p.name}: {p.weight}' for p in config.parts)
+    )
+  starts = [part.start for part in config.parts]
+  if min(starts):
+    raise UserError(
+      'one data set of the mixture must start at step 0, and none before, not '
+      + ', '.join(f'{p.name}: {p.start}' for p in config.parts)
     )
   num_views = {part.views.num_views for part in config.parts}
   if len(num_views) > 1:

@@ -118,6 +118,7 @@ class Pipeline:
       self.config.seed,
       [part.weight for part in self.config.parts],
       self.num_clips,
+      [part.start * self.config.batch_size for part in self.config.parts],
     )
     share = order_lib.Share(order, self.config.batch_size, index, count)
     load = reading.Load(self.config, self._parts)
@@ -180,6 +181,7 @@ class Pipeline:
           'frames': int(opened.store.num_frames.sum(dtype=np.int64)),
           'records': opened.store.digest,
         }
+        | ({'start': opened.part.start} if opened.part.start else {})
         for opened in self._parts
       ],
     }
