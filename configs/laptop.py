@@ -1,12 +1,13 @@
-"""Small stereo model that learns all six degrees of camera motion in an hour.
+"""A small stereo model that learns all six motions of a camera in an hour.
 
   pip install -e '.[vizdoom]'
   python -m xfactor.main --config=configs/laptop.py --workdir=runs/laptop
 
-Makes missing data: procedural rooms and Freedoom levels with a camera that
-turns, slides, rises and pushes ahead, 64 x 64 pixels. Windows grow from small
-to large motions; training uses no cameras.
-Hardware: two CPU cores, one hour; not yet run for the full hour.
+Makes its data where they are missing: procedural rooms and levels of Freedoom
+through which a camera turns, slides, rises and pushes ahead, 64 x 64 pixels.
+Clips in which the camera only turns come first, the others join them; windows
+grow from small motions to large ones. No cameras are given.
+Hardware: two CPU cores, one hour.
 """
 
 from ml_collections import ConfigDict
@@ -18,20 +19,27 @@ from xfactor.geometry import wander
 _WORLDS = {
   'rooms': {
     'source': 'synthetic',
-    'scenes': 300,
     'walks': 2,
     'field_of_view': 65.0,
     'move': 0.05,
   },
-  'levels': {'source': 'vizdoom', 'walks': 200, 'move': 0.1},
+  'levels': {'source': 'vizdoom', 'move': 0.1},
 }
-# With all six at once, those that change the picture most hide the others for
-# thousands of updates. So half of the clips have only one or two.
-_PARTS = ('pan', 'pan+tilt', 'slide', 'slide+rise', 'roll', 'push')
+# Among clips in which all six freedoms move, pan and slide hide each other for
+# thousands of updates. So turning comes first, and half of the later clips move
+# in few freedoms.
+_TURN, _ALL = 'turn', '6dof'
+_PATHS = {
+  _TURN: 'pan,pan+tilt',
+  'parts': 'pan,pan+tilt,slide,slide+rise,roll,push',
+  _ALL: '+'.join(wander.FREEDOMS),
+}
+_SCENES = {'rooms': {'scenes': 300}, 'levels': {'walks': 200}}
+_TURNING = 1_500  # Updates before the other motions.
 
 
 def get_config() -> ConfigDict:
-  """Returns the recipe on rooms and levels, with weights 2 : 1."""
+  """Returns the recipe: rooms and levels, two to one."""
   config = configs.small()
   config.model.update(
     features=96, encoder_layers=2, renderer_layers=3, patch_size=8
@@ -39,30 +47,33 @@ def get_config() -> ConfigDict:
   config.data.image_size = 64
   config.train.accumulate = 8
   config.data.mix = {
-    f'{name}_{suffix}': configs.part(begin=3, end=8, weight=weight)
-    for name, weight in (('rooms', 2), ('levels', 1))
-    for suffix in ('6dof', 'parts')
+    f'{world}_{kind}': configs.part(
+      begin=3,
+      end=8 if kind == _TURN else 6,
+      weight=weight,
+      start=0 if kind == _TURN else _TURNING,
+    )
+    for world, weight in (('rooms', 2), ('levels', 1))
+    for kind in _PATHS
   }
   config.data.make = {
-    f'{name}_{suffix}': {
+    f'{world}_{kind}': {
       **options,
+      **_SCENES[world],
       'frames': 64,
       'size': 64,
       'turn': 1.2,
       'with_depth': False,
       'paths': paths,
     }
-    for name, options in _WORLDS.items()
-    for suffix, paths in (
-      ('6dof', '+'.join(wander.FREEDOMS)),
-      ('parts', ','.join(_PARTS)),
-    )
+    for world, options in _WORLDS.items()
+    for kind, paths in _PATHS.items()
   }
-  config.data.ramp_steps = 1_500
-  config.train.steps = 6_000
+  config.data.ramp_steps = 3_000
+  config.train.steps = 8_000
   config.train.log_every = 50
-  config.train.eval_every = 500
+  config.train.eval_every = 2_000
   config.train.save_every = 250
-  config.eval.window = 7
-  config.eval.transfer_window = 13
+  config.eval.window = 6
+  config.eval.transfer_window = 11
   return config

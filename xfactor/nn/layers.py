@@ -5,6 +5,7 @@ attention. The residual stream stays float32: LayerScale starts at 0.01, and
 bfloat16 would round the updates of the first layers away.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import einops
@@ -15,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from xfactor.errors import UserError
-from xfactor.nn import attention
+from xfactor.nn import attention, sharding
 
 _XAVIER = nnx.initializers.xavier_uniform()
 _BIAS = nnx.initializers.normal(1e-6)
@@ -130,37 +131,41 @@ def apply_rope(
   return x * cos + turned * sin
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(
-  x: Float[Array, '*b i'], kernel: Float[Array, 'i o']
+  x: Float[Array, '*b i'],
+  kernel: Float[Array, 'i o'],
+  precision: jax.lax.Precision | None = None,
 ) -> Float[Array, '*b o']:
   """`x @ kernel` with a kernel gradient in the kernel's memory layout.
 
   JAX's default gradient is the transpose of an [o, i] product, which takes
   twice as long on a CPU.
   """
-  return x @ kernel
+  return jnp.matmul(x, kernel, precision=precision)
 
 
-def _product_forward(x, kernel):
-  return x @ kernel, (x, kernel)
+def _product_forward(x, kernel, precision):
+  return product(x, kernel, precision), (x, kernel)
 
 
-def _product_backward(saved, out):
+def _product_backward(precision, saved, out):
   x, kernel = saved
   # Contract one axis only: with several, XLA transposes x on a CPU and
   # recomputes it while writing the transpose.
   rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
-  in_kernel = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
-  return out @ kernel.T, in_kernel
+  in_kernel = jax.lax.dot_general(
+    *rows, (((0,), (0,)), ((), ())), precision=precision
+  )
+  return jnp.matmul(out, kernel.T, precision=precision), in_kernel
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def dot_general(x: Array, kernel: Array, *_, **__) -> Array:
+def dot_general(x: Array, kernel: Array, *_, precision=None, **__) -> Array:
   """Adapts `product` to the `dot_general` argument of `nnx.Linear`."""
-  return product(x, kernel)
+  return product(x, kernel, precision)
 
 
 def linear(
@@ -172,8 +177,13 @@ def linear(
   use_bias: bool = True,
   kernel_init: nnx.Initializer = _XAVIER,
   bias_init: nnx.Initializer = _BIAS,
+  exact: bool = False,
 ) -> nnx.Linear:
-  """Dense layer, with XFactor's initialisers by default."""
+  """Dense layer, with XFactor's initialisers by default.
+
+  `exact` layers multiply in full float32. Without it a float32 product is one
+  bfloat16 pass on a TPU and TF32 on an NVIDIA GPU.
+  """
   return nnx.Linear(
     din,
     dout,
@@ -182,6 +192,7 @@ def linear(
     kernel_init=kernel_init,
     bias_init=bias_init,
     dot_general=dot_general,
+    precision=jax.lax.Precision.HIGHEST if exact else None,
     rngs=rngs,
   )
 
@@ -210,12 +221,19 @@ def gelu(x: Array) -> Array:
 
 
 class MLP(nnx.Module):
-  """Dense layers with GELU between them."""
+  """Dense layers with GELU between them; for `exact` see `linear`."""
 
-  def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike):
+  def __init__(
+    self,
+    sizes: Sequence[int],
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    exact: bool = False,
+  ):
     self.layers = nnx.List(
       [
-        linear(din, dout, rngs=rngs, dtype=dtype)
+        linear(din, dout, rngs=rngs, dtype=dtype, exact=exact)
         for din, dout in zip(sizes[:-1], sizes[1:], strict=True)
       ]
     )
@@ -366,10 +384,12 @@ class Stack(nnx.Module):
     graphdef, stacked = nnx.split(self.layers)
 
     def body(x, layer):
-      return nnx.merge(graphdef, layer)(x, *args), None
+      x = nnx.merge(graphdef, layer)(sharding.split_batch(x), *args)
+      return sharding.split_batch(x), None
 
     if self.remat != 'none':
       body = jax.checkpoint(
         body, policy=REMAT_POLICIES[self.remat], prevent_cse=False
       )
-    return jax.lax.scan(body, x, stacked)[0]
+    out, _ = jax.lax.scan(body, sharding.split_batch(x), stacked)
+    return sharding.split_batch(out)

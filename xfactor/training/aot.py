@@ -70,6 +70,8 @@ _CALL = re.compile(
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _WHILE = re.compile(r' while\(.*condition=%([\w.\-]+)')
+# In the backend config of CPUs and GPUs; TPUs have a constant in the condition.
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]')
 
 
@@ -150,8 +152,10 @@ def _calls(
   bodies: dict[str, list[str]], name: str
 ) -> Iterator[tuple[str, int]]:
   for line in bodies[name]:
-    loop = _WHILE.search(line)
-    times = _trip_count(bodies[loop[1]]) if loop else 1
+    loop, known = _WHILE.search(line), _KNOWN_TRIPS.search(line)
+    times = 1
+    if loop:
+      times = int(known[1]) if known else _trip_count(bodies[loop[1]])
     names = _CALL.findall(line)
     for branches in _BRANCHES.findall(line):
       names += re.findall(r'%([\w.\-]+)', branches)

@@ -45,7 +45,7 @@ class RayZer(nnx.Module):
     self.embed_view = layers.linear(patch, width, **kwargs)
     self.camera = nnx.Param(_small(rngs, (width,)))
     self.camera_estimator = blocks.Trunk(config, config.encoder_layers, **make)
-    heads = {'rngs': rngs, 'dtype': jnp.float32}
+    heads = {'rngs': rngs, 'dtype': jnp.float32, 'exact': True}
     self.pose = layers.MLP((2 * width, width, se3.DIM - 1), **heads)
     self.focal = layers.MLP((width, width, 1), **heads)
     self.embed_context = layers.MLP((patch + rays, width, width), **kwargs)

@@ -41,7 +41,7 @@ class Rust(nnx.Module):
     self.embed_target = layers.linear(patch, width, **kwargs)
     self.pose_encoder = blocks.Trunk(config, config.encoder_layers, **make)
     self.pose = layers.linear(
-      width, config.pose_dim, rngs=rngs, dtype=jnp.float32
+      width, config.pose_dim, rngs=rngs, dtype=jnp.float32, exact=True
     )
     self.embed_query = layers.MLP((config.pose_dim, 4 * width, width), **kwargs)
     self.decoder = blocks.Trunk(

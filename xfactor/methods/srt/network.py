@@ -237,6 +237,7 @@ def linear(
   dtype: DTypeLike,
   use_bias: bool = True,
   gain: float = 1,
+  exact: bool = False,
 ) -> nnx.Linear:
   """Dense layer with PyTorch's initialisers; `gain` scales the kernel."""
   return layers.linear(
@@ -247,6 +248,7 @@ def linear(
     use_bias=use_bias,
     kernel_init=_torch_uniform(din, gain),
     bias_init=_torch_uniform(din),
+    exact=exact,
   )
 
 
@@ -261,7 +263,10 @@ def gelu(x: Array) -> Array:
 
 
 class MLP(nnx.Module):
-  """Dense layers with an activation between them."""
+  """Dense layers with an activation between them.
+
+  A last layer of its own dtype, float32, is multiplied in full precision.
+  """
 
   def __init__(
     self,
@@ -276,7 +281,7 @@ class MLP(nnx.Module):
     self.activation = activation
     self.layers = nnx.List(
       [
-        linear(din, dout, rngs=rngs, dtype=dtype)
+        linear(din, dout, rngs=rngs, dtype=dtype, exact=dtype is last_dtype)
         for din, dout, dtype in zip(sizes[:-1], sizes[1:], dtypes, strict=True)
       ]
     )

@@ -199,7 +199,10 @@ def gaussian_kernel(
 ) -> Float[Array, '*b k']:
   """Discrete Gaussians that sum to one; sigma in pixels."""
   offset = jnp.arange(taps, dtype=sigma.dtype) - taps // 2
-  weights = jnp.exp(-0.5 * jnp.einsum('...,K->...K', 1 / sigma, offset) ** 2)
+  weights = jnp.exp(
+    -0.5
+    * jnp.einsum('...,K->...K', 1 / sigma, offset, precision='highest') ** 2
+  )
   return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
