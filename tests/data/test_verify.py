@@ -100,7 +100,7 @@ def test_a_clean_data_set(data):
   assert all(row.posed == row.clips for row in rows.values())
   head, *lines = findings.table(report).splitlines()
   assert head.split()[:4] == ['data', 'set', 'version', 'split']
-  assert [line.split()[0] for line in lines] == ['fake', 'fake', 'all']
+  assert [line.split()[0] for line in lines] == ['fake', 'fake', 'no']
   one = judge(data / 'fake')
   assert findings.table(one) == findings.table(report)
 

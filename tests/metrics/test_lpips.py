@@ -372,16 +372,18 @@ def test_damaged_files_are_named(kind, tmp_path, alexnet):
   whole = path.read_bytes()
   for keep in (0, 40, len(whole) // 2, len(whole) - 4):
     path.write_bytes(whole[:keep])
-    with pytest.raises(UserError, match=f'{path} cannot be read'):
+    with pytest.raises(
+      UserError, match=f'{path} (cannot be read|is not a valid)'
+    ):
       lpips_lib.load('alexnet', path)
 
 
-def test_other_number_types_are_refused(tmp_path, alexnet):
+def test_a_wrong_number_type_is_refused(tmp_path, alexnet):
   classifier, heads = torch_names(alexnet)
   path = tmp_path / 'alex.safetensors'
   write_safetensors(path, classifier | heads)
   path.write_bytes(path.read_bytes().replace(b'"F32"', b'"F16"', 1))
-  with pytest.raises(UserError, match='features.0.weight is F16, not F32'):
+  with pytest.raises(UserError, match=f'{path} cannot be read'):
     lpips_lib.load('alexnet', path)
 
 
@@ -396,10 +398,10 @@ def test_pickles_cannot_run_code(tmp_path, capsys):
   path = tmp_path / 'alex.pth'
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('archive/data.pkl', pickle.dumps({'a': Malice()}))
-  with pytest.raises(UserError, match='builtins.print has no place'):
+  with pytest.raises(UserError, match='builtins.print, which is refused'):
     lpips_lib.load('alexnet', path)
   path.write_bytes(pickle.dumps(Malice()))
-  with pytest.raises(UserError, match='builtins.print has no place'):
+  with pytest.raises(UserError, match='builtins.print, which is refused'):
     lpips_lib.load('alexnet', path)
   assert 'ran code' not in capsys.readouterr().out
 

@@ -121,7 +121,7 @@ def stand_in(compile_):
   ],
 )
 def test_what_does_not_fit_is_reported_not_raised(message, needed):
-  def fail(**_):
+  def fail(*_, **__):
     raise jax.errors.JaxRuntimeError(message)
 
   report = aot.compile_step(stand_in(fail), StepKind.WHOLE)
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_reported_not_raised(message, needed):
 
 
 def test_other_failures_are_raised():
-  def fail(**_):
+  def fail(*_, **__):
     raise jax.errors.JaxRuntimeError('INTERNAL: Mosaic failed')
 
   with pytest.raises(jax.errors.JaxRuntimeError, match='Mosaic'):

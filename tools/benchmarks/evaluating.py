@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from benchmarks.measuring import Table, Unequal, alternate, is_exact, timed
 from benchmarks.step import perturbed
-from xfactor.methods import clip_scores
 from xfactor.nn import sharding
 from xfactor.training import build as builds
 
@@ -100,8 +99,8 @@ def run(recipe: ConfigDict, *, repeats: int) -> list[Table]:
   weights = None
   if recipe.eval.lpips:
     weights = builds.load_perceptual(recipe, build.mesh, required=False)
-  evaluate = clip_scores.Evaluator(
-    build.functional, build.mesh, {'lpips': weights} if weights else {}
+  evaluate = build.method.evaluator(
+    build, {'lpips': weights} if weights else {}, recipe.eval
   )
   # With the initial weights, poses hardly affect the rendered picture.
   params = jax.device_put(perturbed(build.init().params), build.places.params)

@@ -286,13 +286,13 @@ def run(
 
 def _measure_compiles(table: Table, trainers, compiles: int) -> None:
   for name in alternate(trainers, compiles):
-    result = trainers[name]('compile', False)
+    result = trainers[name]('compile', StepKind.SPLIT)
     table.add('compile, wall s', name, result.wall)
     table.add('compile, CPU s', name, result.cpu)
   for name, call in trainers.items():
     table.add('peak RSS once compiled, MiB', name, call('peak'))
   for _ in range(compiles):
-    result = trainers['split']('compile', True)
+    result = trainers['split']('compile', StepKind.WHOLE)
     table.add('compile the whole program, wall s', 'split', result.wall)
     table.add('compile the whole program, CPU s', 'split', result.cpu)
   for name, call in trainers.items():

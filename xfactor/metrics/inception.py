@@ -222,7 +222,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   path = epath.Path(path)
   if not path.exists():
     raise UserError(f'Inception weights {path} do not exist; {WHERE}')
-  arrays = weights.read_arrays(path)
+  try:
+    arrays = weights.read_arrays(path)
+  except UserError as error:
+    raise UserError(f'{error}; {WHERE}') from error
   _check(path, arrays)
   params = {}
   for name in _kernels():

@@ -316,7 +316,7 @@ def test_parts_of_different_conversions(copy, tmp_path):
 def test_other_format(copy):
   path = copy / 'fake/frames/1.0.0/manifest.json'
   files.write_json(path, files.read_json(path) | {'format': 99})
-  with pytest.raises(UserError, match='format 99 .* reads format 1'):
+  with pytest.raises(UserError, match='format 99, .* reads format 1'):
     store_lib.open_split(copy, 'fake', 'train')
 
 

@@ -202,7 +202,10 @@ def load(
   path = epath.Path(path)
   if not path.exists():
     raise UserError(f'VGGT weights {path} do not exist; {WHERE}')
-  weights = weights_lib.read_arrays(path)
+  try:
+    weights = weights_lib.read_arrays(path)
+  except UserError as error:
+    raise UserError(f'{error}; {WHERE}') from error
   try:
     config = read_config({name: x.shape for name, x in weights.items()})
   except UserError as error:
