@@ -35,8 +35,9 @@ def data_dir(tmp_path_factory):
 def run(data_dir, tmp_path_factory):
   """A finished run of six steps.
 
-  Also what was traced (whether whole steps), and the steps that were the last
-  to have been dispatched when something was compiled.
+  Also what was traced (whether whole steps), the steps that were the last to
+  have been dispatched when something was compiled, and the header of the run,
+  which a test that continues the run overwrites.
   """
   workdir = tmp_path_factory.mktemp('run')
   config = small.recipe(data_dir)
@@ -62,7 +63,8 @@ def run(data_dir, tmp_path_factory):
     loop.train(config, str(workdir))
   compiled = list(compiled)
   dispatched.clear()
-  return config, workdir, traces, compiled
+  header = json.loads((workdir / 'run.json').read_text())
+  return config, workdir, traces, compiled, header
 
 
 def read_state(config, workdir, at=None):
@@ -79,7 +81,7 @@ def picture_size(path):
 
 
 def test_each_program_is_compiled_once(run):
-  _, _, traces, compiled = run
+  _, _, traces, compiled, _ = run
   assert sorted(traces) == [False, True]
   # The first save takes fingerprints, and the end evaluates.
   assert set(compiled) <= {0, 2, 5}
@@ -87,7 +89,7 @@ def test_each_program_is_compiled_once(run):
 
 
 def test_a_run_leaves_its_log(run):
-  config, workdir, *_ = run
+  config, workdir, *_, header = run
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   lines = [json.loads(line) for line in lines]
   train = [line for line in lines if 'loss' in line]
@@ -98,7 +100,6 @@ def test_a_run_leaves_its_log(run):
   )
   held_out = next(line for line in lines if 'eval/squares/psnr' in line)
   assert {'eval/squares/copy_psnr', 'eval/squares/mean_ssim'} <= set(held_out)
-  header = json.loads((workdir / 'run.json').read_text())
   assert header['state'] == 'random, seed 0'
   assert header['config']['train']['steps'] == config.train.steps
   assert list((workdir / 'tensorboard').glob('events*'))
