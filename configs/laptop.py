@@ -20,22 +20,22 @@ from xfactor.geometry import wander
 _WORLDS = {
   'rooms': {
     'source': 'synthetic',
+    'scenes': 300,
     'walks': 2,
     'field_of_view': 65.0,
     'move': 0.05,
   },
-  'levels': {'source': 'vizdoom', 'move': 0.1},
+  'levels': {'source': 'vizdoom', 'walks': 200, 'move': 0.1},
 }
 # Among clips in which all six freedoms move, pan and slide hide each other for
-# thousands of updates. So turning comes first, and half of the later clips move
-# in few freedoms.
+# thousands of updates. So turning comes first, and two thirds of the later
+# clips move in few freedoms.
 _TURN, _ALL = 'turn', '6dof'
 _PATHS = {
   _TURN: 'pan,pan+tilt',
   'parts': 'pan,pan+tilt,slide,slide+rise,roll,push',
   _ALL: '+'.join(wander.FREEDOMS),
 }
-_SCENES = {'rooms': {'scenes': 300}, 'levels': {'walks': 200}}
 _TURNING = 1_500  # Updates before the other motions.
 
 
@@ -60,7 +60,6 @@ def get_config() -> ConfigDict:
   config.data.make = {
     f'{world}_{kind}': {
       **options,
-      **_SCENES[world],
       'frames': 64,
       'size': 64,
       'turn': 1.2,

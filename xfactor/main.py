@@ -22,9 +22,7 @@ _WORKDIR = flags.DEFINE_string(
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
-def _make_probe(
-  config: ConfigDict, build: builds.Build
-) -> held_out.Probe | None:
+def _make_probe(config: ConfigDict, build: builds.Build) -> held_out.Probe:
   # Imported late, so that evaluation loads only when it is needed.
   from xfactor.evaluation import motion
 

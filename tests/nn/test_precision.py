@@ -1,4 +1,4 @@
-"""What the code calls float32 is multiplied in full float32 on accelerators.
+"""Float32 layers multiply in full float32 on accelerators.
 
 Without a precision a float32 product is one bfloat16 pass on a TPU and TF32 on
 an NVIDIA GPU.

@@ -1,4 +1,4 @@
-"""Encodes depth maps as 16-bit PNGs in millimetres."""
+"""Depth maps as 16-bit PNGs in thousandths of a scene unit."""
 
 import io
 import struct
@@ -7,13 +7,21 @@ import zlib
 import numpy as np
 from PIL import Image
 
+_PER_UNIT = 1000
+
+
+def decode_depth(data: bytes) -> np.ndarray:
+  """Decodes z-depth as float64 [H, W] in scene units; 0 is unknown."""
+  with Image.open(io.BytesIO(data), formats=('PNG',)) as file:
+    return np.asarray(file).astype(np.float64) / _PER_UNIT
+
 
 def encode_depth(depth: np.ndarray) -> bytes:
   """Encodes depth in metres [H, W] as a 16-bit grey PNG in millimetres.
 
   Several times faster than Pillow.
   """
-  millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype('>u2')
+  millimetres = np.clip(np.rint(depth * _PER_UNIT), 0, 65535).astype('>u2')
   height, width = millimetres.shape
   rows = millimetres.view(np.uint8).reshape(height, 2 * width)
   # Filter 2, the difference to the row above, halves the size.
@@ -38,7 +46,7 @@ def encode_depth(depth: np.ndarray) -> bytes:
 
 def encode_game_depth(z: np.ndarray) -> bytes:
   """Encodes z-depth in scene units as a 16-bit PNG in thousandths."""
-  thousandths = np.rint(z * 1000)
+  thousandths = np.rint(z * _PER_UNIT)
   thousandths[thousandths > 65535] = 0
   out = io.BytesIO()
   Image.fromarray(thousandths.astype(np.uint16)).save(out, 'png')

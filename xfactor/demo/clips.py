@@ -1,14 +1,13 @@
 """Shows clips of a converted data set as strips, cameras and histograms."""
 
 import dataclasses
-import io
 from concurrent import futures
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from plotly import graph_objects, subplots
 
+from xfactor.data import depth as depth_lib
 from xfactor.data import images, preview
 from xfactor.data.records import codec
 from xfactor.data.records import store as store_lib
@@ -20,7 +19,6 @@ SAMPLE = 512  # Clips whose cameras the histograms count.
 _BINS = 30
 _CAMERAS = 64  # Cameras of a clip among which to find the widest baseline.
 _FAR = 95  # Percentile of depth beyond which points are hidden.
-_DEPTHS_PER_UNIT = 1000
 # Errors raised by a damaged record, picture or depth.
 UNREADABLE = (RuntimeError, ValueError, OSError, SyntaxError, images.ImageError)
 
@@ -94,9 +92,7 @@ def cloud(
   for frame in frames:
     number = clip.first_frame + frame
     rgb = images.decode(store.frame(number))
-    png = io.BytesIO(store.depth(number))
-    with Image.open(png, formats=('PNG',)) as file:
-      depth = np.asarray(file) / _DEPTHS_PER_UNIT
+    depth = depth_lib.decode_depth(store.depth(number))
     if depth.shape != rgb.shape[:2]:
       raise ValueError(f'frame {frame} has depth of another size')
     # Whole pixels, from the middle of the first step.

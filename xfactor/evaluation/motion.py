@@ -44,12 +44,7 @@ _COLUMNS = (
 )
 
 
-def make(config: ConfigDict, build: Build) -> 'Motion | None':
-  """Returns the tests of a recipe; None for methods without latent poses."""
-  return None if build.method.posed else Motion(config, build)
-
-
-class Motion:
+class Motion(held_out.Probe):
   """Tests the motion of latent poses on a recipe's data sets.
 
   Opens the data sets and compiles once.
@@ -188,6 +183,11 @@ class Motion:
       motions.append(freedoms(*clip.world_to_camera[frames]))
     shown = np.stack(shown)
     return model.encode_pairs(shown[:, 0], shown[:, 1]), np.stack(motions)
+
+
+def make(config: ConfigDict, build: Build) -> held_out.Probe:
+  """Returns the tests of a recipe; none for methods without latent poses."""
+  return held_out.Probe() if build.method.posed else Motion(config, build)
 
 
 def freedoms(

@@ -106,9 +106,8 @@ class Evaluation:
     first = jax.process_index() == 0
     if first:
       print(f'step {step} of {self._workdir}')
-    results, findings = self._heldout(params), held_out.Findings()
-    if self._motion:
-      findings = self._motion.full(params, step)
+    results = self._heldout(params)
+    findings = self._motion.full(params, step)
     if first:
       held_out.write(self._workdir, step, results, findings)
       print(held_out.tables(results, findings), flush=True)

@@ -52,7 +52,7 @@ class Model:
     self._params = restored.params
     self._relative = build.method.relative
     self._mesh = build.mesh
-    ways = self._mesh.shape['data'] * self._mesh.shape['fsdp']
+    ways = sharding.batch_ways(self._mesh)
     self._batch = -(-batch // ways) * ways
     self._progress = progress
     self._said: set[str] = set()

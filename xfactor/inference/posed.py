@@ -82,7 +82,7 @@ class PosedModel:
     self.span = volume and (volume.min_dist, volume.max_dist)
     self._params = restored.params
     self._build = build
-    self._ways = build.mesh.shape['data'] * build.mesh.shape['fsdp']
+    self._ways = sharding.batch_ways(build.mesh)
     self._progress = progress
     bind, objective = build.functional.bind, build.objective
 

@@ -40,10 +40,7 @@ class ClipMethod(base.Method):
     }
 
   def limits(self) -> dict[str, dict[str, float]]:
-    return {
-      'data': {'offset': 1, 'offset_prob': 0},
-      'eval': {'pairs': 0, 'targets': 2, 'transfer_window': 0},
-    }
+    return {'eval': {'pairs': 0, 'targets': 2, 'transfer_window': 0}}
 
   def check(self, config: ConfigDict) -> None:
     data, patch = config.data, config.model.patch_size

@@ -35,7 +35,7 @@ from xfactor.training.telemetry.profiling import Profile
 T = TypeVar('T')
 
 
-MakeProbe = Callable[[ConfigDict, builds.Build], held_out_lib.Probe | None]
+MakeProbe = Callable[[ConfigDict, builds.Build], held_out_lib.Probe]
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     _train(
       config,
       workdir,
-      make_probe or (lambda config, build: None),
+      make_probe or (lambda config, build: held_out_lib.Probe()),
       stack.enter_context(shutdown.handling()),
       lambda x: stack.enter_context(contextlib.closing(x)),
     )
@@ -236,9 +236,7 @@ def _train(
         requests.saved()
         with interrupted.at_once(), goodput.measure('evaluation'):
           results = held_out(state.params)
-          findings = held_out_lib.Findings()
-          if probe:
-            findings = probe.brief(state.params, done)
+          findings = probe.brief(state.params, done)
           report(results, findings, writer, done)
         if main_process:
           for line in itertools.chain(*findings.lines.values()):
@@ -250,11 +248,9 @@ def _train(
 
   # ------------------------------------------------------------------ held out
   done = int(state.step)
-  findings = held_out_lib.Findings()
   with goodput.measure('evaluation'):
     results = held_out(state.params)
-    if probe:
-      findings = probe.full(state.params, done)
+    findings = probe.full(state.params, done)
   report(results, findings, writer, done)
   if main_process:
     held_out_lib.write(workdir, done, results, findings)

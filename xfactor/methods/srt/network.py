@@ -277,12 +277,14 @@ class MLP(nnx.Module):
     dtype: DTypeLike,
     last_dtype: DTypeLike | None = None,
   ):
-    dtypes = [dtype] * (len(sizes) - 2) + [last_dtype or dtype]
+    inner = {'dtype': dtype}
+    last = {'dtype': last_dtype, 'exact': True} if last_dtype else inner
+    kinds = [inner] * (len(sizes) - 2) + [last]
     self.activation = activation
     self.layers = nnx.List(
       [
-        linear(din, dout, rngs=rngs, dtype=dtype, exact=dtype is last_dtype)
-        for din, dout, dtype in zip(sizes[:-1], sizes[1:], dtypes, strict=True)
+        linear(din, dout, rngs=rngs, **kind)
+        for din, dout, kind in zip(sizes[:-1], sizes[1:], kinds, strict=True)
       ]
     )
 

@@ -55,7 +55,7 @@ class Evaluator:
     self._mesh = mesh
     self._lpips = dict(lpips)
     everywhere = NamedSharding(mesh, P())
-    ways = mesh.shape['data'] * mesh.shape['fsdp']
+    ways = sharding.batch_ways(mesh)
     k, first = objective.inputs, objective_lib.first_target(objective)
 
     def prepare(params, batch):

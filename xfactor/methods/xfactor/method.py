@@ -30,6 +30,9 @@ class XFactor(clips.ClipMethod):
     settings['data'].update(offset_prob=0.0, offset=1)
     return settings
 
+  def limits(self) -> dict[str, dict[str, float]]:
+    return super().limits() | {'data': {'offset': 1, 'offset_prob': 0}}
+
   def check(self, config: ConfigDict) -> None:
     super().check(config)
     model = self.model(**config.model)

@@ -16,7 +16,7 @@ SIDE = 128
 # Blurs of the references: renders lack fine detail.
 BLURS = (0.0, 1.5, 3.0)
 _CONTRAST = 0.004  # SIFT's default, 0.04, finds too little in smooth pictures.
-_RATIO = 0.85  # Of a match's distance to that of the best rival.
+_RATIO = 0.85  # Of the distances of the best and the second-best match.
 _ELSEWHERE = 4.0  # Smallest distance of a rival.
 ERROR = 2.0  # Largest reprojection error of an inlier.
 _TRIALS = 1000

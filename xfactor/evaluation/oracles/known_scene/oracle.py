@@ -10,13 +10,12 @@ refinement matters most for smooth pictures, whose features are few and coarse.
 
 import dataclasses
 import functools
-import io
 import time
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from xfactor.data import depth as depth_lib
 from xfactor.data import images as images_lib
 from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
@@ -31,8 +30,6 @@ except ImportError:  # Optional; `Oracle` reports it.
   cv2 = None
 
 
-# As in the data sources that have depth.
-_DEPTHS_PER_UNIT = 1000
 _NEAREST = 3  # References of direct alignment.
 _DEPTH_EDGE = 0.05  # Relative difference between neighbours.
 
@@ -228,8 +225,7 @@ def _world(
         f'{name} has no depth, but the known_scene oracle needs it; convert it '
         'with depth or choose another oracle: learned, colmap, vggt'
       ) from error
-    with Image.open(io.BytesIO(data)) as file:
-      depth = np.asarray(file).astype(np.float64) / _DEPTHS_PER_UNIT
+    depth = depth_lib.decode_depth(data)
     picture = images_lib.decode(store.frame(clip.first_frame + int(frame)))
     references.append(
       _reference(

@@ -8,7 +8,6 @@ to blur, noise and the like, and better than guesses without pictures.
 
 import dataclasses
 import functools
-import io
 import itertools
 import time
 
@@ -17,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from PIL import Image
 
+from xfactor.data import depth as depth_lib
 from xfactor.data import images
 from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
@@ -35,8 +34,6 @@ _A, _B = np.array(list(itertools.permutations(range(_FRAMES), 2))).T
 _MIRROR = np.array([[1, -1, -1, -1], [-1, 1, 1, 1], [-1, 1, 1, 1]], np.float32)
 # Length that stands for no translation; its direction is sampled.
 _STILL = 2e-3
-# As in the data sources that have depth.
-_DEPTHS_PER_METRE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +106,7 @@ def _tokens_depth(
       data = store.depth(int(first) + i)
     except ValueError:  # This data set has no depth.
       break
-    with Image.open(io.BytesIO(data)) as file:
-      depth = np.asarray(file, np.float32) / _DEPTHS_PER_METRE
+    depth = depth_lib.decode_depth(data)
     edge = min(depth.shape)
     top, left = ((x - edge) // 2 for x in depth.shape)
     centres = ((np.arange(side) + 0.5) * edge / side).astype(int)
