@@ -11,6 +11,8 @@
   python tools/benchmark.py growth [--config=configs/tiny.py] [--out=growth.png]
     [--factors=0.5,2] [--contexts=1,2,4]
   python tools/benchmark.py learn [--config=configs/tiny.py] [--updates=400]
+  python tools/benchmark.py scaling [--members=base,width_128] [--updates=1200]
+    [--data_dir=data] [--out=runs/scaling]
   python tools/benchmark.py oracle --oracle=known_scene --data_dir=/data
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
@@ -35,6 +37,8 @@ implementation available on this machine, compared with the plain one.
 `learn`: which part of a recipe does not learn motion: held-out scores during
 training of the renderer given the true motions, of the pose encoder supervised
 with them, and of both together; the data sets must have cameras.
+`scaling`: when poses of the members of configs/scaling.py start to transfer,
+and the rank of their transfers, after the FLOPs of --updates of the first.
 `oracle`: error and rejection rate of a pose oracle on frames with known
 cameras, unchanged, blurred and noisy.
 
@@ -66,6 +70,7 @@ from benchmarks import (
   parts,
   pipeline,
   rays,
+  scaling,
   start,
   step,
 )
@@ -123,7 +128,9 @@ _ORACLE_OPTIONS = flags.DEFINE_string(
   'oracle_options', '', 'Options of --oracle, for example weights=model.pt.'
 )
 _DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Folder of converted data sets, for `oracle`.'
+  'data_dir',
+  None,
+  'Folder of converted data sets, for `oracle` and `scaling` (there: data).',
 )
 _NAME = flags.DEFINE_string(
   'name', None, 'Data set with cameras, for `oracle`.'
@@ -157,14 +164,19 @@ _CONTEXTS = flags.DEFINE_list(
 )
 _UPDATES = flags.DEFINE_integer(
   'updates',
-  400,
-  'Updates of each of the three trainings of `learn`.',
+  None,
+  'Updates of each of the three trainings of `learn` (default: 400), or of the '
+  'first member of `scaling` (default: 1200).',
   lower_bound=1,
+)
+_MEMBERS = flags.DEFINE_list(
+  'members', [], 'Members of configs/scaling.py for `scaling`; default: all.'
 )
 _OUT = flags.DEFINE_string(
   'out',
   None,
-  'PNG to write: paths of 12 clips for `oracle`, all curves for `growth`.',
+  'PNG to write: paths of 12 clips for `oracle`, all curves for `growth`. For '
+  '`scaling`, the folder of its runs (default: runs/scaling).',
 )
 _JSON = flags.DEFINE_string('json', None, 'JSON file to write the numbers to.')
 
@@ -178,6 +190,7 @@ ASKED = (
   'eval',
   'growth',
   'learn',
+  'scaling',
   *parts.BENCHMARKS,
 )
 # Required method of the benchmarks that do not take every recipe.
@@ -296,7 +309,13 @@ def _run(names: list[str]) -> dict[str, Any]:
       repeats=_REPEATS.value,
       out=_OUT.value,
     ),
-    'learn': lambda: learn.run(recipe, updates=_UPDATES.value),
+    'learn': lambda: learn.run(recipe, updates=_UPDATES.value or 400),
+    'scaling': lambda: scaling.run(
+      _MEMBERS.value,
+      updates=_UPDATES.value or 1200,
+      data_dir=_DATA_DIR.value or 'data',
+      out=_OUT.value or 'runs/scaling',
+    ),
     'oracle': _oracle,
   } | {
     name: functools.partial(

@@ -80,21 +80,25 @@ def _make(
       f'a model of config.method={config.method!r} takes known cameras and '
       'has no latent poses to transfer'
     )
-  flops = _mean_flops(built)
+  flops = mean_flops(built)
   config.train.steps = updates(budget, flops)
   builds.build(config)  # Fails if the schedule does not fit.
   return Member(
     name=name,
     config=config.lock(),
-    parameters=sum(
-      math.prod(x.shape) for x in built.functional.shapes.values()
-    ),
+    parameters=parameters(built),
     flops=flops,
     draws=name not in recipes.get('PROBE_ONLY', ()),
   )
 
 
-def _mean_flops(built: builds.Build) -> int:
+def parameters(built: builds.Build) -> int:
+  """Returns the number of parameters of a recipe's networks."""
+  return sum(math.prod(x.shape) for x in built.functional.shapes.values())
+
+
+def mean_flops(built: builds.Build) -> int:
+  """Returns the FLOPs of an update, averaged over its kinds."""
   kinds = [
     built.method.step_kind(built.seed, step, built.objective)
     for step in range(_STEPS)
