@@ -54,11 +54,20 @@ def mover(place):
 
 @pytest.fixture(scope='module')
 def served(place, tmp_path_factory):
-  """Address of the page, its process and its folder for files."""
+  """Address of the page, its process and its folder for files.
+
+  SIGTERM ends the process, which deletes its files.
+  """
   folder = tmp_path_factory.mktemp('served')
   flags = f'--workdir={place}/run', f'--data_dir={place}/data', *FLAGS
   with serving.serve(folder, *flags) as page:
     yield *page, folder
+    _, process = page
+    assert list(folder.glob('xfactor-demo-*'))
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert not list(folder.glob('xfactor-demo-*'))
 
 
 # ==============================================================================
@@ -319,13 +328,3 @@ def test_rooms_are_made_where_there_are_no_data(place, tmp_path):
     urllib.request.urlopen(f'{address}config', timeout=PATIENCE) as answer,
   ):
     assert b'"synthetic/train/' in answer.read()
-
-
-def test_the_end_leaves_nothing(served):
-  """Comes last."""
-  _, process, folder = served
-  assert list(folder.glob('xfactor-demo-*/*'))
-  os.kill(process.pid, signal.SIGTERM)
-  process.join(PATIENCE)
-  assert process.exitcode == 0
-  assert not list(folder.glob('xfactor-demo-*'))
