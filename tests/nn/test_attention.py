@@ -1,5 +1,8 @@
 """Every kernel against a plain softmax."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +49,93 @@ def test_splash_pads_and_equals_einsum(tokens, keys):
   np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
   for a, b in zip(got[1], want[1], strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'keys', 'depth'),
+  [(7, 8, 16), (6, 9, 12), (1, 1, 4)],
+)
+def test_cudnn_pads_and_equals_einsum(tokens, keys, depth):
+  """JAX's other implementation, given the same padded arrays and lengths."""
+  q, k, v = draw(tokens, keys, depth=depth)
+
+  def value(attend, *qkv):
+    return jnp.sum(jnp.sin(attend(*qkv)))
+
+  got, want = (
+    jax.jit(jax.value_and_grad(functools.partial(value, f), (0, 1, 2)))(q, k, v)
+    for f in (
+      functools.partial(attention._cudnn, implementation='xla'),
+      attention.attend,
+    )
+  )
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+  for a, b in zip(got[1], want[1], strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def lowered(platform, kernel, tokens, keys, depth):
+  """Attention and its gradients, lowered for a platform that is not here."""
+  q, k = (
+    jax.ShapeDtypeStruct((2, n, 2, depth), jnp.bfloat16) for n in (tokens, keys)
+  )
+
+  def total(*qkv):
+    return jnp.sum(attention.attend(*qkv, kernel=kernel).astype(jnp.float32))
+
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+  program = gradients.trace(q, k, k).lower(lowering_platforms=(platform,))
+  return program.as_text()
+
+
+def check_cudnn(tokens, keys, depth):
+  text = lowered('cuda', 'cudnn', tokens, keys, depth)
+  assert ('fmhaSoftmaxBackward' in text) == (depth <= 128)
+
+
+def check_splash(tokens, keys, depth):
+  text = lowered('tpu', 'splash', tokens, keys, depth)
+  # Forward, and the gradients of queries, and of keys and values.
+  assert len(re.findall('custom_call @tpu_custom_call', text)) == 3
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+  """A version of cuDNN, which JAX reads from the library before it lowers."""
+  monkeypatch.setattr(
+    'jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version',
+    lambda: 91100,
+  )
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'keys'),
+  [(n, n) for n in (1, 2, 3, 127, 128, 129, 257, 299, 300)]
+  + [(1, 300), (300, 1), (16, 17), (17, 16)],
+)
+def test_cudnn_lowers_for_any_length(cudnn, tokens, keys):
+  check_cudnn(tokens, keys, 64)
+
+
+@pytest.mark.parametrize('depth', [4, 8, 12, 36, 128, 132, 256])
+def test_cudnn_lowers_for_any_head_dimension(cudnn, depth):
+  check_cudnn(257, 31, depth)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'keys', 'depth'),
+  [(1, 300, 64), (128, 129, 4), (257, 257, 100), (300, 1, 256)],
+)
+def test_splash_lowers_for_any_length_and_head_dimension(tokens, keys, depth):
+  check_splash(tokens, keys, depth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('check', [check_cudnn, check_splash])
+def test_all_lengths_lower(cudnn, check):
+  """Queries ascend, keys descend, and all head dimensions are among them."""
+  for n in range(1, 301):
+    check(n, 301 - n, 4 * (n % 64 + 1))
 
 
 def test_half_precision_stays_near():

@@ -1,7 +1,8 @@
 """One attention function over several kernels, all equal to one einsum.
 
 Only `attend` depends on the kernel. Its requirements (padding, block sizes,
-shard_map) are met here and never change the model.
+shard_map) are met here and never change the model: all kernels take any number
+of tokens and any head dimension.
 """
 
 import functools
@@ -21,6 +22,12 @@ KERNELS = ('einsum', 'cudnn', 'splash')
 # nn/sharding.py.
 _BATCH_AXES = ('data', 'fsdp')
 _HEAD_AXIS = 'tensor'
+
+# cuDNN 9: even numbers of tokens (with gradients), and head dimensions that are
+# multiples of 8, up to 128 on all GPUs (256 on some).
+_CUDNN_TOKENS = 2
+_CUDNN_DEPTH = 8
+_CUDNN_MAX_DEPTH = 128
 
 
 def choose_kernel(name: str, platform: str, dtype: DTypeLike) -> str:
@@ -65,16 +72,15 @@ def attend(
     q_BTND: Queries.
     k_BSND: Keys; their number may differ from that of the queries.
     v_BSND: Values.
-    kernel: One of `KERNELS`, as `choose_kernel` returns it.
+    kernel: One of `KERNELS`, as `choose_kernel` returns it. cuDNN has no heads
+      of more than 128 channels; they are computed as with 'einsum'.
 
   Returns:
     The mean of the values under softmax(q k), in the dtype of `q_BTND`; the
     softmax is float32.
   """
-  if kernel == 'cudnn':
-    return jax.nn.dot_product_attention(
-      q_BTND, k_BSND, v_BSND, implementation='cudnn'
-    )
+  if kernel == 'cudnn' and q_BTND.shape[-1] <= _CUDNN_MAX_DEPTH:
+    return _cudnn(q_BTND, k_BSND, v_BSND)
   if kernel == 'splash':
     return _over_mesh(_splash)(q_BTND, k_BSND, v_BSND)
   return _einsum(q_BTND, k_BSND, v_BSND)
@@ -90,6 +96,44 @@ def _einsum(q_BTND: Array, k_BSND: Array, v_BSND: Array) -> Array:
   )
   weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSND.dtype)
   return jnp.einsum('BNTS,BSND->BTND', weights_BNTS, v_BSND)
+
+
+def _cudnn(
+  q_BTND: Array,
+  k_BSND: Array,
+  v_BSND: Array,
+  *,
+  implementation: str = 'cudnn',
+) -> Array:
+  """cuDNN's attention (NVIDIA): pads tokens and channels if it has to.
+
+  Padded keys are masked. Padded queries and channels are dropped: channels of
+  zeros do not change a product.
+  """
+  tokens, depth = q_BTND.shape[1], q_BTND.shape[3]
+  keys = k_BSND.shape[1]
+  q_BTND, k_BSND, v_BSND = (
+    _pad_to(x, {1: _CUDNN_TOKENS, 3: _CUDNN_DEPTH})
+    for x in (q_BTND, k_BSND, v_BSND)
+  )
+  lengths = None
+  if k_BSND.shape[1] > keys:
+    lengths = jnp.full(len(k_BSND), keys, jnp.int32)
+  out_BTND = jax.nn.dot_product_attention(
+    q_BTND,
+    k_BSND,
+    v_BSND,
+    scale=1 / math.sqrt(depth),
+    key_value_seq_lengths=lengths,
+    implementation=implementation,
+  )
+  return out_BTND[:, :tokens, :, :depth]
+
+
+def _pad_to(x: Array, multiples: dict[int, int]) -> Array:
+  """Appends zeros along axes until each length is a multiple of a number."""
+  widths = [(0, -n % multiples.get(i, 1)) for i, n in enumerate(x.shape)]
+  return jnp.pad(x, widths) if any(after for _, after in widths) else x
 
 
 def _over_mesh(kernel):
