@@ -55,10 +55,10 @@ class ClipMethod(base.Method):
           f'config.data.{name}={size} must be an even number of patches of '
           f'config.model.patch_size={patch} pixels'
         )
-    if config.objective.lpips_dtype not in ('float32', 'bfloat16'):
+    if config.objective.lpips_dtype not in lpips.DTYPES:
       raise UserError(
         f'config.objective.lpips_dtype={config.objective.lpips_dtype!r}: '
-        'choose "float32" or "bfloat16"'
+        f'choose one of {", ".join(lpips.DTYPES)}'
       )
 
   def views(self, data: ConfigDict) -> int:

@@ -22,12 +22,13 @@ class Distances:
   Attributes:
     l1_weight: Weight of the mean absolute error in [-1, 1].
     lpips_weight: Weight of LPIPS (VGG16); needs its weights if above zero.
-    lpips_dtype: Type of LPIPS's convolutions: 'float32' or 'bfloat16'.
+    lpips_dtype: Type of LPIPS's convolutions: 'float32', 'mixed' or 'bfloat16';
+      see `metrics.lpips.lpips`.
   """
 
   l1_weight: float = 1.0
   lpips_weight: float = 0.5
-  lpips_dtype: str = 'float32'
+  lpips_dtype: str = 'mixed'
 
 
 def score(

@@ -11,6 +11,7 @@ ImageNet classifier. `load` reads the weights; all else is pure functions.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import math
@@ -31,6 +32,9 @@ from xfactor.data.formats import weights as weights_lib
 from xfactor.errors import UserError
 
 Params = dict[str, Array | np.ndarray]
+# Kinds of convolutions that `lpips` computes with.
+DTYPES = ('float32', 'mixed', 'bfloat16')
+_EXACT = jax.lax.Precision.HIGHEST
 _SUFFIXES = ('.ckpt', *weights_lib.SUFFIXES)
 
 
@@ -115,18 +119,22 @@ _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
 
+@jax.named_scope('lpips')
 def features(
   params: Params,
   x: Float[Array, '*batch h w 3'],
   dtype: DTypeLike = jnp.float32,
+  *,
+  mixed: bool = False,
 ) -> tuple[Float[Array, '*batch _ _ _'], ...]:
   """Returns the five feature maps in which LPIPS compares images.
 
   Args:
     params: Parameters from `load`; they determine the network.
     x: Images in [-1, 1].
-    dtype: Type of the convolutions. float32, for metrics, is exact but slow on
-      accelerators; bfloat16 is sufficient for a loss.
+    dtype: Type of the convolutions.
+    mixed: Whether float32 is rounded where accelerators are much faster: see
+      'mixed' of `lpips`.
 
   Returns:
     Maps in `dtype`, from fine to coarse, not yet normalised.
@@ -148,7 +156,8 @@ def features(
     if conv.pool:
       y = _max_pool(y, conv.pool)
     kernel, bias = params[f'conv{i}/kernel'], params[f'conv{i}/bias']
-    y = jax.nn.relu(_convolve(y, kernel, bias, conv.stride))
+    y = _convolve(y, kernel, conv.stride, mixed)
+    y = jax.nn.relu(y + jnp.asarray(bias, dtype).reshape(1, 1, 1, -1))
     if conv.tap:
       maps.append(y.reshape(*x.shape[:-3], *y.shape[1:]))
   return tuple(maps)
@@ -180,15 +189,27 @@ def lpips(
   params: Params,
   a: Float[Array, '*batch h w 3'],
   b: Float[Array, '*batch h w 3'],
-  dtype: DTypeLike = jnp.float32,
+  dtype: str = 'float32',
 ) -> Float[Array, '*batch']:
   """Returns the LPIPS distance between images in [-1, 1].
 
-  See `features` for `dtype` and `distance` for the scale.
+  Args:
+    params: Parameters from `load`.
+    a: Images; with 'mixed', those with a gradient.
+    b: The other images.
+    dtype: One of `DTYPES`. 'float32', for metrics, is exact but slow on
+      accelerators. 'mixed', for a loss, is the same on CPUs; on NVIDIA GPUs the
+      features take three passes of TF32 and their gradient takes one, on TPUs
+      the same of bfloat16. (One pass would do for the loss. For the gradient
+      it would not: it depends on the signs of all activations and the choices
+      of all pools, which rounding changes.) 'bfloat16' rounds everything.
   """
-  return distance(
-    params, features(params, a, dtype), features(params, b, dtype)
+  mixed = dtype == 'mixed'
+  a, b = (
+    features(params, x, jnp.float32 if mixed else dtype, mixed=mixed)
+    for x in (a, b)
   )
+  return distance(params, a, b)
 
 
 def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -232,25 +253,63 @@ def _net_of(params: Params) -> _Net:
   return next(net for net in _NETS.values() if len(net.convs) == count)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(
   x: Float[Array, 'b h w i'],
   kernel: Float[Array | np.ndarray, 'k k i o'],
-  bias: Float[Array | np.ndarray, 'o'],
   stride: int,
+  mixed: bool,
 ) -> Float[Array, 'b y x o']:
   """Convolves in the dtype of `x`; pads half the kernel, or 2 if strided."""
-  # By default accelerators round the float32 inputs of convolutions.
-  exact = x.dtype == jnp.float32
+  exact = _convolution(kernel, stride, _EXACT, x.dtype)
+  if not mixed:
+    return exact(x)
+  # On NVIDIA GPUs HIGH is TF32, which is not enough.
+  high = _convolution(kernel, stride, jax.lax.Precision.HIGH, x.dtype)
+  tf32 = functools.partial(_convolve_in_tf32, kernel=kernel, stride=stride)
+  return jax.lax.platform_dependent(x, tpu=high, cuda=tf32, default=exact)
+
+
+def _convolve_in_tf32(x: Array, kernel: Array, stride: int) -> Array:
+  """Adds three of the four products of the TF32 parts of float32 factors."""
+
+  def parts(x):
+    first = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
+    return first, x - first
+
+  (x, x_rest), (kernel, kernel_rest) = parts(x), parts(jnp.asarray(kernel))
+  kernels = jnp.concatenate([kernel, kernel, kernel_rest], axis=2)
+  convolution = _convolution(kernels, stride, None, x.dtype)
+  return convolution(jnp.concatenate([x, x_rest, x], axis=3))
+
+
+def _convolve_forward(x, kernel, stride, mixed):
+  # Of `x`, only the shape is used.
+  return _convolve(x, kernel, stride, mixed), (x, kernel)
+
+
+def _convolve_backward(stride, mixed, saved, y):
+  x, kernel = saved
+  precision = None if mixed else _EXACT
+  convolution = _convolution(kernel, stride, precision, y.dtype)
+  # The weights are fixed.
+  return *jax.linear_transpose(convolution, x)(y), jnp.zeros_like(kernel)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _convolution(kernel, stride, precision, dtype):
   padding = kernel.shape[0] // 2 if stride == 1 else 2
-  y = jax.lax.conv_general_dilated(
-    x,
-    jnp.asarray(kernel, x.dtype),
-    (stride, stride),
-    [(padding, padding)] * 2,
+  return functools.partial(
+    jax.lax.conv_general_dilated,
+    rhs=jnp.asarray(kernel, dtype),
+    window_strides=(stride, stride),
+    padding=[(padding, padding)] * 2,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    precision=jax.lax.Precision.HIGHEST if exact else None,
+    # By default accelerators round the float32 factors of convolutions.
+    precision=precision if dtype == jnp.float32 else None,
   )
-  return y + jnp.asarray(bias, x.dtype).reshape(1, 1, 1, -1)
 
 
 def _max_pool(
@@ -455,8 +514,9 @@ def lpips_flops(
 ) -> float:
   if not dtype:
     return 0.0
-  passes = 6 if dtype == 'float32' else 1
-  return batch * passes * lpips_gradient(height, width)
+  # Passes over the factors: features of both images, and the gradient.
+  passes = {'float32': 6 + 6 + 6, 'mixed': 3 + 3 + 1, 'bfloat16': 3}[dtype]
+  return batch * passes * vgg16_flops(height, width)
 
 
 def lpips_gradient(height: int, width: int) -> int:

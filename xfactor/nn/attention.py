@@ -59,6 +59,7 @@ def choose_kernel(name: str, platform: str, dtype: DTypeLike) -> str:
   return name
 
 
+@jax.named_scope('attention')
 def attend(
   q_BTND: Float[Array, 'b t n d'],
   k_BSND: Float[Array, 'b s n d'],

@@ -84,7 +84,8 @@ def train_step(
     (batch, draws),
     accumulate,
   )
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  with jax.named_scope('optimizer'):
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
   after = optax.apply_updates(state.params, updates), opt_state
   module_norms = jnp.stack(
     [

@@ -73,13 +73,9 @@ class RayZer(nnx.Module):
     )
     cameras = y_BVTC[:, :, 0]
     reference = jnp.broadcast_to(cameras[:, :1], cameras.shape)
-    poses = jnp.concatenate(
-      [
-        self.pose(jnp.concatenate([cameras, reference], -1)),
-        self.focal(reference),
-      ],
-      -1,
-    )
+    with jax.named_scope('pose_head'):
+      pose = self.pose(jnp.concatenate([cameras, reference], -1))
+      poses = jnp.concatenate([pose, self.focal(reference)], -1)
     return poses.at[:, 0].set(0)
 
   def encode_views(

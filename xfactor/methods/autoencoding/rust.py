@@ -3,6 +3,7 @@
 import dataclasses
 
 import einops
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -134,7 +135,8 @@ class Rust(nnx.Module):
     tokens = self.embed_target(patches).astype(jnp.float32)
     tokens = tokens + blocks.sinusoids(places, self.config.features)
     both = self.pose_encoder(jnp.concatenate([tokens, scene], axis=1))
-    return self.pose(jnp.mean(both[:, : tokens.shape[1]], axis=1))
+    with jax.named_scope('pose_head'):
+      return self.pose(jnp.mean(both[:, : tokens.shape[1]], axis=1))
 
   def _poses(self, images: Array, context: Array) -> Array:
     views = images.shape[1]

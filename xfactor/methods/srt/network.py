@@ -509,7 +509,9 @@ class RayDecoder(nnx.Module):
     x = jnp.concatenate([places, x], -1)
     if self.improved:
       x = self.query(x).astype(jnp.float32)
-    color = self.head(self.stack(x, tokens))
+    x = self.stack(x, tokens)
+    with jax.named_scope('colors'):
+      color = self.head(x)
     return Rendered(color if self.improved else jax.nn.sigmoid(color))
 
 
@@ -545,8 +547,9 @@ class VolumeNet(nnx.Module):
     rays = x.shape[1]
     x = self.stack(einops.rearrange(x, 'b r n c -> b (r n) c'), tokens)
     x = einops.rearrange(x, 'b (r n) c -> b r n c', r=rays)
-    density = jax.nn.softplus(self.density(x)[..., 0])
-    return density, jax.nn.sigmoid(self.color(x))
+    with jax.named_scope('colors'):
+      density = jax.nn.softplus(self.density(x)[..., 0])
+      return density, jax.nn.sigmoid(self.color(x))
 
 
 class VolumeDecoder(nnx.Module):

@@ -190,9 +190,10 @@ class PoseEncoder(nnx.Module):
     """Returns latent poses; that of the first view is exactly zero."""
     z = self.features(patches, positions)
     reference = jnp.broadcast_to(z[:, :1], z.shape)
-    return self.head(jnp.concatenate([z, reference], -1)) - self.head(
-      jnp.concatenate([reference, reference], -1)
-    )
+    with jax.named_scope('pose_head'):
+      return self.head(jnp.concatenate([z, reference], -1)) - self.head(
+        jnp.concatenate([reference, reference], -1)
+      )
 
   def features(self, patches: Array, positions: Array) -> Array:
     """Returns the register token [b, v, features] that the head reads."""
