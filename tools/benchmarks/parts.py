@@ -350,7 +350,7 @@ def _with_gradients(both: Callable, arrays: tuple[Array, ...]):
 def run_lpips(
   recipe: ConfigDict, *, repeats: int, compiles: int
 ) -> list[Table]:
-  """Measures LPIPS of a batch's pictures and its gradient, in both dtypes.
+  """Measures LPIPS of a batch's pictures and its gradient, in each dtype.
 
   The plain implementation is float32 and also computes the gradient of the
   true picture.
@@ -370,7 +370,8 @@ def run_lpips(
     compute = jax.value_and_grad(loss, argnums)
     return Case(compute, (*pictures, weights), **options)
 
-  tolerances = {'float32': _LPIPS_TOLERANCE, 'bfloat16': _LPIPS_ROUNDED}
+  tolerances = dict.fromkeys(lpips.DTYPES, _LPIPS_ROUNDED)
+  tolerances['float32'] = _LPIPS_TOLERANCE
   dtypes = dict.fromkeys([build.objective.lpips_dtype, *tolerances])
   parts = {
     dtype: part(dtype, 0, tolerance=tolerances[dtype]) for dtype in dtypes

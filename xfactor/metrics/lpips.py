@@ -189,7 +189,7 @@ def lpips(
   params: Params,
   a: Float[Array, '*batch h w 3'],
   b: Float[Array, '*batch h w 3'],
-  dtype: str = 'float32',
+  dtype: DTypeLike = 'float32',
 ) -> Float[Array, '*batch']:
   """Returns the LPIPS distance between images in [-1, 1].
 

@@ -200,12 +200,14 @@ def _mean(
 @functools.partial(jax.jit, static_argnames='config')
 def _both_ways(params, a, b, *, config: network_lib.Config):
   net = network_lib.make(config).bind(params)
-  features = net.encode(jnp.concatenate([a, b]))
-  first, second = jnp.split(features, 2)
-  return tuple(
-    dataclasses.replace(net(*pair), places=None)
-    for pair in ((first, second), (second, first))
-  )
+  # Accelerators must find the same poses as CPUs.
+  with jax.default_matmul_precision('highest'):
+    features = net.encode(jnp.concatenate([a, b]))
+    first, second = jnp.split(features, 2)
+    return tuple(
+      dataclasses.replace(net(*pair), places=None)
+      for pair in ((first, second), (second, first))
+    )
 
 
 def save(
