@@ -24,8 +24,8 @@ On 16 TPU chips, 16 split examples per chip, a step is compute-bound
 
 Use dots on these: it does not recompute matrix products, and whole examples
 need as much (10.1 GiB on v5e). The recipe uses full, which fits everywhere
-(0.94 GiB with one example a chip, v6e:16x16). With dots, LPIPS in float32 is 43 %
-of the computation: 18 passes of bfloat16. The recipe's
+(0.94 GiB with one example a chip, v6e:16x16). With dots, LPIPS in float32 is
+43 % of the computation: 18 passes of bfloat16. The recipe's
 objective.lpips_dtype=mixed takes 7 (docs/gpus.md, Precision).
 
 Expected (published, not measured here; table 1 of the paper has the multi-view
