@@ -47,9 +47,8 @@ def get_config(member: str = 'base') -> ConfigDict:
   config = configs.beside(__file__, 'tiny')
   name = 'rooms_turn'
   config.data.mix = {name: configs.part(begin=3, end=8)}
-  config.data.make = {
-    name: configs.beside(__file__, 'laptop').data.make[name].to_dict()
-  }
+  rooms = configs.beside(__file__, 'laptop').data.make[name].to_dict()
+  config.data.make = {name: rooms | {'size': 64}}
   config.eval.examples = config.eval.pairs = 32
   config.update_from_flattened_dict(MEMBERS[member])
   return config
