@@ -28,15 +28,16 @@ _WORLDS = {
 }
 # Among clips in which all six freedoms move, pan and slide hide each other for
 # thousands of updates, and details within a patch hide both. So turning comes
-# first, in blurred pictures; later, two thirds of the clips move in few
-# freedoms.
+# first, in blurred pictures of rooms, then of levels. Of the later clips, two
+# thirds move in few freedoms.
 _TURN, _ALL = 'turn', '6dof'
 _PATHS = {
   _TURN: 'pan,pan+tilt',
   'parts': 'pan,pan+tilt,slide,slide+rise,roll,push',
   _ALL: '+'.join(wander.FREEDOMS),
 }
-_TURNING = 1_500  # Updates before the other motions.
+# First updates of turning in levels, and of the other motions.
+_LEVELS, _MOVING = 1_000, 1_500
 
 
 def get_config() -> ConfigDict:
@@ -48,10 +49,10 @@ def get_config() -> ConfigDict:
     f'{world}_{kind}': configs.part(
       begin=3,
       end=8 if kind == _TURN else 6,
-      weight=weight,
-      start=0 if kind == _TURN else _TURNING,
+      weight=2 if world == 'rooms' else 1,
+      start=_MOVING if kind != _TURN else 0 if world == 'rooms' else _LEVELS,
     )
-    for world, weight in (('rooms', 2), ('levels', 1))
+    for world in _WORLDS
     for kind in _PATHS
   }
   config.data.make = {
@@ -66,7 +67,7 @@ def get_config() -> ConfigDict:
     for world, options in _WORLDS.items()
     for kind, paths in _PATHS.items()
   }
-  config.data.ramp_steps = 3_000
+  config.data.ramp_steps = 800
   config.train.steps = 5_000
   config.train.log_every = 50
   config.train.eval_every = 1_000

@@ -237,6 +237,7 @@ def test_each_program_is_compiled_once(run, monkeypatch):
   assert sorted(traces) == ['encode', 'render']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'mesh', [{'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 3, 'fsdp': 5}]
 )

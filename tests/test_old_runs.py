@@ -43,6 +43,7 @@ def test_a_run_opens_with_the_scores_that_it_had(folder, name):
       assert result.means()[row] == pytest.approx(values, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['xfactor', 'srt', 'rust', 'rayzer'])
 def test_a_run_resumes(folder, name):
   devices = jax.devices()[:1]

@@ -308,6 +308,7 @@ def test_the_command_for_posed_models(place, tmp_path):
   assert len(list(tmp_path.iterdir())) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [

@@ -302,6 +302,7 @@ def test_nobody_else_can_listen(served):
     socket.create_connection(('127.0.0.2', port))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('flags', 'says'),
   [
@@ -321,6 +322,7 @@ def test_what_cannot_be_shown_is_a_sentence(place, served, flags, says):
   assert says in line
 
 
+@pytest.mark.slow
 def test_rooms_are_made_where_there_are_no_data(place, tmp_path):
   flags = f'--workdir={place}/run', f'--data_dir={tmp_path}/none'
   with (

@@ -389,6 +389,7 @@ def test_the_server_checks_choices(address):
   assert (len(strips), page) == (3, 2)
 
 
+@pytest.mark.slow
 def test_in_a_browser(address):
   Keys = pytest.importorskip('selenium.webdriver').Keys
   with browser.chromium(height=1400) as opened:

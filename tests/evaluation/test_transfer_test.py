@@ -329,6 +329,7 @@ def test_an_index_of_clips_that_are_gone_is_said(tmp_path):
     pairs_of(store)
 
 
+@pytest.mark.slow
 def test_the_binarys_test_on_a_run(tmp_path):
   store_of(tmp_path / 'data')
   config = small.recipe(tmp_path / 'data', eval__pairs=4, eval__targets=3)

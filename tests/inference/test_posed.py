@@ -197,6 +197,7 @@ def test_loading(tmp_path):
   assert draw(model).pictures.shape == (3, 6, 10, 3)
 
 
+@pytest.mark.slow
 def test_memory_is_within_the_budget():
   """The compiler plans with less than what a part was chosen for."""
   model = make(
@@ -238,6 +239,7 @@ def test_views_and_cameras_must_fit(light):
     light.render(scene, lenses, poses * np.nan, 6, 10)
 
 
+@pytest.mark.slow
 def test_views_larger_than_the_embedding():
   model = make(model__encoder='srt', model__rows=3, model__columns=4)
   draw(model)
@@ -246,6 +248,7 @@ def test_views_larger_than_the_embedding():
     model.encode(pictures(width=40), lenses, poses)
 
 
+@pytest.mark.slow
 def test_a_diverged_model_is_named(light):
   params = jax.tree.map(lambda x: x * np.nan, light._params)
   broken = posed.PosedModel(

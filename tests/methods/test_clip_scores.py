@@ -163,6 +163,7 @@ def test_halves_know_nothing_of_their_own_pixels(evaluate, params, images):
   assert not np.array_equal(before[:, :16, 16:], after[:, :16, 16:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['rust', 'rayzer'])
 def test_baselines_have_no_row_of_halves(method, images):
   built = build.build(small.baseline_recipe(method, 'data'), jax.devices()[:1])
@@ -196,6 +197,7 @@ def test_an_evaluation_batch_that_does_not_divide_is_refused(tmp_path):
     held_out.HeldOut(config, build.build(config), {})
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_mesh(built, params, images):
   alone = build.build(small.recipe('data'), jax.devices()[:1])
   one = clip_scores.Evaluator(alone.functional, alone.mesh, {})(

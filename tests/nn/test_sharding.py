@@ -179,6 +179,7 @@ def test_the_mesh_changes_nothing(one_device, axes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'recipe',
   [

@@ -68,6 +68,7 @@ def assert_agree(text, table):
     assert printed == pytest.approx(expected, rel=5e-3, abs=5e-3), name
 
 
+@pytest.mark.slow
 def test_step_compares_equal_programs(tmp_path):
   text, table = measure(tmp_path, 'step', '--noisolate')
   assert 'all give the loss' in text
@@ -93,6 +94,7 @@ def test_step_compares_equal_programs(tmp_path):
   assert step['median'] * rate['median'] == pytest.approx(4)  # Frames.
 
 
+@pytest.mark.slow
 def test_compilation_alone_without_the_public_formulation(tmp_path):
   text, table = measure(tmp_path, 'compile', '--nobaseline', '--noisolate')
   assert {x for row in table['rows'].values() for x in row} == {'split'}
@@ -120,6 +122,7 @@ def test_pipeline_reads_the_same_pictures(tmp_path):
   assert_agree(text, table)
 
 
+@pytest.mark.slow
 def test_start_opens_any_number_of_clips(tmp_path):
   text, table = measure(tmp_path, 'start')
   assert table['things'] == ['3,000 clips', '1,000 clips']

@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
   return small.make_posed_data(tmp_path_factory.mktemp('posed'))
 
 
+@pytest.mark.slow
 def test_rows_of_the_three_trainings(folder, capsys, monkeypatch):
   monkeypatch.setattr(learn, '_FITTED', 64)
   monkeypatch.setattr(learn, '_HELD_OUT', 32)

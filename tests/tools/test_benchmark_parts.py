@@ -27,6 +27,8 @@ from xfactor.methods.xfactor import cost as xfactor_cost
 from xfactor.metrics import lpips
 from xfactor.training import build as builds
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ONCE = {'repeats': 1, 'compiles': 1}
 

@@ -132,6 +132,7 @@ def test_moments_and_counts_come_along(run, theirs):
   assert_same(state['params'], xfactor_names.to_ours(under(theirs, 'params/')))
 
 
+@pytest.mark.slow
 def test_training_goes_on_and_can_go_back(run, theirs, tmp_path, monkeypatch):
   """Its data are not known, so a change has to be allowed."""
   workdir = tmp_path / 'run'

@@ -307,6 +307,7 @@ def test_a_recipe_that_is_given_comes_first(tmp_path):
     exchange_convert.read(tmp_path / 'public', configs.base())
 
 
+@pytest.mark.slow
 def test_shared_networks_are_counted_once(tmp_path):
   """And without a recipe, what is assumed is said."""
   file = torch_file.load(content('vsrt'))
@@ -336,6 +337,7 @@ def test_shared_networks_are_counted_once(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['srt_tiny', 'isrt_tiny', 'vsrt_tiny'])
 def test_golden_weights_draw_golden_pictures(tmp_path, golden, name):
   """Of the public code; by way of safetensors and of a run."""
@@ -394,6 +396,7 @@ def test_safetensors_there_and_back(imported, restored, tmp_path):
     exchange_convert.convert(run, tmp_path / 'official', to='official')
 
 
+@pytest.mark.slow
 def test_training_goes_on(tmp_path, monkeypatch):
   config = small.posed_recipe(
     small.make_posed_data(tmp_path / 'data'),
@@ -442,6 +445,7 @@ def test_adam_may_have_begun_anew(tmp_path):
   assert not any(x.any() for x in (*run.mu.values(), *run.nu.values()))
 
 
+@pytest.mark.slow
 def test_the_state_tells_iterations_from_updates(tmp_path, monkeypatch):
   """The first set the learning rate, the others Adam's corrections."""
   file = torch_file.load(content('srt_2')) | {'it': 7}

@@ -138,6 +138,7 @@ def muon(data_dir, tmp_path_factory):
   return config, workdir
 
 
+@pytest.mark.slow
 def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(muon, tmp_path):
   """Bit for bit, the orthogonalised momentum too."""
   config, workdir = muon
@@ -150,6 +151,7 @@ def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(muon, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
+@pytest.mark.slow
 def test_without_pairs_nothing_is_transferred(muon):
   _, workdir = muon
   assert not list(workdir.glob('transfer.*'))
@@ -170,6 +172,7 @@ def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_evaluates_again(run, capsys):
   config, workdir, *_ = run
   before = (workdir / 'metrics.jsonl').read_text()
@@ -198,6 +201,7 @@ def test_the_eval_binary_agrees_with_the_end_of_training(run):
   assert size[0] == 4 * (4 * 32 + 3 * 2)
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_done_evaluates_what_is_there(run, data_dir):
   _, workdir, *_ = run
   loop.train(small.recipe(data_dir, train__steps=4), str(workdir))
@@ -277,6 +281,7 @@ def test_other_data_at_resume_are_refused(run, data_dir, tmp_path):
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_other_data_can_be_allowed(run, data_dir, tmp_path, monkeypatch):
   """They are then what the run is on, and are compared with."""
   _, workdir, *_ = run
@@ -298,6 +303,7 @@ def test_other_data_can_be_allowed(run, data_dir, tmp_path, monkeypatch):
     loop.train(small.recipe(data_dir), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_hands_that_only_change_speed_are_no_other_data(
   run, data_dir, tmp_path
 ):

@@ -16,6 +16,8 @@ from xfactor.evaluation import run as evaluation_run
 from xfactor.training import build, held_out, loop
 from xfactor.training.telemetry import writers
 
+pytestmark = pytest.mark.slow
+
 WINDOW = 4
 PAIRS = 4
 

@@ -12,6 +12,8 @@ from xfactor.errors import UserError
 from xfactor.training import build, loop
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):

@@ -17,6 +17,8 @@ from xfactor.training import build, loop
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 from xfactor.training.telemetry import log, writers
 
+pytestmark = pytest.mark.slow
+
 VOLUME = {
   'model__decoder': 'nerf',
   'model__coarse_samples': 4,

@@ -99,6 +99,7 @@ def test_nothing_is_changed_where_nothing_is_drawn(images):
   np.testing.assert_array_equal(augment.apply(images, draws, config), images)
 
 
+@pytest.mark.slow
 def test_the_order_of_operations_matters_and_is_each_examples_own(images):
   config = augment.Config(jitter_prob=1.0, blur_prob=0.0)
   draws = augment.sample(jax.random.key(3), len(images), config)

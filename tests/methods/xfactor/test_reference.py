@@ -172,6 +172,7 @@ def test_the_split_equals_the_masked_reference(dense, split, deal):
   assert_gradients_equal(got, want)
 
 
+@pytest.mark.slow
 def test_the_split_equals_the_reference_at_awkward_sizes():
   """One example, one register token, five views, two rows of six patches."""
   config = dataclasses.replace(
@@ -207,6 +208,7 @@ def test_the_split_equals_the_reference_at_awkward_sizes():
   assert_gradients_equal(got, want)
 
 
+@pytest.mark.slow
 def test_the_comparison_tells_deals_apart(dense):
   first, other = (
     dense(plain_xfactor.mask_of(jnp.array(DEALS[deal]), GRID))[1]

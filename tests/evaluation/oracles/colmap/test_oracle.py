@@ -386,6 +386,7 @@ def test_room(room):
     np.testing.assert_allclose(result.intrinsics, clip.intrinsics, rtol=0.1)
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_what_has_no_poses_is_not_ok(room):
   scene, shown, clip = room

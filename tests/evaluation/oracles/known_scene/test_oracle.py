@@ -136,6 +136,7 @@ def test_localises_frames_that_it_has_not_seen(store, held_out):
     assert min(result.info['correlation']) > 0.8
 
 
+@pytest.mark.slow
 def test_degradation(store, held_out):
   """Well under 1 degree of rotation and 5 of direction; worse when worse."""
   clips = [scene(store, name).clip for name in ('room/0', 'room/1')]

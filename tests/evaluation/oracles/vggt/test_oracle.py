@@ -86,6 +86,7 @@ def test_preprocessing_equals_official(official, golden):
     assert_close(part, official[f'preprocess/{name}'], RESIZED)
 
 
+@pytest.mark.slow
 def test_poses_and_similarity_equal_official(oracle, official):
   target, transfer = (oracle(official[x]) for x in ('target', 'transfer'))
   assert target.ok
