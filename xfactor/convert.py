@@ -11,8 +11,12 @@ once, on a shared --data_dir or gs://, and they share the work.
   python tools/convert_datasets.py --verify=/data      re-reads and checks all
   python tools/convert_datasets.py --preview=/data     writes NAME-preview.png
 
-Exit codes: 0 success or already converted, 1 --verify found problems, 2 bad
-input (one line on stderr says what), 130 stopped by Ctrl-C.
+Items that cannot be converted are named at the end, and the others are
+converted.
+
+Exit codes: 0 success or already converted, 1 --verify found problems or, with
+--strict, items were skipped, 2 bad input (one line on stderr says what), 130
+stopped by Ctrl-C.
 """
 
 import os
@@ -84,6 +88,9 @@ _DRY_RUN = flags.DEFINE_bool(
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace an existing data set.'
 )
+_STRICT = flags.DEFINE_bool(
+  'strict', False, 'Exit with code 1 if any item could not be converted.'
+)
 _OPTIONS = flags.DEFINE_bool('options', False, "List the data set's options.")
 
 
@@ -126,12 +133,13 @@ def _look(args: list[str]) -> int:
   return 0
 
 
-def _run(args: list[str]) -> str:
-  """Converts or describes the data set; returns the text to print."""
+def _run(args: list[str]) -> int:
+  """Converts or describes the data set; returns the exit code."""
   if _DATASET.value is None:
     raise UserError('give --dataset=NAME to convert, --verify or --preview')
   if _OPTIONS.value:
-    return options.describe(_DATASET.value)
+    print(options.describe(_DATASET.value))
+    return 0
   if not _DATA_DIR.value:
     raise UserError('give --data_dir=FOLDER to write the data set to')
   source, test_fraction = _make_source(args)
@@ -142,9 +150,9 @@ def _run(args: list[str]) -> str:
     'only': _SPLIT.value,
   }
   if _DRY_RUN.value:
-    return convert_summary.describe(
-      plan.make_plan(source, _DATA_DIR.value, **what)
-    )
+    made = plan.make_plan(source, _DATA_DIR.value, **what)
+    print(convert_summary.describe(made))
+    return 0
   beam = _RUNNER.value == 'beam'
   summary = convert_run.convert(
     source,
@@ -154,22 +162,25 @@ def _run(args: list[str]) -> str:
     beam_options=shlex.split(_BEAM_OPTIONS.value) if beam else None,
     **what,
   )
-  return convert_summary.report(summary)
+  print(convert_summary.report(summary))
+  return 1 if _STRICT.value and summary.skipped else 0
 
 
 def main(argv: list[str]) -> int:
   """Runs the conversion; returns the exit code."""
+  # Names in the data need not be printable in the user's encoding.
+  for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors='backslashreplace')
   try:
     if _VERIFY.value is not None or _PREVIEW.value is not None:
       return _look(argv[1:])
-    print(_run(argv[1:]))
+    return _run(argv[1:])
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('stopped; run the same command again to continue', file=sys.stderr)
     return 130
-  return 0
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

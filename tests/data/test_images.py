@@ -401,3 +401,37 @@ def test_what_is_no_picture_is_an_error(tmp_path):
   for name in ('a.png', 'missing.png'):
     with pytest.raises(images.ImageError, match=name):
       images.read_image(tmp_path / name)
+
+
+def test_damaged_exif_beside_an_orientation():
+  """A resolution of -1/0, which Pillow cannot write back."""
+  rgb = smooth(48, 64)
+  tiff = b'MM\0*' + struct.pack('>I', 8) + struct.pack('>H', 2)
+  tiff += struct.pack('>HHIHH', 0x0112, 3, 1, 6, 0)
+  tiff += struct.pack('>HHII', 0x011A, 10, 1, 38) + struct.pack('>I', 0)
+  tiff += struct.pack('>ii', -1, 0)
+  out = io.BytesIO()
+  Image.fromarray(rgb).save(out, 'JPEG', quality=97, exif=b'Exif\0\0' + tiff)
+  expected = images.centre_crop_resize(np.rot90(rgb, -1), 32)
+  assert_close(images.read_square(out.getvalue(), 32), expected, 12)
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+def test_limit_of_the_size(suffix, tmp_path):
+  data = images.encode_jpeg if suffix == 'jpg' else images.encode_png
+  data = data(smooth(1000, 1100))
+  assert images.read_square(data, 32, max_megapixels=2).shape == (32, 32, 3)
+  for read in (images.read_square, images.fit):
+    with pytest.raises(
+      images.ImageError, match='1100 x 1000 .*max_megapixels=1; raise that'
+    ):
+      read(data, 32, max_megapixels=1)
+
+
+def test_pictures_above_the_limit_of_pillow(tmp_path):
+  """The size of a large phone's; only the header is of it."""
+  data = bytearray(images.encode_jpeg(smooth(16, 16)))
+  at = data.index(b'\xff\xc0') + 5
+  data[at : at + 4] = struct.pack('>HH', 12240, 16320)
+  (tmp_path / 'a.jpg').write_bytes(data)
+  assert images.stored_size(tmp_path / 'a.jpg') == (12240, 16320)

@@ -99,6 +99,7 @@ def test_good_conversion_reports_what_was_bad(tmp_path):
   )
   done = run(*command)
   assert done.returncode == 0, done.stderr
+  assert run(*command, '--strict').returncode == 1
   head, *rows = [line.split() for line in done.stdout.splitlines()[:3]]
   table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
   assert set(table) == {'train', 'test'}

@@ -59,7 +59,7 @@ class Converter:
           mock.patch.object(
             images,
             'read_square',
-            lambda data, size: images.centre_crop_resize(
+            lambda data, size, _: images.centre_crop_resize(
               images.decode(data), size
             ),
           )

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from xfactor.geometry import cameras
 
@@ -18,6 +18,20 @@ _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
 # the result: twice as fast for 720p to 256, about one grey level off.
 _MARGIN = 1.25
 _EXIF_ORIENTATION = 0x0112
+# How to turn a picture upright, by its EXIF orientation.
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# Pictures of the largest phones have 200 million pixels.
+MAX_MEGAPIXELS = 256
+# Pillow's limit is lower, and `_open` has its own.
+Image.MAX_IMAGE_PIXELS = None
 # Maximum difference in levels for a profile to count as sRGB: there are many
 # rounded and approximated variants.
 _SAME_COLOUR = 3
@@ -112,32 +126,80 @@ def _check_shape(rgb: np.ndarray, out: np.ndarray) -> None:
     )
 
 
-def read_image(path: str | os.PathLike[str] | io.BytesIO) -> np.ndarray:
+def _open(
+  file: str | os.PathLike[str] | io.BytesIO,
+  max_megapixels: int,
+  formats: tuple[str, ...] | None = None,
+) -> Image.Image:
+  """Opens a picture; raises ImageError if it is too large."""
+  image = Image.open(file, formats=formats)
+  if image.width * image.height > max_megapixels * 10**6:
+    raise ImageError(
+      f'it has {image.width} x {image.height} pixels, more than '
+      f'max_megapixels={max_megapixels}; raise that'
+    )
+  return image
+
+
+def stored_size(path: os.PathLike[str]) -> tuple[int, int]:
+  """Returns (height, width) of a picture file, before it is turned upright.
+
+  Raises:
+    ImageError: If the file is not a picture.
+    OSError: If it cannot be read.
+  """
+  with epath.Path(path).open('rb') as file:
+    try:
+      with Image.open(file) as image:
+        return image.height, image.width
+    except Exception as error:
+      raise ImageError(f'{path} is no picture: {error}') from error
+
+
+def _orientation(image: Image.Image) -> int:
+  """Returns the EXIF orientation, 1 (upright) if there is none."""
+  try:
+    found = image.getexif().get(_EXIF_ORIENTATION, 1)
+  except Exception:  # Damaged EXIF data raise anything.
+    return 1
+  return found if found in _UPRIGHT else 1
+
+
+def read_image(
+  path: str | os.PathLike[str] | io.BytesIO,
+  max_megapixels: int = MAX_MEGAPIXELS,
+) -> np.ndarray:
   """Reads a picture, file or bytes, as upright uint8 [H, W, 3] RGB.
 
   Applies the EXIF orientation; makes transparent areas white; keeps the upper 8
   of 16 bits; converts grey, palette and CMYK, and colours with an RGB profile
   (Display P3, Adobe RGB) to sRGB.
 
+  Args:
+    path: File, or its content.
+    max_megapixels: Maximum size, millions of pixels.
+
   Raises:
-    ImageError: If the file is missing, not a picture or truncated.
+    ImageError: If the file is missing, not a picture, truncated or too large.
   """
   try:
-    with Image.open(path) as image:
+    with _open(path, max_megapixels) as image:
       image.load()
-      rgb = _to_rgb(ImageOps.exif_transpose(image))
+      rgb = _to_rgb(image)
+      # Not exif_transpose: it fails if any other entry is damaged.
+      if orientation := _UPRIGHT.get(_orientation(image)):
+        rgb = rgb.transpose(orientation)
       if to_srgb := _to_srgb(image.info.get('icc_profile', b'')):
         rgb = to_srgb.apply(rgb)
       return np.asarray(rgb)
-  except (
-    *(OSError, SyntaxError, ValueError, EOFError),
-    Image.DecompressionBombError,
-  ) as error:
+  except Exception as error:  # Decoders of damaged files raise anything.
     name = 'the picture' if isinstance(path, io.BytesIO) else path
     raise ImageError(f'{name} cannot be read: {error}') from error
 
 
-def read_square(data: bytes, size: int) -> np.ndarray:
+def read_square(
+  data: bytes, size: int, max_megapixels: int = MAX_MEGAPIXELS
+) -> np.ndarray:
   """Reads a picture like `read_image` and applies `centre_crop_resize`.
 
   Plain JPEGs are decoded at the smallest scale that leaves somewhat more than
@@ -146,13 +208,16 @@ def read_square(data: bytes, size: int) -> np.ndarray:
   Args:
     data: Content of the file.
     size: Width and height of the result.
+    max_megapixels: Maximum size of the picture, millions of pixels.
 
   Raises:
-    ImageError: If the data is not a picture, is truncated or damaged.
+    ImageError: If the data is not a picture, is truncated, damaged or too
+      large.
   """
-  if plain := _plain_jpeg(data):
+  if plain := _plain_jpeg(data, max_megapixels):
     return _square_of_jpeg(data, *plain, size)
-  return centre_crop_resize(read_image(io.BytesIO(data)), size)
+  rgb = read_image(io.BytesIO(data), max_megapixels)
+  return centre_crop_resize(rgb, size)
 
 
 def _square_of_jpeg(
@@ -195,7 +260,12 @@ class Fitted(NamedTuple):
   source_width: int
 
 
-def fit(data: bytes, size: int | None, quality: int = 95) -> Fitted:
+def fit(
+  data: bytes,
+  size: int | None,
+  quality: int = 95,
+  max_megapixels: int = MAX_MEGAPIXELS,
+) -> Fitted:
   """Turns an encoded picture of any kind into a frame for the records.
 
   With a size, returns the central square at `size` pixels as a JPEG; a JPEG of
@@ -206,18 +276,20 @@ def fit(data: bytes, size: int | None, quality: int = 95) -> Fitted:
     data: JPEG, PNG or any format that Pillow reads, rotated by EXIF or not.
     size: Width and height of the result, or None.
     quality: JPEG quality of re-encoded pictures.
+    max_megapixels: Maximum size of the picture, millions of pixels.
 
   Raises:
-    ImageError: If the data is not a picture, is truncated or damaged.
+    ImageError: If the data is not a picture, is truncated, damaged or too
+      large.
   """
-  if plain := _plain_jpeg(data):
+  if plain := _plain_jpeg(data, max_megapixels):
     height, width = plain
     if size is None or (height, width) == (size, size):
       decode_jpeg(data)  # Damaged ones must not get into the records.
       return Fitted(data, height, width, height, width)
     square = _square_of_jpeg(data, height, width, size)
   else:
-    rgb = read_image(io.BytesIO(data))
+    rgb = read_image(io.BytesIO(data), max_megapixels)
     height, width = rgb.shape[:2]
     if size is None:
       data = data if _is_plain_png(data) else encode_png(rgb)
@@ -226,17 +298,19 @@ def fit(data: bytes, size: int | None, quality: int = 95) -> Fitted:
   return Fitted(encode_jpeg(square, quality), size, size, height, width)
 
 
-def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+def _plain_jpeg(data: bytes, max_megapixels: int) -> tuple[int, int] | None:
   """Returns (height, width) of an upright JPEG in sRGB or grey, else None."""
   if not data.startswith(_JPEG):
     return None
   try:
-    with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
+    with _open(io.BytesIO(data), max_megapixels, ('JPEG',)) as image:
       # Pillow reads only the header here.
       if image.mode not in ('RGB', 'L') or not _is_plain(image):
         return None
       return image.height, image.width
-  except (OSError, SyntaxError, ValueError):
+  except ImageError:
+    raise
+  except Exception:  # The reader of other pictures says what is wrong.
     return None
 
 
@@ -251,8 +325,9 @@ def _is_plain_png(data: bytes) -> bool:
 
 def _is_plain(image: Image.Image) -> bool:
   """Returns whether a picture is upright and needs no colour conversion."""
-  turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-  return not turned and not _to_srgb(image.info.get('icc_profile', b''))
+  return _orientation(image) == 1 and not _to_srgb(
+    image.info.get('icc_profile', b'')
+  )
 
 
 @functools.lru_cache(maxsize=16)

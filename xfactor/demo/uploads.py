@@ -39,7 +39,11 @@ def video_frames(path: str, limits: Limits) -> int:
   """
   name = epath.Path(path).name
   try:
-    with av.open(path, options={'format_whitelist': _CONTAINERS}) as container:
+    with av.open(
+      path,
+      options={'format_whitelist': _CONTAINERS},
+      metadata_errors='replace',
+    ) as container:
       (stream, *_) = container.streams.video or [None]
       if stream is None:
         raise UserError(f'{name} has no video stream; choose a video')

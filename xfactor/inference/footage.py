@@ -10,11 +10,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from xfactor.data import images
+from xfactor.data import images, naming
 from xfactor.data.formats import video as video_lib
 from xfactor.data.records import folders
 from xfactor.data.records import store as store_lib
-from xfactor.data.sources import posed, video
+from xfactor.data.sources import video
 from xfactor.errors import UserError
 
 
@@ -134,7 +134,7 @@ def _pictures(
         f'{path} holds no pictures ({", ".join(video.IMAGE_SUFFIXES)}); pass a '
         'folder of frames'
       )
-    files.sort(key=lambda file: posed.natural(file.name))
+    files.sort(key=lambda file: naming.natural(file.name))
     for file in files:
       yield None, images.read_image(file)
   elif path.exists() or suffix in video.VIDEO_SUFFIXES:

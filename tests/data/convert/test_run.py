@@ -21,7 +21,7 @@ from etils import epath
 from fsspec.implementations import local
 
 from tests import commands
-from xfactor.data import files, sources
+from xfactor.data import files, sources, verify
 from xfactor.data import processes as processes_lib
 from xfactor.data.convert import claims as claims_lib
 from xfactor.data.convert import options as options_lib
@@ -461,26 +461,53 @@ def test_deal_is_consecutive_balanced_and_blind_to_workers():
   assert len(plan_lib.deal(items[:3])) == 3
 
 
-def test_duplicate_clip_ids_name_both_items(tmp_path):
-  with pytest.raises(UserError, match=r"'same'.*'item/000'.*'item/001'"):
-    run(Fake(same_id=True), tmp_path)
-  assert not folders.available(tmp_path)
+def test_equal_clip_ids_become_unique(tmp_path):
+  run(Fake(count=3, same_id=True, cameras=False), tmp_path)
+  # All went to one split, by the id; nothing else says where they belong.
+  (split,) = folders.splits(tmp_path, 'fake')
+  store = store_lib.open_split(tmp_path, 'fake', split)
+  assert store.clip_ids() == ['same', 'same-2', 'same-3']
+  assert [store.clip(i).id for i in range(3)] == store.clip_ids()
+  assert [store.clip(i).num_frames for i in range(3)] == [10, 11, 12]
+  assert verify.verify(tmp_path, 0, quiet=True).ok
 
 
-def test_duplicate_ids_can_be_corrected(tmp_path, monkeypatch, straight):
-  original = Fake.clips
+def test_equal_item_ids_become_unique(tmp_path, monkeypatch):
+  items = [sources.Item('a', i, size=1000) for i in range(3)]
+  monkeypatch.setattr(Fake, 'items', lambda self: items)
+  plan = plan_lib.make_plan(Fake(), tmp_path)
+  found = [item for part in plan.parts for item in part]
+  assert [item.id for item in found] == ['a', 'a-2', 'a-3']
+  assert [item.payload for item in found] == [0, 1, 2]
+  assert {item.group for item in found[1:]} == {'a'}
 
-  def same(self, item):
-    for clip in original(self, item):
-      yield dataclasses.replace(clip, id='same') if item.payload > 3 else clip
 
-  with monkeypatch.context() as m:
-    m.setattr(Fake, 'clips', same)
-    with pytest.raises(UserError, match=r"'item/004'.*'item/005'"):
-      run(Fake(), tmp_path)
-  # Only what was wrong is made again.
-  assert run(Fake(), tmp_path).new_frames == 14 + 15
-  assert snapshot(tmp_path) == straight
+def test_clips_of_a_group_are_in_one_split(tmp_path, monkeypatch):
+  original = Fake.items
+
+  def grouped(self):
+    return [
+      dataclasses.replace(item, group=f'film {item.payload % 2}')
+      for item in original(self)
+    ]
+
+  monkeypatch.setattr(Fake, 'items', grouped)
+  for fraction in (1e-9, 0.5, 1 - 1e-9):
+    run(Fake(), tmp_path / str(fraction), test_fraction=fraction)
+    found = [
+      {int(id[-1]) % 2 for id in clip_ids(tmp_path / str(fraction), split)}
+      for split in ('train', 'test')
+    ]
+    # The smaller hash is for testing.
+    first = min((0, 1), key=lambda i: files.unit_hash(f'film {i}'))
+    assert found == [{1 - first}, {first}]
+
+
+def test_one_group_is_not_split(tmp_path, monkeypatch):
+  items = [sources.Item(str(i), i, size=9, group='film') for i in range(6)]
+  monkeypatch.setattr(Fake, 'items', lambda self: items)
+  (summary,) = run(Fake(), tmp_path).splits.values()
+  assert summary.clips == 6
 
 
 def test_items_that_the_system_does_not_give(tmp_path, monkeypatch):
@@ -502,11 +529,58 @@ def test_items_that_the_system_does_not_give(tmp_path, monkeypatch):
     run(Fake(), tmp_path)
 
 
-def test_errors_of_the_disk_stop_the_run(tmp_path, monkeypatch):
-  monkeypatch.setattr(Fake, 'clips', _raise(OSError(5, 'Input/output error')))
-  with pytest.raises(OSError, match='Input/output') as caught:
+@pytest.mark.parametrize(
+  'error',
+  [
+    ZeroDivisionError('division by zero'),
+    UnicodeDecodeError('utf-8', b'\xe9', 0, 1, 'invalid start byte'),
+    AttributeError("'NoneType' object has no attribute 'x'"),
+    OSError(5, 'Input/output error'),
+    RuntimeError('No frame \udce9'),
+    UserError('of \udce9'),
+  ],
+  ids=lambda error: type(error).__name__,
+)
+def test_whatever_an_item_raises_the_others_are_converted(
+  tmp_path, monkeypatch, error
+):
+  original = Fake.clips
+
+  def clips(self, item):
+    yield from original(self, item)
+    if item.payload == 1:
+      raise error
+
+  monkeypatch.setattr(Fake, 'clips', clips)
+  summary = run(Fake(cameras=False), tmp_path)
+  ((item, why),) = summary.skipped
+  assert item == 'item/001'
+  assert str(error).encode(errors='backslashreplace').decode() in why
+  # What came before the error is kept.
+  assert sum(s.clips for s in summary.splits.values()) == 6
+  assert verify.verify(tmp_path, 0, quiet=True).ok
+
+
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (OSError(28, 'No space left on device'), 'is full'),
+    (KeyboardInterrupt(), None),
+    (SystemExit(1), None),
+  ],
+)
+def test_what_is_not_of_one_item_stops(tmp_path, monkeypatch, error, message):
+  monkeypatch.setattr(Fake, 'clips', _raise(error))
+  with pytest.raises(UserError if message else type(error), match=message):
     run(Fake(), tmp_path)
-  assert caught.value.__notes__ == ["while converting item 'item/000'"]
+
+
+def test_problems_that_listing_found(tmp_path, monkeypatch):
+  items = [*Fake().items(), sources.Item('closed', problem='no permission')]
+  monkeypatch.setattr(Fake, 'items', lambda self: items)
+  summary = run(Fake(), tmp_path)
+  assert summary.skipped == [('closed', 'no permission')]
+  assert sum(s.clips for s in summary.splits.values()) == 6
 
 
 def test_nothing_convertible_leaves_nothing(tmp_path):
@@ -894,7 +968,7 @@ def test_source_that_breaks_its_promise(monkeypatch, tmp_path, change, message):
       yield dataclasses.replace(clip, **change)
 
   monkeypatch.setattr(Fake, 'clips', clips)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     run(Fake(cameras=False), tmp_path)
 
 

@@ -234,9 +234,11 @@ def test_all_categories():
 
 
 def test_missing_annotations(tmp_path):
-  write_pictures(tmp_path, 'apple', '1_2_3', 1)
-  with pytest.raises(UserError, match=r'apple/frame_annotations.jgz is miss'):
-    co3dv2.Source(source=str(tmp_path)).items()
+  write_sequence(tmp_path)
+  write_pictures(tmp_path, 'tv', '1_2_3', 1)
+  *others, item = co3dv2.Source(source=str(tmp_path)).items()
+  assert (item.id, len(others)) == ('tv', 1)
+  assert 'tv/frame_annotations.jgz is missing' in item.problem
 
 
 @pytest.mark.parametrize('data', [b'', b'no gzip', None])
@@ -422,8 +424,10 @@ def test_unknown_and_damaged_lists(tmp_path, caplog):
   path = tmp_path / 'apple' / 'set_lists' / 'set_lists_fewview_dev.json'
   path.write_text('{"train": [["1_a_a", 3')
   co3dv2._read_list.cache_clear()
-  with pytest.raises(UserError, match='set_lists_fewview_dev.json cannot be'):
-    splits_of(tmp_path, 'fewview_dev')
+  source = co3dv2.Source(source=str(tmp_path), set_lists='fewview_dev')
+  (item,) = source.items()
+  assert item.id == 'apple'
+  assert 'set_lists_fewview_dev.json cannot be' in item.problem
 
 
 def test_conversion(tmp_path):

@@ -64,9 +64,10 @@ def pan(seed, count, step=0, first=0):
   return [stamp(frame, first + i) for i, frame in enumerate(frames)]
 
 
-def write_video(path, frames, rate=25, times=None, codec='mpeg4'):
+def write_video(path, frames, rate=25, times=None, codec='mpeg4', **metadata):
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), 'w') as container:
+    container.metadata.update(metadata)
     stream = container.add_stream(codec, rate=rate)
     stream.height, stream.width = frames[0].shape[:2]
     stream.pix_fmt = 'yuv420p'
@@ -439,7 +440,7 @@ def test_pictures_are_read_once(tmp_path, monkeypatch):
   monkeypatch.setattr(
     images,
     'read_square',
-    lambda data, size: seen.append(data) or read(data, size),
+    lambda data, *args: seen.append(data) or read(data, *args),
   )
   convert(tmp_path)
   assert len(seen) == len(set(seen)) == 12
@@ -503,13 +504,6 @@ def test_split_of_top_level_folders(tmp_path):
   }
 
 
-def test_names_that_collide(tmp_path):
-  for name in ('my film.mp4', 'my_film.mov'):
-    (tmp_path / name).write_text('')
-  with pytest.raises(errors.UserError, match='my film.mp4 and my_film.mov'):
-    video.Source(source=str(tmp_path)).items()
-
-
 def test_same_item_same_bytes(tmp_path):
   write_video(tmp_path / 'a.mp4', pan(0, 12, 2))
   first, again = (convert(tmp_path)[0][0] for _ in range(2))
@@ -538,6 +532,24 @@ def test_what_is_no_video(tmp_path):
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match='a.mp4'):
       convert(tmp_path)
+
+
+def test_a_title_in_another_encoding(tmp_path):
+  path = tmp_path / 'a.mp4'
+  write_video(path, pan(0, 12), title='Cafe')
+  data = path.read_bytes()
+  assert data.count(b'Cafe') == 1
+  path.write_bytes(data.replace(b'Cafe', b'Caf\xe9'))
+  (clip,), _ = convert(tmp_path)
+  assert numbers(clip) == list(range(12))
+
+
+def test_a_codec_without_decoder(tmp_path):
+  path = tmp_path / 'a.mp4'
+  write_video(path, pan(0, 12), codec='libx264')
+  path.write_bytes(path.read_bytes().replace(b'avc1', b'zzzz'))
+  with pytest.raises(errors.UserError, match=r'a\.mp4 has a codec that no'):
+    convert(tmp_path)
 
 
 def test_sound_without_pictures(tmp_path):

@@ -46,7 +46,7 @@ def convert_on_beam(
         _beam_part, source, part_lib.without_items(plan), os.fspath(items)
       )
     )
-  parts, owner = {}, {}
+  parts = {}
   for number in range(len(plan.parts)):
     part = part_lib.read_part(plan, number, check=False)
     if part is None:
@@ -56,7 +56,6 @@ def convert_on_beam(
         'as a bucket'
       )
     parts[number] = part
-    part_lib.own(plan, owner, parts, number)
     if number not in done:
       progress.frames[number] = sum(clip['frames'] for clip in part['clips'])
   return list(parts.values())

@@ -1,24 +1,21 @@
 """Converts one part of a data set: its clips into temporary shards."""
 
 import dataclasses
+import errno
 import multiprocessing
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from xfactor.data import files, images, sources
+from xfactor.data import files, images, naming, sources
 from xfactor.data.convert import plan as plan_lib
 from xfactor.data.records import codec, shards
 from xfactor.errors import UserError
 
-_CLIP_ID = re.compile(r'[A-Za-z0-9/._-]+')
-# Errors of a single item; other system errors stop the run.
-_UNREADABLE = (
-  *(FileNotFoundError, PermissionError),
-  *(IsADirectoryError, NotADirectoryError),
-)
+# System errors that are not of one item.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclasses.dataclass
@@ -70,13 +67,22 @@ class Outputs:
   def add(
     self,
     split: str,
-    item: str,
     clip: codec.Clip,
     frames: Iterable[bytes],
     depth: bool,
     encodings: Iterable[str],
+    **facts: Any,
   ) -> None:
-    """Writes one clip and its frames' records to a split."""
+    """Writes one clip and its frames' records to a split.
+
+    Args:
+      split: Name of the split.
+      clip: Clip; its first frame is set here.
+      frames: Records of the frames.
+      depth: Whether they have depth.
+      encodings: Formats of the pictures.
+      **facts: Entries of the clip's row in the summary.
+    """
     out = self._split(split)
     clip = dataclasses.replace(clip, first_frame=out['frames'].records)
     for record in frames:
@@ -86,8 +92,8 @@ class Outputs:
     self._encodings.update(encodings)
     self._clips.append(
       {
+        **facts,
         'id': clip.id,
-        'item': item,
         'split': split,
         'frames': clip.num_frames,
         'height': clip.height,
@@ -121,7 +127,7 @@ def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
   """Raises ValueError if a clip is not as `sources.Clip` specifies."""
   n = len(clip.frames)
   problems = []
-  if not _CLIP_ID.fullmatch(clip.id):
+  if not naming.is_clip_id(clip.id):
     problems.append('its id has characters other than letters, digits, /._-')
   if not n:
     problems.append('it has no frames')
@@ -144,7 +150,7 @@ def _check_clip(clip: sources.Clip, item: sources.Item) -> None:
       )
       break
   if problems:
-    raise ValueError(f'clip {clip.id!r} of {item.id!r}: {"; ".join(problems)}')
+    raise UserError(f'clip {clip.id!r} of {item.id!r}: {"; ".join(problems)}')
 
 
 def part_stem(number: int) -> str:
@@ -178,10 +184,10 @@ def _write_part(
             listed.append(key)
           if progress:
             progress.frames[number] += len(clip.frames)
-      except UserError as e:
-        skipped.append((item.id, ' '.join(str(e).split())))
+      except (UserError, images.ImageError) as e:
+        skipped.append((item.id, _one_line(e)))
       except Exception as e:
-        e.add_note(f'while converting item {item.id!r}')
+        e.add_note(f'while writing item {item.id!r}')
         raise
       if progress:
         progress.items[number] += 1
@@ -200,10 +206,26 @@ def _write_part(
 def _clips(
   source: sources.Source, item: sources.Item
 ) -> Iterator[sources.Clip]:
+  """Yields the clips of an item; raises UserError if it is unusable."""
+  if item.problem is not None:
+    raise UserError(item.problem)
   try:
     yield from source.clips(item)
-  except _UNREADABLE as e:
-    raise UserError(f'{item.id} cannot be read: {e}') from e
+  except UserError:
+    raise
+  except Exception as e:
+    # Decoders and parsers of damaged files raise anything.
+    if getattr(e, 'errno', None) in _FULL:
+      raise
+    logging.debug('Traceback of item %s:', item.id, exc_info=True)
+    what = '' if isinstance(e, OSError) else f'{type(e).__name__}: '
+    raise UserError(f'{item.id} cannot be read: {what}{e}') from e
+
+
+def _one_line(error: Exception) -> str:
+  # Names of files need not be text, which could not be printed.
+  text = str(error).encode(errors='backslashreplace').decode()
+  return ' '.join(text.split())
 
 
 def _add_clip(
@@ -212,7 +234,6 @@ def _add_clip(
   depth = clip.depth or [None] * len(clip.frames)
   out.add(
     split,
-    item.id,
     codec.Clip(
       id=clip.id,
       first_frame=0,
@@ -229,6 +250,9 @@ def _add_clip(
     {
       'png' if frame.startswith(b'\x89PNG') else 'jpeg' for frame in clip.frames
     },
+    item=item.id,
+    group=item.group,
+    notes=clip.notes,
   )
 
 
@@ -296,26 +320,3 @@ def do_part(
 def without_items(plan: plan_lib.Plan) -> plan_lib.Plan:
   """Returns a plan without its items, which are slow to copy to workers."""
   return dataclasses.replace(plan, parts=[])
-
-
-def own(
-  plan: plan_lib.Plan, owner: dict[str, int], parts: dict[int, Any], number: int
-) -> None:
-  """Records which part each clip of a new part is in.
-
-  Raises:
-    UserError: If an earlier clip has the same id.
-  """
-  for clip in parts[number]['clips']:
-    if clip['id'] in owner:
-      other = owner[clip['id']]
-      first = next(c for c in parts[other]['clips'] if c['id'] == clip['id'])
-      # They must be read again after a correction.
-      for made in {number, other}:
-        (plan.work / f'{part_stem(made)}.json').unlink(missing_ok=True)
-      raise UserError(
-        f'two clips have the id {clip["id"]!r}: one from item '
-        f'{first["item"]!r} and one from item {clip["item"]!r}; rename '
-        'one of them and convert again with --overwrite'
-      )
-    owner[clip['id']] = number

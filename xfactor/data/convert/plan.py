@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from xfactor.data import files, sources
+from xfactor.data import files, naming, sources
 from xfactor.data.convert import splits as splits_lib
 from xfactor.data.records import store
 from xfactor.errors import UserError
@@ -49,7 +50,9 @@ class Plan:
     if self.lists:
       split, listed = self.lists.find(clip_id)
     else:
-      split = item.split or splits_lib.by_hash(clip_id, self.test_fraction)
+      split = item.split or splits_lib.by_hash(
+        clip_id if item.group is None else item.group, self.test_fraction
+      )
     if self.only and split not in self.only:
       split = None
     return split, listed
@@ -93,8 +96,7 @@ def make_plan(
   See `run.convert` for the arguments.
 
   Raises:
-    UserError: If a name or number is not valid, the source lists nothing, or
-      two items have the same id.
+    UserError: If a name or number is not valid, or the source lists nothing.
   """
   name = name or source.name
   if not _NAME.fullmatch(name):
@@ -110,11 +112,7 @@ def make_plan(
     raise UserError(f'the {source.name} source cannot be listed: {e}') from e
   if not items:
     raise UserError(f'the {source.name} source lists nothing to convert')
-  seen = set()
-  for item in items:
-    if item.id in seen:
-      raise UserError(f'the {source.name} source lists item {item.id!r} twice')
-    seen.add(item.id)
+  items = _rename_repeated(items)
   only = tuple(only) if only else None
   wanted = [item for item in items if _may_be_wanted(item, lists, only)]
   if not wanted:
@@ -148,6 +146,20 @@ def make_plan(
       ),
     },
   )
+
+
+def _rename_repeated(items: Sequence[sources.Item]) -> list[sources.Item]:
+  """Returns the items with unique ids."""
+  out = []
+  new_ids = naming.number_repeated(item.id for item in items)
+  for item, id in zip(items, new_ids, strict=True):
+    if id != item.id:
+      logging.warning('There are several %s; one becomes %s.', item.id, id)
+      # They are likely to show the same.
+      group = item.id if item.group is None else item.group
+      item = dataclasses.replace(item, id=id, group=group)
+    out.append(item)
+  return out
 
 
 def _may_be_wanted(

@@ -1,5 +1,6 @@
 """Merges converted parts into the published folders."""
 
+import collections
 import dataclasses
 import errno
 import os
@@ -7,9 +8,11 @@ import shutil
 import socket
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from xfactor.data import files as files_lib
+from xfactor.data import naming
 from xfactor.data.convert import part as part_lib
 from xfactor.data.convert import plan as plan_lib
 from xfactor.data.records import codec, tfds_metadata
@@ -22,9 +25,10 @@ _ASIDE = '.deleted-'
 def fill_splits(
   plan: plan_lib.Plan, parts: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-  """Moves one clip if the hash left a split empty; see `run`."""
+  """Moves one clip, or group, if the hash left a split empty; see `run`."""
   clips = [clip for part in parts for clip in part['clips']]
   found = {clip['split'] for clip in clips}
+  groups = {_group(clip) for clip in clips}
   if (
     not plan.by_hash
     or plan.only
@@ -33,22 +37,42 @@ def fill_splits(
     or len(found) > 1
   ):
     return parts
-  by_hash = sorted(clips, key=lambda c: (files_lib.unit_hash(c['id']), c['id']))
+  if len(groups) == 1:
+    logging.warning(
+      'All clips are from %s, and clips of one recording are not split: there '
+      'is no split but %s. Convert several recordings, or assign clips with '
+      '--splits.',
+      *(*groups, *found),
+    )
+    return parts
+  by_hash = sorted(
+    groups, key=lambda group: (files_lib.unit_hash(group), group)
+  )
   if found == {'train'}:
-    moved, target = by_hash[0]['id'], 'test'
+    moved, target = by_hash[0], 'test'
   else:
-    moved, target = by_hash[-1]['id'], 'train'
-  for number, part in enumerate(parts):
-    if any(clip['id'] == moved for clip in part['clips']):
-      part = _rewrite_part(plan, number, part, {moved: target})
-      return [*parts[:number], part, *parts[number + 1 :]]
-  raise AssertionError(moved)
+    moved, target = by_hash[-1], 'train'
+  return [
+    _rewrite_part(plan, number, part, moved, target)
+    if any(_group(clip) == moved for clip in part['clips'])
+    else part
+    for number, part in enumerate(parts)
+  ]
+
+
+def _group(clip: dict[str, Any]) -> str:
+  """Returns the text whose hash determines the split of a clip."""
+  return clip['id'] if clip['group'] is None else clip['group']
 
 
 def _rewrite_part(
-  plan: plan_lib.Plan, number: int, part: dict[str, Any], target: dict[str, str]
+  plan: plan_lib.Plan,
+  number: int,
+  part: dict[str, Any],
+  moved: str,
+  target: str,
 ) -> dict[str, Any]:
-  """Rewrites a part with some clips in other splits."""
+  """Rewrites a part with the clips of one group in another split."""
   (split,) = part['splits']
   files = part['splits'][split]
   frames = shards_lib.read_shard(plan.work / files['frames']['file'])
@@ -59,22 +83,41 @@ def _rewrite_part(
     clip = codec.decode_clip(record)
     own = [next(frames) for _ in range(clip.num_frames)]
     out.add(
-      target.get(clip.id, split),
-      entry['item'],
+      target if _group(entry) == moved else split,
       clip,
       own,
       files['depth'],
       part['encodings'],
+      **{key: entry[key] for key in ('item', 'group', 'notes')},
     )
   new = part | out.close()
   files_lib.write_json(plan.work / f'{part_lib.part_stem(number)}.json', new)
   return new
 
 
+def _rename_repeated(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the parts with unique ids in the rows of their clips."""
+  rows = [row for part in parts for row in part['clips']]
+  new_ids = naming.number_repeated(row['id'] for row in rows)
+  renamed = []
+  for row, id in zip(rows, new_ids, strict=True):
+    if id != row['id']:
+      logging.warning(
+        'Several clips are called %s; that of %s becomes %s.',
+        *(row['id'], row['item'], id),
+      )
+    renamed.append(row | {'id': id})
+  last = iter(renamed)
+  return [
+    part | {'clips': [next(last) for _ in part['clips']]} for part in parts
+  ]
+
+
 def finish(
   plan: plan_lib.Plan, description: str, parts: list[dict[str, Any]]
 ) -> None:
   """Writes the finished folders; can be interrupted and repeated."""
+  parts = _rename_repeated(parts)
   splits = sorted({split for part in parts for split in part['splits']})
   make_folder(plan.work / 'clips')
   depth = all(s['depth'] for part in parts for s in part['splits'].values())
@@ -95,6 +138,7 @@ def finish(
       'clips': len(rows),
       'frames': sum(row['frames'] for row in rows),
       'replaced': sum(row['replaced'] for row in rows),
+      'notes': _sum_notes(rows),
       'frames_digest': files_lib.digest(
         [dataclasses.asdict(shard) for shard in frames[split]]
       ),
@@ -138,6 +182,13 @@ def finish(
     )
 
 
+def _sum_notes(rows: list[dict[str, Any]]) -> dict[str, int]:
+  total = collections.Counter()
+  for row in rows:
+    total.update(row['notes'])
+  return dict(sorted(total.items()))
+
+
 def _name_frames(
   plan: plan_lib.Plan, split: str, parts: list[dict[str, Any]]
 ) -> list[shards_lib.Shard]:
@@ -167,8 +218,11 @@ def _merge_clips(
     begin, end = (len(parts) * i // groups for i in (g, g + 1))
     for part in parts[begin:end]:
       files = part['splits'][split]
-      for record in shards_lib.read_shard(plan.work / files['clips']['file']):
+      rows = [row for row in part['clips'] if row['split'] == split]
+      clips = shards_lib.read_shard(plan.work / files['clips']['file'])
+      for row, record in zip(rows, clips, strict=True):
         clip = codec.decode_clip(record)
+        clip.id = row['id']
         clip.first_frame += first
         writer.write(codec.encode_clip(clip))
       first += files['frames']['records']

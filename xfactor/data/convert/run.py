@@ -17,10 +17,11 @@ are done, one process gives their files their final names:
     parts.json                           all parts are done
 
 A clip's split is given by explicit lists (`splits.py`), else by the source,
-else by a hash of the clip's id, so that a clip keeps its split when others are
-added. If the hash leaves a split of a small data set empty, the clip with the
-smallest hash moves to `test` (or the one with the largest to `train`); only
-that clip may change its split when clips are added.
+else by a hash of the clip's id, or of its item's group: clips of one recording
+stay together. So a clip keeps its split when others are added. If the hash
+leaves a split of a small data set empty, the clip or group with the smallest
+hash moves to `test` (or the one with the largest to `train`); only these may
+change their split when clips are added.
 """
 
 import contextlib

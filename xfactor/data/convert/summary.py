@@ -144,7 +144,9 @@ def report(summary: Summary) -> str:
       + ', '.join(summary.missing[:3])
     )
   if summary.skipped:
-    lines.append(f'skipped items: {len(summary.skipped)}')
+    lines.append(
+      f'skipped items: {len(summary.skipped)} (all others are converted)'
+    )
     lines += [f'  {item}: {why}' for item, why in summary.skipped[:20]]
     if len(summary.skipped) > 20:
       lines.append('  ... all of them are in manifest.json')

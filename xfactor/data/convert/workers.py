@@ -142,7 +142,7 @@ def convert_parts(
   quiet: bool,
 ) -> list[dict[str, Any]]:
   """Converts all parts and returns their summaries; see `_run_parts`."""
-  parts, owner = {}, {}
+  parts = {}
   end = _ticking(_Bar(plan, progress, quiet))
   try:
     with contextlib.closing(
@@ -150,7 +150,6 @@ def convert_parts(
     ) as finished:
       for number, part in finished:
         parts[number] = part
-        part_lib.own(plan, owner, parts, number)
   finally:
     end()
   return [part for _, part in sorted(parts.items())]

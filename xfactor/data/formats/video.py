@@ -32,8 +32,12 @@ def read_frames(
     UserError: If the file is not a video.
   """
   try:
-    with path.open('rb') as file, av.open(file) as container:
+    with (
+      path.open('rb') as file,
+      av.open(file, metadata_errors='replace') as container,
+    ):
       stream = container.streams.video[0]
+      _check_decoder(path, stream)
       # Conversion runs one process per core already.
       stream.codec_context.thread_count = 1
       period = float(1 / (stream.average_rate or 30))
@@ -112,7 +116,8 @@ def read_video(path: str) -> Iterator[Picture]:
     UserError: If the file is not a video, or no frame can be decoded.
   """
   try:
-    container = av.open(path)
+    # Titles and the like may be in any encoding.
+    container = av.open(path, metadata_errors='replace')
   except (av.FFmpegError, OSError) as error:
     raise UserError(
       f'{path} is no video that can be read ({error}); remove it or convert it '
@@ -122,6 +127,7 @@ def read_video(path: str) -> Iterator[Picture]:
     if not container.streams.video:
       raise UserError(f'{path} has no video stream; remove it')
     stream = container.streams.video[0]
+    _check_decoder(path, stream)
     # Conversion runs one process per core already.
     stream.codec_context.thread_count = 1
     period = float(1 / (stream.average_rate or fractions.Fraction(30)))
@@ -173,6 +179,13 @@ def read_video(path: str) -> Iterator[Picture]:
       stand_ins,
       holes,
       f', ended {promised - time:.1f} s early' if early else '',
+    )
+
+
+def _check_decoder(path: object, stream: av.VideoStream) -> None:
+  if stream.codec_context is None:
+    raise UserError(
+      f'{path} has a codec that no decoder here knows; convert it to mp4'
     )
 
 

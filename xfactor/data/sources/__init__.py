@@ -54,6 +54,11 @@ class Item:
     size: Estimated bytes of the item's output, for balancing shards.
     bundle: Whether the clips' ids do not start with the item's id, as in files
       of many sequences; split lists then cannot select items.
+    group: What the item shows, if other items or several clips show the same
+      (one video, one capture): its hash determines the split of all of them.
+      None lets each clip's id determine its split.
+    problem: Why the item cannot be converted, if listing found that out: it is
+      recorded as skipped, and `Source.clips` does not see it.
   """
 
   id: str
@@ -61,6 +66,8 @@ class Item:
   split: str | None = None
   size: int = 1
   bundle: bool = False
+  group: str | None = None
+  problem: str | None = None
 
 
 @dataclasses.dataclass
@@ -70,8 +77,8 @@ class Clip:
   Cameras are OpenCV (x right, y down, z forward).
 
   Attributes:
-    id: Stable name, unique within the data set, made of letters, digits and
-      `/._-`.
+    id: Stable name, made of letters (of any script), digits and `/._-`. Of
+      equal ids in a data set, the converter changes all but the first.
     frames: One JPEG or PNG (8-bit RGB, `height` x `width`) per frame, in time
       order; the same format throughout the data set.
     height: Pixels, the same for all frames.
@@ -84,6 +91,8 @@ class Clip:
     depth: One 16-bit greyscale PNG per frame, z-depth in thousandths of a scene
       unit (0 = unknown), or None.
     replaced: Number of unreadable frames replaced by a neighbour.
+    notes: What else was lost or changed, and how often, for example
+      {'frames left out: cannot be read': 2}; summed up for each split.
   """
 
   id: str
@@ -95,6 +104,7 @@ class Clip:
   world_to_camera: np.ndarray | None = None
   depth: list[bytes] | None = None
   replaced: int = 0
+  notes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Source(abc.ABC):
@@ -122,9 +132,11 @@ class Source(abc.ABC):
   def clips(self, item: Item) -> Iterator[Clip]:
     """Yields the clips of one item; pure: same item, same clips.
 
+    Whatever this raises, the converter records it next to the data set, keeps
+    the clips before it and continues with the other items.
+
     Raises:
-      UserError: If nothing in the item can be read; the converter records it
-        next to the data set and continues with the other items.
+      UserError: If something in the item cannot be read.
     """
 
 

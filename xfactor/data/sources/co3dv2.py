@@ -30,7 +30,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import sources
+from xfactor.data import naming, sources
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 
@@ -75,19 +75,24 @@ class Source(posed.Source):
     root = posed.folder(self.source, _LAYOUT)
     items: list[sources.Item] = []
     without: list[epath.Path] = []
-    for category, sequences in _categories(root).items():
+    categories, problems = _categories(root)
+    for category, sequences in categories.items():
       if self.set_lists is None:
         train = int(0.9 * len(sequences))
         splits = dict.fromkeys(sequences[:train], 'train')
         splits |= dict.fromkeys(sequences[train:], 'test')
       elif (path := _list_path(root / category, self.set_lists)).exists():
-        splits = _listed_splits(path)
+        try:
+          splits = _listed_splits(path)
+        except UserError as error:
+          problems.append(sources.Item(category, problem=str(error)))
+          continue
       else:
         without.append(path)
         continue
       items += [
         sources.Item(
-          id=posed.clip_id(f'{category}/{sequence}'),
+          id=naming.clip_id(f'{category}/{sequence}'),
           payload=(category, sequence),
           split=splits[sequence],
           size=int(_FRAMES * 30_000 * ((self.size or 1024) / 256) ** 2),
@@ -95,14 +100,14 @@ class Source(posed.Source):
         for sequence in sequences
         if sequence in splits
       ]
-    if without and not items:
+    if without and not (items or problems):
       raise _no_list(without[0])
     if without:
       names = ', '.join(path.parent.parent.name for path in without)
       logging.warning(
         'No %s, so these categories are skipped: %s', without[0].name, names
       )
-    return items
+    return items + problems
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the clip of a sequence; see the base class."""
@@ -115,28 +120,36 @@ class Source(posed.Source):
     yield self._clip(item.id, views)
 
 
-def _categories(root: epath.Path) -> dict[str, list[str]]:
-  """Returns the sequences of the existing categories, all sorted."""
+def _categories(
+  root: epath.Path,
+) -> tuple[dict[str, list[str]], list[sources.Item]]:
+  """Returns the sequences of the categories, sorted, and unusable ones."""
   # Calling is_dir on each path would be slow on gs://.
   names = sorted(path.name for path in root.iterdir() if '.' not in path.name)
   if unknown := [name for name in names if name not in CATEGORIES]:
     logging.warning('Ignored, not categories of CO3Dv2: %s', ', '.join(unknown))
-  found = {}
+  found, problems = {}, []
   for name in names:
     if name not in CATEGORIES or not (root / name).is_dir():
       continue
-    sequences = [p.name for p in (root / name).iterdir() if '.' not in p.name]
+    try:
+      sequences = list((root / name).iterdir())
+    except OSError as error:
+      problems.append(sources.Item(name, problem=str(error)))
+      continue
+    sequences = [p.name for p in sequences if '.' not in p.name]
     sequences = sorted(s for s in sequences if s[0].isdigit())
     if sequences and not (path := _annotations_path(root / name)).exists():
-      raise UserError(
+      problem = (
         f'{path} is missing and {root / name} has {len(sequences)} sequences; '
         'download it (it is in the archives of the category)'
       )
-    if sequences:
+      problems.append(sources.Item(name, problem=problem))
+    elif sequences:
       found[name] = sequences
-  if not found:
+  if not (found or problems):
     raise posed.wrong_layout(root, _LAYOUT)
-  return found
+  return found, problems
 
 
 def _annotations_path(category: epath.Path) -> epath.Path:
@@ -259,7 +272,7 @@ def _views(category: epath.Path, sequence: str) -> list[posed.View]:
       for picture in posed.folder(str(folder), _LAYOUT).iterdir()
       if picture.name.lower().endswith(_SUFFIXES)
     ]
-    pictures.sort(key=lambda picture: posed.natural(picture.name))
+    pictures.sort(key=lambda picture: naming.natural(picture.name))
     return [posed.View(picture, picture.name) for picture in pictures]
   try:
     return [_view(folder, json.loads(frame)) for frame in frames]

@@ -25,7 +25,7 @@ from typing import ClassVar
 from absl import logging
 from etils import epath
 
-from xfactor.data import sources
+from xfactor.data import naming, sources
 from xfactor.data.formats import camera_files
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
@@ -174,7 +174,7 @@ class Source(posed.Source):
             # Hidden files are not pictures of the data set.
             if p.suffix.lower() in _SUFFIXES and not p.name.startswith('.')
           ]
-          return sorted(pictures, key=lambda p: posed.natural(p.name))
+          return sorted(pictures, key=lambda p: naming.natural(p.name))
     raise UserError(
       f'{path} has no {" or ".join(names)}, neither itself nor in nerfstudio/ '
       'or colmap/; download the sequence again'

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from xfactor.data import images, sources
+from xfactor.data import images, naming, sources
 from xfactor.data.formats import tfrecord
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
@@ -103,7 +103,7 @@ class Source(sources.Source):
       )
     scene = features['scene_name'][0].decode()
     views = []
-    for camera in sorted(found, key=posed.natural):
+    for camera in sorted(found, key=naming.natural):
       prefix = f'cameras/{camera}/'
       picture = features[f'{prefix}color_image'][0]
       try:
@@ -113,7 +113,7 @@ class Source(sources.Source):
       views.append(posed.View(picture, f'{camera} of {scene}', *known))
     # Experiments require all views.
     return posed.make_clip(
-      posed.clip_id(f'{split}/{scene}'),
+      naming.clip_id(f'{split}/{scene}'),
       views,
       size=self.size,
       quality=self.quality,

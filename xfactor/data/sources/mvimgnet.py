@@ -22,7 +22,7 @@ from typing import ClassVar
 from absl import logging
 from etils import epath
 
-from xfactor.data import sources
+from xfactor.data import naming, sources
 from xfactor.data.formats import colmap
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
@@ -61,13 +61,13 @@ class Source(posed.Source):
       raise posed.wrong_layout(root, _LAYOUT)
     return [
       sources.Item(
-        id=posed.clip_id(f'{category}/{name}'),
+        id=naming.clip_id(f'{category}/{name}'),
         payload=payload,
         split='train' if i < int(0.9 * len(sequences)) else 'test',
         size=int(_FRAMES * 30_000 * ((self.size or 1024) / 256) ** 2),
       )
       for category, sequences in sorted(
-        categories.items(), key=lambda entry: posed.natural(entry[0])
+        categories.items(), key=lambda entry: naming.natural(entry[0])
       )
       for i, (name, payload) in enumerate(sorted(sequences.items()))
     ]
@@ -103,7 +103,7 @@ def _categories(folder: epath.Path, levels: int = _LEVELS) -> list[epath.Path]:
 def _pictures(folder: epath.Path) -> list[epath.Path]:
   found = [path for path in folder.iterdir() if _PICTURE.fullmatch(path.name)]
   official = [path for path in found if _OFFICIAL.fullmatch(path.name)]
-  return sorted(official or found, key=lambda path: posed.natural(path.name))
+  return sorted(official or found, key=lambda path: naming.natural(path.name))
 
 
 def _registered(folder: epath.Path) -> dict[str, colmap.Image]:

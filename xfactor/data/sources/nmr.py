@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 from etils import epath
 
-from xfactor.data import images, sources
+from xfactor.data import images, naming, sources
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 
@@ -89,7 +89,7 @@ class Source(sources.Source):
       views.append(posed.View(data, str(picture), intrinsics, pose))
     # Experiments require all views.
     yield posed.make_clip(
-      posed.clip_id(item.id),
+      naming.clip_id(item.id),
       views,
       size=self.size,
       quality=self.quality,

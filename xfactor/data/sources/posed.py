@@ -1,7 +1,6 @@
 """Turns pictures and cameras of posed sequences into clips."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -49,17 +48,26 @@ class Source(sources.Source):
       pictures.
     quality: JPEG quality.
     min_length: Minimum number of frames; shorter sequences are skipped.
+    max_megapixels: Maximum size of pictures, millions of pixels; larger ones
+      count as unreadable.
   """
 
   source: str
   size: int | None = 256
   quality: int = 95
   min_length: int = 10
+  max_megapixels: int = images.MAX_MEGAPIXELS
 
   def _clip(self, id: str, views: Iterable[View]) -> sources.Clip:
     """Calls `make_clip` with the options of the source."""
-    options = {'size': self.size, 'quality': self.quality}
-    return make_clip(id, views, min_length=self.min_length, **options)
+    return make_clip(
+      id,
+      views,
+      size=self.size,
+      quality=self.quality,
+      min_length=self.min_length,
+      max_megapixels=self.max_megapixels,
+    )
 
 
 def folder(source: str, expected: str) -> epath.Path:
@@ -86,17 +94,6 @@ def wrong_layout(path: epath.Path, expected: str) -> UserError:
   return UserError(f'{path} holds {found}{more}; expected {expected}')
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-  """Returns a sort key that puts `frame_9` before `frame_10`."""
-  parts = re.split(r'(\d+)', name.lower())
-  return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
-
-
-def clip_id(name: str) -> str:
-  """Replaces characters that are not allowed in clip ids by `_`."""
-  return re.sub(r'[^A-Za-z0-9/._-]+', '_', name)
-
-
 def make_clip(
   id: str,
   views: Iterable[View],
@@ -104,6 +101,7 @@ def make_clip(
   size: int | None,
   quality: int = 95,
   min_length: int = 1,
+  max_megapixels: int = images.MAX_MEGAPIXELS,
 ) -> sources.Clip:
   """Returns the clip of a posed sequence.
 
@@ -116,6 +114,7 @@ def make_clip(
     size: Side of the central squares in pixels, or None for whole pictures.
     quality: Quality of re-encoded JPEGs.
     min_length: Minimum number of frames.
+    max_megapixels: Maximum size of pictures.
 
   Raises:
     UserError: If fewer than `min_length` frames remain, or whole pictures have
@@ -128,7 +127,7 @@ def make_clip(
   for view in views:
     total += 1
     try:
-      picture = images.fit(_bytes(view.picture), size, quality)
+      picture = images.fit(_bytes(view.picture), size, quality, max_megapixels)
     except (images.ImageError, OSError) as error:
       broken.append(f'{view.name} ({error})')
       continue

@@ -37,7 +37,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import images, sources
+from xfactor.data import images, naming, sources
 from xfactor.data.formats import camera_files, torch_file
 from xfactor.data.formats import video as video_lib
 from xfactor.data.sources import posed
@@ -104,7 +104,7 @@ class Source(posed.Source):
       stem = name.removesuffix(suffix)
       items.append(
         sources.Item(
-          id=posed.clip_id(f'{split}/{stem}' if bundle else stem),
+          id=naming.clip_id(f'{split}/{stem}' if bundle else stem),
           payload=str(place / name),
           split=split,
           size=size,
@@ -201,7 +201,7 @@ class Source(posed.Source):
 def _scene_views(scene: Any, name: str) -> tuple[str, list[posed.View]]:
   """Returns the id and frames of a sequence of pixelSplat."""
   try:
-    key = posed.clip_id(scene['key'])
+    key = naming.clip_id(scene['key'])
     pictures = [picture.tobytes() for picture in scene['images']]
     times = [int(time) / 1e6 for time in scene['timestamps']]
     listed = camera_files.from_rows(scene['cameras'])
@@ -253,7 +253,7 @@ def _frame_views(
   pictures = {
     int(path.stem): path
     for path in folder.iterdir()
-    if path.suffix.lower() in _PICTURE_SUFFIXES and path.stem.isdigit()
+    if path.suffix.lower() in _PICTURE_SUFFIXES and path.stem.isdecimal()
   }
   if lost := sum(int(time) not in pictures for time in listed.timestamps):
     logging.warning(

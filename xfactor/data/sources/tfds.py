@@ -22,7 +22,7 @@ from etils import epath
 from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_info
 
-from xfactor.data import sources
+from xfactor.data import naming, sources
 from xfactor.data.formats import tfrecord
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
@@ -138,7 +138,7 @@ class Source(sources.Source):
 
 
 def _number(split: str, number: int) -> str:
-  return posed.clip_id(f'{split}/{number:07d}')
+  return naming.clip_id(f'{split}/{number:07d}')
 
 
 def _read(block: _Block) -> Iterator[bytes]:
@@ -172,7 +172,7 @@ def _find(source: str, builder: str) -> epath.Path:
     for path in folder.iterdir()
     if version in ('', path.name) and _VERSION.fullmatch(path.name)
   ]
-  for newest in sorted(versions, key=posed.natural, reverse=True):
+  for newest in sorted(versions, key=naming.natural, reverse=True):
     if all((folder / newest / file).exists() for file in _FILES):
       return folder / newest
   raise posed.wrong_layout(

@@ -10,7 +10,11 @@ Reads everything below one folder:
 An item is cut at scene changes, and each continuous shot becomes a clip; shots
 longer than `max_length` become several consecutive clips. Fades and dissolves
 are not detected. Items in a top-level folder `train` or `test` belong to that
-split; the converter splits the others.
+split; the converter splits the others. All clips of an item are in one split.
+
+Names lose their suffixes in ids, unless two would become equal. Folders
+`images`, `images_2`, ... with the same pictures at several sizes are one item,
+read at the smallest size that is large enough.
 
 The last good frame replaces unreadable pictures and missing video frames (the
 first good one at the start of a folder); `Clip.replaced` counts these. If a
@@ -20,7 +24,6 @@ Clips in which most frames are replaced are skipped.
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -29,7 +32,7 @@ from absl import logging
 
 from xfactor.data import images, sources
 from xfactor.data.formats import video
-from xfactor.data.sources import shots
+from xfactor.data.sources import listing, shots
 from xfactor.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
@@ -51,6 +54,8 @@ class Source(sources.Source):
     quality: JPEG quality.
     cut_threshold: Minimum difference of two frames for a cut between them, from
       0 (same except for motion and light) to 1 (unrelated); 2 disables cuts.
+    max_megapixels: Maximum size of pictures, millions of pixels; larger ones
+      count as unreadable.
   """
 
   name: ClassVar[str] = 'video'
@@ -65,36 +70,26 @@ class Source(sources.Source):
   max_length: int = 1000
   quality: int = 95
   cut_threshold: float = 0.33
+  max_megapixels: int = images.MAX_MEGAPIXELS
 
   def items(self) -> list[sources.Item]:
     """Lists one item per video file or frame folder; see the base class."""
     self._check_options()
     if os.path.isfile(self.source):
-      folder, name = os.path.split(self.source)
-      found = [name]
-    elif os.path.isdir(self.source):
-      folder = self.source
-      found = _find(folder)
-    else:
+      return [listing.video_item(self.source)]
+    if not os.path.isdir(self.source):
       raise UserError(
         f'there is no folder {self.source}; give a folder of videos or of '
         'frames as source'
       )
-    if not found:
+    suffixes = VIDEO_SUFFIXES, IMAGE_SUFFIXES
+    items = listing.items(self.source, *suffixes, self.size)
+    if not items:
       raise UserError(
         f'{self.source} holds no videos ({", ".join(VIDEO_SUFFIXES)}) and no '
         f'frames ({", ".join(IMAGE_SUFFIXES)}); give another folder as source'
       )
-    items: dict[str, sources.Item] = {}
-    for path in found:
-      item = _item(folder, path)
-      other = items.setdefault(item.id, item)
-      if other is not item:
-        raise UserError(
-          f'{other.payload} and {path} would both be called {item.id}; rename '
-          'one of them'
-        )
-    return [items[key] for key in sorted(items)]
+    return items
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the shots of a video or frame folder; see the base class."""
@@ -177,14 +172,14 @@ class Source(sources.Source):
 
   def _from_folder(self, path: str) -> Iterator[shots.Frame]:
     """Yields the frames of a folder; neighbours replace unreadable ones."""
-    names = _pictures(os.listdir(path))
+    names = listing.pictures(os.listdir(path), IMAGE_SUFFIXES)
     broken: list[str] = []
     good = None
     done = 0  # Frames yielded.
     for count, name in enumerate(names, 1):
       try:
         with open(os.path.join(path, name), 'rb') as f:
-          good = images.read_square(f.read(), self.size)
+          good = images.read_square(f.read(), self.size, self.max_megapixels)
         readable = True
       except (images.ImageError, OSError):
         broken.append(name)
@@ -237,55 +232,3 @@ class Source(sources.Source):
         shot.append(frame)
     if shot:
       yield shot
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-  """Returns a sort key that compares digits as numbers."""
-  parts = re.split(r'(\d+)', name.lower())
-  return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
-
-
-def _pictures(names: Iterable[str]) -> list[str]:
-  kept = [
-    name
-    for name in names
-    if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-  ]
-  return sorted(kept, key=lambda name: (_natural(name), name))
-
-
-def _find(folder: str) -> list[str]:
-  """Returns the videos and frame folders below a folder, relative to it."""
-  found = []
-  for path, folders, names in os.walk(folder, followlinks=True):
-    # Skips hidden files, such as thumbnails.
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    videos = sorted(
-      name
-      for name in names
-      if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith('.')
-    )
-    relative = os.path.relpath(path, folder)
-    found += [os.path.normpath(os.path.join(relative, name)) for name in videos]
-    if not videos and _pictures(names):
-      found.append(relative)
-  return found
-
-
-def _item(folder: str, path: str) -> sources.Item:
-  """Returns the item of a video or frame folder, `path` below `folder`."""
-  full = os.path.join(folder, path)
-  if os.path.isdir(full):
-    name = os.path.basename(os.path.abspath(folder)) if path == '.' else path
-    files = [os.path.join(full, name) for name in _pictures(os.listdir(full))]
-  else:
-    name = os.path.splitext(path)[0]
-    files = [full]
-  name = name.replace(os.sep, '/')
-  top = name.split('/')[0]
-  return sources.Item(
-    id=re.sub(r'[^A-Za-z0-9/._-]+', '_', name),
-    payload=path,
-    split=top if '/' in name and top in ('train', 'test') else None,
-    size=sum(os.path.getsize(file) for file in files),
-  )
