@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -141,19 +141,19 @@ def _open(
   return image
 
 
-def stored_size(path: os.PathLike[str]) -> tuple[int, int]:
-  """Returns (height, width) of a picture file, before it is turned upright.
+def stored_form(file: BinaryIO) -> tuple[int, int, int]:
+  """Returns height, width and EXIF orientation of a picture as it is stored.
+
+  The orientation is 1 for a picture that is upright, 2 to 8 for others.
 
   Raises:
     ImageError: If the file is not a picture.
-    OSError: If it cannot be read.
   """
-  with epath.Path(path).open('rb') as file:
-    try:
-      with Image.open(file) as image:
-        return image.height, image.width
-    except Exception as error:
-      raise ImageError(f'{path} is no picture: {error}') from error
+  try:
+    with Image.open(file) as image:
+      return image.height, image.width, _orientation(image)
+  except Exception as error:  # As in `read_image`.
+    raise ImageError(f'no picture: {error}') from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,6 +168,7 @@ def _orientation(image: Image.Image) -> int:
 def read_image(
   path: str | os.PathLike[str] | io.BytesIO,
   max_megapixels: int = MAX_MEGAPIXELS,
+  upright: bool = True,
 ) -> np.ndarray:
   """Reads a picture, file or bytes, as upright uint8 [H, W, 3] RGB.
 
@@ -178,6 +179,7 @@ def read_image(
   Args:
     path: File, or its content.
     max_megapixels: Maximum size, millions of pixels.
+    upright: Whether to apply the EXIF orientation.
 
   Raises:
     ImageError: If the file is missing, not a picture, truncated or too large.
@@ -187,8 +189,8 @@ def read_image(
       image.load()
       rgb = _to_rgb(image)
       # Not exif_transpose: it fails if any other entry is damaged.
-      if orientation := _UPRIGHT.get(_orientation(image)):
-        rgb = rgb.transpose(orientation)
+      if upright and (turn := _UPRIGHT.get(_orientation(image))):
+        rgb = rgb.transpose(turn)
       if to_srgb := _to_srgb(image.info.get('icc_profile', b'')):
         rgb = to_srgb.apply(rgb)
       return np.asarray(rgb)
@@ -249,8 +251,8 @@ class Fitted(NamedTuple):
     data: A JPEG or PNG.
     height: Height in pixels.
     width: Width in pixels.
-    source_height: Height in pixels of the original picture, upright.
-    source_width: Width in pixels of the original picture, upright.
+    source_height: Height in pixels of the original picture, turned as `data`.
+    source_width: Width in pixels of the original picture, turned as `data`.
   """
 
   data: bytes
@@ -265,6 +267,7 @@ def fit(
   size: int | None,
   quality: int = 95,
   max_megapixels: int = MAX_MEGAPIXELS,
+  upright: bool = True,
 ) -> Fitted:
   """Turns an encoded picture of any kind into a frame for the records.
 
@@ -277,6 +280,7 @@ def fit(
     size: Width and height of the result, or None.
     quality: JPEG quality of re-encoded pictures.
     max_megapixels: Maximum size of the picture, millions of pixels.
+    upright: Whether to apply the EXIF orientation.
 
   Raises:
     ImageError: If the data is not a picture, is truncated, damaged or too
@@ -289,7 +293,7 @@ def fit(
       return Fitted(data, height, width, height, width)
     square = _square_of_jpeg(data, height, width, size)
   else:
-    rgb = read_image(io.BytesIO(data), max_megapixels)
+    rgb = read_image(io.BytesIO(data), max_megapixels, upright)
     height, width = rgb.shape[:2]
     if size is None:
       data = data if _is_plain_png(data) else encode_png(rgb)

@@ -141,6 +141,23 @@ def crop_intrinsics(
   )
 
 
+def quarter_turn(
+  intrinsics: Float[np.ndarray, '4'], world_to_camera: Float[np.ndarray, '3 4']
+) -> tuple[Float[np.ndarray, '4'], Float[np.ndarray, '3 4']]:
+  """Returns the camera of a picture turned anticlockwise, as by `np.rot90`.
+
+  Args:
+    intrinsics: Normalised intrinsics of the picture before the turn.
+    world_to_camera: Pose before the turn.
+
+  Returns:
+    Normalised intrinsics and pose after the turn.
+  """
+  fx, fy, cx, cy = intrinsics
+  turn = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+  return np.array([fy, fx, cy, 1 - cx]), turn @ world_to_camera
+
+
 def rays_through(
   uv: Float[Any, '*n 2'],
   intrinsics: Float[Any, '*n 4'],

@@ -128,8 +128,10 @@ def test_items_of_both_layouts_and_their_splits(tmp_path):
 def test_one_sequence_in_two_places(tmp_path):
   for top in ('mvi_00', 'mvi_01'):
     (tmp_path / top / '0' / 'a' / 'images').mkdir(parents=True)
-  with pytest.raises(UserError, match='mvi_00/0/a and mvi_01/0/a in .* same'):
-    mvimgnet.Source(source=str(tmp_path)).items()
+  first, second = mvimgnet.Source(source=str(tmp_path)).items()
+  assert (first.id, first.problem) == ('0/a', None)
+  assert second.id == 'mvi_01/0/a'
+  assert 'mvi_00/0/a in' in second.problem
 
 
 def test_pictures_of_nested_archives(tmp_path):
@@ -160,6 +162,39 @@ def test_without_a_model(tmp_path, left):
   assert len(clip.frames) == FRAMES
   assert clip.intrinsics is None
   assert clip.world_to_camera is None
+
+
+def test_more_than_999_frames(tmp_path):
+  folder = tmp_path / '0' / 'a'
+  write_sequence(folder)
+  for frame in range(FRAMES):
+    path = folder / 'images' / f'{frame + 1:03d}.jpg'
+    shutil.copy(path, path.with_name(f'{frame + 991}_mask.jpg'))
+    path.rename(path.with_name(f'{frame + 991}.jpg'))
+  test_colmap.write_model(
+    folder / 'sparse' / '0',
+    [(1, 'SIMPLE_PINHOLE', WIDTH, HEIGHT, (FOCAL, *CENTRE))],
+    [(i, *pose(i), 1, f'{i + 991}.jpg', 0) for i in range(FRAMES)],
+  )
+  pictures.assert_cameras_see(POINT, clip_of(tmp_path), 12)
+
+
+def test_the_model_has_another_suffix(tmp_path):
+  write_sequence(tmp_path / '0' / 'a')
+  for path in (tmp_path / '0' / 'a' / 'images').iterdir():
+    path.rename(path.with_suffix('.JPEG'))
+  pictures.assert_cameras_see(POINT, clip_of(tmp_path), FRAMES)
+
+
+def test_the_model_is_of_other_pictures(tmp_path):
+  write_sequence(tmp_path / '0' / 'a')
+  for path in (tmp_path / '0' / 'a' / 'images').iterdir():
+    path.rename(path.with_name(f'IMG_{path.name}'))
+  clip = clip_of(tmp_path)
+  assert clip.world_to_camera is None
+  assert clip.notes == {
+    'clips without cameras: a COLMAP model that does not fit': 1
+  }
 
 
 def test_damaged_model(tmp_path):

@@ -1,17 +1,21 @@
 """Reads camera files: the text of RealEstate10K, and transforms.json."""
 
 import json
+import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from xfactor.data.formats import lens
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
 # Converts camera axes between OpenCV and OpenGL.
 _FLIP = np.array([1.0, -1.0, -1.0, 1.0])
+_FISHEYES = ('OPENCV_FISHEYE', 'SIMPLE_RADIAL_FISHEYE', 'RADIAL_FISHEYE')
 
 
 class Cameras(NamedTuple):
@@ -82,34 +86,41 @@ class Frame(NamedTuple):
 
   Attributes:
     path: Path of the picture, as in the file.
-    intrinsics: float64 [4] (fx, fy, cx, cy), divided by width and height.
+    camera: Camera of the picture.
     world_to_camera: float64 [3, 4] [R|t] in the world of the file.
-    distortion: Largest absolute distortion coefficient, 0 for a pinhole.
   """
 
   path: str
-  intrinsics: np.ndarray
+  camera: lens.Camera
   world_to_camera: np.ndarray
-  distortion: float
 
 
-def read_transforms(path: str | os.PathLike[str]) -> list[Frame]:
-  """Reads the transforms.json of instant-ngp, nerfstudio and DL3DV.
+def read_transforms(
+  path: str | os.PathLike[str],
+  size_of: Callable[[str], tuple[int, int]] | None = None,
+) -> list[Frame]:
+  """Reads the transforms.json of instant-ngp, nerfstudio, DL3DV and NeRF.
 
   `transform_matrix` is camera-to-world with OpenGL's axes (x right, y up, z
   back). The intrinsics of the file, which a frame may override, are pixels of
-  `w` x `h`. The poses stay in the file's world: `applied_transform`, which
-  nerfstudio applied to COLMAP's world, is not undone.
-  (docs.nerf.studio, "Data conventions".)
+  `w` x `h`; without `fl_x`, `camera_angle_x` gives the focal length. The poses
+  stay in the file's world: `applied_transform`, which nerfstudio applied to
+  COLMAP's world, is not undone. (docs.nerf.studio, "Data conventions".)
+
+  Args:
+    path: The file.
+    size_of: Returns height and width of a picture, given its path in the file;
+      called for frames without `w` and `h`.
 
   Raises:
-    UserError: If the file cannot be read or a number is missing.
+    UserError: If the file cannot be read, a number is missing, or a camera is
+      of an unknown kind.
   """
   path = epath.Path(path)
   try:
     meta = json.loads(path.read_text())
-    return [_frame(meta | frame) for frame in meta['frames']]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    return [_frame(meta | frame, size_of) for frame in meta['frames']]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     reason = f'it lacks {error}' if isinstance(error, KeyError) else error
     raise UserError(
       f'{path} is not a transforms.json with intrinsics and poses ({reason}); '
@@ -117,16 +128,53 @@ def read_transforms(path: str | os.PathLike[str]) -> list[Frame]:
     ) from error
 
 
-def _frame(values: dict[str, Any]) -> Frame:
-  size = [float(values['w']), float(values['h'])]
+def _frame(
+  values: dict[str, Any], size_of: Callable[[str], tuple[int, int]] | None
+) -> Frame:
+  name = values['file_path']
+  if size_of is not None and ('w' not in values or 'h' not in values):
+    height, width = size_of(name)
+  else:
+    width, height = int(values['w']), int(values['h'])
+  if 'fl_x' not in values and 'camera_angle_x' in values:
+    focal = width / 2 / math.tan(float(values['camera_angle_x']) / 2)
+    values = {'fl_x': focal, 'cx': width / 2, 'cy': height / 2} | values
+  values = {'fl_y': values['fl_x']} | values
   pixels = [float(values[key]) for key in ('fl_x', 'fl_y', 'cx', 'cy')]
-  matrix = np.array(values['transform_matrix'], np.float64).reshape(4, 4)
-  if not np.isfinite([*pixels, *matrix.flat]).all() or min(size) <= 0:
-    raise ValueError(f'no camera for {values["file_path"]}')
-  lens = ('k1', 'k2', 'k3', 'k4', 'p1', 'p2')
+  matrix = np.array(values['transform_matrix'], np.float64).reshape(-1, 4)[:3]
+  if not np.isfinite([*pixels, *matrix.flat]).all() or min(width, height) <= 0:
+    raise ValueError(f'no camera for {name}')
   return Frame(
-    path=values['file_path'],
-    intrinsics=np.array(pixels) / (size * 2),
-    world_to_camera=cameras.invert_pose((matrix * _FLIP)[:3]),
-    distortion=max(abs(float(values.get(key, 0))) for key in lens),
+    path=name,
+    camera=lens.make_camera(*_model(values, width, height, pixels)),
+    world_to_camera=cameras.invert_pose(_rigid(matrix, name) * _FLIP),
   )
+
+
+def _rigid(matrix: np.ndarray, name: str) -> np.ndarray:
+  """Returns a camera-to-world without the scale that some tools leave in it."""
+  determinant = np.linalg.det(matrix[:, :3])
+  # Of a reflection, no camera is left.
+  rotation = matrix[:, :3] / np.cbrt(determinant) if determinant > 0 else None
+  if rotation is None or abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
+    raise ValueError(f'the transform_matrix of {name} is no rotation')
+  return np.column_stack([rotation, matrix[:, 3]])
+
+
+def _model(
+  values: dict[str, Any], width: int, height: int, pixels: list[float]
+) -> tuple[str, int, int, list[float]]:
+  """Returns the arguments of `lens.make_camera`."""
+  model = str(values.get('camera_model', 'OPENCV')).upper()
+  k1, k2, k3, k4, p1, p2 = (
+    float(values.get(key) or 0) for key in ('k1', 'k2', 'k3', 'k4', 'p1', 'p2')
+  )
+  if model in ('PINHOLE', 'SIMPLE_PINHOLE', 'PERSPECTIVE'):
+    return 'PINHOLE', width, height, pixels
+  if values.get('is_fisheye') or model in _FISHEYES:
+    return 'OPENCV_FISHEYE', width, height, [*pixels, k1, k2, k3, k4]
+  if model not in ('OPENCV', 'SIMPLE_RADIAL', 'RADIAL', 'FULL_OPENCV') or k4:
+    raise ValueError(f'camera_model is {model}{" with k4" if k4 else ""}')
+  if k3:
+    return 'FULL_OPENCV', width, height, [*pixels, k1, k2, p1, p2, k3, 0, 0, 0]
+  return 'OPENCV', width, height, [*pixels, k1, k2, p1, p2]

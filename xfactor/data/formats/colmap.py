@@ -5,62 +5,21 @@ A model is a folder with the files `cameras` and `images`, both `.bin` or both
 `frames` as well; the poses in `images` are complete without them.
 """
 
-import dataclasses
 import functools
 import struct
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
+from xfactor.data.formats import lens
 from xfactor.errors import UserError
 
-# (name, focal lengths, parameters), indexed by the model ids of COLMAP's
-# colmap/sensor/models.h. Parameters are f or fx, fy; cx, cy; the distortion.
-_MODELS = (
-  ('SIMPLE_PINHOLE', 1, 3),
-  ('PINHOLE', 2, 4),
-  ('SIMPLE_RADIAL', 1, 4),
-  ('RADIAL', 1, 5),
-  ('OPENCV', 2, 8),
-  ('OPENCV_FISHEYE', 2, 8),
-  ('FULL_OPENCV', 2, 12),
-  ('FOV', 2, 5),
-  ('SIMPLE_RADIAL_FISHEYE', 1, 4),
-  ('RADIAL_FISHEYE', 1, 5),
-  ('THIN_PRISM_FISHEYE', 2, 12),
-  ('RAD_TAN_THIN_PRISM_FISHEYE', 2, 16),
-  ('SIMPLE_DIVISION', 1, 4),
-  ('DIVISION', 2, 5),
-  ('SIMPLE_FISHEYE', 1, 3),
-  ('FISHEYE', 2, 4),
-  ('EUCM', 2, 6),
-)
 _POINT_BYTES = 24  # x, y, number of the 3D point.
 
 
-@dataclasses.dataclass(frozen=True)
-class Camera:
-  """A camera that one or more images share.
-
-  Attributes:
-    model: Name of the camera model in COLMAP, for instance 'OPENCV'.
-    width: Pixels of COLMAP's input pictures.
-    height: Pixels of COLMAP's input pictures.
-    intrinsics: float64 [4] (fx, fy, cx, cy), divided by the width and height;
-      as in COLMAP the centre of the first pixel is 0.5 / width, 0.5 / height.
-    distortion: float64 [...], the other parameters in COLMAP's order.
-  """
-
-  model: str
-  width: int
-  height: int
-  intrinsics: np.ndarray
-  distortion: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
   """A registered image.
 
   Attributes:
@@ -68,7 +27,7 @@ class Image:
     world_to_camera: float64 [3, 4] [R|t], OpenCV axes.
   """
 
-  camera: Camera
+  camera: lens.Camera
   world_to_camera: np.ndarray
 
 
@@ -105,30 +64,8 @@ def _read(path: epath.Path, parse: Callable[[bytes], dict]) -> dict:
     ) from error
 
 
-def _camera(
-  model: tuple[str, int, int], width: int, height: int, values: Sequence[float]
-) -> Camera:
-  name, focals, count = model
-  values = np.array(values, np.float64)
-  if len(values) != count:
-    raise ValueError(f'{name} has {count} parameters, not {len(values)}')
-  if min(width, height) < 1 or not np.isfinite(values).all():
-    raise ValueError(f'{name} of {width} x {height} with {values.tolist()}')
-  size = np.array([width, height])
-  return Camera(
-    model=name,
-    width=width,
-    height=height,
-    # A single focal length is used for both axes.
-    intrinsics=np.concatenate(
-      [values[:focals] / size, values[focals : focals + 2] / size]
-    ),
-    distortion=values[focals + 2 :],
-  )
-
-
 def _image(
-  camera_id: int, pose: Sequence[float], cameras: dict[int, Camera]
+  camera_id: int, pose: Sequence[float], cameras: dict[int, lens.Camera]
 ) -> Image:
   """Returns an image, given its quaternion (w, x, y, z) and translation."""
   if camera_id not in cameras:
@@ -172,21 +109,23 @@ class _Reader:
       raise ValueError(f'{len(self._data) - self._at} bytes too many')
 
 
-def _binary_cameras(data: bytes) -> dict[int, Camera]:
+def _binary_cameras(data: bytes) -> dict[int, lens.Camera]:
   reader = _Reader(data)
   cameras = {}
   for _ in range(*reader.numbers('Q')):
     camera_id, number, width, height = reader.numbers('IiQQ')
-    if not 0 <= number < len(_MODELS):
+    if not 0 <= number < len(lens.MODELS):
       raise ValueError(f'unknown camera model {number}')
-    model = _MODELS[number]
-    values = reader.numbers(f'{model[2]}d')
-    cameras[camera_id] = _camera(model, width, height, values)
+    name, _, count = lens.MODELS[number]
+    values = reader.numbers(f'{count}d')
+    cameras[camera_id] = lens.make_camera(name, width, height, values)
   reader.end()
   return cameras
 
 
-def _binary_images(data: bytes, cameras: dict[int, Camera]) -> dict[str, Image]:
+def _binary_images(
+  data: bytes, cameras: dict[int, lens.Camera]
+) -> dict[str, Image]:
   reader = _Reader(data)
   images = {}
   for _ in range(*reader.numbers('Q')):
@@ -198,22 +137,21 @@ def _binary_images(data: bytes, cameras: dict[int, Camera]) -> dict[str, Image]:
   return images
 
 
-def _text_cameras(data: bytes) -> dict[int, Camera]:
-  models = {model[0]: model for model in _MODELS}
+def _text_cameras(data: bytes) -> dict[int, lens.Camera]:
   cameras = {}
   for line in data.decode().splitlines():
     if not line.strip() or line.lstrip().startswith('#'):
       continue
     camera_id, name, width, height, *values = line.split()
-    if name not in models:
-      raise ValueError(f'unknown camera model {name}')
-    cameras[int(camera_id)] = _camera(
-      models[name], int(width), int(height), [float(v) for v in values]
+    cameras[int(camera_id)] = lens.make_camera(
+      name, int(width), int(height), [float(v) for v in values]
     )
   return cameras
 
 
-def _text_images(data: bytes, cameras: dict[int, Camera]) -> dict[str, Image]:
+def _text_images(
+  data: bytes, cameras: dict[int, lens.Camera]
+) -> dict[str, Image]:
   images = {}
   lines = iter(data.decode().splitlines())
   for line in lines:

@@ -22,6 +22,7 @@ from xfactor.errors import UserError
 NAMES = (
   'clevr3d',
   'co3dv2',
+  'colmap',
   'dl3dv',
   'msn',
   'mvimgnet',
@@ -31,6 +32,7 @@ NAMES = (
   'solids',
   'synthetic',
   'tfds',
+  'transforms',
   'video',
   'vizdoom',
 )
@@ -38,7 +40,7 @@ NAMES = (
 # `is_installed`, `is_free` and `rerender`, see `data.rerender`.
 RERENDERED = ('synthetic', 'vizdoom')
 # Ranges of options that many sources share.
-_RANGES = {'size': (1, 65_500), 'quality': (1, 100)}
+_RANGES = {'size': (1, 65_500), 'quality': (1, 100), 'min_posed': (0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,6 @@ def make(name: str, **options: Any) -> Source:
       )
   for key, (low, high) in _RANGES.items():
     value = options.get(key)
-    if isinstance(value, int) and not low <= value <= high:
+    if isinstance(value, int | float) and not low <= value <= high:
       raise UserError(f'--{key} is {value}; give it {low} to {high}')
   return cls(**options)

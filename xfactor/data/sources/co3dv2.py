@@ -12,8 +12,8 @@ the first 90 % of them, sorted, are for training and the rest for testing.
 
 Cameras with a non-positive focal length or a translation beyond 1e5 are
 failures of COLMAP and count as unknown. The hidden test views of the CO3D
-challenge are black pictures in the official files; the test parts of the lists
-`fewview_test` and `manyview_test_0` contain them.
+challenge are black pictures in the official files (in the test parts of the
+lists `fewview_test` and `manyview_test_0`); they are left out.
 """
 
 import collections
@@ -31,6 +31,7 @@ from absl import logging
 from etils import epath
 
 from xfactor.data import naming, sources
+from xfactor.data.formats import lens
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 
@@ -117,7 +118,7 @@ class Source(posed.Source):
     if self.set_lists is not None:
       listed = _read_list(str(_list_path(folder, self.set_lists)))[sequence]
       views = [view for view in views if view.name in listed]
-    yield self._clip(item.id, views)
+    yield self._clip(item.id, views, drop_black=True)
 
 
 def _categories(
@@ -287,14 +288,18 @@ def _view(folder: epath.Path, frame: dict[str, Any]) -> posed.View:
   name = frame['image']['path'].rpartition('/')[2]
   time = frame.get('frame_timestamp')
   viewpoint = frame.get('viewpoint')
-  camera = viewpoint and _camera(viewpoint, *frame['image']['size'])
-  intrinsics, world_to_camera = camera or (None, None)
+  height, width = frame['image']['size']
+  known = viewpoint and _camera(viewpoint, height, width)
+  camera, world_to_camera = None, None
+  if known:
+    intrinsics, world_to_camera = known
+    camera = lens.Camera('PINHOLE', width, height, intrinsics, np.zeros(0))
   return posed.View(
     folder / name,
     name,
-    intrinsics=intrinsics,
     world_to_camera=world_to_camera,
     timestamp=None if time is None or time < 0 else time,
+    camera=camera,
   )
 
 

@@ -9,9 +9,8 @@ The pictures and transforms.json of a sequence may be in its folder (the 10K
 release), in `nerfstudio/` (the benchmark) or in `colmap/` (the sample); a
 `gaussian_splat/` next to them is ignored. IDs have 64 hexadecimal digits.
 
-The pictures keep the lens distortion, a few pixels at the edges: the cameras
-are only the pinhole part of COLMAP's OPENCV model. Poses are in the world of
-transforms.json.
+The pictures keep the lens distortion, a few pixels at the edges, unless
+`undistort` is set. Poses are in the world of transforms.json.
 
 The sequences of the benchmark are the test split, as in XFactor's public code.
 """
@@ -19,15 +18,15 @@ The sequences of the benchmark are the test split, as in XFactor's public code.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from absl import logging
 from etils import epath
 
-from xfactor.data import naming, sources
-from xfactor.data.formats import camera_files
-from xfactor.data.sources import posed
+from xfactor.data import sources
+from xfactor.data.formats import camera_files, colmap
+from xfactor.data.sources import captures, posed
 from xfactor.errors import UserError
 
 _EXPECTED = (
@@ -37,10 +36,7 @@ _EXPECTED = (
 _ID = re.compile(r'[0-9a-f]{64}')
 _PART = re.compile(r'\d+K')
 _BENCHMARKS = ('benchmark-meta.csv', 'benchmark')
-# Pixels of the shorter side.
-_FOLDERS = {'images_8': 270, 'images_4': 540, 'images_2': 1080, 'images': 2160}
 _BASES = ('.', 'nerfstudio', 'colmap')
-_SUFFIXES = ('.png', '.jpg', '.jpeg')
 _FRAMES = 300  # Length of a typical sequence.
 
 
@@ -50,8 +46,8 @@ class Source(posed.Source):
 
   Attributes: those of `posed.Source` and
     resolution: Reduction factor of the pictures to read: 8 for images_8 and so
-      on. By default the smallest pictures of a sequence that cover `size`
-      (images_8 for 256), or the largest if none do or `size` is None.
+      on. By default the smallest pictures of a sequence that cover `size`, by
+      their pixels, or the largest if none do or `size` is None.
     benchmark: Folder of IDs, or file with IDs, that lists the test sequences.
       By default benchmark-meta.csv or the folder benchmark in `source`.
       Sequences that only this folder has are read from it.
@@ -103,26 +99,23 @@ class Source(posed.Source):
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the one clip of a sequence; see the base class."""
     path = epath.Path(item.payload)
-    pictures = self._pictures(path)
-    frames = _cameras(path)
-    if any(frame.distortion for frame in frames.values()):
-      logging.log_first_n(
-        logging.INFO, 'the pictures keep the distortion of the lens', 1
+    bases = [path / base for base in _BASES]
+    names = {None: (), 1: ('images',)}.get(
+      self.resolution, (f'images_{self.resolution}',)
+    )
+    level = captures.level(bases, self.size, names)
+    if level is None:
+      raise UserError(
+        f'{path} has no {names[0] if names else "images_4 or images_8"} with '
+        'pictures, neither itself nor in nerfstudio/ or colmap/; download the '
+        'sequence again'
       )
-    views = []
-    for picture in pictures:
-      frame = frames.pop(picture.stem, None)
-      views.append(
-        posed.View(
-          picture,
-          picture.name,
-          frame.intrinsics if frame else None,
-          frame.world_to_camera if frame else None,
-        )
-      )
-    if frames:
-      logging.warning('%s: %d cameras have no picture', item.id, len(frames))
-    yield self._clip(item.id, views)
+    cameras = _cameras(bases)
+    yield self._clip(
+      item.id,
+      captures.views(level, cameras, item.id, self.min_posed),
+      unposed='no transforms.json',
+    )
 
   def _test_sequences(
     self, root: epath.Path
@@ -149,37 +142,6 @@ class Source(posed.Source):
       raise UserError(f'there is no benchmark {self.benchmark}')
     return None
 
-  def _folders(self) -> list[str]:
-    """Returns the names of picture folders, in order of preference."""
-    if self.resolution is not None:
-      return ['images' if self.resolution == 1 else f'images_{self.resolution}']
-    small = [
-      name
-      for name, side in _FOLDERS.items()
-      if self.size is None or side < self.size
-    ]
-    large = [name for name in _FOLDERS if name not in small]
-    return large + small[::-1]
-
-  def _pictures(self, path: epath.Path) -> list[epath.Path]:
-    """Returns the pictures of a sequence in order."""
-    names = self._folders()
-    for name in names:
-      for base in _BASES:
-        folder = path / base / name
-        if folder.is_dir():
-          pictures = [
-            p
-            for p in folder.iterdir()
-            # Hidden files are not pictures of the data set.
-            if p.suffix.lower() in _SUFFIXES and not p.name.startswith('.')
-          ]
-          return sorted(pictures, key=lambda p: naming.natural(p.name))
-    raise UserError(
-      f'{path} has no {" or ".join(names)}, neither itself nor in nerfstudio/ '
-      'or colmap/; download the sequence again'
-    )
-
 
 def _sequences(folder: epath.Path) -> Iterator[epath.Path]:
   """Yields the folders of sequences in a folder and its PARTs."""
@@ -191,13 +153,15 @@ def _sequences(folder: epath.Path) -> Iterator[epath.Path]:
       yield from (p for p in path.iterdir() if _ID.fullmatch(p.name))
 
 
-def _cameras(path: epath.Path) -> dict[str, camera_files.Frame]:
+def _cameras(bases: Iterable[epath.Path]) -> dict[str, colmap.Image]:
   """Returns the cameras of a sequence by picture name."""
-  for base in _BASES:
-    file = path / base / 'transforms.json'
-    if file.exists():
-      frames = camera_files.read_transforms(file)
-      # The suffix may differ from the suffix of the reduced pictures.
-      return {pathlib.PurePath(frame.path).stem: frame for frame in frames}
-  logging.warning('%s has no transforms.json: no cameras', path)
+  for base in bases:
+    if (file := base / 'transforms.json').exists():
+      return {
+        # The folder is another one for reduced pictures.
+        pathlib.PurePath(frame.path).name: colmap.Image(
+          frame.camera, frame.world_to_camera
+        )
+        for frame in camera_files.read_transforms(file)
+      }
   return {}

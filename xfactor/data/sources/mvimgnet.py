@@ -24,14 +24,14 @@ from etils import epath
 
 from xfactor.data import naming, sources
 from xfactor.data.formats import colmap
-from xfactor.data.sources import posed
+from xfactor.data.sources import captures, listing, posed, pyramid
 from xfactor.errors import UserError
 
 _LAYOUT = 'CATEGORY/ID/images/NNN.jpg as in MVImgNet'
 _LEVELS = 2  # Maximum folders between the source and its categories.
 _FRAMES = 30  # Length of a typical sequence.
-_PICTURE = re.compile(r'[^.].*\.(jpe?g|png)', re.IGNORECASE)
-_OFFICIAL = re.compile(r'\d{3}\.jpg')
+# Not masks and the like. A sequence can have more than 999 frames.
+_OFFICIAL = re.compile(r'\d{3,}\.jpg')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +49,15 @@ class Source(posed.Source):
     """Lists one item per sequence; see the base class."""
     root = posed.folder(self.source, _LAYOUT)
     categories: dict[str, dict[str, str]] = {}
+    repeated: list[sources.Item] = []
     for category in _categories(root):
       sequences = categories.setdefault(category.name, {})
       for path in _subfolders(category):
         place = str(path.relative_to(root))
         if (other := sequences.setdefault(path.name, place)) != place:
-          raise UserError(
-            f'{other} and {place} in {root} are the same sequence; remove one'
-          )
+          id = naming.clip_id(place)
+          problem = f'{other} in {root} is the same sequence'
+          repeated.append(sources.Item(id, problem=problem))
     if not categories:
       raise posed.wrong_layout(root, _LAYOUT)
     return [
@@ -70,17 +71,22 @@ class Source(posed.Source):
         categories.items(), key=lambda entry: naming.natural(entry[0])
       )
       for i, (name, payload) in enumerate(sorted(sequences.items()))
-    ]
+    ] + repeated
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the clip of a sequence; see the base class."""
     path = posed.folder(self.source, _LAYOUT) / item.payload
-    pictures = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
-    registered = _registered(path / 'sparse' / '0')
-    yield self._clip(
-      item.id,
-      (_view(picture, registered.get(picture.name)) for picture in pictures),
-    )
+    level = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
+    cameras, unposed = {}, 'no COLMAP model'
+    try:
+      cameras = colmap.read_model(path / 'sparse' / '0') or {}
+      if cameras:
+        captures.check_named(level, cameras, path / 'sparse' / '0')
+    except UserError as error:
+      logging.warning('%s: no cameras: %s', item.id, error)
+      unposed = 'a COLMAP model that does not fit'
+    views = captures.views(level, cameras, item.id, self.min_posed)
+    yield self._clip(item.id, views, unposed=unposed)
 
 
 def _subfolders(folder: epath.Path) -> list[epath.Path]:
@@ -100,25 +106,9 @@ def _categories(folder: epath.Path, levels: int = _LEVELS) -> list[epath.Path]:
   return found
 
 
-def _pictures(folder: epath.Path) -> list[epath.Path]:
-  found = [path for path in folder.iterdir() if _PICTURE.fullmatch(path.name)]
-  official = [path for path in found if _OFFICIAL.fullmatch(path.name)]
-  return sorted(official or found, key=lambda path: naming.natural(path.name))
-
-
-def _registered(folder: epath.Path) -> dict[str, colmap.Image]:
-  """Returns the images registered by COLMAP, by picture file name."""
-  try:
-    images = colmap.read_model(folder) or {}
-  except UserError as error:
-    logging.warning('No cameras: %s', error)
-    return {}
-  return {name.rpartition('/')[2]: image for name, image in images.items()}
-
-
-def _view(picture: epath.Path, image: colmap.Image | None) -> posed.View:
-  if image is None:
-    return posed.View(picture, picture.name)
-  return posed.View(
-    picture, picture.name, image.camera.intrinsics, image.world_to_camera
+def _pictures(folder: epath.Path) -> pyramid.Level:
+  names = listing.pictures(
+    (path.name for path in folder.iterdir()), captures.SUFFIXES
   )
+  official = [name for name in names if _OFFICIAL.fullmatch(name)]
+  return folder, official or names

@@ -1,17 +1,21 @@
 """Turns pictures and cameras of posed sequences into clips."""
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 
 from xfactor.data import files, images, sources
+from xfactor.data.formats import lens
+from xfactor.data.sources import framing
 from xfactor.errors import UserError
-from xfactor.geometry import cameras
 
 _NAMED = 5  # Maximum number of names in a message.
+_BLACK = 12  # Levels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,8 @@ class View:
       whole picture, or None if unknown.
     world_to_camera: [3, 4] [R|t], or None if unknown.
     timestamp: Seconds, or None if unknown.
+    camera: The camera in place of `intrinsics`, if the size of its pictures and
+      its distortion are known.
   """
 
   picture: epath.Path | bytes
@@ -32,10 +38,18 @@ class View:
   intrinsics: np.ndarray | None = None
   world_to_camera: np.ndarray | None = None
   timestamp: float | None = None
+  camera: lens.Camera | None = None
 
   @property
   def posed(self) -> bool:
-    return self.intrinsics is not None and self.world_to_camera is not None
+    return self.any_camera is not None and self.world_to_camera is not None
+
+  @property
+  def any_camera(self) -> lens.Camera | None:
+    """The camera, for pictures of any size if these are unknown."""
+    if self.camera is not None or self.intrinsics is None:
+      return self.camera
+    return lens.Camera('PINHOLE', 0, 0, self.intrinsics, np.zeros(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +64,10 @@ class Source(sources.Source):
     min_length: Minimum number of frames; shorter sequences are skipped.
     max_megapixels: Maximum size of pictures, millions of pixels; larger ones
       count as unreadable.
+    min_posed: Minimum share of frames with a camera. A clip with fewer loses
+      its cameras; any other clip loses its frames without a camera.
+    undistort: Whether to undo the distortion of lenses, where it is known; None
+      does so for fisheye lenses.
   """
 
   source: str
@@ -57,8 +75,12 @@ class Source(sources.Source):
   quality: int = 95
   min_length: int = 10
   max_megapixels: int = images.MAX_MEGAPIXELS
+  min_posed: float = 0.5
+  undistort: bool | None = None
 
-  def _clip(self, id: str, views: Iterable[View]) -> sources.Clip:
+  def _clip(
+    self, id: str, views: Iterable[View], **options: Any
+  ) -> sources.Clip:
     """Calls `make_clip` with the options of the source."""
     return make_clip(
       id,
@@ -67,6 +89,9 @@ class Source(sources.Source):
       quality=self.quality,
       min_length=self.min_length,
       max_megapixels=self.max_megapixels,
+      min_posed=self.min_posed,
+      undistort=self.undistort,
+      **options,
     )
 
 
@@ -102,11 +127,15 @@ def make_clip(
   quality: int = 95,
   min_length: int = 1,
   max_megapixels: int = images.MAX_MEGAPIXELS,
+  min_posed: float = 0.5,
+  undistort: bool | None = None,
+  drop_black: bool = False,
+  unposed: str = 'no camera is known',
 ) -> sources.Clip:
   """Returns the clip of a posed sequence.
 
-  Unreadable frames are skipped. If at least half of the others have a camera,
-  frames without one are skipped too; otherwise the clip has no cameras.
+  Unreadable frames are skipped. Frames without a camera are skipped if at least
+  `min_posed` of all have one; otherwise the clip has no cameras.
 
   Args:
     id: Id of the clip.
@@ -115,34 +144,56 @@ def make_clip(
     quality: Quality of re-encoded JPEGs.
     min_length: Minimum number of frames.
     max_megapixels: Maximum size of pictures.
+    min_posed: Minimum share of frames with a camera.
+    undistort: As in `framing.frame`.
+    drop_black: Whether to skip frames that are black all over.
+    unposed: Why no frame has a camera, if so.
 
   Raises:
     UserError: If fewer than `min_length` frames remain, or whole pictures have
       different sizes; the message names the first unreadable frame.
   """
   kept: list[View] = []
-  fitted: list[images.Fitted] = []
-  broken: list[str] = []
+  framed: list[framing.Framed] = []
+  lost: dict[str, list[str]] = collections.defaultdict(list)
   total = 0
   for view in views:
     total += 1
     try:
-      picture = images.fit(_bytes(view.picture), size, quality, max_megapixels)
+      frame = framing.frame(
+        _bytes(view.picture),
+        view.any_camera,
+        view.world_to_camera,
+        size=size,
+        quality=quality,
+        max_megapixels=max_megapixels,
+        undistort=undistort,
+      )
     except (images.ImageError, OSError) as error:
-      broken.append(f'{view.name} ({error})')
+      lost['cannot be read'].append(f'{view.name} ({error})')
+      continue
+    except framing.CameraError as error:
+      lost['have the camera of another size'].append(f'{view.name} ({error})')
+      continue
+    if drop_black and _is_black(frame.picture):
+      lost['are black'].append(view.name)
       continue
     # Drops the picture: a sequence can have hundreds of large ones.
     kept.append(dataclasses.replace(view, picture=b''))
-    fitted.append(picture)
-  posed = [view.posed for view in kept]
-  use_cameras = any(posed) and 2 * sum(posed) >= len(kept)
-  if use_cameras and not all(posed):
-    fitted = [f for f, ok in zip(fitted, posed, strict=True) if ok]
+    framed.append(frame)
+  first = next((names[0] for names in lost.values()), None)
+  notes: dict[str, int] = {}
+  posed = sum(view.posed for view in kept)
+  use_cameras = posed > 0 and posed >= min_posed * len(kept)
+  if use_cameras:
+    lost['have no camera'] += [v.name for v in kept if not v.posed]
+    framed = [f for f, v in zip(framed, kept, strict=True) if v.posed]
     kept = [view for view in kept if view.posed]
-  what = f'{len(broken)} cannot be read' if broken else ''
-  if use_cameras and (lost := len(posed) - len(kept)):
-    what += f'{" and " if what else ""}{lost} have no camera'
-  named = f', the first: {broken[0]}' if broken else ''
+  else:
+    why = 'fewer frames than min_posed have one' if posed else unposed
+    notes[f'clips without cameras: {why}'] = 1
+  what = ' and '.join(f'{len(n)} {why}' for why, n in lost.items() if n)
+  named = f', the first: {first}' if first else ''
   if len(kept) < max(min_length, 1):
     raise UserError(
       f'{id} has {len(kept)} usable frames and min_length={min_length}'
@@ -150,25 +201,40 @@ def make_clip(
     )
   if what:
     logging.warning('%s: of %d frames %s%s', id, total, what, named)
-  sizes = {(f.height, f.width) for f in fitted}
+  if posed and not use_cameras:
+    logging.warning(
+      '%s: only %d of %d frames have a camera, fewer than min_posed=%g: the '
+      'clip has no cameras',
+      *(id, posed, len(kept), min_posed),
+    )
+  pictures = [frame.picture for frame in framed]
+  sizes = {(p.height, p.width) for p in pictures}
   if len(sizes) > 1:
     raise UserError(
       f'{id} has pictures of different sizes ({_sizes(sizes)}); give --size to '
       'crop and resize them'
     )
+  notes |= {f'frames left out: {why}': len(n) for why, n in lost.items() if n}
+  for what, count in (
+    ('clips without distortion, which was undone', 'undistorted'),
+    ('clips whose cameras were turned with the pictures', 'turned'),
+  ):
+    if any(getattr(frame, count) for frame in framed):
+      notes[what] = 1
   times = [view.timestamp for view in kept]
   return sources.Clip(
     id=id,
-    frames=[f.data for f in fitted],
-    height=fitted[0].height,
-    width=fitted[0].width,
+    frames=[picture.data for picture in pictures],
+    height=pictures[0].height,
+    width=pictures[0].width,
     timestamps=None if None in times else np.array(times, np.float64),
-    intrinsics=_intrinsics(kept, fitted, size) if use_cameras else None,
-    world_to_camera=(
-      np.stack([view.world_to_camera for view in kept]).astype(np.float32)
-      if use_cameras
-      else None
-    ),
+    intrinsics=_stack(frame.intrinsics for frame in framed)
+    if use_cameras
+    else None,
+    world_to_camera=_stack(frame.world_to_camera for frame in framed)
+    if use_cameras
+    else None,
+    notes=notes,
   )
 
 
@@ -199,19 +265,16 @@ def _bytes(picture: epath.Path | bytes) -> bytes:
   return picture if isinstance(picture, bytes) else picture.read_bytes()
 
 
-def _intrinsics(
-  views: Sequence[View], fitted: Sequence[images.Fitted], size: int | None
-) -> np.ndarray:
-  """Returns float32 [N, 4] normalised intrinsics of the kept frames."""
-  out = []
-  for view, frame in zip(views, fitted, strict=True):
-    intrinsics = np.asarray(view.intrinsics, np.float64)
-    if size is not None:
-      intrinsics = cameras.crop_intrinsics(
-        intrinsics, frame.source_height, frame.source_width
-      )
-    out.append(intrinsics)
-  return np.stack(out).astype(np.float32)
+def _stack(arrays: Iterable[np.ndarray]) -> np.ndarray:
+  return np.stack(list(arrays)).astype(np.float32)
+
+
+def _is_black(picture: images.Fitted) -> bool:
+  """Returns whether no pixel is brighter than the noise of a black JPEG."""
+  # Only such pictures compress this well; others need not be decoded.
+  if len(picture.data) > 0.05 * picture.height * picture.width + 1000:
+    return False
+  return int(images.decode(picture.data).max()) < _BLACK
 
 
 def _sizes(sizes: Iterable[tuple[int, int]]) -> str:

@@ -1,9 +1,10 @@
 """Folders of the same pictures at several sizes: images, images_2, images_4."""
 
-import os
 import pathlib
 import re
 from collections.abc import Sequence
+
+from etils import epath
 
 from xfactor.data import images
 
@@ -11,7 +12,7 @@ _LEVEL = re.compile(r'images(_\d+)?', re.IGNORECASE)
 _RATIO = 0.03  # Maximum relative difference of equal aspect ratios.
 
 # A folder and the names of the pictures in it.
-Level = tuple[os.PathLike[str], Sequence[str]]
+Level = tuple[epath.Path | pathlib.Path, Sequence[str]]
 
 
 def is_level(name: str) -> bool:
@@ -63,7 +64,8 @@ def _size(level: Level) -> tuple[int, int] | None:
   folder, names = level
   for name in sorted(names)[:3]:
     try:
-      return images.stored_size(folder / pathlib.PurePath(name))
+      with (folder / name).open('rb') as file:
+        return images.stored_form(file)[:2]
     except (images.ImageError, OSError):
       continue
   return None

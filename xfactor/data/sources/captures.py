@@ -1,0 +1,191 @@
+"""Captures: folders of pictures, and cameras that name the pictures.
+
+What the sources `colmap`, `transforms`, `dl3dv` and `mvimgnet` share.
+"""
+
+import collections
+import functools
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from absl import logging
+from etils import epath
+
+from xfactor.data import naming, sources
+from xfactor.data.formats import colmap
+from xfactor.data.sources import listing, posed, pyramid
+from xfactor.errors import UserError
+
+SUFFIXES = ('.jpg', '.jpeg', '.png')
+
+
+def level(
+  bases: Iterable[epath.Path], size: int | None, names: Sequence[str] = ()
+) -> pyramid.Level | None:
+  """Returns the best folder of pictures of a capture.
+
+  Args:
+    bases: Folders that may have folders images, images_2, ... of pictures.
+    size: Pixels of the frames; see `pyramid.choose`.
+    names: Names of the folders to choose from, any case; by default all.
+
+  Returns:
+    The folder and its pictures in order, or None if there is none.
+  """
+  found = []
+  for base in bases:
+    for path in sorted(base.iterdir()) if base.is_dir() else ():
+      known = path.name in names if names else pyramid.is_level(path.name)
+      if known and path.is_dir() and (own := pictures(path)):
+        found.append((path, own))
+  return pyramid.choose(found, size) if found else None
+
+
+def pictures(folder: epath.Path) -> list[str]:
+  """Returns the pictures below a folder, relative to it, in natural order."""
+  found = []
+  for below in listing.walk(folder):
+    own = listing.pictures(below.names, SUFFIXES)
+    found += [str(pathlib.PurePath(below.path, name)) for name in own]
+  return sorted(
+    found, key=lambda name: list(map(naming.natural, name.split('/')))
+  )
+
+
+def match(
+  names: Iterable[str], cameras: Mapping[str, colmap.Image]
+) -> dict[str, colmap.Image]:
+  """Returns the cameras of pictures.
+
+  The names of a picture and its camera may have different suffixes, and one may
+  begin with folders that the other lacks. If several fit, that with the most
+  folders and the suffix in common is taken, if it is the only one.
+
+  Args:
+    names: Pictures, relative to their folder.
+    cameras: Cameras by the names that another program gave to the pictures.
+  """
+  by_stem = collections.defaultdict(list)
+  for name in cameras:
+    by_stem[_stem(name)].append(name)
+  fitting: dict[str, list[tuple[int, bool, str]]] = collections.defaultdict(
+    list
+  )
+  for name in names:
+    for other in by_stem.get(_stem(name), ()):
+      if (common := _common(name, other)) is not None:
+        same = name.lower().endswith(pathlib.PurePath(other).name.lower())
+        fitting[name].append((common, same, other))
+  chosen: dict[str, list[tuple[int, bool, str]]] = collections.defaultdict(list)
+  for name, found in fitting.items():
+    best = max(entry[:2] for entry in found)
+    others = [entry[2] for entry in found if entry[:2] == best]
+    if len(others) == 1:
+      chosen[others[0]].append((*best, name))
+  # A camera has one picture: a.jpg, not a.png beside it.
+  out = {}
+  for other, found in chosen.items():
+    best = max(entry[:2] for entry in found)
+    own = [entry[2] for entry in found if entry[:2] == best]
+    if len(own) == 1:
+      out[own[0]] = cameras[other]
+  return out
+
+
+def _stem(name: str) -> str:
+  return pathlib.PurePath(name.replace('\\', '/')).stem.lower()
+
+
+def _common(name: str, other: str) -> int | None:
+  """Returns how many folders two names share at their ends.
+
+  Returns None if they differ before one of them ends.
+  """
+  first, second = (
+    pathlib.PurePath(n.replace('\\', '/').lower()).parts[-2::-1]
+    for n in (name, other)
+  )
+  first, second = ([p for p in parts if p != '/'] for parts in (first, second))
+  same = sum(a == b for a, b in zip(first, second, strict=False))
+  return same if same == min(len(first), len(second)) else None
+
+
+def views(
+  found: pyramid.Level,
+  cameras: Mapping[str, colmap.Image],
+  id: str,
+  min_posed: float = 0.0,
+) -> list[posed.View]:
+  """Returns the pictures of a folder with their cameras.
+
+  If a smaller share of the pictures than `min_posed` has one, no view has one:
+  frames of lenses whose distortion is undone must not be mixed with others.
+  """
+  folder, names = found
+  own = match(names, cameras)
+  if lost := len(cameras) - len(own):
+    logging.warning('%s: %d cameras have no picture', id, lost)
+  if own and len(own) < min_posed * len(names):
+    logging.warning(
+      '%s: only %d of %d pictures have a camera, fewer than min_posed=%g: the '
+      'clip has no cameras',
+      *(id, len(own), len(names), min_posed),
+    )
+    own = {}
+  out = []
+  for name in names:
+    camera, pose = own.get(name, (None, None))
+    out.append(
+      posed.View(folder / name, name, world_to_camera=pose, camera=camera)
+    )
+  return out
+
+
+def check_named(
+  found: pyramid.Level, cameras: Mapping[str, colmap.Image], file: object
+) -> None:
+  """Raises UserError unless a picture of a capture has a camera."""
+  folder, names = found
+  if not match(names, cameras):
+    first = next(iter(cameras), 'nothing')
+    raise UserError(
+      f'{file} has no camera for any of the {len(names)} pictures in {folder}: '
+      f'it names {first}, and the first picture is {names[0]}; rename them or '
+      'restore the model'
+    )
+
+
+def clips(
+  source: posed.Source,
+  id: str,
+  found: pyramid.Level,
+  cameras: dict[str, colmap.Image],
+) -> Iterator[sources.Clip]:
+  """Yields a clip for each folder of pictures of a capture."""
+  folders = list(_by_folder(found))
+
+  def make(name: str, level: pyramid.Level) -> sources.Clip:
+    own = (
+      id if len(folders) == 1 else f'{id}/{naming.clip_id(name or "images")}'
+    )
+    inside = {
+      f'{name}/{picture}' if name else picture: picture for picture in level[1]
+    }
+    matched = match(inside, cameras)
+    here = {inside[key]: camera for key, camera in matched.items()}
+    return source._clip(own, views(level, here, own, source.min_posed))
+
+  yield from posed.bundle(
+    id, (functools.partial(make, *folder) for folder in folders)
+  )
+
+
+def _by_folder(found: pyramid.Level) -> Iterator[tuple[str, pyramid.Level]]:
+  """Yields (name, folder with its own pictures): the cameras of a rig."""
+  folder, names = found
+  groups = collections.defaultdict(list)
+  for name in names:
+    parent, _, own = name.rpartition('/')
+    groups[parent].append(own)
+  for parent, own in groups.items():
+    yield parent, (folder / parent if parent else folder, own)
