@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from xfactor.data import files, images
+from xfactor.data import files, images, looks
 from xfactor.data.records import codec, shards
 
 _EXAMPLES = 3  # Kept per kind of problem.
@@ -190,12 +190,13 @@ def _check_poses(poses: np.ndarray) -> str:
 def read_frames(
   task: Range, clips: Sequence[codec.Clip], depth: bool
 ) -> tuple[Problems, np.ndarray]:
-  """Checks frames of some clips; returns uint64 hashes of the pictures.
+  """Checks frames of some clips; returns hashes of the pictures.
 
-  The hash is 0 if the picture cannot be read.
+  Those are uint64 [2, frames]: of their bytes, 0 if a picture cannot be read,
+  and of their looks, 0 for pictures that are not compared.
   """
   problems = Problems()
-  hashes = np.zeros(task.stop - task.start, np.uint64)
+  hashes = np.zeros((2, task.stop - task.start), np.uint64)
   begin, end = task.first + task.start, task.first + task.stop
   owner = {
     frame: clip
@@ -208,12 +209,17 @@ def read_frames(
   for i, record in task.read(problems):
     clip = owner.get(task.first + i)
     where = f'{task.path}: record {i}'
+    compared = False
     if clip is not None:
       frame = task.first + i - clip.first_frame
       where += f', frame {frame} of clip {clip.id!r}'
-    if image := _check_frame(record, clip, depth, where, problems):
+      compared = frame % looks.EVERY == 0
+    if checked := _check_frame(record, clip, depth, where, problems):
+      image, rgb = checked
       digest = hashlib.blake2b(image, digest_size=8).digest()
-      hashes[i - task.start] = int.from_bytes(digest, 'little')
+      hashes[0, i - task.start] = int.from_bytes(digest, 'little')
+      if compared:
+        hashes[1, i - task.start] = looks.look(rgb)
   return problems, hashes
 
 
@@ -223,11 +229,12 @@ def _check_frame(
   depth: bool,
   where: str,
   problems: Problems,
-) -> bytes | None:
-  """Checks the record of one frame; returns its encoded picture."""
+) -> tuple[bytes, np.ndarray] | None:
+  """Checks the record of one frame; returns its picture, encoded and not."""
   try:
     image = codec.decode_frame(record)
-    height, width = images.decode(image).shape[:2]
+    rgb = images.decode(image)
+    height, width = rgb.shape[:2]
   except (ValueError, images.ImageError) as e:
     problems.add('frame', where, str(e))
     return None
@@ -236,7 +243,7 @@ def _check_frame(
     problems.add('frame size', where, what)
   if depth and (what := _check_depth(record, height, width)):
     problems.add('depth', where, what)
-  return image
+  return image, rgb
 
 
 def _check_depth(record: bytes, height: int, width: int) -> str:

@@ -24,10 +24,18 @@ REMEDIES = {
     'cameras must be OpenCV and intrinsics divided by the image size: '
     f'{_CONVERT}'
   ),
+  'cameras and pictures': (
+    'the cameras may be those of turned, mirrored or cropped pictures, or the '
+    f'scene moves: {_CONVERT}'
+  ),
   'repeated clip id': f'rename or remove one of the two: {_CONVERT}',
   'repeated frames': f'remove one of the two clips: {_CONVERT}',
   'frames in two splits': (
     f'scores on them are meaningless, remove one of the two clips: {_CONVERT}'
+  ),
+  'alike in two splits': (
+    'scores on them are meaningless, give both to one split (--splits): '
+    f'{_CONVERT}'
   ),
   'evaluation index': 'delete the file: it will be made again',
 }
@@ -43,6 +51,8 @@ class Row:
     split: Name of the split; '-' for problems of the whole version.
     clips: Number in the manifest, as are `frames` and `bytes`.
     posed: Number of clips with cameras.
+    epipolar: Median distance of matched features from their epipolar lines in
+      a sample of clips, pixels at 256; None if nothing could be matched.
     problems: Problems found in the split.
   """
 
@@ -53,6 +63,7 @@ class Row:
   frames: int = 0
   bytes: int = 0
   posed: int = 0
+  epipolar: float | None = None
   problems: checks.Problems = dataclasses.field(default_factory=checks.Problems)
 
 
@@ -80,11 +91,12 @@ class Report:
 def table(report: Report) -> str:
   """Formats a report: a table, then one line per kind of problem."""
   head = ('data set', 'version', 'split', 'clips', 'frames', 'MiB', 'cameras')
-  rows = [(*head, 'problems')]
+  rows = [(*head, 'epipolar', 'problems')]
   for row in report.rows:
     cameras = {0: 'no', row.clips: 'yes'}.get(row.posed, f'{row.posed} clips')
     mib = f'{row.bytes / 2**20:.1f}'
-    cells = (row.clips, row.frames, mib, cameras, len(row.problems))
+    fit = '-' if row.epipolar is None else f'{row.epipolar:.2f} px'
+    cells = (row.clips, row.frames, mib, cameras, fit, len(row.problems))
     rows.append((row.name, row.version, row.split, *map(str, cells)))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []
@@ -114,11 +126,13 @@ class Found:
     row: Row of the report for this split.
     clips: Readable clips, without their arrays.
     hashes: uint64 [frames], hashes of the encoded pictures; 0 if unread.
+    looks: uint64 [frames], see `looks.look`; 0 for those not compared.
   """
 
   row: Row
   clips: list[codec.Clip]
   hashes: np.ndarray
+  looks: np.ndarray
 
   def spans(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns the clips' [begin, end) frames as two int64 [clips]."""

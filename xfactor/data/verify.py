@@ -1,11 +1,12 @@
 """Re-reads converted data sets completely and checks them.
 
 Checks files against their manifests, records, frames, the order of the clips,
-cameras and timestamps, the clip index, the evaluation index, and whether a clip
-or its pictures occur twice, in particular in two splits.
+cameras and timestamps, the clip index, the evaluation index, whether a clip or
+its pictures occur twice, in particular in two splits, and whether the cameras
+of some clips fit their pictures.
 
 Worker processes check files, clips and frames, a range of records at a time;
-the main process holds a few numbers per clip and eight bytes per frame.
+the main process holds a few numbers per clip and sixteen bytes per frame.
 """
 
 import dataclasses
@@ -22,7 +23,14 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from xfactor.data import checks, duplicates, files, findings, processes
+from xfactor.data import (
+  checks,
+  duplicates,
+  epipolar,
+  files,
+  findings,
+  processes,
+)
 from xfactor.data.records import shards as shards_lib
 from xfactor.data.records import store
 from xfactor.errors import UserError
@@ -212,8 +220,42 @@ def _verify_version(
       depth = 'depth' in features
       _read_frames_of(found[split], folders[0], frames[split], depth, run, bar)
   _check_evaluation(folders[1], found, problems)
-  duplicates.check_repeated(list(found.values()))
+  whole_files = not (
+    problems or any(out.row.problems for out in found.values())
+  )
+  repeated = duplicates.check_repeated(list(found.values()))
+  if whole_files:
+    root = root.resolve()
+    opened = {
+      split: store.open_split(root.parent, root.name, split, version)
+      for split in splits
+    }
+    for split in splits:
+      _check_fit(opened[split], found[split].row, run)
+    duplicates.check_looks(
+      list(found.values()),
+      lambda split, clip, frame: opened[split].clip_frames(clip, [frame])[0],
+      repeated,
+    )
   return [*(out.row for out in found.values()), *([whole] if problems else [])]
+
+
+def _check_fit(opened: store.FrameStore, row: findings.Row, run: _Map) -> None:
+  """Checks whether the cameras of some clips fit their pictures."""
+  if not row.posed:
+    return
+  clips = epipolar.chosen(opened)
+  errors = list(run(epipolar.error, itertools.repeat(opened), clips))
+  for clip, error in zip(clips, errors, strict=True):
+    if error is not None and error > epipolar.LIMIT:
+      what = (
+        f'matched features are {error:.1f} pixels at {epipolar.SIDE} off where '
+        'the cameras see them'
+      )
+      where = f'clip {opened.clip_id(clip)!r} of {row.split}'
+      row.problems.add('cameras and pictures', where, what)
+  known = [error for error in errors if error is not None]
+  row.epipolar = float(np.median(known)) if known else None
 
 
 def _gather(
@@ -251,7 +293,7 @@ def _read_clips_of(
   row: findings.Row, folder: epath.Path, split: _Split, run: _Map
 ) -> findings.Found:
   """Checks and returns the clips of a split, without frame hashes."""
-  found = findings.Found(row, [], np.zeros(0, np.uint64))
+  found = findings.Found(row, [], *np.zeros((2, 0), np.uint64))
   ranges = _check_files(folder, split, row.problems, run)
   for clips, posed in _gather(run, checks.read_clips, row.problems, ranges):
     found.clips += clips
@@ -275,12 +317,13 @@ def _read_frames_of(
   for r in ranges:
     own = (begin < r.first + r.stop) & (end > r.first + r.start)
     clips.append([found.clips[i] for i in np.flatnonzero(own)])
-  found.hashes = np.zeros(split.records(), np.uint64)
+  found.hashes, found.looks = np.zeros((2, split.records()), np.uint64)
   depths = itertools.repeat(depth)
   hashes = _gather(run, checks.read_frames, problems, ranges, clips, depths)
   for r, part in zip(ranges, hashes, strict=True):
-    found.hashes[r.first + r.start : r.first + r.stop] = part
-    bar.update(len(part))
+    own = slice(r.first + r.start, r.first + r.stop)
+    found.hashes[own], found.looks[own] = part
+    bar.update(part.shape[1])
 
 
 def _check_order(

@@ -155,6 +155,34 @@ def test_summary_counts_what_is_there(tmp_path):
   ]
 
 
+def test_summary_says_what_was_lost(tmp_path, monkeypatch):
+  original = Fake.clips
+
+  def clips(self, item):
+    for clip in original(self, item):
+      if item.payload == 1:
+        clip.intrinsics = clip.world_to_camera = None
+        clip.notes = {'clips without cameras: no model': 1}
+      if item.payload < 3:
+        clip.notes['frames left out: are black'] = 1 + item.payload
+      yield clip
+
+  monkeypatch.setattr(Fake, 'clips', clips)
+  monkeypatch.setattr(Fake, 'ignored', lambda self: {'.txt': 3, '.heic': 12})
+  summary = run(Fake(split='train'), tmp_path)
+  assert summary.splits['train'].unposed == 11
+  assert summary.splits['train'].notes == {
+    'clips without cameras: no model': 1,
+    'frames left out: are black': 6,
+  }
+  report = summary_lib.report(summary)
+  assert report.splitlines()[1].split()[:4] == ['train', '6', '75', '11']
+  assert 'train: frames left out: are black: 6\n' in report
+  assert 'files ignored: 12 .heic, 3 .txt' in report
+  # So does a run that finds it done.
+  assert run(Fake(split='train'), tmp_path).splits == summary.splits
+
+
 def test_manifest_checksums_match_the_files(tmp_path):
 
   run(Fake(), tmp_path)

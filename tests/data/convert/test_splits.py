@@ -18,7 +18,7 @@ def read(tmp_path, content, prefix=''):
   'content',
   [
     {'train': ['a', 'b/c'], 'test': ['d']},
-    {'train': {'a': [0, 5], 'b/c': None}, 'test': {'d': []}},
+    {'train': {'a': [0, 5], 'b/c': {}}, 'test': {'d': []}},
     {'a': 'train', 'b/c': 'train', 'd': 'test'},
   ],
 )
@@ -93,3 +93,15 @@ def test_bad_lists(tmp_path, content, message):
 def test_missing_list(tmp_path):
   with pytest.raises(UserError, match='there is no file .*gone.json'):
     splits.read(str(tmp_path / 'gone.json'))
+
+
+def test_null_entries_are_left_out(tmp_path):
+  """As 720 of the 7,194 in pixelSplat's list for RealEstate10K."""
+  path = tmp_path / 'list.json'
+  path.write_text('{"a": {"context": [1, 2]}, "b": null, "c": null}')
+  lists = splits.read(f'test={path}')
+  assert lists.find('a') == ('test', 'a')
+  assert lists.find('b')[0] is None
+  assert lists.find('d')[0] == 'train'
+  assert not lists.may_hold('c')
+  assert lists.by_split() == {'test': ['a']}

@@ -233,6 +233,16 @@ def test_all_categories():
   assert list(co3dv2.CATEGORIES) == sorted(set(co3dv2.CATEGORIES))
 
 
+def test_black_pictures_are_left_out(tmp_path):
+  write_sequence(tmp_path)
+  for frame in (2, 5):
+    path = tmp_path / image_path('apple', '1_2_3', frame)
+    path.write_bytes(images.encode_jpeg(np.zeros((*LANDSCAPE, 3), np.uint8)))
+  clip = clip_of(tmp_path, min_length=5)
+  assert numbers(clip) == [i for i in range(FRAMES) if i not in (2, 5)]
+  assert clip.notes == {'frames left out: are black': 2}
+
+
 def test_missing_annotations(tmp_path):
   write_sequence(tmp_path)
   write_pictures(tmp_path, 'tv', '1_2_3', 1)

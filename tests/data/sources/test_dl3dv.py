@@ -183,6 +183,25 @@ def test_missing_cameras_and_pictures(tmp_path, warnings):
   assert clip.intrinsics is None
 
 
+def test_a_third_of_the_frames_has_cameras(tmp_path):
+  write_sequence(tmp_path / IDS[0], 15)
+  file = tmp_path / IDS[0] / 'transforms.json'
+  meta = json.loads(file.read_text())
+  meta['frames'] = meta['frames'][10:]
+  file.write_text(json.dumps(meta))
+  source = make(tmp_path)
+  (clip,) = source.clips(source.items()[0])
+  assert len(clip.frames) == 15
+  assert clip.world_to_camera is None
+  assert clip.notes == {
+    'clips without cameras: fewer frames than min_posed have one': 1
+  }
+  source = make(tmp_path, min_posed=0.3, min_length=5)
+  (clip,) = source.clips(source.items()[0])
+  check_cameras(clip, poses(15)[:5])
+  assert clip.notes == {'frames left out: have no camera': 10}
+
+
 def test_resolution(tmp_path):
   """The pixels count: these are 27, 54 and 108 high."""
   folder = tmp_path / IDS[0]

@@ -65,6 +65,17 @@ def test_links(tmp_path):
   assert sorted(found) == ['c', 'd', 'gone', 'z/frames', 'z/sub/v']
 
 
+def test_ignored_files(tmp_path):
+  touch(tmp_path, 'a/1.jpg', 'a/1.HEIC', 'a/2.heic', 'b/v.mp4', 'b/1.jpg')
+  touch(tmp_path, 'README', '.hidden.txt', 'b/v.srt')
+  assert listing.ignored(str(tmp_path), ('.mp4',), ('.jpg',)) == {
+    '.heic': 2,
+    '.srt': 1,
+    'pictures beside videos': 1,
+    'without suffix': 1,
+  }
+
+
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
   touch(tmp_path, 'open/v.mp4', 'closed/v.mp4')
   scandir = os.scandir

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.data import pictures
 from tests.data.formats import test_colmap
@@ -193,7 +194,8 @@ def test_the_model_is_of_other_pictures(tmp_path):
   clip = clip_of(tmp_path)
   assert clip.world_to_camera is None
   assert clip.notes == {
-    'clips without cameras: a COLMAP model that does not fit': 1
+    'cameras without a picture': 12,
+    'clips without cameras: a COLMAP model that does not fit': 1,
   }
 
 
@@ -226,6 +228,23 @@ def test_damaged_picture(tmp_path):
   clip = clip_of(tmp_path)
   pictures.assert_cameras_see(POINT, clip, len(rest))
   assert_shows(clip, rest)
+
+
+def test_a_category_that_cannot_be_listed(tmp_path, monkeypatch):
+  write_sequence(tmp_path / '0' / 'a')
+  (tmp_path / '1').mkdir()
+  cls = type(epath.Path(tmp_path))
+  listed = cls.iterdir
+
+  def iterdir(path):
+    if path.name == '1':
+      raise PermissionError(13, 'Permission denied', str(path))
+    return listed(path)
+
+  monkeypatch.setattr(cls, 'iterdir', iterdir)
+  first, second = mvimgnet.Source(source=str(tmp_path)).items()
+  assert (first.id, first.problem) == ('0/a', None)
+  assert 'Permission denied' in second.problem
 
 
 def test_wrong_folders(tmp_path):

@@ -98,6 +98,7 @@ class Outputs:
         'frames': clip.num_frames,
         'height': clip.height,
         'width': clip.width,
+        'posed': clip.world_to_camera is not None,
         'replaced': clip.replaced,
       }
     )

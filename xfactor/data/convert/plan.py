@@ -31,6 +31,7 @@ class Plan:
   only: tuple[str, ...] | None
   parts: list[list[sources.Item]]
   options: dict[str, Any]
+  ignored: dict[str, int]
 
   @property
   def work(self) -> epath.Path:
@@ -130,6 +131,7 @@ def make_plan(
     lists=lists,
     only=only,
     parts=parts,
+    ignored=source.ignored(),
     options={
       'format': store.FORMAT,
       'source': source.name,

@@ -138,6 +138,7 @@ def finish(
       'clips': len(rows),
       'frames': sum(row['frames'] for row in rows),
       'replaced': sum(row['replaced'] for row in rows),
+      'unposed': sum(row['frames'] for row in rows if not row['posed']),
       'notes': _sum_notes(rows),
       'frames_digest': files_lib.digest(
         [dataclasses.asdict(shard) for shard in frames[split]]
@@ -177,7 +178,9 @@ def finish(
         'splits': own,
         'skipped': [s for part in parts for s in part['skipped']],
         'left_out': sum(part['left_out'] for part in parts),
-        'missing': sorted(ids.keys() - listed),
+        'missing': sorted(k for k in ids if ids[k] and k not in listed),
+        'null_entries': sum(split is None for split in ids.values()),
+        'ignored': plan.ignored,
       },
     )
 

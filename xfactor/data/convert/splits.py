@@ -8,8 +8,10 @@ its keys:
   {ID: ..., ID: ...}  or  [ID, ...]           the list of one split
 
 The last form, that of published lists, does not name its split, so the user
-must: `test=FILE.json`. An ID is the id of a clip, the id of the sequence that
-it was cut from, or the last part of either (`001` for `chair/001`).
+must: `test=FILE.json`. An ID whose value is null is left out: in published
+lists, these are sequences without suitable frames. An ID is the id of a clip,
+the id of the sequence that it was cut from, or the last part of either (`001`
+for `chair/001`).
 """
 
 import collections
@@ -32,10 +34,10 @@ class Lists:
   """Explicit lists of ids.
 
   Attributes:
-    by_id: Split of each listed id.
+    by_id: Split of each listed id; None excludes it.
   """
 
-  def __init__(self, by_id: dict[str, str]):
+  def __init__(self, by_id: dict[str, str | None]):
     self.by_id = by_id
     self._parents = {
       parent for key in by_id for parent in _parents(key) if parent != key
@@ -63,7 +65,8 @@ class Lists:
     """Returns the lists in the first form, sorted."""
     out = collections.defaultdict(list)
     for key, split in sorted(self.by_id.items()):
-      out[split].append(key)
+      if split is not None:
+        out[split].append(key)
     return dict(out)
 
 
@@ -77,7 +80,7 @@ def read(files: str) -> Lists:
     UserError: If a file is missing or has none of the forms, or an id is listed
       for two splits.
   """
-  by_id: dict[str, str] = {}
+  by_id: dict[str, str | None] = {}
   for entry in files.split(','):
     split, equals, path = entry.rpartition('=')
     path = path.strip()
@@ -115,12 +118,12 @@ def _load(path: str) -> Any:
 
 def _pairs(
   path: str, content: Any, split: str | None
-) -> Iterable[tuple[str, str]]:
+) -> Iterable[tuple[str, str | None]]:
   """Yields (id, split) of a list file's content."""
   if split is not None:
     if not _SPLIT.fullmatch(split):
       raise UserError(f'{split!r} is not a split name; use lower case')
-    return [(key, split) for key in _ids(path, content)]
+    return _ids(path, content, split)
   if not isinstance(content, dict):
     raise _nameless(path)
   if all(isinstance(value, str) for value in content.values()):
@@ -133,17 +136,20 @@ def _pairs(
     or not all(isinstance(ids, list | dict) for ids in content.values())
   ):
     raise _nameless(path)
-  return [(k, s) for s, ids in content.items() for k in _ids(path, ids)]
+  return [pair for s, ids in content.items() for pair in _ids(path, ids, s)]
 
 
-def _ids(path: str, content: Any) -> list[str]:
+def _ids(path: str, content: Any, split: str) -> list[tuple[str, str | None]]:
   if not isinstance(content, list | dict) or not all(
     isinstance(key, str) for key in content
   ):
     raise UserError(
       f'{path} must hold a list of ids or an object whose keys are ids'
     )
-  return list(content)
+  if isinstance(content, dict):
+    # Published lists have null for sequences without suitable frames.
+    return [(k, None if v is None else split) for k, v in content.items()]
+  return [(key, split) for key in content]
 
 
 def _nameless(path: str) -> UserError:

@@ -9,12 +9,18 @@ from xfactor.data.convert import plan as plan_lib
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-  """Size of one split; `bytes` is the sum over frames and clips."""
+  """Size of one split.
+
+  `bytes` is the sum over frames and clips, `unposed` the number of frames of
+  clips without cameras, `notes` says what was lost or changed, and how often.
+  """
 
   clips: int
   frames: int
   bytes: int
   replaced: int
+  unposed: int = 0
+  notes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Summary:
     skipped: (item id, reason) of items that could not be converted.
     left_out: Clips that the split lists or `only` exclude.
     missing: Listed ids that no clip has.
+    null_entries: Listed ids that the lists exclude.
+    ignored: Number of files of the source that are not read, by kind.
     seconds: Wall time of this run.
     new_frames: Frames that this run converted (others were done before).
     already: Whether the data set already existed and nothing was done.
@@ -42,6 +50,8 @@ class Summary:
   seconds: float
   new_frames: int
   already: bool = False
+  null_entries: int = 0
+  ignored: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def summary(
@@ -64,6 +74,8 @@ def summary(
           for shard in manifest['splits'][split]['shards']
         ),
         replaced=entry['replaced'],
+        unposed=entry.get('unposed', 0),
+        notes=entry.get('notes', {}),
       )
       for split, entry in frames['splits'].items()
     },
@@ -73,6 +85,8 @@ def summary(
     seconds=seconds,
     new_frames=new_frames,
     already=already,
+    null_entries=frames.get('null_entries', 0),
+    ignored=frames.get('ignored', {}),
   )
 
 
@@ -110,12 +124,13 @@ def _free(plan: plan_lib.Plan) -> str:
 def report(summary: Summary) -> str:
   """Formats the final table."""
   rate = summary.new_frames / max(summary.seconds, 1e-6)
-  head = ('split', 'clips', 'frames', 'MiB', 'replaced')
+  head = ('split', 'clips', 'frames', 'unposed', 'MiB', 'replaced')
   rows = [
     (
       split,
       str(s.clips),
       str(s.frames),
+      str(s.unposed),
       f'{s.bytes / 2**20:.1f}',
       str(s.replaced),
     )
@@ -126,6 +141,8 @@ def report(summary: Summary) -> str:
     '  '.join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
     for row in (head, *rows)
   ]
+  for split, s in sorted(summary.splits.items()):
+    lines += [f'{split}: {what}: {count}' for what, count in s.notes.items()]
   if summary.already:
     lines.append(
       f'already converted: {summary.folder} {summary.version} (give '
@@ -143,6 +160,14 @@ def report(summary: Summary) -> str:
       f'ids of --splits without a clip: {len(summary.missing)}, for instance '
       + ', '.join(summary.missing[:3])
     )
+  if summary.null_entries:
+    lines.append(
+      f'ids that --splits lists as null, left out: {summary.null_entries}'
+    )
+  if summary.ignored:
+    kinds = sorted(summary.ignored.items(), key=lambda entry: -entry[1])
+    named = ', '.join(f'{count} {kind}' for kind, count in kinds)
+    lines.append(f'files ignored: {named}')
   if summary.skipped:
     lines.append(
       f'skipped items: {len(summary.skipped)} (all others are converted)'

@@ -130,6 +130,10 @@ class Source(abc.ABC):
       UserError: If the source folder is missing, empty or has another layout.
     """
 
+  def ignored(self) -> dict[str, int]:
+    """Returns how many files of each kind, for example '.txt', are not read."""
+    return {}
+
   @abc.abstractmethod
   def clips(self, item: Item) -> Iterator[Clip]:
     """Yields the clips of one item; pure: same item, same clips.

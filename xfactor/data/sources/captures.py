@@ -110,35 +110,45 @@ def _common(name: str, other: str) -> int | None:
   return same if same == min(len(first), len(second)) else None
 
 
-def views(
+def make_clip(
+  source: posed.Source,
+  id: str,
   found: pyramid.Level,
   cameras: Mapping[str, colmap.Image],
-  id: str,
-  min_posed: float = 0.0,
-) -> list[posed.View]:
-  """Returns the pictures of a folder with their cameras.
+  unposed: str = 'no camera is known',
+) -> sources.Clip:
+  """Returns the clip of the pictures of a folder and their cameras.
 
-  If a smaller share of the pictures than `min_posed` has one, no view has one:
+  If fewer of the pictures than `source.min_posed` have one, none has one here:
   frames of lenses whose distortion is undone must not be mixed with others.
+
+  Args:
+    source: Source with the options.
+    id: Id of the clip.
+    found: Folder and names of the pictures.
+    cameras: Cameras by name.
+    unposed: Why there are no cameras, if there are none.
   """
   folder, names = found
   own = match(names, cameras)
+  notes = {}
   if lost := len(cameras) - len(own):
     logging.warning('%s: %d cameras have no picture', id, lost)
-  if own and len(own) < min_posed * len(names):
+    notes['cameras without a picture'] = lost
+  if own and len(own) < source.min_posed * len(names):
     logging.warning(
       '%s: only %d of %d pictures have a camera, fewer than min_posed=%g: the '
       'clip has no cameras',
-      *(id, len(own), len(names), min_posed),
+      *(id, len(own), len(names), source.min_posed),
     )
-    own = {}
-  out = []
+    own, unposed = {}, posed.TOO_FEW
+  views = []
   for name in names:
     camera, pose = own.get(name, (None, None))
-    out.append(
+    views.append(
       posed.View(folder / name, name, world_to_camera=pose, camera=camera)
     )
-  return out
+  return source._clip(id, views, unposed=unposed, notes=notes)
 
 
 def check_named(
@@ -173,7 +183,7 @@ def clips(
     }
     matched = match(inside, cameras)
     here = {inside[key]: camera for key, camera in matched.items()}
-    return source._clip(own, views(level, here, own, source.min_posed))
+    return make_clip(source, own, level, here)
 
   yield from posed.bundle(
     id, (functools.partial(make, *folder) for folder in folders)

@@ -67,9 +67,10 @@ class Source(posed.Source):
     if self.resolution not in (None, 1, 2, 4, 8):
       raise UserError(f'resolution={self.resolution} is none of 1, 2, 4 and 8')
     root = posed.folder(self.source, _EXPECTED)
-    paths = {path.name: path for path in _sequences(root)}
+    problems: list[sources.Item] = []
+    paths = {path.name: path for path in _sequences(root, problems)}
     test = self._test_sequences(root)
-    if not (paths or test):
+    if not (paths or test or problems):
       raise posed.wrong_layout(root, _EXPECTED)
     if test is None:
       logging.warning(
@@ -83,7 +84,7 @@ class Source(posed.Source):
       logging.info(
         '%s has %d of the %d sequences of the benchmark', root, found, len(test)
       )
-    if not paths:
+    if not (paths or problems):
       raise posed.wrong_layout(root, _EXPECTED)
     side = self.size or 540
     return [
@@ -94,7 +95,7 @@ class Source(posed.Source):
         size=int(_FRAMES * 30_000 * (side / 256) ** 2),
       )
       for id, path in sorted(paths.items())
-    ]
+    ] + problems
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the one clip of a sequence; see the base class."""
@@ -111,10 +112,8 @@ class Source(posed.Source):
         'sequence again'
       )
     cameras = _cameras(bases)
-    yield self._clip(
-      item.id,
-      captures.views(level, cameras, item.id, self.min_posed),
-      unposed='no transforms.json',
+    yield captures.make_clip(
+      self, item.id, level, cameras, 'no transforms.json'
     )
 
   def _test_sequences(
@@ -127,7 +126,7 @@ class Source(posed.Source):
       places = [root / name for name in _BENCHMARKS]
     for place in places:
       if place.is_dir():
-        ids = {path.name: path for path in _sequences(place)}
+        ids = {path.name: path for path in _sequences(place, [])}
       elif place.exists():
         ids = dict.fromkeys(_ID.findall(place.read_text()))
       else:
@@ -143,14 +142,20 @@ class Source(posed.Source):
     return None
 
 
-def _sequences(folder: epath.Path) -> Iterator[epath.Path]:
-  """Yields the folders of sequences in a folder and its PARTs."""
+def _sequences(
+  folder: epath.Path, problems: list[sources.Item]
+) -> Iterator[epath.Path]:
+  """Yields the folders of sequences in a folder and its PARTs.
+
+  Adds an item to `problems` for each PART that cannot be listed.
+  """
   # Sorted, because an ID may be in two PARTs.
   for path in sorted(folder.iterdir()):
     if _ID.fullmatch(path.name):
       yield path
     elif _PART.fullmatch(path.name):
-      yield from (p for p in path.iterdir() if _ID.fullmatch(p.name))
+      below = posed.listed(path, problems)
+      yield from (p for p in below if _ID.fullmatch(p.name))
 
 
 def _cameras(bases: Iterable[epath.Path]) -> dict[str, colmap.Image]:

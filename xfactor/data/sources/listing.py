@@ -102,6 +102,21 @@ def items(
   return _with_ids(root, found)
 
 
+def ignored(
+  root: str, video_suffixes: tuple[str, ...], picture_suffixes: tuple[str, ...]
+) -> dict[str, int]:
+  """Returns how many files of each kind are in no item; see `items`."""
+  count = collections.Counter()
+  for folder in walk(root):
+    videos = any(n.lower().endswith(video_suffixes) for n in folder.names)
+    for name in folder.names:
+      if name.lower().endswith(picture_suffixes):
+        count['pictures beside videos'] += videos
+      elif not name.lower().endswith(video_suffixes):
+        count[os.path.splitext(name)[1].lower() or 'without suffix'] += 1
+  return dict(+count)
+
+
 def video_item(path: str) -> sources.Item:
   """Returns the item of a single video file."""
   folder, name = os.path.split(path)

@@ -49,16 +49,16 @@ class Source(posed.Source):
     """Lists one item per sequence; see the base class."""
     root = posed.folder(self.source, _LAYOUT)
     categories: dict[str, dict[str, str]] = {}
-    repeated: list[sources.Item] = []
-    for category in _categories(root):
+    problems: list[sources.Item] = []
+    for category in _categories(root, problems):
       sequences = categories.setdefault(category.name, {})
-      for path in _subfolders(category):
+      for path in _subfolders(category, problems):
         place = str(path.relative_to(root))
         if (other := sequences.setdefault(path.name, place)) != place:
           id = naming.clip_id(place)
           problem = f'{other} in {root} is the same sequence'
-          repeated.append(sources.Item(id, problem=problem))
-    if not categories:
+          problems.append(sources.Item(id, problem=problem))
+    if not (categories or problems):
       raise posed.wrong_layout(root, _LAYOUT)
     return [
       sources.Item(
@@ -71,7 +71,7 @@ class Source(posed.Source):
         categories.items(), key=lambda entry: naming.natural(entry[0])
       )
       for i, (name, payload) in enumerate(sorted(sequences.items()))
-    ] + repeated
+    ] + problems
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the clip of a sequence; see the base class."""
@@ -85,24 +85,30 @@ class Source(posed.Source):
     except UserError as error:
       logging.warning('%s: no cameras: %s', item.id, error)
       unposed = 'a COLMAP model that does not fit'
-    views = captures.views(level, cameras, item.id, self.min_posed)
-    yield self._clip(item.id, views, unposed=unposed)
+    yield captures.make_clip(self, item.id, level, cameras, unposed)
 
 
-def _subfolders(folder: epath.Path) -> list[epath.Path]:
+def _subfolders(
+  folder: epath.Path, problems: list[sources.Item]
+) -> list[epath.Path]:
   # Calling is_dir on each path would take hours on gs://.
-  return sorted(path for path in folder.iterdir() if '.' not in path.name)
+  below = posed.listed(folder, problems)
+  return [path for path in below if '.' not in path.name]
 
 
-def _categories(folder: epath.Path, levels: int = _LEVELS) -> list[epath.Path]:
+def _categories(
+  folder: epath.Path, problems: list[sources.Item], levels: int = _LEVELS
+) -> list[epath.Path]:
   """Returns the folders below whose subfolders are sequences."""
   found = []
-  for path in _subfolders(folder):
+  for path in _subfolders(folder, problems):
     if path.is_dir():
-      if any((child / 'images').is_dir() for child in _subfolders(path)):
+      # What cannot be listed is named by the level that is a category.
+      below = _subfolders(path, problems)
+      if any((child / 'images').is_dir() for child in below):
         found.append(path)
       elif levels:
-        found += _categories(path, levels - 1)
+        found += _categories(path, problems, levels - 1)
   return found
 
 

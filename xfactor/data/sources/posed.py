@@ -9,13 +9,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import files, images, sources
+from xfactor.data import files, images, naming, sources
 from xfactor.data.formats import lens
 from xfactor.data.sources import framing
 from xfactor.errors import UserError
 
 _NAMED = 5  # Maximum number of names in a message.
 _BLACK = 12  # Levels.
+# Why a clip has no cameras.
+TOO_FEW = 'fewer frames than min_posed have one'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Source(sources.Source):
     self, id: str, views: Iterable[View], **options: Any
   ) -> sources.Clip:
     """Calls `make_clip` with the options of the source."""
+    options = {'unposed': 'no camera is known'} | options
     return make_clip(
       id,
       views,
@@ -111,6 +114,22 @@ def folder(source: str, expected: str) -> epath.Path:
   return path
 
 
+def listed(
+  folder: epath.Path, problems: list[sources.Item]
+) -> list[epath.Path]:
+  """Returns what is in a folder, sorted.
+
+  If it cannot be listed, adds an item to `problems` that says so, once.
+  """
+  try:
+    return sorted(folder.iterdir())
+  except OSError as error:
+    item = sources.Item(naming.clip_id(folder.name), problem=str(error))
+    if item not in problems:
+      problems.append(item)
+    return []
+
+
 def wrong_layout(path: epath.Path, expected: str) -> UserError:
   """Returns an error with the expected and the actual content of a folder."""
   names = sorted(p.name for p in path.iterdir())
@@ -130,7 +149,8 @@ def make_clip(
   min_posed: float = 0.5,
   undistort: bool | None = None,
   drop_black: bool = False,
-  unposed: str = 'no camera is known',
+  unposed: str | None = None,
+  notes: dict[str, int] | None = None,
 ) -> sources.Clip:
   """Returns the clip of a posed sequence.
 
@@ -147,7 +167,8 @@ def make_clip(
     min_posed: Minimum share of frames with a camera.
     undistort: As in `framing.frame`.
     drop_black: Whether to skip frames that are black all over.
-    unposed: Why no frame has a camera, if so.
+    unposed: Why no frame has a camera, if so and unexpected.
+    notes: What was lost already; see `sources.Clip`.
 
   Raises:
     UserError: If fewer than `min_length` frames remain, or whole pictures have
@@ -182,7 +203,7 @@ def make_clip(
     kept.append(dataclasses.replace(view, picture=b''))
     framed.append(frame)
   first = next((names[0] for names in lost.values()), None)
-  notes: dict[str, int] = {}
+  notes = dict(notes or {})
   posed = sum(view.posed for view in kept)
   use_cameras = posed > 0 and posed >= min_posed * len(kept)
   if use_cameras:
@@ -190,8 +211,9 @@ def make_clip(
     framed = [f for f, v in zip(framed, kept, strict=True) if v.posed]
     kept = [view for view in kept if view.posed]
   else:
-    why = 'fewer frames than min_posed have one' if posed else unposed
-    notes[f'clips without cameras: {why}'] = 1
+    why = TOO_FEW if posed else unposed
+    if why is not None:
+      notes[f'clips without cameras: {why}'] = 1
   what = ' and '.join(f'{len(n)} {why}' for why, n in lost.items() if n)
   named = f', the first: {first}' if first else ''
   if len(kept) < max(min_length, 1):

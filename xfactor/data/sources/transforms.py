@@ -91,7 +91,7 @@ class Source(posed.Source):
       id = item.id
       if len(folders) > 1:
         id = f'{id}/{naming.clip_id(folder.name)}'
-      yield self._clip(id, captures.views(level, cameras, id, self.min_posed))
+      yield captures.make_clip(self, id, level, cameras)
 
 
 def _level(

@@ -91,6 +91,12 @@ class Source(sources.Source):
       )
     return items
 
+  def ignored(self) -> dict[str, int]:
+    """Counts the files that are no frames and no videos; see the base class."""
+    if os.path.isfile(self.source):
+      return {}
+    return listing.ignored(self.source, VIDEO_SUFFIXES, IMAGE_SUFFIXES)
+
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the shots of a video or frame folder; see the base class."""
     if os.path.isfile(self.source):
