@@ -81,7 +81,7 @@ def test_films_in_two_splits(tmp_path, films, expected):
   test_run.run(Films(films=tuple(films)), tmp_path)
   report = verify.verify(tmp_path, 0, quiet=True)
   assert dict(report.problems.counts) == (
-    {'alike in two splits': 1} if expected else {}
+    {'similar in two splits': 1} if expected else {}
   )
   text = findings.table(report)
   for number in expected:

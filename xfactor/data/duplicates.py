@@ -120,7 +120,7 @@ def check_looks(
       continue
     (other, other_clip, _), (row, clip, _) = both
     row.problems.add(
-      'alike in two splits',
+      'similar in two splits',
       f'{row.name} {row.version}',
       f'clip {clip!r} of {row.split} and clip {other_clip!r} of {other.split} '
       'look the same',

@@ -33,7 +33,7 @@ REMEDIES = {
   'frames in two splits': (
     f'scores on them are meaningless, remove one of the two clips: {_CONVERT}'
   ),
-  'alike in two splits': (
+  'similar in two splits': (
     'scores on them are meaningless, give both to one split (--splits): '
     f'{_CONVERT}'
   ),

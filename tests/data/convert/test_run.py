@@ -164,7 +164,7 @@ def test_summary_says_what_was_lost(tmp_path, monkeypatch):
         clip.intrinsics = clip.world_to_camera = None
         clip.notes = {'clips without cameras: no model': 1}
       if item.payload < 3:
-        clip.notes['frames left out: are black'] = 1 + item.payload
+        clip.notes['frames skipped: are black'] = 1 + item.payload
       yield clip
 
   monkeypatch.setattr(Fake, 'clips', clips)
@@ -173,11 +173,11 @@ def test_summary_says_what_was_lost(tmp_path, monkeypatch):
   assert summary.splits['train'].unposed == 11
   assert summary.splits['train'].notes == {
     'clips without cameras: no model': 1,
-    'frames left out: are black': 6,
+    'frames skipped: are black': 6,
   }
   report = summary_lib.report(summary)
   assert report.splitlines()[1].split()[:4] == ['train', '6', '75', '11']
-  assert 'train: frames left out: are black: 6\n' in report
+  assert 'train: frames skipped: are black: 6\n' in report
   assert 'files ignored: 12 .heic, 3 .txt' in report
   # So does a run that finds it done.
   assert run(Fake(split='train'), tmp_path).splits == summary.splits

@@ -20,12 +20,15 @@ from xfactor.data.sources import captures
     (['l/f.png', 'r/f.png'], ['r/f.png'], {'r/f.png': 'r/f.png'}),
     # Which of the two it is, nobody can say.
     (['f.png'], ['l/f.png', 'r/f.png'], {}),
+    (['0.25.png', '0.5.png'], ['0.25', '0.5'], None),
     (['1.jpg'], ['11.jpg', '01.jpg'], {}),
   ],
 )
 def test_match(pictures, cameras, expected):
   camera = lens.make_camera('PINHOLE', 2, 2, [1.0] * 4)
   named = {n: colmap.Image(camera, np.zeros((3, 4))) for n in cameras}
+  if expected is None:
+    expected = dict(zip(pictures, cameras, strict=True))
   found = captures.match(pictures, named)
   assert {
     p: n for p in found for n in named if named[n] is found[p]

@@ -240,7 +240,7 @@ def test_black_pictures_are_left_out(tmp_path):
     path.write_bytes(images.encode_jpeg(np.zeros((*LANDSCAPE, 3), np.uint8)))
   clip = clip_of(tmp_path, min_length=5)
   assert numbers(clip) == [i for i in range(FRAMES) if i not in (2, 5)]
-  assert clip.notes == {'frames left out: are black': 2}
+  assert clip.notes == {'frames skipped: are black': 2}
 
 
 def test_missing_annotations(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from tests.data.convert.test_run import bucket  # noqa: F401
 from tests.data.formats import test_colmap
 from tests.data.sources.test_mvimgnet import (
   CENTRE,
@@ -81,7 +82,7 @@ def test_frames_without_a_camera_are_left_out(tmp_path):
   write_model(tmp_path / 'a' / 'sparse' / '0', names(4))
   (clip,) = clips_of(tmp_path, 'a', min_length=4)
   pictures.assert_cameras_see(POINT, clip, 4)
-  assert clip.notes == {'frames left out: have no camera': 6}
+  assert clip.notes == {'frames skipped: have no camera': 6}
   (clip,) = clips_of(tmp_path, 'a', min_posed=0.5)
   assert clip.world_to_camera is None
   assert len(clip.frames) == COUNT
@@ -161,3 +162,10 @@ def test_wrong_folders(tmp_path):
   (tmp_path / 'walk').mkdir()
   with pytest.raises(UserError, match='holds walk; expected COLMAP projects'):
     items_of(tmp_path)
+
+
+def test_projects_in_a_bucket(bucket):  # noqa: F811
+  write_pictures(bucket / 'captures' / 'a' / 'images')
+  write_model(bucket / 'captures' / 'a' / 'sparse' / '0', names())
+  (clip,) = clips_of('gs://captures', 'a')
+  pictures.assert_cameras_see(POINT, clip, COUNT)

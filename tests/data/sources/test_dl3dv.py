@@ -199,7 +199,7 @@ def test_a_third_of_the_frames_has_cameras(tmp_path):
   source = make(tmp_path, min_posed=0.3, min_length=5)
   (clip,) = source.clips(source.items()[0])
   check_cameras(clip, poses(15)[:5])
-  assert clip.notes == {'frames left out: have no camera': 10}
+  assert clip.notes == {'frames skipped: have no camera': 10}
 
 
 def test_resolution(tmp_path):

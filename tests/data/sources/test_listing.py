@@ -71,7 +71,7 @@ def test_ignored_files(tmp_path):
   assert listing.ignored(str(tmp_path), ('.mp4',), ('.jpg',)) == {
     '.heic': 2,
     '.srt': 1,
-    'pictures beside videos': 1,
+    'pictures next to videos': 1,
     'without suffix': 1,
   }
 

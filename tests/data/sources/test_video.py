@@ -171,6 +171,7 @@ def test_long_shots_become_consecutive_clips(tmp_path):
   assert clips[1].timestamps[0] == pytest.approx(0.8, abs=2e-3)
   clips, _ = convert(tmp_path, max_length=20, min_length=11)
   assert [len(clip.frames) for clip in clips] == [20, 20]
+  assert clips[1].notes == {'frames skipped: in shots below min_length': 10}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ its keys:
   {ID: ..., ID: ...}  or  [ID, ...]           the list of one split
 
 The last form, that of published lists, does not name its split, so the user
-must: `test=FILE.json`. An ID whose value is null is left out: in published
+must: `test=FILE.json`. An ID whose value is null is excluded: in published
 lists, these are sequences without suitable frames. An ID is the id of a clip,
 the id of the sequence that it was cut from, or the last part of either (`001`
 for `chair/001`).

@@ -162,7 +162,7 @@ def report(summary: Summary) -> str:
     )
   if summary.null_entries:
     lines.append(
-      f'ids that --splits lists as null, left out: {summary.null_entries}'
+      f'ids that --splits lists as null, excluded: {summary.null_entries}'
     )
   if summary.ignored:
     kinds = sorted(summary.ignored.items(), key=lambda entry: -entry[1])

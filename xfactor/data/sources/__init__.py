@@ -94,7 +94,7 @@ class Clip:
       unit (0 = unknown), or None.
     replaced: Number of unreadable frames replaced by a neighbour.
     notes: What else was lost or changed, and how often, for example
-      {'frames left out: cannot be read': 2}; summed up for each split.
+      {'frames skipped: cannot be read': 2}; summed up for each split.
   """
 
   id: str

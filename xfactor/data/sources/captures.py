@@ -6,6 +6,7 @@ What the sources `colmap`, `transforms`, `dl3dv` and `mvimgnet` share.
 import collections
 import functools
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
@@ -17,6 +18,7 @@ from xfactor.data.sources import listing, posed, pyramid
 from xfactor.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
+_SUFFIX = re.compile(r'\.[A-Za-z]\w*$')
 
 
 def level(
@@ -27,7 +29,7 @@ def level(
   Args:
     bases: Folders that may have folders images, images_2, ... of pictures.
     size: Pixels of the frames; see `pyramid.choose`.
-    names: Names of the folders to choose from, any case; by default all.
+    names: Names of the folders to choose from; by default all of these.
 
   Returns:
     The folder and its pictures in order, or None if there is none.
@@ -82,7 +84,7 @@ def match(
     others = [entry[2] for entry in found if entry[:2] == best]
     if len(others) == 1:
       chosen[others[0]].append((*best, name))
-  # A camera has one picture: a.jpg, not a.png beside it.
+  # A camera has one picture: a.jpg, not a.png of the same name.
   out = {}
   for other, found in chosen.items():
     best = max(entry[:2] for entry in found)
@@ -93,7 +95,8 @@ def match(
 
 
 def _stem(name: str) -> str:
-  return pathlib.PurePath(name.replace('\\', '/')).stem.lower()
+  # Not `stem`: names without a suffix may have dots, as 0.25 has.
+  return _SUFFIX.sub('', name.replace('\\', '/').rpartition('/')[2]).lower()
 
 
 def _common(name: str, other: str) -> int | None:

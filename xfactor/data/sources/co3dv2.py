@@ -13,7 +13,7 @@ the first 90 % of them, sorted, are for training and the rest for testing.
 Cameras with a non-positive focal length or a translation beyond 1e5 are
 failures of COLMAP and count as unknown. The hidden test views of the CO3D
 challenge are black pictures in the official files (in the test parts of the
-lists `fewview_test` and `manyview_test_0`); they are left out.
+lists `fewview_test` and `manyview_test_0`); they are skipped.
 """
 
 import collections

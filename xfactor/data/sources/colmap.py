@@ -42,7 +42,7 @@ _FRAMES = 100  # Length of a typical capture.
 class Source(posed.Source):
   """Clips of COLMAP projects, named by their folders.
 
-  Attributes: those of `posed.Source`; all frames without a camera are left out,
+  Attributes: those of `posed.Source`; all frames without a camera are skipped,
   unless `min_posed` is larger than 0.
   """
 

@@ -6,8 +6,13 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from xfactor.data import naming, sources
+from etils import epath
+
+from xfactor.data import files, naming, sources
 from xfactor.data.sources import pyramid
+
+# Surely files.
+_PICTURES = ('.jpg', '.jpeg', '.png')
 
 
 class Folder(NamedTuple):
@@ -30,6 +35,9 @@ def walk(root: str | os.PathLike[str]) -> Iterator[Folder]:
   Follows symbolic links, after all folders that are not behind one: a folder
   goes by its own name, and loops end.
   """
+  if files.is_remote(root):
+    yield from _walk_remote(epath.Path(root), '.')
+    return
   seen: set[tuple[int, int]] = set()
   waiting, links = collections.deque(['.']), collections.deque()
   while waiting or links:
@@ -56,6 +64,21 @@ def walk(root: str | os.PathLike[str]) -> Iterator[Folder]:
     yield Folder(relative, names)
 
 
+def _walk_remote(folder: epath.Path, relative: str) -> Iterator[Folder]:
+  """Does the same in a bucket, which has no links."""
+  names, folders = [], []
+  for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    if not path.name.startswith('.'):
+      # Asking about each picture would be slow.
+      known = path.name.lower().endswith(_PICTURES)
+      is_folder = not known and path.is_dir()
+      (folders if is_folder else names).append(path.name)
+  yield Folder(relative, names)
+  for name in folders:
+    below = os.path.normpath(os.path.join(relative, name))
+    yield from _walk_remote(folder / name, below)
+
+
 def pictures(names: Iterable[str], suffixes: tuple[str, ...]) -> list[str]:
   """Returns the names of pictures in natural order, without hidden files."""
   kept = [
@@ -74,7 +97,7 @@ def items(
 ) -> list[sources.Item]:
   """Returns an item for each video and each folder of pictures.
 
-  Pictures beside videos are no frames. Folders such as images, images_2 and
+  Pictures next to videos are no frames. Folders such as images, images_2 and
   images_4 with the same pictures are one item.
 
   Args:
@@ -111,7 +134,7 @@ def ignored(
     videos = any(n.lower().endswith(video_suffixes) for n in folder.names)
     for name in folder.names:
       if name.lower().endswith(picture_suffixes):
-        count['pictures beside videos'] += videos
+        count['pictures next to videos'] += videos
       elif not name.lower().endswith(video_suffixes):
         count[os.path.splitext(name)[1].lower() or 'without suffix'] += 1
   return dict(+count)

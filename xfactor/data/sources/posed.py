@@ -236,7 +236,7 @@ def make_clip(
       f'{id} has pictures of different sizes ({_sizes(sizes)}); give --size to '
       'crop and resize them'
     )
-  notes |= {f'frames left out: {why}': len(n) for why, n in lost.items() if n}
+  notes |= {f'frames skipped: {why}': len(n) for why, n in lost.items() if n}
   for what, count in (
     ('clips without distortion, which was undone', 'undistorted'),
     ('clips whose cameras were turned with the pictures', 'turned'),

@@ -3,8 +3,8 @@
 Reads all files transforms*.json below one folder: those of nerfstudio,
 instant-ngp and Blender's NeRF scenes. The paths of their pictures are relative
 to the file, may lack a suffix (`./train/r_0`), and may be of another machine:
-then the folder of that name beside the file is read. Folders images_2,
-images_4, ... beside `images` are the same pictures at other sizes.
+then the folder of that name next to the file is read. Folders images_2,
+images_4, ... next to `images` are the same pictures at other sizes.
 
 Each folder of pictures of a file is a clip, in natural order. All clips of the
 files in one folder are in one split. `train_filenames` and the like, which
@@ -34,7 +34,7 @@ _FRAMES = 100  # Length of a typical capture.
 class Source(posed.Source):
   """Clips of captures, named by their folders.
 
-  Attributes: those of `posed.Source`; all frames without a camera are left out,
+  Attributes: those of `posed.Source`; all frames without a camera are skipped,
   unless `min_posed` is larger than 0.
   """
 
@@ -97,7 +97,7 @@ class Source(posed.Source):
 def _level(
   base: epath.Path, folder: pathlib.PurePath, size: int | None
 ) -> pyramid.Level | None:
-  """Returns the folder of pictures that a file beside it in `base` means."""
+  """Returns the folder of pictures that a file in `base` means."""
   if not folder.name or folder.name == '..':
     own = listing.pictures((p.name for p in base.iterdir()), captures.SUFFIXES)
     return (base, own) if own else None

@@ -22,6 +22,7 @@ video has no frames for more than half a second, a new shot begins instead.
 Clips in which most frames are replaced are skipped.
 """
 
+import collections
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator
@@ -107,11 +108,13 @@ class Source(sources.Source):
       self._from_folder(path) if os.path.isdir(path) else self._from_video(path)
     )
     clips, longest, total, stand_ins = 0, 0, 0, 0
+    last, lost = None, collections.Counter()
     for shot in self._shots(pictures):
       longest, total = max(longest, len(shot)), total + len(shot)
       replaced = sum(frame.replaced for frame in shot)
       stand_ins += replaced
       if len(shot) < self.min_length:
+        lost['frames skipped: in shots below min_length'] += len(shot)
         continue
       if 2 * replaced > len(shot):
         logging.warning(
@@ -120,9 +123,12 @@ class Source(sources.Source):
           replaced,
           len(shot),
         )
+        lost['frames skipped: in mostly unreadable shots'] += len(shot)
         continue
       times = [frame.time for frame in shot]
-      yield sources.Clip(
+      if last is not None:
+        yield last
+      last = sources.Clip(
         id=f'{item.id}/{clips:03d}',
         frames=[frame.jpeg for frame in shot],
         height=self.size,
@@ -131,6 +137,9 @@ class Source(sources.Source):
         replaced=replaced,
       )
       clips += 1
+    if last is not None:
+      last.notes.update(lost)
+      yield last
     if not clips and 2 * stand_ins > total:
       raise UserError(
         f'{stand_ins} of the {total} frames kept of {path} cannot be read; '
