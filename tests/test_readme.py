@@ -726,7 +726,7 @@ BLOCKS = {
   ),
   'docs/contributing.md: Add a data set': Run(
     {
-      'posed.clip_id(item.id), views)': 'posed.clip_id(item.id), views)\n\n\n'
+      'naming.clip_id(item.id), views)': 'naming.clip_id(item.id), views)\n\n\n'
       "source = Source('panels', min_length=1, size=None)\n"
       '(clip,) = (x for i in source.items() for x in source.clips(i))\n'
       'assert len(clip.frames) == 2\n'

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from xfactor.data import files
+from xfactor.data import files, naming
 from xfactor.data import images as images_lib
 from xfactor.data.formats import camera_files, colmap
-from xfactor.data.sources import posed
 from xfactor.errors import UserError
 from xfactor.evaluation.oracles import base
 from xfactor.geometry import cameras
@@ -162,7 +161,7 @@ def _read(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
       f'{path} holds no cameras; the file oracle reads .npz, transforms.json, '
       "RealEstate10K's .txt and folders with COLMAP's cameras and images files"
     )
-  names = sorted(found, key=posed.natural)
+  names = sorted(found, key=naming.natural)
   return np.array([found[name] for name in names]).reshape(-1, 3, 4), None
 
 
