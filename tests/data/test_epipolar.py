@@ -1,10 +1,13 @@
 """Cameras that do not fit their pictures are found, others are not."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from xfactor.data import epipolar, images
+from tests.data.convert import test_run
+from xfactor.data import epipolar, findings, images, sources, verify
 from xfactor.data.records import codec, store
 from xfactor.geometry import cameras
 
@@ -131,3 +134,29 @@ def test_cameras_at_one_place():
   moved = seen + [0, 3 / 256]
   errors = epipolar.epipolar_errors(uv, moved, *both, size)
   np.testing.assert_allclose(errors, 3, rtol=0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walks(test_run.Fake):
+  """Clips of a walk, of which the second is turned and its cameras are not."""
+
+  def clips(self, item):
+    frames, poses = views()
+    if item.payload == 1:
+      frames = [np.rot90(frame) for frame in frames]
+    yield sources.Clip(
+      f'walk-{item.payload}',
+      [images.encode_jpeg(np.ascontiguousarray(frame)) for frame in frames],
+      *(SIDE, SIDE),
+      intrinsics=np.tile(np.float32(INTRINSICS), (len(frames), 1)),
+      world_to_camera=poses.astype(np.float32),
+    )
+
+
+def test_verification_names_the_clip(tmp_path):
+  test_run.run(Walks(count=2, split='train'), tmp_path)
+  report = verify.verify(tmp_path, 0, quiet=True)
+  assert dict(report.problems.counts) == {'cameras and pictures': 1}
+  text = findings.table(report)
+  assert "clip 'walk-1' of train: matched features are" in text
+  assert f'{report.rows[0].epipolar:.2f} px' in text
