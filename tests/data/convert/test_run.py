@@ -178,6 +178,7 @@ def test_summary_says_what_was_lost(tmp_path, monkeypatch):
   report = summary_lib.report(summary)
   assert report.splitlines()[1].split()[:4] == ['train', '6', '75', '11']
   assert 'train: frames skipped: are black: 6\n' in report
+  assert 'without cameras: no model: 1 (clip-001)\n' in report
   assert 'files ignored: 12 .heic, 3 .txt' in report
   # So does a run that finds it done.
   assert run(Fake(split='train'), tmp_path).splits == summary.splits
@@ -432,6 +433,17 @@ def test_converting_twice(tmp_path):
   assert snapshot(tmp_path) == before
   run(Fake(size=8), tmp_path, overwrite=True)
   assert store_lib.open_split(tmp_path, 'fake', 'train').height[0] == 8
+
+
+def test_options_that_are_new_since_the_conversion(tmp_path):
+  run(Fake(), tmp_path)
+  path = tmp_path / 'fake/frames/1.0.0/manifest.json'
+  manifest = files.read_json(path)
+  del manifest['options']['delay']
+  files.write_json(path, manifest)
+  assert run(Fake(), tmp_path).already
+  with pytest.raises(UserError, match='delay was 0.0 and is now 0.1'):
+    run(Fake(delay=0.1), tmp_path)
 
 
 def test_hash_split_keeps_clips_where_they_were(tmp_path):

@@ -137,12 +137,12 @@ def make_plan(
       'source': source.name,
       'source_version': source.version,
       'options': {
-        f.name: _plain(getattr(source, f.name))
+        f.name: plain(getattr(source, f.name))
         for f in dataclasses.fields(source)
       },
       'test_fraction': test_fraction,
       'lists': files.digest(lists.by_id) if lists else None,
-      'only': _plain(only),
+      'only': plain(only),
       'items': files.digest(
         [(i.id, i.split, i.size) for part in parts for i in part]
       ),
@@ -174,10 +174,10 @@ def _may_be_wanted(
   return not (only and item.split and item.split not in only)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """Returns a value as it is after a round trip through JSON."""
   if isinstance(value, tuple | list):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, bool | int | float | str | None):
     return value
   return str(value)

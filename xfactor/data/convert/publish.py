@@ -20,6 +20,7 @@ from xfactor.data.records import shards as shards_lib
 
 _PLACEHOLDER = 'folder'
 _ASIDE = '.deleted-'
+_MOST_NAMED = 1000  # Clips per note in the manifest.
 
 
 def fill_splits(
@@ -140,6 +141,7 @@ def finish(
       'replaced': sum(row['replaced'] for row in rows),
       'unposed': sum(row['frames'] for row in rows if not row['posed']),
       'notes': _sum_notes(rows),
+      'noted_clips': _noted_clips(rows),
       'frames_digest': files_lib.digest(
         [dataclasses.asdict(shard) for shard in frames[split]]
       ),
@@ -190,6 +192,16 @@ def _sum_notes(rows: list[dict[str, Any]]) -> dict[str, int]:
   for row in rows:
     total.update(row['notes'])
   return dict(sorted(total.items()))
+
+
+def _noted_clips(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+  """Returns the clips that notes on whole clips are about."""
+  out = collections.defaultdict(list)
+  for row in rows:
+    for what in row['notes']:
+      if what.startswith('clips') and len(out[what]) < _MOST_NAMED:
+        out[what].append(row['id'])
+  return dict(sorted(out.items()))
 
 
 def _name_frames(

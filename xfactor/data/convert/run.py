@@ -25,6 +25,7 @@ change their split when clips are added.
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -92,7 +93,7 @@ def convert(
       publish.discard(plan)
     done = plan.version in folders.versions(data_dir, plan.name)
     if done and not overwrite and not (plan.work / 'options.json').exists():
-      _check_same(plan)
+      _check_same(plan, source)
       return summary.summary(plan, time.monotonic() - start, 0, already=True)
     _open_work(plan, overwrite)
     try:
@@ -148,10 +149,17 @@ def _finish_parts(
   publish.publish(plan)
 
 
-def _check_same(plan: plan_lib.Plan) -> None:
+def _check_same(plan: plan_lib.Plan, source: sources.Source) -> None:
   """Raises UserError if the data set was made with other options."""
   old = files.read_json(plan.root / 'frames' / plan.version / 'manifest.json')
   old = {key: old.get(key) for key in plan.options}
+  # Earlier versions of the source had fewer options.
+  defaults = {
+    field.name: plan_lib.plain(field.default)
+    for field in dataclasses.fields(source)
+    if field.default is not dataclasses.MISSING
+  }
+  old['options'] = defaults | old['options']
   if old != plan.options:
     raise UserError(
       f'{plan.root} {plan.version} already exists, made with other '

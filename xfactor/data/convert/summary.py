@@ -6,13 +6,16 @@ import shutil
 from xfactor.data import files
 from xfactor.data.convert import plan as plan_lib
 
+_NAMED = 5  # Clips that a line of the report names.
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
   """Size of one split.
 
   `bytes` is the sum over frames and clips, `unposed` the number of frames of
-  clips without cameras, `notes` says what was lost or changed, and how often.
+  clips without cameras, `notes` says what was lost or changed, and how often,
+  `noted_clips` names the clips where it is whole clips.
   """
 
   clips: int
@@ -21,6 +24,7 @@ class SplitSummary:
   replaced: int
   unposed: int = 0
   notes: dict[str, int] = dataclasses.field(default_factory=dict)
+  noted_clips: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,7 @@ def summary(
         replaced=entry['replaced'],
         unposed=entry.get('unposed', 0),
         notes=entry.get('notes', {}),
+        noted_clips=entry.get('noted_clips', {}),
       )
       for split, entry in frames['splits'].items()
     },
@@ -142,7 +147,12 @@ def report(summary: Summary) -> str:
     for row in (head, *rows)
   ]
   for split, s in sorted(summary.splits.items()):
-    lines += [f'{split}: {what}: {count}' for what, count in s.notes.items()]
+    for what, count in s.notes.items():
+      clips = s.noted_clips.get(what, [])
+      named = ', '.join(clips[:_NAMED]) + ', ...' * (count > _NAMED)
+      lines.append(
+        f'{split}: {what}: {count}' + (f' ({named})' if clips else '')
+      )
   if summary.already:
     lines.append(
       f'already converted: {summary.folder} {summary.version} (give '

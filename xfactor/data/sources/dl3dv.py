@@ -55,9 +55,7 @@ class Source(posed.Source):
 
   name: ClassVar[str] = 'dl3dv'
   version: ClassVar[str] = '1.0.0'
-  description: ClassVar[str] = (
-    'DL3DV-10K with COLMAP cameras; lens distortion is not undone.'
-  )
+  description: ClassVar[str] = 'DL3DV-10K with COLMAP cameras.'
 
   resolution: int | None = None
   benchmark: str | None = None

@@ -13,6 +13,7 @@ divide the pictures of one scene, are not used.
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -80,7 +81,9 @@ class Source(posed.Source):
       camera = colmap.Image(frame.camera, frame.world_to_camera)
       folders[path.parent][path.name] = camera
 
-    for folder, cameras in folders.items():
+    def make(
+      folder: pathlib.PurePath, cameras: dict[str, colmap.Image]
+    ) -> sources.Clip:
       level = _level(file.parent, folder, self.size)
       if level is None:
         raise UserError(
@@ -91,7 +94,11 @@ class Source(posed.Source):
       id = item.id
       if len(folders) > 1:
         id = f'{id}/{naming.clip_id(folder.name)}'
-      yield captures.make_clip(self, id, level, cameras)
+      return captures.make_clip(self, id, level, cameras)
+
+    yield from posed.bundle(
+      str(file), (functools.partial(make, *entry) for entry in folders.items())
+    )
 
 
 def _level(
