@@ -575,6 +575,9 @@ BLOCKS = {
   'docs/data.md: Convert': Run(
     {'/raw/re10k': 'raw/re10k', '=/data': '=all'}, leaves=('all/re10k/clips',)
   ),
+  'docs/data.md: Your own captures with cameras': Elsewhere(
+    'needs captures; tests/data/sources has small ones'
+  ),
   'docs/data.md: Browse': SERVES,
   'docs/data.md: ViZDoom, from start to end': Run(
     {
