@@ -58,7 +58,7 @@ import re
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from benchmarks import (
   checkpoint,
   convert,
@@ -74,20 +74,17 @@ from benchmarks import (
   start,
   step,
 )
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.data import files
 from xfactor.data.records import store
 from xfactor.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Recipe; default: configs/tiny.py, for `rays` configs/srt_tiny.py.',
-  lock_config=True,
+_CONFIG = parsing.define_config(
+  'Recipe; default: configs/tiny.py, for `rays` configs/srt_tiny.py.'
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Pairs of runs.', lower_bound=1)
 _COMPILES = flags.DEFINE_integer(
@@ -345,7 +342,7 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], doc: str) -> list[str]:
   """Parses flags, before or after the names of benchmarks."""
   flags.FLAGS.set_gnu_getopt()
   if not any(re.match('--?config(=|$)', argument) for argument in argv):
@@ -353,8 +350,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     # errors are reported.
     recipe = 'srt_tiny' if 'rays' in argv else 'tiny'
     argv = [argv[0], f'--config={ROOT / f"configs/{recipe}.py"}', *argv[1:]]
-  return cli.parse_flags(argv)
+  return parsing.parse(argv, doc, words=True)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse_flags)
+  cli.run(main, _parse_flags)

@@ -27,17 +27,15 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.nn import sharding
 from xfactor.training import aot
 from xfactor.training import build as builds
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe, for example configs/mv.py.', lock_config=True
-)
+_CONFIG = parsing.define_config('Recipe, for example configs/mv.py.')
 _TOPOLOGY = flags.DEFINE_list(
   'topology',
   None,
@@ -50,7 +48,7 @@ _SEARCH = flags.DEFINE_bool(
   'search', False, 'Find the largest batch that fits.'
 )
 _JSON = flags.DEFINE_string('json', None, 'JSON file to write the numbers to.')
-flags.mark_flags_as_required(['config', 'topology'])
+flags.mark_flag_as_required('topology')
 
 # Policies of config.model.remat by increasing recomputation, for --search, and
 # the largest number of examples per chip that it tries.
@@ -152,4 +150,4 @@ def main(_) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

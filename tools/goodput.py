@@ -7,11 +7,12 @@ xfactor/training/telemetry/goodput.py. Exit codes: 0 printed, 2 bad input (one
 line on stderr says what).
 """
 
+import functools
 import json
 
-from absl import app, flags
+from absl import flags
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.errors import UserError
 from xfactor.training.telemetry import goodput
 
@@ -63,4 +64,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main, functools.partial(parsing.parse, words=True))

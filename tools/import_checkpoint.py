@@ -25,10 +25,9 @@ Exit codes: 0 done, 2 bad input (one line on stderr says what).
 """
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.exchange import convert as exchange_convert
 from xfactor.exchange import snapshot
 
@@ -42,9 +41,7 @@ _TO = flags.DEFINE_enum(
   snapshot.FORMATS,
   'Format to write; default: a run of this code.',
 )
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe of the written run.', lock_config=True
-)
+_CONFIG = parsing.define_config('Recipe of the written run.', required=False)
 _CONTEXTS = flags.DEFINE_integer(
   'contexts',
   None,
@@ -81,4 +78,4 @@ def main(_) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -7,11 +7,12 @@ file that can be mailed and opened offline. It names what a run lacks. Exit
 codes: 0 written, 2 bad input (one line on stderr says what).
 """
 
+import functools
 from importlib import resources
 
-from absl import app, flags
+from absl import flags
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.errors import UserError
 from xfactor.evaluation.reports import html
 from xfactor.evaluation.reports.runs import (
@@ -64,4 +65,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main, functools.partial(parsing.parse, words=True))

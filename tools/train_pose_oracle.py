@@ -9,20 +9,18 @@ Exit codes: 0 passed, 1 not passed (the oracle refuses the file), 2 bad input
 (one line on stderr says what), 130 stopped by Ctrl-C (nothing is written).
 """
 
-from absl import app, flags
+from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.errors import UserError
 from xfactor.evaluation.oracles.learned import gate as gate_lib
 from xfactor.evaluation.oracles.learned import oracle as learned_oracle
 from xfactor.evaluation.oracles.learned import training as learned_training
 from xfactor.training import data
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe.', lock_config=True
-)
+_CONFIG = parsing.define_config('Recipe.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the weights.')
 
 
@@ -54,4 +52,4 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from transfer_suite import members, running, suites, tables
 
@@ -215,4 +215,4 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

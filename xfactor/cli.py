@@ -3,13 +3,16 @@
 import contextlib
 import importlib.util
 import os
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
-from absl import flags, logging
+from absl import app, flags
 
+from xfactor import parsing, streams
 from xfactor.errors import UserError
 from xfactor.training.resilience import shutdown
 
@@ -30,38 +33,27 @@ _HEARTBEAT = flags.DEFINE_integer(
 _PATIENCE = 20.0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses absl flags; for bad flags, prints one line and exits with code 2.
+def run(
+  main: Callable[[list[str]], int | None],
+  parse: Callable[..., list[str]] = parsing.parse,
+) -> None:
+  """Runs a command; exits with the code that `main` returns.
 
-  A supervisor restarts on other codes, which does not fix a wrong flag.
+  Args:
+    main: Function that takes the words of the command line that are not flags.
+    parse: Function that parses flags; takes the command line and the docstring
+      of the module of `main`.
   """
+  streams.survive()
+  doc = sys.modules[main.__module__].__doc__
   try:
-    rest = flags.FLAGS(argv)
-    if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
-      # Config files are loaded lazily: this access shows errors here.
-      flags.FLAGS['config'].value.is_locked  # noqa: B018
-    if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # Orbax logs much at INFO.
-    return rest
-  except (flags.Error, UserError) as e:
-    message = str(e)
-  except (AttributeError, KeyError) as e:
-    # Locked configs raise: 'stesp'\nDid you mean "steps" instead of "stesp"?
-    answer = str(e).replace('\\n', ' ').strip('\'"').replace("'", '', 1)
-    message = (
-      f'the recipe or an override has no such key: {answer} (all keys are in '
-      'xfactor/config.py)'
-    )
-  except OSError as e:
-    # The last line of ml_collections' message has the path and the cause.
-    cause = str(e).strip().split('\n')[-1].strip()
-    message = f'cannot load the recipe: {cause}'
-  except SyntaxError as e:
-    message = f'{e.filename}, line {e.lineno}: {e.msg}'
-  except (ImportError, TypeError, ValueError) as e:
-    message = ' '.join(str(e).split())
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+    app.run(main, flags_parser=lambda argv: parse(argv, doc))
+  except SystemExit as e:
+    if e.code in (shutdown.EXIT_CODE, 128 + signal.SIGINT):
+      shutdown.leave_cluster()
+      # Threads of JAX may still compile: Python's own exit would crash.
+      shutdown.leave(e.code)
+    raise
 
 
 @contextlib.contextmanager
@@ -101,6 +93,7 @@ def initialize_distributed() -> None:
       raise UserError(
         'give --coordinator, --processes and --process together, or none'
       )
+    check_cluster(*given)
     _join(*given)
   elif _in_cluster():
     _join()
@@ -108,6 +101,37 @@ def initialize_distributed() -> None:
     # Outside Google Cloud, assume a single TPU host.
     with contextlib.suppress(ValueError, OSError):
       _join()
+
+
+def check_cluster(coordinator: str, processes: int, process: int) -> None:
+  """Raises UserError for flags with which JAX would wait, or abort."""
+  if not 0 <= process < processes:
+    raise UserError(
+      f'--process={process} must be from 0 to {processes - 1}, because of '
+      f'--processes={processes}'
+    )
+  host, _, port = coordinator.rpartition(':')
+  host = host.strip('[]')
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise UserError(
+      f'--coordinator={coordinator} must be HOST:PORT of process 0'
+    )
+  try:
+    socket.getaddrinfo(host, int(port))
+  except OSError as e:
+    raise UserError(
+      f'the host of --coordinator={coordinator} cannot be found '
+      f'({e.strerror}); give the name or the address of process 0'
+    ) from e
+  if process == 0:
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+      socket.create_server(('', int(port)), family=family).close()
+    except OSError as e:
+      raise UserError(
+        f'port {port} of --coordinator={coordinator} cannot be used '
+        f'({e.strerror}): another process may have it; give another port'
+      ) from e
 
 
 def split_cpu(devices: int) -> None:

@@ -5,6 +5,7 @@ A test checks that every leaf is used. Recipes are locked, so that a misspelled
 """
 
 import dataclasses
+import math
 import pathlib
 import runpy
 import typing
@@ -72,12 +73,12 @@ class Data:
   image_size: int = limits.at_least(256, 11)  # The window of SSIM.
   image_width: int | None = limits.at_least(None, 11)
   contexts: int = limits.at_least(1, 1)
-  ramp_steps: int = 50_000
-  min_length: int = 10
+  ramp_steps: int = limits.at_least(50_000, 0)
+  min_length: int = limits.at_least(10, 1)
   threads: int = limits.at_least(8, 0)
   workers: int = limits.at_least(0, 0)
   prefetch: int = limits.at_least(8, 1)
-  max_bad_fraction: float = 0.01
+  max_bad_fraction: float = limits.between(0.01, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Train:
   max_skipped: int = limits.at_least(10, 1)
   spike_factor: float = limits.at_least(0.0, 0)
   watchdog_minutes: float = limits.at_least(30.0, 0)
-  profile_at: int | None = None
+  profile_at: int | None = limits.at_least(None, 0)
   profile_steps: int = limits.at_least(5, 1)
 
 
@@ -175,6 +176,7 @@ def base(method: str = 'xfactor') -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
   """Raises UserError if a value of the recipe is out of range."""
+  limits.check_finite(config)
   method = registry.get(config.method)
   limits.check(config, limits.of(Recipe))
   for section, cls in (
@@ -190,6 +192,14 @@ def check(config: ConfigDict) -> None:
       limits.of(cls) | method.limits().get(section, {}),
       f'{section}.',
     )
+  if 'augmentation' in config.objective:
+    limits.check(
+      config.objective.augmentation,
+      limits.of(type(method.objective().augmentation)),
+      'objective.augmentation.',
+    )
+  for name, part in config.data.mix.items():
+    limits.check(part, {'weight': (0, math.inf)}, f'data.mix.{name}.')
   if config.init_networks not in ('both', 'pose_encoder'):
     raise UserError(
       f'config.init_networks={config.init_networks!r}: choose "both" or '

@@ -25,6 +25,7 @@ import sys
 
 from absl import app, flags
 
+from xfactor import parsing, streams
 from xfactor.data import findings, preview, sources, verify
 from xfactor.data.convert import options, plan, splits
 from xfactor.data.convert import run as convert_run
@@ -185,15 +186,12 @@ def main(argv: list[str]) -> int:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses absl flags; the rest are options of the data set."""
-  try:
-    return flags.FLAGS(argv, known_only=True)
-  except flags.Error as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+  return parsing.parse(argv, __doc__, known_only=True)
 
 
 def run() -> None:
   """Runs the command `xfactor-convert`."""
+  streams.survive()
   app.run(main, flags_parser=_parse_flags)
 
 

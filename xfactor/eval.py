@@ -12,19 +12,16 @@ probe. Exit codes are those of xfactor.main.
 import contextlib
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.errors import UserError
 from xfactor.evaluation import oracles
 from xfactor.evaluation import run as evaluation_run
 from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.training.resilience import shutdown
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe of the run.', lock_config=True
-)
+_CONFIG = parsing.define_config('Recipe of the run.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _STEP = flags.DEFINE_string(
   'step', 'latest', 'Checkpoint: latest, a number, or all (not evaluated yet).'
@@ -54,7 +51,7 @@ _INCEPTION = flags.DEFINE_string(
 _PROBE = flags.DEFINE_bool(
   'probe', False, 'Train and test a pose probe; needs cameras.'
 )
-flags.mark_flags_as_required(['config', 'workdir'])
+flags.mark_flag_as_required('workdir')
 
 
 def _make(name: str | None, options: str) -> oracles_base.PoseOracle | None:
@@ -91,7 +88,7 @@ def main(_) -> int:
 
 def run() -> None:
   """Runs the command `xfactor-eval`."""
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)
 
 
 if __name__ == '__main__':

@@ -6,20 +6,18 @@ SIGTERM or Ctrl-C and saved, 137 killed because it hung, 2 bad input (explained
 in one line on stderr), 1 other errors. Run it again after 42 and 137.
 """
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
-from xfactor import cli
+from xfactor import cli, parsing
 from xfactor.training import build as builds
 from xfactor.training import held_out, loop
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe, e.g. configs/tiny.py.', lock_config=True
-)
+_CONFIG = parsing.define_config('The recipe, e.g. configs/tiny.py.')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run: checkpoints, logs, pictures.'
 )
-flags.mark_flags_as_required(['config', 'workdir'])
+flags.mark_flag_as_required('workdir')
 
 
 def _make_probe(config: ConfigDict, build: builds.Build) -> held_out.Probe:
@@ -39,7 +37,7 @@ def main(_) -> int:
 
 def run() -> None:
   """Runs the command `xfactor-train`."""
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)
 
 
 if __name__ == '__main__':

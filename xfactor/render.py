@@ -24,7 +24,7 @@ Exit codes are those of xfactor.main.
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from xfactor import api, cli
@@ -195,7 +195,7 @@ def _refuse(holders: Sequence[flags.FlagHolder], what: str) -> None:
 
 def run() -> None:
   """Runs the command `xfactor-render`."""
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)
 
 
 if __name__ == '__main__':

@@ -154,9 +154,7 @@ def pretend(config, devices):
   yield aot.Report('split', needed <= 20, 1, needed, 20)
 
 aot.compile_recipe = pretend
-compile_tpu.app.run(
-  compile_tpu.main, flags_parser=compile_tpu.cli.parse_flags
-)
+compile_tpu.cli.run(compile_tpu.main)
 """
 
 

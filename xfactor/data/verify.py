@@ -15,7 +15,6 @@ import io
 import itertools
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from xfactor import streams
 from xfactor.data import (
   checks,
   duplicates,
@@ -200,13 +200,11 @@ def _verify_version(
     problems.add('manifest', path, what)
   splits = sorted(frames.keys() & clips.keys())
   found = {}
-  with tqdm.tqdm(
+  with streams.progress(
     total=sum(frames[split].frames for split in splits),
     desc=f'{whole.name} {version}',
     unit='frame',
     disable=quiet,
-    # Keeps log files short.
-    mininterval=0.5 if sys.stderr.isatty() else 30,
   ) as bar:
     for split in splits:
       row = dataclasses.replace(whole, split=split, problems=checks.Problems())

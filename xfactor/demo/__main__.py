@@ -16,7 +16,7 @@ import os
 import signal
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
 from xfactor import api, cli
 from xfactor.data.convert import run as convert_run
@@ -105,7 +105,7 @@ def _serve() -> None:
 
 def run() -> None:
   """Runs the command `xfactor-demo`."""
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)
 
 
 if __name__ == '__main__':

@@ -32,10 +32,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 from etils import epath
 from jaxtyping import UInt8
 
+from xfactor import streams
 from xfactor.data import files, images, rerender
 from xfactor.data.records import store as store_lib
 from xfactor.evaluation import pairs as pairs_lib
@@ -148,7 +148,7 @@ def evaluate(
     )
   targets, found, moments, shown = {}, {}, {}, {}
   judged, candidates = [], []
-  bar = tqdm.tqdm(total=len(pairs), desc='pairs', disable=not progress)
+  bar = streams.progress(total=len(pairs), desc='pairs', disable=not progress)
   for begin in range(0, len(pairs), _CHUNK):
     motions, scenes = zip(*pairs[begin : begin + _CHUNK], strict=True)
     pictures = drawing.rows(motions, scenes)

@@ -7,12 +7,12 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
+from xfactor import streams
 from xfactor.data.images import centre_crop_resize
 from xfactor.errors import UserError
 from xfactor.inference import restore
@@ -283,7 +283,7 @@ class Model:
     out = []
     with (
       jax.set_mesh(self._mesh),
-      tqdm.tqdm(
+      streams.progress(
         total=count, desc=name, leave=False, disable=not self._progress
       ) as bar,
     ):

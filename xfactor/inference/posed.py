@@ -19,12 +19,12 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, UInt8
 
+from xfactor import streams
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 from xfactor.inference import restore
@@ -212,7 +212,7 @@ class PosedModel:
     pictures, depths = [], []
     with (
       jax.set_mesh(self._build.mesh),
-      tqdm.tqdm(
+      streams.progress(
         total=count, desc='pictures', leave=False, disable=not self._progress
       ) as bar,
     ):

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
+from xfactor import limits
 from xfactor.methods import scores
 from xfactor.nn.functional import Params
 
@@ -54,8 +55,8 @@ class Method(abc.ABC):
   def settings(self) -> dict[str, dict[str, Any]]:
     """Returns the method's own default settings, by section."""
 
-  def limits(self) -> dict[str, dict[str, float]]:
-    """Returns the smallest values of the method's own settings, by section."""
+  def limits(self) -> dict[str, dict[str, limits.Range]]:
+    """Returns the ranges of the method's own settings, by section."""
     return {}
 
   @abc.abstractmethod

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from xfactor import limits
 from xfactor.data.views import Views
 from xfactor.errors import UserError
 from xfactor.methods import base, clip_scores, distances
@@ -39,15 +41,16 @@ class ClipMethod(base.Method):
       },
     }
 
-  def limits(self) -> dict[str, dict[str, float]]:
-    return {'eval': {'pairs': 0, 'targets': 2, 'transfer_window': 0}}
+  def limits(self) -> dict[str, dict[str, limits.Range]]:
+    shares = ('flip_prob', 'mirror_prob', 'gap_sigma')
+    least = {'pairs': 0, 'targets': 2, 'transfer_window': 0}
+    return {
+      'data': dict.fromkeys(shares, (0, 1)),
+      'eval': {key: (value, math.inf) for key, value in least.items()},
+    }
 
   def check(self, config: ConfigDict) -> None:
     data, patch = config.data, config.model.patch_size
-    if not 0 <= data.mirror_prob <= 1:
-      raise UserError(
-        f'config.data.mirror_prob={data.mirror_prob} must be between 0 and 1'
-      )
     for name in ('image_size', 'image_width'):
       size = data[name]
       if size is not None and (size % patch or size // patch % 2):

@@ -6,6 +6,8 @@ from typing import Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xfactor import limits
+
 
 class Perceptual(Protocol):
   """Perceptual distance of images in [-1, 1], one number per image."""
@@ -26,8 +28,8 @@ class Distances:
       see `metrics.lpips.lpips`.
   """
 
-  l1_weight: float = 1.0
-  lpips_weight: float = 0.5
+  l1_weight: float = limits.at_least(1.0, 0)
+  lpips_weight: float = limits.at_least(0.5, 0)
   lpips_dtype: str = 'mixed'
 
 

@@ -41,14 +41,14 @@ class Config:
 
   name: str = 'adamw'
   decay: str = 'cosine'
-  learning_rate: float = 4e-4
-  initial_learning_rate: float = 1e-12
-  final_learning_rate: float = 1e-4
+  learning_rate: float = limits.at_least(4e-4, 0)
+  initial_learning_rate: float = limits.at_least(1e-12, 0)
+  final_learning_rate: float = limits.at_least(1e-4, 0)
   warmup_steps: int = limits.at_least(4000, 0)
-  weight_decay: float = 5e-3
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
+  weight_decay: float = limits.at_least(5e-3, 0)
+  b1: float = limits.between(0.9, 0, 1)
+  b2: float = limits.between(0.95, 0, 1)
+  eps: float = limits.at_least(1e-8, 0)
   clip_norm: float = limits.at_least(1.0, 0)
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import tqdm
 from ml_collections import ConfigDict
 
+from xfactor import streams
 from xfactor.data.pipeline import training as pipeline_training
 from xfactor.errors import UserError
 from xfactor.methods import scores as methods_scores
@@ -165,13 +165,12 @@ def _train(
   )
   log = log_lib.Log(build, requests, spikes, diagnosis)
   bar = owned(
-    tqdm.tqdm(
+    streams.progress(
       total=steps,
       initial=first,
       unit='step',
       desc='train',
       disable=not main_process,
-      mininterval=0.5 if sys.stderr.isatty() else 30,
     )
   )
   with interrupted.deferred():

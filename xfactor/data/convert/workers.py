@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
-import tqdm
 from absl import logging
 
+from xfactor import streams
 from xfactor.data import processes, sources
 from xfactor.data.convert import claims as claims_lib
 from xfactor.data.convert import part as part_lib
@@ -90,7 +90,7 @@ class _Bar:
     self, plan: plan_lib.Plan, progress: part_lib.Progress, quiet: bool
   ):
     self._progress = progress
-    self._bar = tqdm.tqdm(
+    self._bar = streams.progress(
       total=sum(map(len, plan.parts)),
       desc=plan.name,
       unit='item',
@@ -106,7 +106,8 @@ class _Bar:
       f'{frames} frames, {rate:.0f} frames/s', refresh=False
     )
     self._bar.update(sum(self._progress.items) - self._bar.n)
-    self._bar.refresh()
+    if sys.stderr.isatty():
+      self._bar.refresh()
 
   def close(self) -> None:
     self.update()

@@ -1,11 +1,13 @@
 """SRT as a method."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from xfactor import limits
 from xfactor.data.views import SetViews
 from xfactor.errors import UserError
 from xfactor.methods import base as methods_base
@@ -58,8 +60,8 @@ class SRT(methods_base.Method):
       },
     }
 
-  def limits(self) -> dict[str, dict[str, float]]:
-    return {'data': {'targets': 0}, 'eval': {'rays': 0}}
+  def limits(self) -> dict[str, dict[str, limits.Range]]:
+    return {'data': {'targets': (0, math.inf)}, 'eval': {'rays': (0, math.inf)}}
 
   def check(self, config: ConfigDict) -> None:
     data, objective = config.data, config.objective

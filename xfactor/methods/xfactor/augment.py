@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from xfactor import limits
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -27,14 +29,14 @@ class Config:
     blur_taps: Length of the Gaussian kernel in pixels, odd.
   """
 
-  jitter_prob: float = 0.9
-  brightness: float = 0.2
-  contrast: float = 0.2
-  saturation: float = 0.2
-  hue: float = 0.05
-  blur_prob: float = 0.3
+  jitter_prob: float = limits.between(0.9, 0, 1)
+  brightness: float = limits.at_least(0.2, 0)
+  contrast: float = limits.at_least(0.2, 0)
+  saturation: float = limits.at_least(0.2, 0)
+  hue: float = limits.at_least(0.05, 0)
+  blur_prob: float = limits.between(0.3, 0, 1)
   blur_sigma: tuple[float, float] = (0.1, 2.0)
-  blur_taps: int = 7
+  blur_taps: int = limits.at_least(7, 1)
 
 
 @jax.tree_util.register_dataclass

@@ -1,10 +1,12 @@
 """XFactor as a method."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from xfactor import limits
 from xfactor.data.views import Shifted
 from xfactor.errors import UserError
 from xfactor.methods import clip_scores, clips
@@ -30,8 +32,10 @@ class XFactor(clips.ClipMethod):
     settings['data'].update(offset_prob=0.0, offset=1)
     return settings
 
-  def limits(self) -> dict[str, dict[str, float]]:
-    return super().limits() | {'data': {'offset': 1, 'offset_prob': 0}}
+  def limits(self) -> dict[str, dict[str, limits.Range]]:
+    own = super().limits()
+    own['data'] |= {'offset': (1, math.inf), 'offset_prob': (0, 1)}
+    return own
 
   def check(self, config: ConfigDict) -> None:
     super().check(config)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
+from xfactor import limits
 from xfactor.methods import distances, view_order
 from xfactor.methods.base import StepKind
 from xfactor.methods.xfactor import augment, contrast
@@ -39,8 +40,8 @@ class Config(distances.Distances):
       time, as input of B; `config.data.offset_prob`.
   """
 
-  unmasked_prob: float = 0.05
-  self_target_prob: float = 0.05
+  unmasked_prob: float = limits.between(0.05, 0, 1)
+  self_target_prob: float = limits.between(0.05, 0, 1)
   augmentation: augment.Config = augment.Config()
   contrast: str = ''
   shifted: bool = False

@@ -176,10 +176,18 @@ def handling() -> Iterator[Interruption]:
     os.close(wake)
 
 
+def leave_cluster() -> None:
+  """Signs off from the other processes of the run, if there are any."""
+  if distributed.global_state.client is not None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      jax.distributed.shutdown()
+
+
 def leave(code: int) -> None:
   """Ends the process and its workers, whatever its threads are doing."""
   for child in multiprocessing.active_children():
     child.kill()
-  with contextlib.suppress(OSError, ValueError):
-    sys.stdout.flush()
+  for stream in sys.stdout, sys.stderr:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      stream.flush()
   os._exit(code)
