@@ -83,6 +83,11 @@ def test_importing_the_package_starts_no_backend(tmp_path):
     (['--config=configs/tiny.py', '--config.model.heads=5'], 'model.heads'),
     (['--config=configs/sm.py', '--config.data.dir=/none'], 'convert_data'),
     (['--config=configs/tiny.py', '--processes=2'], '--coordinator'),
+    (['--config=configs/tiny.py', 'config.train.steps=5'], 'write --config'),
+    (
+      ['--config=configs/tiny.py', '--config.optimizer.learning_rate=nan'],
+      'optimizer.learning_rate',
+    ),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, said):
@@ -98,6 +103,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, said):
   assert len(lines) == 1
   assert said in lines[0]
   assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_recipe_with_mistakes_is_named(tmp_path):
@@ -143,7 +149,8 @@ def test_train_then_evaluate(tmp_path):
     assert words in done.stdout
   assert 'loss' in done.stderr  # The progress bar.
   assert 'frames/s' in done.stderr
-  done = run('-m', 'xfactor.eval', *arguments, '--step=3')
+  # Without --config: by the run's own recipe.
+  done = run('-m', 'xfactor.eval', arguments[1], '--step=3')
   assert done.returncode == 0, done.stderr
   assert 'step 3' in done.stdout
   page = tmp_path / 'run/eval/00000003/index.html'
@@ -151,7 +158,7 @@ def test_train_then_evaluate(tmp_path):
   assert page.stat().st_size > 10_000
   done = fork('-m', 'xfactor.eval', *arguments, '--config.model.pose_dim=8')
   assert done.returncode == 2
-  assert 'another model' in done.stderr
+  assert 'model.pose_dim: 4 -> 8' in done.stderr
   for file in (tmp_path / 'run/checkpoints/6/state').rglob('*'):
     if file.is_file() and 'ocdbt' in file.name:
       file.write_bytes(b'')

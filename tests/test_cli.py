@@ -1,6 +1,7 @@
 """How the binaries join a cluster, and how they end."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +87,37 @@ def test_hosts_with_tpus_are_joined(joined, monkeypatch):
   finally:
     jax.config.update('jax_platforms', platforms)
   assert len(joined) == 1
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+  ('cluster', 'said'),
+  [
+    (('localhost:{}', 2, 2), '--process=2 must be from 0 to 1'),
+    (('localhost:{}', 2, -1), '--process=-1 must be from 0 to 1'),
+    (('localhost', 2, 0), 'must be HOST:PORT'),
+    (('localhost:http', 2, 0), 'must be HOST:PORT'),
+    (('no-such-host.invalid:{}', 2, 1), 'cannot be found'),
+  ],
+)
+def test_clusters_that_cannot_be_are_refused(cluster, said):
+  coordinator, *rest = cluster
+  with pytest.raises(UserError, match=said):
+    cli.check_cluster(coordinator.format(free_port()), *rest)
+
+
+def test_a_busy_port_is_refused_by_the_process_that_opens_it():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    coordinator = f'127.0.0.1:{server.getsockname()[1]}'
+    with pytest.raises(UserError, match='cannot be used .* another port'):
+      cli.check_cluster(coordinator, 2, 0)
+    cli.check_cluster(coordinator, 2, 1)
+  cli.check_cluster(f'127.0.0.1:{free_port()}', 2, 0)
 
 
 def test_who_waits_for_others_is_told_what_to_do(joined, monkeypatch, capsys):

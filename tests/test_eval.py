@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import pytest
 
 from tests.training import small
 from xfactor.errors import UserError
+from xfactor.evaluation import own_recipe
 from xfactor.evaluation import run as evaluation_run
 from xfactor.training import build, held_out
 from xfactor.training.resilience import checkpoints
@@ -80,6 +82,92 @@ def test_following_ends_with_the_last_update(
   assert len(waited) == 2
   # Started again, there is nothing left to do.
   assert not list(steps(tmp_path, which, follow=True))
+
+
+def test_the_recipe_of_a_run_is_that_of_its_newest_checkpoint(tmp_path, state):
+  with pytest.raises(UserError, match='no checkpoint in .* --config=FILE'):
+    own_recipe.get_config(str(tmp_path))
+  save(tmp_path, state, 2, 4)
+  found = own_recipe.get_config(str(tmp_path))
+  assert not own_recipe.overrides(found, tmp_path, 2)
+  assert not own_recipe.overrides(CONFIG, tmp_path, 2)
+  assert found.eval.to_dict() == CONFIG.eval.to_dict()
+
+
+@pytest.mark.parametrize('setting', ['eval__examples', 'data__image_size'])
+def test_overrides_are_named_and_have_their_own_folder(
+  tmp_path, state, setting
+):
+  save(tmp_path, state, 2)
+  other = small.recipe('elsewhere', **{setting: 16, 'train__steps': 9})
+  found = own_recipe.overrides(other, tmp_path, 2)
+  assert found == {setting.replace('__', '.'): 16}
+  variant = own_recipe.variant(found)
+  assert held_out.file(tmp_path, 2, variant) != held_out.file(tmp_path, 2)
+  assert variant != own_recipe.variant({**found, 'eval.window': 3})
+
+
+def test_another_model_of_the_same_shapes_is_refused(tmp_path, state):
+  save(tmp_path, state, 2)
+  other = small.recipe('data', model__tie_qk=True)
+  with pytest.raises(UserError, match='model.tie_qk: False -> True'):
+    own_recipe.overrides(other, tmp_path, 2)
+  other.unlock().allow_change = True
+  assert own_recipe.overrides(other, tmp_path, 2) == {'model.tie_qk': True}
+
+
+class Scores(evaluation_run.Evaluation):
+  """An evaluation under which training deletes a checkpoint."""
+
+  def __init__(self, workdir, deletes):
+    self._workdir, self._deletes = workdir, deletes
+
+  def is_done(self, step):
+    return held_out.file(self._workdir, step).exists()
+
+  def __call__(self, step):
+    if step == self._deletes:
+      shutil.rmtree(self._workdir / f'checkpoints/{step}')
+      raise UserError('it is gone')
+    evaluated(self._workdir, step)
+    return step
+
+
+def pages(workdir, evaluate, which='all', **options):
+  return list(
+    evaluation_run.pages(evaluate, CONFIG, str(workdir), which, **options)
+  )
+
+
+def test_checkpoints_that_training_deletes_are_passed_over(
+  tmp_path, state, capsys
+):
+  save(tmp_path, state, 1, 2, 6)
+  assert pages(tmp_path, Scores(tmp_path, 2), follow=True) == [1, 6]
+  assert 'step 2 has been deleted by the run' in capsys.readouterr().out
+
+
+def test_checkpoints_that_cannot_be_read_are_an_error(tmp_path, state):
+  save(tmp_path, state, 1)
+  with pytest.raises(UserError, match='it is gone'):
+    pages(tmp_path, Scores(tmp_path, 1), which='1')
+
+
+def test_following_ends_with_the_run_and_says_what_it_waits_for(
+  tmp_path, state, monkeypatch, capsys
+):
+  """The run has six updates, whatever the recipe of the evaluation says."""
+  save(tmp_path, state, 2)
+  monkeypatch.setattr(
+    evaluation_run.time, 'sleep', lambda _: save(tmp_path, state, 6)
+  )
+  longer = small.recipe('data', train__steps=99)
+  evaluate = Scores(tmp_path, None)
+  found = evaluation_run.pages(
+    evaluate, longer, str(tmp_path), 'all', follow=True
+  )
+  assert list(found) == [2, 6]
+  assert 'after step 2; the run ends with step 6' in capsys.readouterr().out
 
 
 def test_anything_else_is_refused(tmp_path):

@@ -124,9 +124,12 @@ def check_cluster(coordinator: str, processes: int, process: int) -> None:
       f'({e.strerror}); give the name or the address of process 0'
     ) from e
   if process == 0:
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-      socket.create_server(('', int(port)), family=family).close()
+      socket.create_server(
+        ('', int(port)), family=family, dualstack_ipv6=both
+      ).close()
     except OSError as e:
       raise UserError(
         f'port {port} of --coordinator={coordinator} cannot be used '

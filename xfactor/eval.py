@@ -1,10 +1,12 @@
-"""Evaluates a run: python -m xfactor.eval --config=FILE --workdir=DIR.
+"""Evaluates a run: python -m xfactor.eval --workdir=DIR [--config=FILE].
 
 Scores a checkpoint on the fixed held-out examples of the recipe's data sets and
 writes eval/STEP.json, pictures and a page, eval/STEP/index.html, into the run's
-folder. The default is the newest checkpoint; --step=N selects one, --step=all
-all that are not evaluated yet. --follow waits for new checkpoints until that of
-the recipe's last update. --oracle=NAME also runs the transfer test: True Pose
+folder or into --out. The recipe is that of the run; overrides of it, or another
+--config, are named in the scores, which then lie in eval-HASH. The default is
+the newest checkpoint; --step=N selects one, --step=all all that are not
+evaluated yet. --follow waits for new checkpoints until that of the run's last
+update. --oracle=NAME also runs the transfer test: True Pose
 Similarity by that oracle, and FID. --probe also trains and tests the pose
 probe. Exit codes are those of xfactor.main.
 """
@@ -16,13 +18,18 @@ from absl import flags
 
 from xfactor import cli, parsing
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles
+from xfactor.evaluation import oracles, own_recipe
 from xfactor.evaluation import run as evaluation_run
 from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.training.resilience import shutdown
 
-_CONFIG = parsing.define_config('Recipe of the run.')
+_CONFIG = parsing.define_config(
+  "Recipe; default: the run's own.", required=False
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_OUT = flags.DEFINE_string(
+  'out', None, 'Folder to write to instead of --workdir.'
+)
 _STEP = flags.DEFINE_string(
   'step', 'latest', 'Checkpoint: latest, a number, or all (not evaluated yet).'
 )
@@ -76,19 +83,28 @@ def main(_) -> int:
       target_oracle=_make(_TARGET_ORACLE.value, _TARGET_ORACLE_OPTIONS.value),
       inception=_INCEPTION.value,
       probe=_PROBE.value,
+      out=_OUT.value,
     )
-    for step in evaluation_run.steps(
-      config, workdir, _STEP.value, evaluate.is_done, follow=_FOLLOW.value
+    for page in evaluation_run.pages(
+      evaluate, config, workdir, _STEP.value, follow=_FOLLOW.value
     ):
-      page = evaluate(step)
       if jax.process_index() == 0:
         print(f'report: {page}', flush=True)
   return 0
 
 
+def _parse_flags(argv: list[str], doc: str) -> list[str]:
+  """Parses flags; without --config the recipe is the run's own."""
+  workdir = parsing.given(argv, 'workdir')
+  if workdir and parsing.given(argv, 'config') is None:
+    recipe = f'--config={own_recipe.__file__}:{workdir}'
+    argv = [argv[0], recipe, *argv[1:]]
+  return parsing.parse(argv, doc)
+
+
 def run() -> None:
   """Runs the command `xfactor-eval`."""
-  cli.run(main)
+  cli.run(main, _parse_flags)
 
 
 if __name__ == '__main__':

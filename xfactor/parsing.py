@@ -1,5 +1,7 @@
 """Parses command lines: flags, overrides of the recipe, and --help."""
 
+import contextlib
+import os
 import re
 import shlex
 import sys
@@ -76,6 +78,7 @@ def parse(
     rest = flags.FLAGS(list(kept), known_only=known_only)
     _check_words(argv, rest[1:], taken=words or known_only)
     _check_empty()
+    _expand_homes(rest)
     if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
       # Config files are loaded lazily: this access shows errors here.
       flags.FLAGS['config'].value.is_locked  # noqa: B018
@@ -185,6 +188,20 @@ def _check_empty() -> None:
   """Refuses an empty --workdir, which would be the current folder."""
   if 'workdir' in flags.FLAGS and flags.FLAGS['workdir'].value == '':
     raise UserError('--workdir is empty; give a folder')
+
+
+def _expand_homes(words: list[str]) -> None:
+  """Expands ~ at the start of values, which shells do not do after `=`."""
+  for own in flags.FLAGS.flags_by_module_dict().values():
+    for flag in own:
+      if isinstance(flag.value, str):
+        flag.value = os.path.expanduser(flag.value)
+  words[1:] = map(os.path.expanduser, words[1:])
+  config = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
+  for path in ('data.dir', 'init_from', 'perceptual_weights'):
+    with contextlib.suppress(AttributeError, KeyError):
+      value = config_path.get_value(path, config)
+      config_path.set_value(path, config, os.path.expanduser(value))
 
 
 def _split_unset(

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.training import small
@@ -360,6 +361,33 @@ def test_older_checkpoints_can_be_evaluated(run):
   assert (workdir / 'eval/00000003.json').exists()
   with pytest.raises(UserError, match=r'no checkpoint of step 4.*3, 6'):
     evaluation_run.Evaluation(config, str(workdir))(4)
+
+
+def test_overrides_are_named_and_overwrite_no_scores(run, tmp_path, capsys):
+  config, workdir, *_ = run
+  evaluation_run.Evaluation(config, str(workdir))(3)
+  before = (workdir / 'eval/00000003.json').read_text()
+  other = ConfigDict(config)
+  other.unlock().eval.examples = 2
+  page = evaluation_run.Evaluation(other, str(workdir), out=str(tmp_path))(3)
+  scores = json.loads(page.parent.with_suffix('.json').read_text())
+  assert scores['overrides'] == {'eval.examples': 2}
+  assert scores['data']['squares']['examples'] == 2
+  assert page.is_relative_to(tmp_path)
+  assert (workdir / 'eval/00000003.json').read_text() == before
+  assert not list(workdir.glob('eval-*'))
+  assert 'not the recipe of the run: eval.examples=2' in capsys.readouterr().out
+
+
+def test_scores_are_printed_where_they_cannot_be_written(run, tmp_path, capsys):
+  config, workdir, *_ = run
+  (tmp_path / 'file').write_text('')
+  evaluate = evaluation_run.Evaluation(
+    config, str(workdir), out=str(tmp_path / 'file')
+  )
+  with pytest.raises(UserError, match='give --out=FOLDER'):
+    evaluate(3)
+  assert 'PSNR' in capsys.readouterr().out
 
 
 def test_no_checkpoint_is_said(data_dir, tmp_path):

@@ -5,6 +5,7 @@ since all members are tested on the same examples. With one seed, the interval
 is that of the evaluation over pairs of clips, if there is one.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -16,6 +17,8 @@ from scipy import stats
 
 from transfer_suite import running
 from xfactor.data import files
+from xfactor.errors import UserError
+from xfactor.evaluation import own_recipe
 from xfactor.training import held_out
 
 _NULLS = ('true re-render', 'frozen', 'shuffled', 'other motion')
@@ -83,9 +86,13 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
   config, workdir = run.member.config, run.workdir
   step = config.train.steps
   (name,) = config.data.mix
-  folder = held_out.folder(workdir, step)
+  overrides = {}
+  with contextlib.suppress(UserError):  # Checkpoints may have been deleted.
+    overrides = own_recipe.overrides(config, workdir, step)
+  variant = own_recipe.variant(overrides)
+  folder = held_out.folder(workdir, step, variant)
   common, rows, titles = {}, {}, {}
-  path = held_out.file(workdir, step)
+  path = held_out.file(workdir, step, variant)
   if run.member.draws and path.exists():
     means = files.read_json(path)['data'][name]['mean']
     common['heldout'] = _plain(means['model']['psnr'])

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from xfactor.data import images
 from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
-from xfactor.evaluation import motion, pairs, transfer_test
+from xfactor.evaluation import motion, own_recipe, pairs, transfer_test
 from xfactor.evaluation import probe as probe_lib
 from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.evaluation.oracles import cache
@@ -42,6 +43,8 @@ class Evaluation:
     inception: Weights of Inception for the FID of the transfer test. The
       default uses AlexNet's features, as `fd_alex`, if they are installed.
     probe: Whether to train and test the pose probe.
+    out: Folder to write to, for a run that can only be read; by default the
+      folder of the run.
 
   Raises:
     UserError: If data or weights are missing or do not fit.
@@ -57,8 +60,11 @@ class Evaluation:
     target_oracle: oracles_base.PoseOracle | None = None,
     inception: str | None = None,
     probe: bool = False,
+    out: str | None = None,
   ):
+    config = restore.fit_mesh(config, jax.devices())
     self._config, self._workdir = config, workdir
+    self._out = out or workdir
     self._build = builds.build(config)
     if self._build.method.posed and (oracle is not None or probe):
       raise UserError(
@@ -74,7 +80,7 @@ class Evaluation:
       name: store_lib.open_split(config.data.dir, name, config.eval.split)
       for name in config.data.mix
     }
-    folder = epath.Path(workdir) / 'eval/poses'
+    folder = epath.Path(self._out) / 'eval/poses'
     self._oracle, self._target_oracle = (
       who and cache.Cached(who, folder) for who in (oracle, target_oracle)
     )
@@ -96,40 +102,58 @@ class Evaluation:
       Path of the page, eval/STEP/index.html.
 
     Raises:
-      UserError: If the checkpoint is missing, does not fit or diverged.
+      UserError: If the checkpoint is missing, does not fit or diverged, or is
+        of another recipe.
     """
     checkpoints = checkpoints_lib.Checkpoints(self._workdir, create=False)
     with contextlib.closing(checkpoints):
+      self._overrides(checkpoints.find(step))  # Before others are an error.
       step, params = checkpoints.restore_params(
         self._build.abstract_state().params, step
       )
+    overrides = self._overrides(step)
+    variant = own_recipe.variant(overrides)
     first = jax.process_index() == 0
     if first:
       print(f'step {step} of {self._workdir}')
+      for name, value in overrides.items():
+        print(f'  not the recipe of the run: {name}={value}')
     results = self._heldout(params)
     findings = self._motion.full(params, step)
     if first:
-      held_out.write(self._workdir, step, results, findings)
       print(held_out.tables(results, findings), flush=True)
+      with self._writing():
+        held_out.write(
+          self._out,
+          step,
+          results,
+          findings,
+          variant=variant,
+          overrides=overrides,
+        )
     transfer, probes = {}, {}
     # Posed methods have no latent poses to test.
     tested = self._oracle is not None or self._probe
     model = self._model_at(step, params) if tested else None
     for name in self._stores:
       if self._oracle is not None:
-        transfer[name] = self._transfer(name, model)
+        transfer[name] = self._transfer(name, model, variant)
         if first:
-          transfer_test.write(self._file(step, name, 'tps'), transfer[name])
           print(transfer_test.table(name, transfer[name]), flush=True)
+          transfer_test.write(
+            self._file(step, name, 'tps', variant), transfer[name]
+          )
       if self._probe:
         probes[name] = self._probe_of(name, model)
         if first:
-          probe_lib.write(self._file(step, name, 'probe'), probes[name])
           print(probe_lib.table(name, probes[name]), flush=True)
+          probe_lib.write(
+            self._file(step, name, 'probe', variant), probes[name]
+          )
     if not first:
-      return held_out.folder(self._workdir, step) / 'index.html'
+      return held_out.folder(self._out, step, variant) / 'index.html'
     return reports_evaluation.write(
-      held_out.folder(self._workdir, step),
+      held_out.folder(self._out, step, variant),
       config=self._config,
       step=step,
       heldout=results,
@@ -140,17 +164,34 @@ class Evaluation:
   def is_done(self, step: int) -> bool:
     """Whether all requested results of a step have been written."""
     kinds = ['tps'] * (self._oracle is not None) + ['probe'] * self._probe
-    return held_out.file(self._workdir, step).exists() and all(
-      self._file(step, name, kind).exists()
+    try:
+      variant = own_recipe.variant(self._overrides(step))
+    except UserError:  # It is deleted just now, or cannot be read.
+      return False
+    return held_out.file(self._out, step, variant).exists() and all(
+      self._file(step, name, kind, variant).exists()
       for name in self._stores
       for kind in kinds
     )
 
-  def _file(self, step: int, name: str, kind: str) -> epath.Path:
+  def _overrides(self, step: int) -> dict[str, Any]:
+    return own_recipe.overrides(self._config, self._workdir, step)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as e:
+      raise UserError(
+        f'cannot write the scores into {self._out} ({e.strerror}): give '
+        '--out=FOLDER'
+      ) from e
+
+  def _file(self, step: int, name: str, kind: str, variant: str) -> epath.Path:
     """Path of the numbers of a transfer test or a probe."""
     if kind == 'tps':
       kind = f'tps-{self._oracle.name}'
-    return held_out.folder(self._workdir, step) / f'{name}_{kind}.json'
+    return held_out.folder(self._out, step, variant) / f'{name}_{kind}.json'
 
   def _model_at(self, step: int, params: Params) -> latent.Model:
     if self._model is None:
@@ -158,7 +199,9 @@ class Evaluation:
       self._model = latent.Model(restored, batch=8, progress=False)
     return self._model.at(step, params)
 
-  def _transfer(self, name: str, model: latent.Model) -> transfer_test.Result:
+  def _transfer(
+    self, name: str, model: latent.Model, variant: str
+  ) -> transfer_test.Result:
     result = transfer_test.evaluate(
       model,
       self._stores[name],
@@ -169,7 +212,8 @@ class Evaluation:
       num_pictures=self._config.eval.panel,
     )
     if jax.process_index() == 0:
-      picture = self._file(model.step, name, 'tps').with_suffix('.png')
+      picture = self._file(model.step, name, 'tps', variant)
+      picture = picture.with_suffix('.png')
       images.write_png(picture, transfer_test.panel(result))
     return result
 
@@ -243,16 +287,74 @@ def steps(
   if which == 'latest' and not follow:
     yield None
     return
+  said = ''
   while True:
     found = _steps_of(workdir)
     new = [step for step in found if not is_done(step)]
     if new and which == 'latest':
       new = new[-1:] if new[-1] == found[-1] else []
     yield from new
-    if not follow or (found and found[-1] >= config.train.steps):
+    last = _last_update(config, workdir, found)
+    if not follow or (found and found[-1] >= last):
       return
     if not new:
+      waits = _what_is_awaited(workdir, found, last)
+      if waits != said and jax.process_index() == 0:
+        print(waits, flush=True)
+      said = waits
       time.sleep(_POLL)
+
+
+def pages(
+  evaluate: Evaluation,
+  config: ConfigDict,
+  workdir: str,
+  which: str,
+  *,
+  follow: bool = False,
+) -> Iterator[epath.Path]:
+  """Evaluates checkpoints; yields the page of each.
+
+  Skips checkpoints that training deletes meanwhile.
+
+  Args:
+    evaluate: The evaluation.
+    config: Recipe of the evaluation.
+    workdir: Folder of the run.
+    which: See `steps`.
+    follow: See `steps`.
+
+  Raises:
+    UserError: If a checkpoint cannot be evaluated.
+  """
+  for step in steps(config, workdir, which, evaluate.is_done, follow=follow):
+    try:
+      yield evaluate(step)
+    except (UserError, OSError):
+      if which.isdigit() or step is None or step in _steps_of(workdir):
+        raise
+      if jax.process_index() == 0:
+        print(
+          f'step {step} has been deleted by the run (config.train.keep) before '
+          'it was evaluated',
+          flush=True,
+        )
+
+
+def _last_update(config: ConfigDict, workdir: str, found: Sequence[int]) -> int:
+  """Returns the last update of the run, by its own recipe if it has one."""
+  with contextlib.suppress(UserError):
+    if found:
+      return own_recipe.read(workdir, found[-1]).train.steps
+  return config.train.steps
+
+
+def _what_is_awaited(workdir: str, found: Sequence[int], last: int) -> str:
+  after = f' after step {found[-1]}' if found else ''
+  return (
+    f'waiting for a checkpoint of {workdir}{after}; the run ends with step '
+    f'{last}'
+  )
 
 
 def _steps_of(workdir: str) -> list[int]:

@@ -57,7 +57,7 @@ def restore(
   checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
     step = checkpoints.find(step)
-    config = _recipe(checkpoints.folder / str(step))
+    config = recipe(checkpoints.folder / str(step))
     build = _build(config, jax.devices() if devices is None else devices)
     params = build.abstract_state().params
     step, params = checkpoints.restore_params(params, step)
@@ -83,8 +83,12 @@ def _locate(
   return path, step
 
 
-def _recipe(folder: epath.Path) -> ConfigDict:
-  """Reads the recipe from the metadata of a checkpoint."""
+def recipe(folder: epath.Path) -> ConfigDict:
+  """Reads the recipe from the metadata of a checkpoint, WORKDIR/checkpoints/N.
+
+  Raises:
+    UserError: If there is none.
+  """
   file = folder / 'meta' / 'metadata'
   try:
     saved = configs.upgraded(json.loads(file.read_text())['config'])
@@ -119,12 +123,18 @@ def _update(
   return unknown
 
 
-def _build(config: ConfigDict, devices: Sequence[jax.Device]) -> builds.Build:
+def fit_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> ConfigDict:
+  """Returns a recipe without its mesh, if that does not fit the devices."""
   config = ConfigDict(config)
   try:
     sharding.make_mesh(sharding.Config(**config.mesh), devices)
   except UserError:
     config.mesh.update(dataclasses.asdict(sharding.Config()))
+  return config
+
+
+def _build(config: ConfigDict, devices: Sequence[jax.Device]) -> builds.Build:
+  config = fit_mesh(config, devices)
   # These settings were chosen for the training machine.
   config.model.attention = 'auto'
   config.data.batch = len(devices)

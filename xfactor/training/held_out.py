@@ -117,14 +117,14 @@ class HeldOut:
     )
 
 
-def folder(workdir: epath.PathLike, step: int) -> epath.Path:
-  """Returns the folder of the pictures of a step."""
-  return epath.Path(workdir) / 'eval' / f'{step:08d}'
+def folder(workdir: epath.PathLike, step: int, variant: str = '') -> epath.Path:
+  """Returns the folder of the pictures of a step, in WORKDIR/evalVARIANT."""
+  return epath.Path(workdir) / f'eval{variant}' / f'{step:08d}'
 
 
-def file(workdir: epath.PathLike, step: int) -> epath.Path:
+def file(workdir: epath.PathLike, step: int, variant: str = '') -> epath.Path:
   """Returns the file of the scores of a step."""
-  return epath.Path(workdir) / 'eval' / f'{step:08d}.json'
+  return epath.Path(workdir) / f'eval{variant}' / f'{step:08d}.json'
 
 
 def write(
@@ -132,6 +132,9 @@ def write(
   step: int,
   results: Mapping[str, methods_scores.Result],
   findings: Findings,
+  *,
+  variant: str = '',
+  overrides: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes eval/STEP.json and, next to it, a folder STEP with the pictures.
 
@@ -140,10 +143,13 @@ def write(
     step: Step of the checkpoint.
     results: Results of `HeldOut` by data set.
     findings: Findings of the probe.
+    variant: Suffix of the folder `eval`.
+    overrides: Settings that differ from the run's own recipe.
   """
+  place = folder(workdir, step, variant)
   for name, result in results.items():
     for kind, picture in panels(name, result).items():
-      images.write_png(folder(workdir, step) / f'{kind}.png', picture)
+      images.write_png(place / f'{kind}.png', picture)
   data = {
     name: {
       'examples': result.num_examples,
@@ -157,7 +163,10 @@ def write(
     for name, result in results.items()
   }
   # Last, so that the pictures exist whenever the scores do.
-  files.write_json(file(workdir, step), {'step': step, 'data': data})
+  content = {'step': step, 'data': data}
+  if overrides:
+    content['overrides'] = dict(overrides)
+  files.write_json(file(workdir, step, variant), content)
 
 
 def tables(

@@ -76,8 +76,8 @@ def _train(
   if config.compile_cache:
     keep_programs(workdir)
   main_process = jax.process_index() == 0
-  writer = owned(writers.Writer(workdir, active=main_process))
-  goodput = owned(Goodput(workdir, active=main_process))
+  if main_process:
+    writers.check(workdir)
   began = time.monotonic()
 
   # ---------------------------------------------------- model, optimizer, loss
@@ -96,6 +96,10 @@ def _train(
   lpips = {'lpips': weights} if weights and config.eval.lpips else {}
   held_out = held_out_lib.HeldOut(config, build, lpips)
   probe = make_probe(config, build)
+
+  # ----------------------------- the workdir: nothing is written before here
+  writer = owned(writers.Writer(workdir, active=main_process))
+  goodput = owned(Goodput(workdir, active=main_process))
 
   # --------------------------------------------------- state: resume, or start
   meta = {

@@ -8,6 +8,7 @@ of different oracles are not comparable.
 import ast
 import importlib
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,5 +79,5 @@ def parse_options(text: str) -> dict[str, Any]:
     try:
       options[key.strip()] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-      options[key.strip()] = value
+      options[key.strip()] = os.path.expanduser(value)
   return options

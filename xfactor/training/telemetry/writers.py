@@ -17,6 +17,18 @@ from xfactor.data import images
 from xfactor.errors import UserError
 
 
+def check(workdir: epath.PathLike) -> None:
+  """Raises UserError if a folder for a run cannot be made or written."""
+  folder = epath.Path(workdir)
+  while not folder.exists() and folder != folder.parent:
+    folder = folder.parent
+  if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    raise UserError(
+      f'cannot write to --workdir={workdir} ({folder} is not a folder that can '
+      'be written); choose another'
+    )
+
+
 class Writer:
   """Writes metrics and pictures into a run's folder, if `active`.
 
