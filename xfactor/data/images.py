@@ -14,6 +14,8 @@ from PIL import Image, ImageCms
 from xfactor.geometry import cameras
 
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
+# What Pillow may open: other decoders run programs (EPS) or are rarely tested.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
 # JPEGs are decoded at a reduced scale that leaves this many times the pixels of
 # the result: twice as fast for 720p to 256, about one grey level off.
 _MARGIN = 1.25
@@ -72,7 +74,7 @@ def header(data: bytes) -> tuple[int, int]:
       return simplejpeg.decode_jpeg_header(data)[:2]
     with Image.open(io.BytesIO(data), formats=('PNG',)) as image:
       return image.height, image.width
-  except (ValueError, OSError) as error:
+  except Exception as error:  # Decoders raise anything on damaged data.
     raise ImageError(
       f'{len(data)} bytes are not a JPEG or PNG: {error}'
     ) from error
@@ -107,6 +109,7 @@ def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
       have the shape of `out`.
   """
   try:
+    _check_size(*simplejpeg.decode_jpeg_header(data)[:2])
     # Strict: otherwise a truncated picture is returned half grey.
     rgb = simplejpeg.decode_jpeg(data, 'RGB', strict=True, buffer=out)
   except ValueError as error:
@@ -116,6 +119,13 @@ def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
   if out is not None:
     _check_shape(rgb, out)
   return rgb
+
+
+def _check_size(height: int, width: int) -> None:
+  if height * width > MAX_MEGAPIXELS * 10**6:
+    raise ImageError(
+      f'a picture of {width} x {height} pixels is too large; make it smaller'
+    )
 
 
 def _check_shape(rgb: np.ndarray, out: np.ndarray) -> None:
@@ -129,7 +139,7 @@ def _check_shape(rgb: np.ndarray, out: np.ndarray) -> None:
 def _open(
   file: str | os.PathLike[str] | io.BytesIO,
   max_megapixels: int,
-  formats: tuple[str, ...] | None = None,
+  formats: tuple[str, ...] = _FORMATS,
 ) -> Image.Image:
   """Opens a picture; raises ImageError if it is too large."""
   image = Image.open(file, formats=formats)

@@ -11,7 +11,6 @@ the main process holds a few numbers per clip and sixteen bytes per frame.
 
 import dataclasses
 import hashlib
-import io
 import itertools
 import os
 import re
@@ -31,6 +30,7 @@ from xfactor.data import (
   findings,
   processes,
 )
+from xfactor.data.formats import npz
 from xfactor.data.records import shards as shards_lib
 from xfactor.data.records import store
 from xfactor.errors import UserError
@@ -351,11 +351,11 @@ def _check_index(
   keys = ('num_frames', 'height', 'width')
   try:
     data = path.read_bytes()
-    with np.load(io.BytesIO(data)) as columns:
-      text = columns['id_bytes'].tobytes()
-      bounds = itertools.pairwise(columns['id_offsets'].tolist())
-      ids = [text[begin:end].decode() for begin, end in bounds]
-      rows = list(zip(ids, *(columns[key] for key in keys), strict=True))
+    columns = npz.read(data)
+    text = columns['id_bytes'].tobytes()
+    bounds = itertools.pairwise(columns['id_offsets'].tolist())
+    ids = [text[begin:end].decode() for begin, end in bounds]
+    rows = list(zip(ids, *(columns[key] for key in keys), strict=True))
   except Exception as e:  # NumPy raises various types on bad bytes.
     found.row.problems.add('clip index', path, f'cannot be read: {e!r}')
     return

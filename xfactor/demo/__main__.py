@@ -38,6 +38,9 @@ _PORT = flags.DEFINE_integer(
 _HOST = flags.DEFINE_string(
   'host', '127.0.0.1', 'Address to listen on; 0.0.0.0 allows all machines.'
 )
+_ALLOW_HOST = flags.DEFINE_multi_string(
+  'allow_host', None, 'Name under which a proxy serves the page; repeatable.'
+)
 _SECONDS = flags.DEFINE_float(
   'max_seconds', 120.0, 'Longest uploaded video in seconds.', lower_bound=0.0
 )
@@ -96,7 +99,11 @@ def _serve() -> None:
     limits = uploads_lib.Limits(_MEGABYTES.value, _SECONDS.value)
     built = page_lib.build(model, _WORKDIR.value or '', data_dir, limits)
     address = page_lib.launch(
-      built, host=_HOST.value, port=_PORT.value, limits=limits
+      built,
+      host=_HOST.value,
+      port=_PORT.value,
+      limits=limits,
+      names=_ALLOW_HOST.value or (),
     )
     print(f'open {address} in a browser; Ctrl-C stops it', flush=True)
     with contextlib.suppress(KeyboardInterrupt):

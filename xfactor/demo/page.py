@@ -1,14 +1,66 @@
 """Builds and serves the page, with its upload limits."""
 
+import ipaddress
+import os
+import socket
+import urllib.parse
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import gradio as gr
 from etils import epath
+from starlette.middleware import Middleware
 
 from xfactor.demo import explorer, motion, uploads
 from xfactor.errors import UserError
 from xfactor.inference import latent
 
+_LOOPBACK = ('localhost', '127.0.0.1')
 _KEPT = 3600  # Seconds to keep uploads and results, at least.
 _WAITING = 20  # Most requests in the queue.
+
+
+class _OwnPages:
+  """ASGI middleware that serves only this page, not other sites.
+
+  A site whose name resolves to this machine (DNS rebinding) could read data
+  sets, and any site could upload files. Addresses in numbers cannot be faked.
+  """
+
+  def __init__(self, app: Callable, names: Sequence[str]):
+    self._app = app
+    self._names = {name.lower() for name in names}
+
+  async def __call__(
+    self, scope: dict[str, Any], receive: Callable, send: Callable
+  ) -> None:
+    headers = {
+      key.decode('latin1').lower(): value.decode('latin1')
+      for key, value in scope.get('headers', ())
+    }
+    if scope['type'] == 'lifespan' or self._is_own(scope, headers):
+      await self._app(scope, receive, send)
+      return
+    if scope['type'] == 'websocket':
+      await send({'type': 'websocket.close', 'code': 1008})
+      return
+    start = {'type': 'http.response.start', 'status': 403, 'headers': []}
+    await send(start)
+    text = b'this name or site is not allowed; see --allow_host\n'
+    await send({'type': 'http.response.body', 'body': text})
+
+  def _is_own(self, scope: dict[str, Any], headers: dict[str, str]) -> bool:
+    host = headers.get('host', '')
+    name = urllib.parse.urlsplit(f'//{host}').hostname or ''
+    try:
+      ipaddress.ip_address(name)
+    except ValueError:
+      if name not in self._names:
+        return False
+    if scope.get('method') in ('GET', 'HEAD', 'OPTIONS'):
+      return True
+    origin = headers.get('origin')
+    return not origin or urllib.parse.urlsplit(origin).netloc == host
 
 
 def build(
@@ -41,14 +93,31 @@ def build(
 
 
 def launch(
-  page: gr.Blocks, *, host: str, port: int, limits: uploads.Limits
+  page: gr.Blocks,
+  *,
+  host: str,
+  port: int,
+  limits: uploads.Limits,
+  names: Sequence[str] = (),
 ) -> str:
   """Serves the page in background threads; returns its address.
+
+  Args:
+    page: Page of `build`.
+    host: Address to listen on.
+    port: Port to listen on.
+    limits: Limits of uploads.
+    names: Further names under which browsers may open the page.
 
   Raises:
     UserError: If the port is in use or the host is not this machine's.
   """
   page.queue(max_size=_WAITING, default_concurrency_limit=4)
+  own = ('localhost', socket.gethostname(), socket.getfqdn(), host, *names)
+  # Gradio asks its own server whether it runs, through proxies if there are.
+  for variable in ('NO_PROXY', 'no_proxy'):
+    before = os.environ.get(variable, '')
+    os.environ[variable] = ','.join(filter(None, [before, *_LOOPBACK, host]))
   try:
     _, address, _ = page.launch(
       server_name=host,
@@ -63,6 +132,9 @@ def launch(
       pwa=False,
       mcp_server=False,
       enable_monitoring=False,
+      # Gradio's test of the page has a short time limit.
+      _frontend=False,
+      app_kwargs={'middleware': [Middleware(_OwnPages, names=own)]},
       theme=gr.themes.Default(
         font=['system-ui', 'sans-serif'],
         font_mono=['ui-monospace', 'monospace'],

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import av
 from etils import epath
 
+from xfactor.data.formats import video as video_lib
 from xfactor.data.sources import video
 from xfactor.errors import UserError
 
-# Formats of phones and cameras; playlists could refer to local files.
-_CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif'
 _MOST_PIXELS = 4096 * 4096  # Pixels per frame.
 
 
@@ -32,18 +31,17 @@ class Limits:
 
 
 def video_frames(path: str, limits: Limits) -> int:
-  """Returns the approximate number of frames of a video, from its header.
+  """Returns the approximate number of frames of a video.
+
+  Takes the length from the header, or, if that has none as in live recordings,
+  from the packets, which are not decoded.
 
   Raises:
     UserError: If the container is unknown, or the video exceeds the limits.
   """
   name = epath.Path(path).name
   try:
-    with av.open(
-      path,
-      options={'format_whitelist': _CONTAINERS},
-      metadata_errors='replace',
-    ) as container:
+    with video_lib.open_video(path) as container:
       (stream, *_) = container.streams.video or [None]
       if stream is None:
         raise UserError(f'{name} has no video stream; choose a video')
@@ -51,6 +49,8 @@ def video_frames(path: str, limits: Limits) -> int:
       rate = float(stream.average_rate or 30)
       pixels = stream.width * stream.height
       count = stream.frames or round(seconds * rate)
+      if not seconds:
+        count, seconds = _measure(container, stream, limits)
   except (av.FFmpegError, OSError) as e:
     raise UserError(
       f'{name} cannot be read as a video; convert it to mp4 and upload that'
@@ -66,6 +66,24 @@ def video_frames(path: str, limits: Limits) -> int:
       'smaller than 4096 x 4096'
     )
   return max(count, 1)
+
+
+def _measure(
+  container: av.container.InputContainer,
+  stream: av.VideoStream,
+  limits: Limits,
+) -> tuple[int, float]:
+  """Returns frames and seconds by the packets; stops beyond the limits."""
+  count, first, last = 0, None, 0.0
+  for packet in container.demux(stream):
+    if packet.pts is None:
+      continue
+    count += 1
+    last = float(packet.pts * packet.time_base)
+    first = last if first is None else first
+    if last - first > limits.seconds or count > 240 * limits.seconds:
+      break
+  return count, last - (first or 0.0)
 
 
 def check_pictures(paths: Sequence[str], limits: Limits) -> None:

@@ -57,7 +57,7 @@ def read_msgpack(path: epath.Path) -> dict[str, Any]:
   try:
     tree = serialization.msgpack_restore(path.read_bytes())
     return traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep='/')
-  except (ValueError, TypeError, KeyError) as e:
+  except Exception as e:  # The parser raises anything on damaged files.
     raise UserError(
       f'{path} is damaged or incomplete ({e}): fetch it again'
     ) from e

@@ -24,13 +24,13 @@ def read_safetensors(
   data = path.read_bytes()
   try:
     dotted = safetensors.numpy.load(data)
-  except safetensors.SafetensorError as e:
-    raise UserError(
-      f'{path} is damaged or incomplete ({e}): fetch it again'
-    ) from e
   except KeyError as e:  # A dtype that NumPy lacks.
     raise UserError(
       f'{path} holds arrays of type {e.args[0]}: save them as F32'
+    ) from e
+  except Exception as e:  # The parser raises anything on damaged files.
+    raise UserError(
+      f'{path} is damaged or incomplete ({e}): fetch it again'
     ) from e
   if any(name.startswith(('encoder.', 'decoder.')) for name in dotted):
     recipe = snapshot_lib.recipe('srt', config)

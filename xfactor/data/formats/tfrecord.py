@@ -34,11 +34,13 @@ def read(
   try:
     with epath.Path(path).open('rb') as file:
       number = 0
+      size = file.seek(0, os.SEEK_END)
+      file.seek(0)
       while (stop is None or number < stop) and (head := file.read(12)):
         if len(head) < _HEADER.size:
           raise _damaged(path, number)
         length, checksum = _HEADER.unpack(head)
-        if _masked_crc(head[:8]) != checksum:
+        if _masked_crc(head[:8]) != checksum or length > size:
           raise _damaged(path, number)
         if number < start:
           file.seek(length + _FOOTER.size, os.SEEK_CUR)

@@ -3,7 +3,8 @@
 Supports both formats of torch/serialization.py: the zip archive (since PyTorch
 1.6) and the earlier stream of pickles. A pickle can run any program; this
 reader accepts only tensors, NumPy numbers, plain Python values and
-`OrderedDict`.
+`OrderedDict`. It hands no class to a pickle, and what it allocates is bounded
+by the size of the file.
 """
 
 import collections
@@ -94,37 +95,45 @@ def _load(stream: BinaryIO, name: str) -> Any:
 
 def _load_zip(stream: BinaryIO, name: str) -> Any:
   with zipfile.ZipFile(stream) as archive:
+    if any(x.compress_type != zipfile.ZIP_STORED for x in archive.infolist()):
+      raise ValueError('torch.save does not compress')
     names = archive.namelist()
     (main,) = [n for n in names if n.split('/')[1:] == ['data.pkl']]
     top = main.split('/')[0]
     order = f'{top}/byteorder'
     swap = order in names and archive.read(order) == b'big'
 
+    budget = _Budget(stream.seek(0, os.SEEK_END))
+
     def read(kind: str, key: str, count: int) -> np.ndarray:
-      data = archive.read(f'{top}/data/{key}')
-      values = np.frombuffer(data, _DTYPES[kind], count)
+      info = archive.getinfo(f'{top}/data/{key}')
+      budget.spend(info.file_size)
+      if info.file_size != count * _DTYPES[kind].itemsize:
+        raise ValueError(f'storage {key} of {info.file_size} bytes')
+      values = np.frombuffer(archive.read(info), _DTYPES[kind], count)
       return values.byteswap() if swap else values
 
-    return _Unpickler(io.BytesIO(archive.read(main)), name, read).load()
+    budget.spend(archive.getinfo(main).file_size)
+    pickled = io.BytesIO(archive.read(main))
+    return _Unpickler(pickled, name, read, budget).load()
 
 
 def _load_legacy(stream: BinaryIO, name: str) -> Any:
   """Reads a header, the object, and then the values of its tensors."""
-  end = stream.seek(0, os.SEEK_END)
+  budget = _Budget(stream.seek(0, os.SEEK_END))
   stream.seek(0)
 
   def read(kind: str, key: str, count: int) -> np.ndarray:
-    if not 0 <= count * _DTYPES[kind].itemsize <= end:
-      raise ValueError(f'a tensor of {count} numbers')
+    budget.spend(count * _DTYPES[kind].itemsize)
     return np.zeros(count, _DTYPES[kind])
 
   def unpickle() -> Any:
-    return _Unpickler(stream, name, read).load()
+    return _Unpickler(stream, name, read, budget).load()
 
   if (unpickle(), unpickle()) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
     raise ValueError('neither a zip archive nor the format before PyTorch 1.6')
   swap = not unpickle()['little_endian']
-  unpickler = _Unpickler(stream, name, read)
+  unpickler = _Unpickler(stream, name, read, budget)
   out = unpickler.load()
   for key in unpickle():
     values = unpickler.storages[key].values
@@ -135,6 +144,45 @@ def _load_legacy(stream: BinaryIO, name: str) -> Any:
     data = np.frombuffer(stream.read(values.nbytes), values.dtype)
     values[:] = data.byteswap() if swap else data
   return out
+
+
+_KEYS = (str, bytes, int, float, bool, type(None))
+
+
+class _Budget:
+  """Bytes that may still be allocated: about as many as the file has."""
+
+  def __init__(self, size: int):
+    self.size = size
+    self._left = size + 2**20
+
+  def spend(self, count: int) -> None:
+    """Takes bytes; raises ValueError if there are not so many left."""
+    if not 0 <= count <= self._left:
+      raise ValueError(f'{count} more bytes than the file can hold')
+    self._left -= count
+
+
+class _Bounded:
+  """A stream that never reads more than the file has."""
+
+  # Without annotations: tests check those at each of the many calls.
+
+  def __init__(self, stream, size):
+    self._read, self._size = stream.read, size
+    self.readline = stream.readline
+
+  def read(self, count):
+    if count > self._size:
+      raise ValueError(f'{count} bytes of {self._size}')
+    return self._read(count)
+
+
+class _Dict(collections.OrderedDict):
+  """A dict whose attributes a pickle cannot set; torch sets `_metadata`."""
+
+  def __setstate__(self, state: Any) -> None:
+    pass
 
 
 class _Storage(NamedTuple):
@@ -153,23 +201,30 @@ class _NumberType:
     self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
   """Unpickles only tensors, numbers and plain values.
+
+  In Python, because pickles can make the reader in C allocate any amount.
 
   Args:
     stream: Stream of the pickle.
     name: Name of the file, for messages.
     read: Function of dtype, key and length that returns a storage's values.
+    budget: Bytes that may be allocated.
   """
+
+  dispatch = dict(pickle._Unpickler.dispatch)
 
   def __init__(
     self,
     stream: BinaryIO,
     name: str,
     read: Callable[[str, str, int], np.ndarray],
+    budget: _Budget,
   ):
     # torch reads pickles of Python 2 the same way.
-    super().__init__(stream, encoding='utf-8')
+    super().__init__(_Bounded(stream, budget.size), encoding='utf-8')
+    self._budget = budget
     self._name = name
     self._read = read
     self.storages: dict[str, _Storage] = {}
@@ -183,12 +238,12 @@ class _Unpickler(pickle.Unpickler):
       if module == 'torch' and name in _DTYPES:
         return name
     known = {
-      ('collections', 'OrderedDict'): collections.OrderedDict,
+      ('collections', 'OrderedDict'): self._dict,
       ('_codecs', 'encode'): self._encode,
       ('numpy', 'dtype'): self._number_type,
       ('numpy.core.multiarray', 'scalar'): self._number,
       ('numpy._core.multiarray', 'scalar'): self._number,
-      ('torch', 'Size'): tuple,
+      ('torch', 'Size'): self._size,
       ('torch', 'device'): self._device,
       ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
       ('torch._utils', '_rebuild_tensor_v3'): self._tensor_of_dtype,
@@ -198,7 +253,8 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) in known:
       return known[module, name]
     raise UserError(
-      f'{self._name} holds an object of {module}.{name}, which is refused '
+      f'{self._name} holds an object of {f"{module}.{name}"[:99]}, which is '
+      'refused '
       'because pickles can run code; save only tensors, numbers, strings, '
       'lists and dicts'
     )
@@ -206,7 +262,9 @@ class _Unpickler(pickle.Unpickler):
   def persistent_load(self, pid: Any) -> _Storage:
     tag, kind, key, _, count, *view = pid
     if tag != 'storage' or any(view):
-      raise ValueError(f'a reference {tag!r} to something other than a storage')
+      raise ValueError('a reference to something other than a storage')
+    if not (isinstance(key, str | int) and isinstance(count, int)):
+      raise ValueError('a storage without name or length')
     if key not in self.storages:
       self.storages[key] = _Storage(self._read(kind, key, count))
     return self.storages[key]
@@ -250,11 +308,50 @@ class _Unpickler(pickle.Unpickler):
   def _encode(self, text: str, encoding: str) -> bytes:
     # Encoding of bytes in pickle protocol 2, which torch uses.
     if encoding != 'latin1':
-      raise ValueError(f'bytes as {encoding!r}')
+      raise ValueError(f'bytes as {encoding!r:.20}')
+    self._budget.spend(len(text))
     return text.encode('latin1')
 
+  def _size(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return _ints(sizes)
+
+  def _dict(self, items: Any = ()) -> _Dict:
+    self._budget.spend(8 * len(items))
+    return _Dict(items)
+
+  def load_build(self) -> None:
+    if not isinstance(self.stack[-2], _Dict | _NumberType):
+      raise ValueError('a state of an object that has none')
+    super().load_build()
+
+  dispatch[pickle.BUILD[0]] = load_build
+
+  def load_setitems(self) -> None:
+    # Hashes and texts of nested tuples take exponential time.
+    if not all(isinstance(x, _KEYS) for x in self.stack[::2]):
+      raise ValueError('a key that is neither a text nor a number')
+    super().load_setitems()
+
+  dispatch[pickle.SETITEMS[0]] = load_setitems
+
+  def load_setitem(self) -> None:
+    if not isinstance(self.stack[-2], _KEYS):
+      raise ValueError('a key that is neither a text nor a number')
+    super().load_setitem()
+
+  dispatch[pickle.SETITEM[0]] = load_setitem
+
   def _device(self, kind: str, index: int | None = None) -> str:
+    if not (isinstance(kind, str) and isinstance(index, int | None)):
+      raise ValueError('a device without name or number')
+    self._budget.spend(len(kind))
     return kind if index is None else f'{kind}:{index}'
+
+
+def _ints(values: tuple[int, ...]) -> tuple[int, ...]:
+  if len(values) > 64 or not all(isinstance(x, int) for x in values):
+    raise ValueError('a size that is no short tuple of integers')
+  return tuple(values)
 
 
 def _strided(
@@ -264,12 +361,15 @@ def _strided(
   strides: tuple[int, ...],
 ) -> np.ndarray:
   """Returns a tensor as a view of one-dimensional `values`."""
+  shape, strides = _ints(shape), _ints(strides)
   if min(offset, *shape, *strides, 0) < 0 or len(shape) != len(strides):
     raise ValueError(f'a tensor of shape {shape} and strides {strides}')
   if not math.prod(shape):
     return np.zeros(shape, values.dtype)
   last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-  if offset + last >= values.size:
+  # Strides of zero could make it any size when it is copied.
+  most = max(values.size, 2**20)
+  if offset + last >= values.size or math.prod(shape) > most:
     raise ValueError(f'a tensor of shape {shape} over {values.size} values')
   return np.lib.stride_tricks.as_strided(
     values[offset:], shape, [s * values.itemsize for s in strides]

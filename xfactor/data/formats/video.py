@@ -3,14 +3,43 @@
 import fractions
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
 from absl import logging
 from etils import epath
 
+from xfactor.data import images
 from xfactor.errors import UserError
+
+# Formats of phones and cameras; playlists could refer to other files.
+_CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif'
+
+
+def open_video(file: str | BinaryIO) -> av.container.InputContainer:
+  """Opens a video of a known format; raises av.FFmpegError for others."""
+  return av.open(
+    file,
+    options={'format_whitelist': _CONTAINERS},
+    metadata_errors='replace',  # Titles and the like may be in any encoding.
+  )
+
+
+def _picture(frame: av.VideoFrame) -> np.ndarray:
+  """Returns a frame as uint8 [H, W, 3], upright.
+
+  Raises:
+    UserError: If it has too many pixels.
+  """
+  if frame.width * frame.height > images.MAX_MEGAPIXELS * 10**6:
+    raise UserError(
+      f'a video has frames of {frame.width} x {frame.height} pixels, which are '
+      'too large; make it smaller'
+    )
+  # Anticlockwise angle that turns the picture upright.
+  turns = round(frame.rotation / 90) % 4
+  return np.rot90(frame.to_ndarray(format='rgb24'), turns)
 
 
 def read_frames(
@@ -32,10 +61,7 @@ def read_frames(
     UserError: If the file is not a video.
   """
   try:
-    with (
-      path.open('rb') as file,
-      av.open(file, metadata_errors='replace') as container,
-    ):
+    with path.open('rb') as file, open_video(file) as container:
       stream = container.streams.video[0]
       _check_decoder(path, stream)
       # Conversion runs one process per core already.
@@ -53,9 +79,7 @@ def read_frames(
           if abs(frame.time - begin - time) > period / 2 + 1e-3:
             continue
           if rgb is None:
-            # Anticlockwise angle that turns the picture upright.
-            turns = round(frame.rotation / 90) % 4
-            rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
+            rgb = _picture(frame)
           yield index, rgb
         if not todo:
           return
@@ -116,8 +140,7 @@ def read_video(path: str) -> Iterator[Picture]:
     UserError: If the file is not a video, or no frame can be decoded.
   """
   try:
-    # Titles and the like may be in any encoding.
-    container = av.open(path, metadata_errors='replace')
+    container = open_video(path)
   except (av.FFmpegError, OSError) as error:
     raise UserError(
       f'{path} is no video that can be read ({error}); remove it or convert it '
@@ -159,9 +182,7 @@ def read_video(path: str) -> Iterator[Picture]:
         if not due and not hole:
           longest = max(longest, gap)
       count += 1
-      # Anticlockwise angle that turns the picture upright.
-      turns = round(frame.rotation / 90) % 4
-      rgb = np.rot90(frame.to_ndarray(format='rgb24'), turns)
+      rgb = _picture(frame)
       yield Picture(time, rgb, after_hole=after_hole)
   if not count:
     raise UserError(

@@ -1,13 +1,12 @@
 """Reads arrays from weight files of any framework: npz, safetensors, torch."""
 
-import io
 import os
 
 import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from xfactor.data.formats import torch_file
+from xfactor.data.formats import npz, torch_file
 from xfactor.errors import UserError
 
 SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')
@@ -30,13 +29,14 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   path = epath.Path(path)
   try:
     if path.suffix == '.npz':
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        return dict(file)
+      return npz.read(path)
     if path.suffix == '.safetensors':
       if '://' in os.fspath(path):
         return safetensors.numpy.load(path.read_bytes())
       # Maps the file into memory.
       return safetensors.numpy.load_file(path)
+  except UserError:
+    raise
   except Exception as error:  # Parsers raise anything on damaged files.
     raise UserError(
       f'{path} cannot be read ({error}); fetch a good copy'

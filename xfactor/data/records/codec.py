@@ -94,7 +94,7 @@ def decode_frame(record: bytes, key: str = 'image') -> bytes:
     values = Example.FromString(record).features.feature
   except Exception as e:  # protobuf's DecodeError is not a ValueError
     raise ValueError(f'not a frame record: {e}') from e
-  if key not in values:
+  if key not in values or not values[key].bytes_list.value:
     raise ValueError(f'this frame has no {key}')
   return values[key].bytes_list.value[0]
 
@@ -155,11 +155,19 @@ def encode_clip(clip: Clip) -> bytes:
 
 
 def decode_clip(record: bytes) -> Clip:
-  """Decodes the record of one clip; inverse of `encode_clip`."""
-  values = Example.FromString(record).features.feature
-  arrays = {}
-  for key, (dtype, shape) in ARRAYS.items():
-    data = values[key].bytes_list.value[0]
-    arrays[key] = np.frombuffer(data, dtype).reshape(shape) if data else None
-  integers = {key: values[key].int64_list.value[0] for key in INTEGERS}
-  return Clip(values['id'].bytes_list.value[0].decode(), **integers, **arrays)
+  """Decodes the record of one clip; inverse of `encode_clip`.
+
+  Raises:
+    ValueError: If the record is not a clip.
+  """
+  try:
+    values = Example.FromString(record).features.feature
+    arrays = {}
+    for key, (dtype, shape) in ARRAYS.items():
+      data = values[key].bytes_list.value[0]
+      arrays[key] = np.frombuffer(data, dtype).reshape(shape) if data else None
+    integers = {key: values[key].int64_list.value[0] for key in INTEGERS}
+    name = values['id'].bytes_list.value[0].decode()
+  except Exception as e:  # protobuf's DecodeError is not a ValueError
+    raise ValueError(f'not a clip record: {e}') from e
+  return Clip(name, **integers, **arrays)

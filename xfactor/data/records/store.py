@@ -29,6 +29,7 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from xfactor.data import files
+from xfactor.data.formats import npz
 from xfactor.data.records import codec
 from xfactor.data.records import folders as folders_lib
 from xfactor.errors import UserError
@@ -104,7 +105,13 @@ class FrameStore:
   def clip_id(self, clip: int) -> str:
     """Returns the id of clip number `clip`."""
     begin, end = self._id_offsets[clip : clip + 2]
-    return self._id_bytes[begin:end].decode()
+    try:
+      return self._id_bytes[begin:end].decode()
+    except UnicodeDecodeError as e:
+      raise UserError(
+        f'the names of clips in {self._clips_folder} are damaged ({e}); copy '
+        'or convert the data set again'
+      ) from e
 
   def clip_ids(self) -> list[str]:
     """Returns the ids of all clips, in order."""
@@ -224,8 +231,7 @@ def _index_file(folder: epath.Path, split: str) -> epath.Path:
 def _load_index(
   folder: epath.Path, split: str, keys: Sequence[str]
 ) -> dict[str, np.ndarray]:
-  with _index_file(folder, split).open('rb') as f, np.load(f) as columns:
-    return {key: columns[key] for key in keys}
+  return npz.read(_index_file(folder, split), keys)
 
 
 def _data_source(
@@ -239,6 +245,8 @@ def _data_source(
 
   def check(shard: dict[str, Any]) -> str | None:
     path = folder / shard['file']
+    if path.name != shard['file']:
+      return f'the manifest of {folder} names a file in another folder'
     try:
       size = path.stat().length
     except FileNotFoundError:
@@ -282,6 +290,18 @@ def open_split(
     folders_lib.frames_folder(data_dir, name, version),
     folders_lib.clips_folder(data_dir, name, version),
   )
+  try:
+    return _open(name, split, version, folders)
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+    raise UserError(
+      f'the manifests or the index of {folders[0]} and {folders[1]} are '
+      f'damaged ({type(e).__name__}: {e}); copy or convert the data set again'
+    ) from e
+
+
+def _open(
+  name: str, split: str, version: str, folders: tuple[epath.Path, epath.Path]
+) -> FrameStore:
   manifests = [files.read_json(folder / 'manifest.json') for folder in folders]
   if any(m['format'] != FORMAT for m in manifests):
     raise UserError(
@@ -299,6 +319,14 @@ def open_split(
   columns = _load_index(
     folders[1], split, ('num_frames', 'height', 'width', 'id_offsets')
   )
+  num_frames, offsets = columns['num_frames'], columns['id_offsets']
+  shapes = {columns[key].shape for key in ('num_frames', 'height', 'width')}
+  if (
+    shapes != {(len(offsets) - 1,)}
+    or min(num_frames, default=0) < 0
+    or not (np.diff(offsets, prepend=0) >= 0).all()
+  ):
+    raise ValueError('columns do not fit together')
   counts = [sum(s['records'] for s in c['shards']) for c in (frames, clips)]
   if clips['frames_digest'] != files.digest(frames['shards']) or counts != [
     int(columns['num_frames'].sum(dtype=np.int64)),

@@ -12,8 +12,6 @@ roll, and scenes with more than `max_objects` objects are skipped.
 
 import dataclasses
 import functools
-import io
-import zipfile
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -21,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from xfactor.data import sources
+from xfactor.data.formats import npz
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
@@ -124,10 +123,10 @@ class Source(sources.Source):
 def _metadata(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
   """Returns the camera positions [scenes, views, 3] and object counts."""
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
-      positions = arrays['camera_pos'][:, :VIEWS].astype(np.float64)
-      objects = (arrays['shape'] > 0).sum(axis=1)
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    arrays = npz.read(path)
+    positions = arrays['camera_pos'][:, :VIEWS].astype(np.float64)
+    objects = (arrays['shape'] > 0).sum(axis=1)
+  except (OSError, ValueError, KeyError, IndexError) as error:
     raise UserError(
       f'{path} cannot be read: {error}; download it again'
     ) from error

@@ -14,8 +14,6 @@ border (-1 and 1), and the world is rotated so that z points up.
 """
 
 import dataclasses
-import io
-import zipfile
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -23,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from xfactor.data import images, naming, sources
+from xfactor.data.formats import npz
 from xfactor.data.sources import posed
 from xfactor.errors import UserError
 
@@ -100,13 +99,13 @@ class Source(sources.Source):
 def _matrices(path: epath.Path) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns world_mat and camera_mat of each view."""
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
-      count = sum(f'world_mat_{i}' in arrays for i in range(len(arrays)))
-      matrices = [
-        (arrays[f'world_mat_{i}'], arrays[f'camera_mat_{i}'])
-        for i in range(count)
-      ]
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    arrays = npz.read(path)
+    count = sum(f'world_mat_{i}' in arrays for i in range(len(arrays)))
+    matrices = [
+      (arrays[f'world_mat_{i}'], arrays[f'camera_mat_{i}'])
+      for i in range(count)
+    ]
+  except (OSError, ValueError, KeyError) as error:
     raise UserError(
       f'{path} cannot be read: {error}; extract it again'
     ) from error

@@ -1,8 +1,6 @@
 """Known cameras: those of the data set, or of the user's file."""
 
 import dataclasses
-import io
-import zipfile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +8,7 @@ from etils import epath
 
 from xfactor.data import files, naming
 from xfactor.data import images as images_lib
-from xfactor.data.formats import camera_files, colmap
+from xfactor.data.formats import camera_files, colmap, npz
 from xfactor.errors import UserError
 from xfactor.evaluation.oracles import base
 from xfactor.geometry import cameras
@@ -167,18 +165,14 @@ def _read(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _read_npz(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-      arrays = dict(file)
+    arrays = npz.read(path)
     poses = arrays['world_to_camera'].astype(np.float64)
     intrinsics = arrays.get('intrinsics')
     if poses.ndim != 3 or poses.shape[1:] not in ((3, 4), (4, 4)):
       raise ValueError(f'world_to_camera has the shape {poses.shape}')
     if intrinsics is not None and intrinsics.shape != (len(poses), 4):
       raise ValueError(f'intrinsics have the shape {intrinsics.shape}')
-  except (
-    *(OSError, EOFError, ValueError, KeyError, TypeError),
-    zipfile.BadZipFile,
-  ) as error:
+  except (OSError, ValueError, KeyError, TypeError, UserError) as error:
     reason = f'it lacks {error}' if isinstance(error, KeyError) else error
     raise UserError(
       f'{path} is no file of cameras ({reason}); write it with numpy.savez('

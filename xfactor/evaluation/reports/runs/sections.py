@@ -210,7 +210,9 @@ def _encoded(pictures: Mapping[int, Any], most: int) -> list[tuple[int, bytes]]:
   for step in (steps[k] for k in footage.spread(len(steps), most)):
     buffer = io.BytesIO()
     try:
-      with Image.open(io.BytesIO(pictures[step].read_bytes())) as image:
+      with Image.open(
+        io.BytesIO(pictures[step].read_bytes()), formats=('PNG',)
+      ) as image:
         image = image.convert('RGB')
     except (OSError, SyntaxError):  # Truncated when the run was killed.
       continue
