@@ -167,7 +167,8 @@ def test_following_ends_with_the_run_and_says_what_it_waits_for(
     evaluate, longer, str(tmp_path), 'all', follow=True
   )
   assert list(found) == [2, 6]
-  assert 'after step 2; the run ends with step 6' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert 'after step 2; the run ends with step 6, and no process' in said
 
 
 def test_anything_else_is_refused(tmp_path):

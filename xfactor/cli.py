@@ -1,6 +1,7 @@
 """Shared by the binaries: flags, exit codes, joining a cluster."""
 
 import contextlib
+import errno
 import importlib.util
 import os
 import signal
@@ -45,6 +46,7 @@ def run(
       of the module of `main`.
   """
   streams.survive()
+  shutdown.leave_when_told()
   doc = sys.modules[main.__module__].__doc__
   try:
     app.run(main, flags_parser=lambda argv: parse(argv, doc))
@@ -67,6 +69,11 @@ def reporting_user_errors() -> Iterator[None]:
     yield
   except UserError as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
+    sys.exit(2)
+  except OSError as e:
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
+    print(f'error: {e}; free some space, then run it again', file=sys.stderr)
     sys.exit(2)
   except FloatingPointError as e:
     print(f'error: {e}', file=sys.stderr)

@@ -295,6 +295,58 @@ def test_large_uploads_are_refused(served):
   assert status(request) == 413
 
 
+UPLOAD = (
+  b'--xxx\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"'
+  b'\r\n\r\nx\r\n--xxx--\r\n'
+)
+
+
+@pytest.mark.parametrize(
+  ('headers', 'code'),
+  [
+    ({'Host': 'evil.example'}, 403),  # DNS rebinding.
+    ({'Host': 'evil.example:80'}, 403),
+    ({'Host': 'localhost:80'}, 200),
+    ({'Host': '[::1]:80'}, 200),
+    ({'Host': '192.0.2.7'}, 200),
+  ],
+)
+def test_only_its_own_names_reach_the_page(served, headers, code):
+  assert status(urllib.request.Request(served[0], headers=headers)) == code
+
+
+def test_other_sites_cannot_upload(served):
+  address = served[0].rstrip('/')
+  for origin, code in ((address, 200), ('http://evil.example', 403)):
+    request = urllib.request.Request(
+      f'{address}/gradio_api/upload',
+      UPLOAD,
+      {
+        'Content-Type': 'multipart/form-data; boundary=xxx',
+        'Origin': origin,
+      },
+    )
+    assert status(request) == code
+
+
+def test_recordings_without_a_length_are_measured(tmp_path):
+  path = str(tmp_path / 'live.mkv')
+  with av.open(path, 'w', options={'live': '1'}) as container:
+    stream = container.add_stream('mpeg4', rate=10)
+    stream.width, stream.height = 64, 48
+    for i in range(70):
+      frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8))
+      frame.pts = i
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  with av.open(path) as container:
+    assert not container.duration
+  with pytest.raises(UserError, match=r'lasts . seconds and at most 5'):
+    uploads.video_frames(path, LIMITS)
+  longer = uploads.Limits(seconds=10.0)
+  assert uploads.video_frames(path, longer) == 70
+
+
 def test_nobody_else_can_listen(served):
   port = int(served[0].strip('/').rsplit(':', 1)[1])
   socket.create_connection(('127.0.0.1', port)).close()

@@ -1,5 +1,6 @@
 """Runs that are told to stop, killed, or left alone by their peers."""
 
+import os
 import signal
 import time
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import commands
 from tests.faults import runs
 from tests.training import small
 from xfactor.training.resilience import checkpoints as checkpoints_lib
@@ -89,6 +91,69 @@ def test_a_run_survives_signals_at_random_moments(recipe, straight, tmp_path):
   for row in rows:
     print('{:7}  {:5}  {:4}  {:7}  {:5}  {:4}  {:7.1f}'.format(*row))
   print(f'tried {len(rows)}, survived {len(rows)}')
+
+
+COMPILING = """
+import sys
+import jax
+import jax.numpy as jnp
+from xfactor import cli
+from xfactor.training.resilience import shutdown
+
+
+def f(x):
+  for i in range(LAYERS):
+    x = jnp.tanh(x @ x) + jnp.sort(x, axis=i % 2) * 0.1
+  return x
+
+
+def main(_):
+  with cli.reporting_user_errors(), shutdown.handling():
+    lowered = jax.jit(f).lower(jax.ShapeDtypeStruct((64, 64), 'float32'))
+    open(FILE, 'w').close()
+    lowered.compile()
+    jax.block_until_ready(jax.jit(f)(jnp.ones((64, 64))))
+
+
+if __name__ == '__main__':
+  cli.run(main)
+"""
+
+
+def stop_compiling(folder, signum, pause, layers):
+  """Exit code and what was written, of a process that is told to stop."""
+  script, file = folder / 'script.py', folder / 'compiling'
+  text = COMPILING.replace('FILE', repr(str(file)))
+  script.write_text(text.replace('LAYERS', str(layers)))
+  file.unlink(missing_ok=True)
+  out = str(folder / 'out')
+  process = commands.start(script, stdout=out, stderr=out)
+  while not file.exists():
+    assert process.is_alive(), (folder / 'out').read_text()
+    time.sleep(0.01)
+  time.sleep(pause)
+  os.kill(process.pid, signum)
+  process.join(runs.PATIENCE)
+  return process.exitcode, (folder / 'out').read_text()
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_jax_compiles_is_no_crash(tmp_path, signum):
+  code, said = stop_compiling(tmp_path, signum, 0.3, layers=40)
+  assert code == 42, said
+  assert 'Fatal' not in said
+
+
+@pytest.mark.slow
+def test_twenty_signals_while_jax_compiles_are_no_crash(tmp_path):
+  rng = np.random.default_rng(0)
+  codes = []
+  for i in range(20):
+    signum = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[i % 3]
+    code, _ = stop_compiling(tmp_path, signum, rng.uniform(0, 4), layers=150)
+    codes.append(code)
+  print('\ncodes', codes)
+  assert codes == [42] * 20
 
 
 @pytest.mark.parametrize('where', ['compile', 'evaluation'])

@@ -171,6 +171,17 @@ def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   assert json.loads((tmp_path / 'run.json').read_text())['state'].endswith('/3')
   straight, resumed = (read_state(config, w)[0] for w in (workdir, tmp_path))
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+  # Step 4 is the mean over 3 and 4, though the checkpoint lies between them.
+  lines = [
+    {
+      line['step']: (line['loss'], line['grad_norm'])
+      for line in writers.read_lines(w / 'metrics.jsonl')
+      if 'loss' in line
+    }
+    for w in (workdir, tmp_path)
+  ]
+  assert lines[0] == lines[1]
+  assert not (tmp_path / 'lock.json').exists()
 
 
 @pytest.mark.slow

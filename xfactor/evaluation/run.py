@@ -24,6 +24,7 @@ from xfactor.nn.functional import Params
 from xfactor.training import build as builds
 from xfactor.training import held_out
 from xfactor.training.resilience import checkpoints as checkpoints_lib
+from xfactor.training.resilience import lock
 
 _POLL = 10.0  # Seconds between looks for new checkpoints.
 
@@ -351,9 +352,10 @@ def _last_update(config: ConfigDict, workdir: str, found: Sequence[int]) -> int:
 
 def _what_is_awaited(workdir: str, found: Sequence[int], last: int) -> str:
   after = f' after step {found[-1]}' if found else ''
+  who = lock.holder(workdir)
   return (
     f'waiting for a checkpoint of {workdir}{after}; the run ends with step '
-    f'{last}'
+    f'{last}, and {who or "no process"} trains there now'
   )
 
 

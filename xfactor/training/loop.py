@@ -22,8 +22,14 @@ from xfactor.nn import sharding
 from xfactor.training import build as builds
 from xfactor.training import control, data
 from xfactor.training import held_out as held_out_lib
+from xfactor.training.resilience import (
+  checkpoint_files,
+  divergence,
+  lock,
+  resume,
+  shutdown,
+)
 from xfactor.training.resilience import checkpoints as checkpoints_lib
-from xfactor.training.resilience import divergence, resume, shutdown
 from xfactor.training.resilience import requests as requests_lib
 from xfactor.training.resilience.watchdog import Watchdog
 from xfactor.training.step import modules
@@ -98,6 +104,9 @@ def _train(
   probe = make_probe(config, build)
 
   # ----------------------------- the workdir: nothing is written before here
+  owned(
+    checkpoint_files.together(lambda: lock.Lock(workdir, active=main_process))
+  )
   writer = owned(writers.Writer(workdir, active=main_process))
   goodput = owned(Goodput(workdir, active=main_process))
 
@@ -168,6 +177,20 @@ def _train(
     Profile(workdir, config.train.profile_at, config.train.profile_steps)
   )
   log = log_lib.Log(build, requests, spikes, diagnosis)
+  log.restore(saved.get('log', ()))
+  every = config.train.eval_every
+
+  def evaluate(done: int) -> None:
+    with interrupted.at_once(), goodput.measure('evaluation'):
+      results = held_out(state.params)
+      findings = probe.brief(state.params, done)
+      report(results, findings, writer, done)
+    if main_process:
+      for line in itertools.chain(*findings.lines.values()):
+        bar.write(f'step {done}: {line}')
+    watchdog.progress()
+    log.restart()
+
   bar = owned(
     streams.progress(
       total=steps,
@@ -178,6 +201,11 @@ def _train(
     )
   )
   with interrupted.deferred():
+    if first:
+      writer.resume(first)
+    due = first and every and first % every == 0 and first < steps
+    if due and not resume.is_evaluated(workdir, first):  # It was interrupted.
+      evaluate(first)
     for step in range(first, steps):
       profile.before(step)
       with log.waiting(), goodput.measure('data_wait'):
@@ -215,7 +243,6 @@ def _train(
             f', {values[k]} {k}' for k in divergence.COUNTED if values[k]
           )
         )
-      every = config.train.eval_every
       evaluates = every and done % every == 0 and done < steps
       if (
         done % config.train.save_every == 0
@@ -225,7 +252,10 @@ def _train(
       ):
         log.flush()  # The norms saved with the state include this step.
         with goodput.measure('checkpoint'):
-          checkpoints.save(state, meta | {'grad_norms': spikes.norms()})
+          kept = {'grad_norms': spikes.norms(), 'log': log.kept()}
+          if evaluates:  # Which starts a new interval.
+            kept['log'] = []
+          checkpoints.save(state, meta | kept)
         requests.saving()
       if checkpoints.poll() is not None:
         requests.saved()
@@ -237,15 +267,7 @@ def _train(
       if evaluates:
         checkpoints.wait()
         requests.saved()
-        with interrupted.at_once(), goodput.measure('evaluation'):
-          results = held_out(state.params)
-          findings = probe.brief(state.params, done)
-          report(results, findings, writer, done)
-        if main_process:
-          for line in itertools.chain(*findings.lines.values()):
-            bar.write(f'step {done}: {line}')
-        watchdog.progress()
-        log.restart()
+        evaluate(done)
     bar.close()
     checkpoints.wait()
 

@@ -49,6 +49,20 @@ def test_it_is_raised_at_once():
     time.sleep(10)
 
 
+def test_a_closed_terminal_counts_unless_it_is_ignored():
+  with interrupted():
+    tell(signal.SIGHUP)
+    time.sleep(10)
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with shutdown.handling() as told:
+      tell(signal.SIGHUP)
+      time.sleep(0.1)
+      assert not told.requested
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_deferred_it_is_noted_and_raised_in_the_end():
   done = []
   with interrupted() as told:

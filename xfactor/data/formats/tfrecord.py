@@ -1,4 +1,4 @@
-"""Reads TFRecord files and their examples without TensorFlow."""
+"""Reads and writes TFRecord files without TensorFlow."""
 
 import os
 import struct
@@ -57,6 +57,19 @@ def read(
     raise UserError(
       f'{path} has {number} of the {stop} records expected; copy it again'
     )
+
+
+def encode(data: bytes) -> bytes:
+  """Returns a record of a TFRecord file."""
+  head = struct.pack('<Q', len(data))
+  return b''.join(
+    (
+      head,
+      _FOOTER.pack(_masked_crc(head)),
+      data,
+      _FOOTER.pack(_masked_crc(data)),
+    )
+  )
 
 
 def example(record: bytes) -> dict[str, Any]:

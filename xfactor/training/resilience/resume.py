@@ -4,11 +4,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 
 from xfactor import config as configs
 from xfactor.data.pipeline import fingerprint
 from xfactor.errors import UserError
+from xfactor.training.telemetry import writers
 
 # Settings that change the training. The data, seed included, are compared by
 # their fingerprint; other settings affect only place, speed and duration.
@@ -57,6 +62,14 @@ def check(
     )
   logging.warning('Resuming from %s with changes: %s', origin, changes)
   return rest
+
+
+def is_evaluated(workdir: epath.PathLike, step: int) -> bool:
+  """Returns whether a step has held-out scores; the same on all processes."""
+  found = jax.process_index() == 0 and writers.has_evaluation(workdir, step)
+  if jax.process_count() > 1:
+    found = multihost_utils.broadcast_one_to_all(np.asarray(found))
+  return bool(found)
 
 
 def _changes(

@@ -1,4 +1,4 @@
-"""Handles SIGTERM and Ctrl-C without losing work.
+"""Handles SIGTERM, SIGHUP and Ctrl-C without losing work.
 
 A thread receives the signals, because Python's handlers are blocked while XLA
 compiles. If one of several processes receives a signal, it notifies the others
@@ -21,7 +21,7 @@ from jax._src import distributed
 
 EXIT_CODE = 42
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _KEY = 'xfactor/interrupted'
 _POLL = 2.0  # Seconds between checks for a stop request of another process.
 _GRACE = 5.0  # Seconds for the main thread to exit by itself.
@@ -146,16 +146,21 @@ class Interruption:
 def handling() -> Iterator[Interruption]:
   """Raises Interrupted on SIGTERM and Ctrl-C inside, unless deferred.
 
-  If the main thread is blocked (it compiles, or waits for a process that has
-  exited), the process exits with code 42 a few seconds later. A second Ctrl-C
-  ends it at once. Enter it in the main thread and after
-  jax.distributed.initialize, whose signal handler it replaces.
+  SIGHUP counts as SIGTERM unless it is ignored (nohup). If the main thread is
+  blocked (it compiles, or waits for a process that has exited), the process
+  exits with code 42 a few seconds later. A second Ctrl-C ends it at once. Enter
+  it in the main thread and after jax.distributed.initialize, whose signal
+  handler it replaces.
   """
   interruption = Interruption()
   wake, write = os.pipe()
   os.set_blocking(write, False)
   previous_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-  previous = {s: signal.signal(s, interruption.handle) for s in _SIGNALS}
+  previous = {
+    s: signal.signal(s, interruption.handle)
+    for s in _SIGNALS
+    if signal.getsignal(s) != signal.SIG_IGN
+  }
   closed = threading.Event()
   thread = threading.Thread(
     target=interruption.watch, args=(wake, closed), daemon=True
@@ -174,6 +179,13 @@ def handling() -> Iterator[Interruption]:
     thread.join()
     os.close(write)
     os.close(wake)
+
+
+def leave_when_told() -> None:
+  """Leaves with code 42 on SIGTERM and SIGHUP, where nothing can be lost."""
+  for signum in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(signum) == signal.SIG_DFL:
+      signal.signal(signum, lambda *_: leave(EXIT_CODE))
 
 
 def leave_cluster() -> None:

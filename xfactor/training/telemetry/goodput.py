@@ -43,6 +43,7 @@ from typing import Any
 from etils import epath
 
 from xfactor.errors import UserError
+from xfactor.training.telemetry import appending
 
 FILE = 'goodput.jsonl'
 _SUMMED = ('data_wait', 'step')
@@ -59,6 +60,7 @@ class Goodput:
   def __init__(self, workdir: epath.PathLike, *, active: bool = True):
     self._active = active
     self._path = epath.Path(workdir) / FILE
+    self._file = appending.Appender(self._path)
     self._incarnation = uuid.uuid4().hex[:8]
     self._sums = dict.fromkeys(_SUMMED, 0.0)
     self._step = None  # The last update, and how many since the last flush.
@@ -68,7 +70,7 @@ class Goodput:
     self._path.parent.mkdir(parents=True, exist_ok=True)
     # A killed run may have left its last line unfinished.
     if self._path.exists() and not self._path.read_bytes().endswith(b'\n'):
-      self._append('\n')
+      self._file.append(b'\n')
     self._write([{'kind': 'start'}])
 
   def add(
@@ -133,12 +135,8 @@ class Goodput:
     if not self._active or not lines:
       return
     head = {'incarnation': self._incarnation, 'time': time.time()}
-    self._append(''.join(f'{json.dumps(head | line)}\n' for line in lines))
-
-  def _append(self, text: str) -> None:
-    # Closed each time, because a mounted bucket uploads only then.
-    with open(self._path, 'a') as f:
-      f.write(text)
+    text = ''.join(f'{json.dumps(head | line)}\n' for line in lines)
+    self._file.append(text.encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -11,6 +11,8 @@ from xfactor.training import build as builds
 from xfactor.training import chips
 from xfactor.training.resilience import divergence
 from xfactor.training.resilience import requests as requests_lib
+
+_MOST_KEPT = 2000  # Steps.
 
 
 class Log:
@@ -43,6 +45,17 @@ class Log:
     self._steps = 0
     self._wait = 0.0
     self._started = time.monotonic()
+
+  def kept(self) -> list[dict[str, float]]:
+    """Returns the metrics since the last `read`, to be saved with the state.
+
+    Long intervals are not kept: checkpoints would grow.
+    """
+    return list(self._metrics) if len(self._metrics) <= _MOST_KEPT else []
+
+  def restore(self, metrics: Sequence[dict[str, float]]) -> None:
+    """Continues an interval with the metrics that `kept` returned."""
+    self._metrics = list(metrics)
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:

@@ -2,19 +2,25 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from etils import epath
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 
 from xfactor.data import images
+from xfactor.data.formats import tfrecord
 from xfactor.errors import UserError
+from xfactor.training.telemetry import appending
 
 
 def check(workdir: epath.PathLike) -> None:
@@ -32,11 +38,13 @@ def check(workdir: epath.PathLike) -> None:
 class Writer:
   """Writes metrics and pictures into a run's folder, if `active`.
 
-  Only one process of a run should be active.
+  Only one process of a run should be active. What cannot be written, on a full
+  disk for instance, is reported once and does not stop the run.
   """
 
   def __init__(self, workdir: epath.PathLike, *, active: bool = True):
     self._active = active
+    self._failed: set[str] = set()
     if not active:
       return
     if '://' in os.fspath(workdir):
@@ -45,36 +53,46 @@ class Writer:
         'use a shared disk'
       )
     self._folder = epath.Path(workdir)
+    name = f'{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+    events = self._folder / 'tensorboard' / f'events.out.tfevents.{name}'
     try:
-      self._folder.mkdir(parents=True, exist_ok=True)
+      events.parent.mkdir(parents=True, exist_ok=True)
       # A resumed run appends to the same file.
-      self._lines = open(  # noqa: SIM115
-        os.fspath(self._folder / 'metrics.jsonl'), 'a', buffering=1
-      )
+      with open(self._folder / 'metrics.jsonl', 'ab+') as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        last = file.read()
     except OSError as e:
       raise UserError(
         f'cannot write to --workdir={workdir} ({e.strerror}); choose a '
         'folder that can be written'
       ) from e
-    self._tensorboard = tensorboardX.SummaryWriter(
-      os.fspath(self._folder / 'tensorboard')
-    )
+    self._lines = appending.Appender(self._folder / 'metrics.jsonl')
+    # Not tensorboardX's writer, whose thread ends on a full disk, after which
+    # it blocks for ever.
+    self._events = appending.Appender(events)
+    self._add_events(event_pb2.Event(file_version='brain.Event:2'))
+    if last not in (b'', b'\n'):  # A killed run left a part of a line.
+      self._lines.append(b'\n')
 
-    # A killed run may have left its last line unfinished.
-    self._lines.write('\n' if self._is_unfinished() else '')
-
-  def _is_unfinished(self) -> bool:
-    last = (self._folder / 'metrics.jsonl').read_bytes()[-1:]
-    return last not in (b'', b'\n')
+  def resume(self, step: int) -> None:
+    """Tells TensorBoard to forget what a killed run wrote after a step."""
+    if self._active:
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add_events(event_pb2.Event(step=step + 1, session_log=start))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line of metrics.jsonl and its TensorBoard curves."""
     if not self._active:
       return
     values = {key: float(value) for key, value in values.items()}
-    self._lines.write(json.dumps({'step': step, **values}) + '\n')
-    for key, value in values.items():
-      self._tensorboard.add_scalar(key, value, step)
+    line = json.dumps({'step': step, **values}) + '\n'
+    self._lines.append(line.encode())
+    self._add_events(
+      *(
+        event_pb2.Event(step=step, summary=summary.scalar(key, value))
+        for key, value in values.items()
+      )
+    )
 
   def image(
     self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
@@ -82,29 +100,66 @@ class Writer:
     """Writes panels/STEP_NAME.png and the same picture for TensorBoard."""
     if not self._active:
       return
-    images.write_png(self._folder / 'panels' / f'{step:08d}_{name}.png', image)
-    self._tensorboard.add_image(name, image, step, dataformats='HWC')
+    path = self._folder / 'panels' / f'{step:08d}_{name}.png'
+    self._try('panels', lambda: images.write_png(path, image))
+    shown = summary.image(name, image, dataformats='HWC')
+    self._add_events(event_pb2.Event(step=step, summary=shown))
 
   def curves(self) -> None:
     """Plots metrics.jsonl into curves.png."""
     if not self._active:
       return
-    lines = read_lines(self._folder / 'metrics.jsonl')
-    images.write_png(self._folder / 'curves.png', plot_curves(lines))
+
+    def plot():
+      lines = read_lines(self._folder / 'metrics.jsonl')
+      if lines:
+        images.write_png(self._folder / 'curves.png', plot_curves(lines))
+
+    self._try('curves.png', plot)
 
   def header(self, facts: Mapping[str, Any]) -> None:
     """Writes facts about the run into run.json, and to TensorBoard as text."""
     if not self._active:
       return
     text = json.dumps(dict(facts), indent=2)
-    (self._folder / 'run.json').write_text(text)
-    self._tensorboard.add_text('run', f'```\n{text}\n```')
+    path = self._folder / 'run.json'
+    self._try('run.json', lambda: path.write_text(text))
+    shown = summary.text('run', f'```\n{text}\n```')
+    self._add_events(event_pb2.Event(summary=shown))
 
   def close(self) -> None:
-    """Flushes and closes the files."""
+    """Writes what could not be written before, if that is possible now."""
     if self._active:
-      self._lines.close()
-      self._tensorboard.close()
+      self._lines.append(b'')
+      self._events.append(b'')
+
+  def _add_events(self, *events: event_pb2.Event) -> None:
+    records = []
+    for event in events:
+      event.wall_time = time.time()
+      records.append(tfrecord.encode(event.SerializeToString()))
+    self._events.append(b''.join(records))
+
+  def _try(self, name: str, write: Callable[[], Any]) -> None:
+    try:
+      write()
+    except OSError as e:
+      if name not in self._failed:
+        print(
+          f'cannot write {self._folder / name} ({e.strerror})',
+          file=sys.stderr,
+          flush=True,
+        )
+      self._failed.add(name)
+
+
+def has_evaluation(workdir: epath.PathLike, step: int) -> bool:
+  """Returns whether metrics.jsonl has held-out scores of a step."""
+  path = epath.Path(workdir) / 'metrics.jsonl'
+  return path.exists() and any(
+    line['step'] == step and any(key.startswith('eval/') for key in line)
+    for line in read_lines(path)
+  )
 
 
 def read_lines(path: epath.PathLike) -> list[dict[str, float]]:

@@ -1,0 +1,199 @@
+"""A lock that keeps a second training process out of a workdir.
+
+WORKDIR/lock.json names the host, the process and the time of its last sign of
+life, which a thread renews. The lock of a dead process on this host is taken at
+once, that of one on another host if it shows no sign of life while we watch, so
+that clocks do not matter.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+import uuid
+from typing import Any
+
+from etils import epath
+
+from xfactor.data import files
+from xfactor.errors import UserError
+from xfactor.training.resilience import shutdown
+
+_FILE = 'lock.json'
+_BEAT = 10.0  # Seconds between signs of life.
+_WATCH = 3 * _BEAT  # Seconds without one after which an owner counts as dead.
+_POLL = 1.0
+
+
+class Lock:
+  """Holds the lock of a workdir until closed, if `active`.
+
+  Args:
+    workdir: Folder of the run; created if needed.
+    active: Whether this process is the one that writes.
+
+  Raises:
+    UserError: If another process trains there.
+  """
+
+  def __init__(self, workdir: epath.PathLike, *, active: bool = True):
+    self._path = epath.Path(workdir) / _FILE
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._workdir = workdir
+    self._active = active
+    self._closed = threading.Event()
+    if not active:
+      return
+    self._owner = {
+      'host': socket.gethostname(),
+      'process': os.getpid(),
+      'started': _started(os.getpid()),
+      'since': time.time(),
+      'token': uuid.uuid4().hex,
+    }
+    self._take()
+    self._thread = threading.Thread(target=self._renew, daemon=True)
+    self._thread.start()
+
+  def _take(self) -> None:
+    while True:
+      try:
+        if self._create():
+          return
+      except OSError as e:
+        raise UserError(
+          f'cannot write {self._path} ({e.strerror}); free some space or make '
+          'it writable'
+        ) from e
+      other = _read(self._path)
+      if other == {}:  # Just being written, or torn.
+        time.sleep(_POLL)
+        other = _read(self._path)
+      if other and self._lives(other):
+        minutes = max(0, time.time() - other.get('since', time.time())) / 60
+        raise UserError(
+          f'{_name(other)} has been training in {self._workdir} for '
+          f'{minutes:.0f} minutes: wait for it, stop it, or give another '
+          '--workdir'
+        )
+      self._remove(other)
+
+  def _remove(self, dead: dict[str, Any] | None) -> None:
+    """Removes the lock of a dead owner, unless another one replaces it now."""
+    aside = self._path.with_name(f'{_FILE}.{self._owner["token"]}')
+    try:
+      self._path.rename(aside)
+    except FileNotFoundError:
+      return
+    if _read(aside) == dead or self._path.exists():
+      aside.unlink()
+    else:
+      aside.rename(self._path)
+
+  def _create(self) -> bool:
+    """Creates the file with this owner; False if another one has done so."""
+    text = json.dumps(self._owner | {'time': time.time()})
+    if files.is_remote(self._path):  # Without an exclusive way to create.
+      if self._path.exists():
+        return False
+      self._path.write_text(text)
+      return self._is_ours()
+    try:
+      with open(self._path, 'x') as file:
+        file.write(text)
+    except FileExistsError:
+      return False
+    except OSError:
+      self._path.unlink(missing_ok=True)  # Of a full disk: an empty file.
+      raise
+    return True
+
+  def _lives(self, other: dict[str, Any]) -> bool:
+    if other.get('host') == self._owner['host']:
+      return _started(other.get('process')) == other.get('started')
+    print(
+      f'{_name(other)} has trained in {self._workdir}; waiting for a sign '
+      'of life',
+      file=sys.stderr,
+      flush=True,
+    )
+    deadline = time.monotonic() + _WATCH
+    while time.monotonic() < deadline:
+      time.sleep(_POLL)
+      now = _read(self._path)
+      if now != other:
+        return now is not None
+    return False
+
+  def _renew(self) -> None:
+    while not self._closed.wait(_BEAT):
+      try:
+        found = _read(self._path)
+        if found and found.get('token') != self._owner['token']:
+          # This process was suspended, and another one has taken over.
+          print(
+            f'error: {_name(found)} has taken over {self._workdir}',
+            file=sys.stderr,
+            flush=True,
+          )
+          shutdown.leave(2)
+        files.write_json(self._path, self._owner | {'time': time.time()})
+      except OSError:
+        continue  # Such as a full disk: tried again at the next beat.
+
+  def _is_ours(self) -> bool:
+    found = _read(self._path)
+    return bool(found) and found.get('token') == self._owner['token']
+
+  def close(self) -> None:
+    """Gives the lock back."""
+    if not self._active:
+      return
+    self._closed.set()
+    self._thread.join()
+    if self._is_ours():
+      self._path.unlink(missing_ok=True)
+
+
+def holder(workdir: epath.PathLike) -> str:
+  """Names the process that trains in a workdir; empty if none does."""
+  found = _read(epath.Path(workdir) / _FILE)
+  if not found:
+    return ''
+  here = found.get('host') == socket.gethostname()
+  if here and _started(found.get('process')) != found.get('started'):
+    return ''
+  return _name(found)
+
+
+def _name(owner: dict[str, Any]) -> str:
+  return f'process {owner.get("process")} on {owner.get("host")}'
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+  """Returns the owner; None if there is none, {} if it cannot be read."""
+  try:
+    found = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {}
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError):
+    return {}
+
+
+def _started(process: int | None) -> str:
+  """Identifies a living process beyond its number; empty if it is dead."""
+  try:
+    stat = pathlib.Path(f'/proc/{process}/stat').read_text()
+    fields = stat.rpartition(')')[2].split()
+    return '' if fields[0] in 'ZX' else fields[19]
+  except OSError:
+    pass
+  try:  # A system without /proc.
+    os.kill(int(process), 0)
+  except (OSError, TypeError):
+    return ''
+  return 'alive'
