@@ -234,8 +234,10 @@ def parsed():
 def test_commands_of_a_block_parse(block, parsed):
   for command in python_commands(split(block.text)):
     said, _ = parsed[tuple(command)]
-    if '...' in block.text.split() and 'must have a value' in said:
+    if '...' in block.text.split() and 'give --' in said:
       continue  # What stands for more would have it.
+    if 'there is no checkpoint in' in said:
+      continue  # The recipe is that of a run that is not here.
     assert not said, f'{shlex.join(command)}: {said}'
 
 
@@ -243,7 +245,7 @@ def test_commands_in_the_text_parse(parsed):
   for command in python_commands(INLINE):
     said, _ = parsed[tuple(command)]
     # What is cut short lacks what is required.
-    assert not said or 'must have a value' in said, f'{command}: {said}'
+    assert not said or 'give --' in said, f'{command}: {said}'
 
 
 def test_a_wrong_command_is_noticed():

@@ -69,6 +69,8 @@ def survive() -> None:
       os.open(os.devnull, os.O_RDWR)
   for name in ('stdout', 'stderr'):
     stream = getattr(sys, name)
+    if isinstance(stream, _Surviving):
+      continue
     if stream is None:
       stream = open(os.devnull, 'w')  # noqa: SIM115
     setattr(sys, name, _Surviving(stream))

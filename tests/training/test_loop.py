@@ -410,10 +410,10 @@ def test_no_checkpoint_is_said(data_dir, tmp_path):
 def test_a_checkpoint_of_another_size_is_refused_by_name(run, data_dir):
   _, workdir, *_ = run
   other = small.recipe(data_dir, model__pose_dim=8)
-  evaluate = evaluation_run.Evaluation(other, str(workdir))
-  for use in (lambda: loop.train(other, str(workdir)), evaluate):
-    with pytest.raises(UserError, match=r'another model.*pose_encoder/head'):
-      use()
+  with pytest.raises(UserError, match=r'another model.*pose_encoder/head'):
+    loop.train(other, str(workdir))
+  with pytest.raises(UserError, match=r'model.pose_dim: 4 -> 8'):
+    evaluation_run.Evaluation(other, str(workdir))()
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path):

@@ -108,7 +108,7 @@ class Evaluation:
     """
     checkpoints = checkpoints_lib.Checkpoints(self._workdir, create=False)
     with contextlib.closing(checkpoints):
-      self._overrides(checkpoints.find(step))  # Before others are an error.
+      self._check(checkpoints.find(step))
       step, params = checkpoints.restore_params(
         self._build.abstract_state().params, step
       )
@@ -174,6 +174,14 @@ class Evaluation:
       for name in self._stores
       for kind in kinds
     )
+
+  def _check(self, step: int) -> None:
+    """Refuses another model by its settings, before its arrays do not fit."""
+    try:
+      own_recipe.read(self._workdir, step)
+    except UserError:
+      return  # A damaged checkpoint: the one before may be good.
+    self._overrides(step)
 
   def _overrides(self, step: int) -> dict[str, Any]:
     return own_recipe.overrides(self._config, self._workdir, step)
