@@ -2,8 +2,9 @@
 
 The same command starts and resumes a run. Any value of the recipe can be
 overridden: --config.train.steps=1000. Exit codes: 0 complete, 42 stopped by
-SIGTERM or Ctrl-C and saved, 137 killed because it hung, 2 bad input (explained
-in one line on stderr), 1 other errors. Run it again after 42 and 137.
+SIGTERM, SIGHUP or Ctrl-C and saved, 137 killed because it hung, 2 bad input
+(explained in one line on stderr), 1 other errors. Run it again after 42 and
+137.
 """
 
 from absl import flags
