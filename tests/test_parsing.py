@@ -114,6 +114,10 @@ def test_help_is_one_screen_of_our_flags(capsys):
 
 def test_words_pass_where_they_are_taken(config):
   assert parse(TINY, 'runs/a', words=True) == ['thing', 'runs/a']
+  # The name of a benchmark is that of a flag as well.
+  assert parse(TINY, 'follow', words=True) == ['thing', 'follow']
+  with pytest.raises(SystemExit):
+    parse(TINY, 'follow=true', words=True)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,8 @@ def _meant(argv: Sequence[str], word: str, taken: bool) -> str:
   """Returns the flag that was meant by a word without dashes, or nothing."""
   bare = word.lstrip('-\N{EN DASH}\N{EM DASH}')
   name = bare.split('=')[0]
-  if name in flags.FLAGS or name.startswith('config.'):
+  known = name in flags.FLAGS and ('=' in bare or not taken)
+  if known or name.startswith('config.'):
     return f'--{bare}'
   before = argv[argv.index(word) - 1]
   flag, equals, value = before.partition('=')
