@@ -6,6 +6,7 @@ bfloat16 would round the updates of the first layers away.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import einops
@@ -131,32 +132,34 @@ def apply_rope(
   return x * cos + turned * sin
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(
   x: Float[Array, '*b i'],
   kernel: Float[Array, 'i o'],
   precision: jax.lax.Precision | None = None,
+  rows: bool = False,
 ) -> Float[Array, '*b o']:
   """`x @ kernel` with a kernel gradient in the kernel's memory layout.
 
   JAX's default gradient is the transpose of an [o, i] product, which takes
-  twice as long on a CPU.
+  twice as long on a CPU. For `rows` see `sharding.gather`.
   """
-  return jnp.matmul(x, kernel, precision=precision)
+  return jnp.matmul(x, sharding.gather(kernel, rows), precision=precision)
 
 
-def _product_forward(x, kernel, precision):
-  return product(x, kernel, precision), (x, kernel)
+def _product_forward(x, kernel, precision, rows):
+  return product(x, kernel, precision, rows), (x, kernel)
 
 
-def _product_backward(precision, saved, out):
+def _product_backward(precision, rows, saved, out):
   x, kernel = saved
   # Contract one axis only: with several, XLA transposes x on a CPU and
   # recomputes it while writing the transpose.
-  rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
+  flat = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
   in_kernel = jax.lax.dot_general(
-    *rows, (((0,), (0,)), ((), ())), precision=precision
+    *flat, (((0,), (0,)), ((), ())), precision=precision
   )
+  kernel = sharding.gather(kernel, rows)
   return jnp.matmul(out, kernel.T, precision=precision), in_kernel
 
 
@@ -166,6 +169,11 @@ product.defvjp(_product_forward, _product_backward)
 def dot_general(x: Array, kernel: Array, *_, precision=None, **__) -> Array:
   """Adapts `product` to the `dot_general` argument of `nnx.Linear`."""
   return product(x, kernel, precision)
+
+
+def dot_general_rows(x: Array, kernel: Array, *_, precision=None, **__):
+  """The same for kernels whose inputs the tensor axis splits."""
+  return product(x, kernel, precision, True)
 
 
 def linear(
@@ -178,11 +186,13 @@ def linear(
   kernel_init: nnx.Initializer = _XAVIER,
   bias_init: nnx.Initializer = _BIAS,
   exact: bool = False,
+  rows: bool = False,
 ) -> nnx.Linear:
   """Dense layer, with XFactor's initialisers by default.
 
-  `exact` layers multiply in full float32. Without it a float32 product is one
-  bfloat16 pass on a TPU and TF32 on an NVIDIA GPU.
+  The tensor axis of a mesh splits the outputs, or with `rows` the inputs, as
+  `sharding.PARAM_RULES` say. `exact` layers multiply in full float32. Without
+  it a float32 product is one bfloat16 pass on a TPU and TF32 on an NVIDIA GPU.
   """
   return nnx.Linear(
     din,
@@ -191,7 +201,7 @@ def linear(
     dtype=dtype,
     kernel_init=kernel_init,
     bias_init=bias_init,
-    dot_general=dot_general,
+    dot_general=dot_general_rows if rows else dot_general,
     precision=jax.lax.Precision.HIGHEST if exact else None,
     rngs=rngs,
   )
@@ -233,8 +243,8 @@ class MLP(nnx.Module):
   ):
     self.layers = nnx.List(
       [
-        linear(din, dout, rngs=rngs, dtype=dtype, exact=exact)
-        for din, dout in zip(sizes[:-1], sizes[1:], strict=True)
+        linear(din, dout, rngs=rngs, dtype=dtype, exact=exact, rows=i > 0)
+        for i, (din, dout) in enumerate(itertools.pairwise(sizes))
       ]
     )
 
@@ -273,7 +283,7 @@ class LayerScale(nnx.Module):
   ) -> Float[Array, '*b o']:
     kernel = layer.kernel[...] * self.scale[...][None]
     bias = layer.bias[...] * self.scale[...]
-    y = product(*(a.astype(layer.dtype) for a in (x, kernel)))
+    y = layer.dot_general(*(a.astype(layer.dtype) for a in (x, kernel)))
     return y.astype(jnp.float32) + along_last(bias, y)
 
 
@@ -312,7 +322,7 @@ class MultiViewBlock(nnx.Module):
     self.norm_k = HeadNorm(heads, head_dim)
     self.norm_self_q = HeadNorm(heads, head_dim)
     self.norm_self_k = HeadNorm(heads, head_dim)
-    self.out = linear(2 * features, features, rngs=rngs, dtype=dtype)
+    self.out = linear(2 * features, features, rngs=rngs, dtype=dtype, rows=True)
     self.scale_attention = LayerScale(features, layer_scale)
     self.norm_mlp = layer_norm(features, rngs=rngs)
     self.mlp = MLP((features, 4 * features, features), rngs=rngs, dtype=dtype)

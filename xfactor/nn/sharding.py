@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -68,35 +69,44 @@ PARAM_RULES = (
 
 
 def make_mesh(
-  config: Config, devices: Sequence[jax.Device] | None = None
+  config: Config,
+  devices: Sequence[jax.Device] | None = None,
+  hosts: Sequence[int] | None = None,
 ) -> Mesh:
   """Creates the mesh over all devices, laid out for their interconnect.
+
+  Args:
+    config: Devices along each axis.
+    devices: Devices; by default all.
+    hosts: TPU slice or machine with GPUs of each device; by default what JAX
+      says, which it does not for absent GPUs.
 
   Raises:
     UserError: If the axes do not multiply to the number of devices, or an axis
       other than 'data' would cross slices.
   """
   devices = jax.devices() if devices is None else devices
-  slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  sizes = _axis_sizes(config, len(devices), slices)
-  if sizes[0] % slices:
+  if hosts is None:
+    hosts = [getattr(device, 'slice_index', 0) for device in devices]
+  parts = {}
+  for device, host in zip(devices, hosts, strict=True):
+    parts.setdefault(host, []).append(device)
+  sizes = _axis_sizes(config, len(devices), len(parts))
+  if sizes[0] % len(parts):
     raise UserError(
-      f'config.mesh.data={sizes[0]} must be a multiple of {slices}, the number '
-      'of slices (or machines with GPUs): no other axis may cross the network '
-      'between them'
+      f'config.mesh.data={sizes[0]} must be a multiple of {len(parts)}, the '
+      'number of slices (or machines with GPUs): no other axis may cross the '
+      'network between them'
     )
-  if slices == 1:
-    places = mesh_utils.create_device_mesh(
-      sizes, devices, allow_split_physical_axes=True
-    )
-  else:
-    places = mesh_utils.create_hybrid_device_mesh(
-      (sizes[0] // slices, *sizes[1:]),
-      (slices, 1, 1),
-      devices,
+  places = [
+    mesh_utils.create_device_mesh(
+      (sizes[0] // len(parts), *sizes[1:]),
+      part,
       allow_split_physical_axes=True,
     )
-  return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 3)
+    for part in parts.values()
+  ]
+  return Mesh(np.concatenate(places), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _axis_sizes(config: Config, devices: int, slices: int) -> list[int]:
@@ -132,16 +142,34 @@ def split_batch(x: Array) -> Array:
   of a scan over layers by features, and FSDP then sends activations instead of
   weights: 235 GB per step and GPU instead of 2 GB (`sm` on 8 H200).
 
-  Outside of a mesh, with a tensor axis, or if the batch cannot be divided,
-  `x` is returned as it is. With data, fsdp and tensor axes of 2, the constraint
-  changes the loss by 3e-4 on CPU devices (jax 0.10.2), which it must not.
+  Outside of a mesh, or if the batch cannot be divided, `x` is returned as it
+  is.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or mesh.shape['tensor'] > 1:
-    return x
-  if x.shape[0] % batch_ways(mesh):
+  if mesh.empty or mesh.size == 1 or x.shape[0] % batch_ways(mesh):
     return x
   return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def gather(kernel: Array, rows: bool = False) -> Array:
+  """Gathers a kernel along the fsdp axis, for a product.
+
+  Otherwise XLA may move activations instead: `sm` on 8 H200 gathered a third of
+  the weights three times. With data, fsdp and tensor axes it also exchanged
+  examples between devices wrongly (CPUs, jax 0.10.2).
+
+  Args:
+    kernel: Kernel of a dense layer or convolution, in the dtype of the product.
+    rows: Whether the tensor axis splits its inputs, not its outputs.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return kernel
+  axes = [None] * kernel.ndim
+  split = -2 if rows else -1
+  if kernel.shape[split] % mesh.shape['tensor'] == 0:
+    axes[split] = 'tensor'
+  return jax.lax.with_sharding_constraint(kernel, P(*axes))
 
 
 def check_batch(mesh: Mesh, batch: int, name: str) -> None:

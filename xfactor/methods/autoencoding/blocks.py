@@ -94,7 +94,7 @@ class Block(block.Block):
       self.qkv = layers.linear(width, 3 * width, **kwargs)
     self.norm_q = layers.HeadNorm(config.heads, width // config.heads)
     self.norm_k = layers.HeadNorm(config.heads, width // config.heads)
-    self.out = layers.linear(width, width, **kwargs)
+    self.out = layers.linear(width, width, rows=True, **kwargs)
     self.norm_mlp = layers.layer_norm(width, rngs=rngs)
     self.mlp = layers.MLP((width, 4 * width, width), rngs=rngs, dtype=dtype)
 

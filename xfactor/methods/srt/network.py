@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from xfactor import limits
 from xfactor.errors import UserError
 from xfactor.methods.srt import volume
-from xfactor.nn import attention, block, layers
+from xfactor.nn import attention, block, layers, sharding
 
 # Variation of the sines of rays relative to that of colours.
 _COLOR_GAIN = 6.0
@@ -238,6 +238,7 @@ def linear(
   use_bias: bool = True,
   gain: float = 1,
   exact: bool = False,
+  rows: bool = False,
 ) -> nnx.Linear:
   """Dense layer with PyTorch's initialisers; `gain` scales the kernel."""
   return layers.linear(
@@ -249,6 +250,7 @@ def linear(
     kernel_init=_torch_uniform(din, gain),
     bias_init=_torch_uniform(din),
     exact=exact,
+    rows=rows,
   )
 
 
@@ -283,8 +285,10 @@ class MLP(nnx.Module):
     self.activation = activation
     self.layers = nnx.List(
       [
-        linear(din, dout, rngs=rngs, **kind)
-        for din, dout, kind in zip(sizes[:-1], sizes[1:], kinds, strict=True)
+        linear(din, dout, rngs=rngs, rows=i > 0, **kind)
+        for i, (din, dout, kind) in enumerate(
+          zip(sizes[:-1], sizes[1:], kinds, strict=True)
+        )
       ]
     )
 
@@ -308,7 +312,7 @@ def convolve(
   """Convolves with one pixel of zero padding."""
   return jax.lax.conv_general_dilated(
     x,
-    kernel.astype(x.dtype),
+    sharding.gather(kernel.astype(x.dtype)),
     window_strides=(stride, stride),
     padding=((1, 1), (1, 1)),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
@@ -354,7 +358,7 @@ class Block(block.Block):
       self.kv = linear(config.features, 2 * inner, use_bias=False, **kwargs)
     else:
       self.qkv = linear(width, 3 * inner, use_bias=False, **kwargs)
-    self.out = linear(inner, width, **kwargs)
+    self.out = linear(inner, width, rows=True, **kwargs)
     self.norm_mlp = layer_norm(width, rngs=rngs)
     sizes = width, config.mlp_features, width
     self.mlp = MLP(sizes, gelu, rngs=rngs, dtype=dtype)
