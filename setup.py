@@ -51,6 +51,7 @@ setuptools.setup(
     'xfactor': ['py.typed'],
     'xfactor.evaluation.reports': ['*.html'],
     'xfactor.evaluation.reports.runs': ['*.html'],
+    'xfactor.training.aot': ['gpu_targets/*.txtpb'],
   },
   install_requires=[
     'absl-py>=2.5.1',

@@ -16,7 +16,7 @@ stereo model. With few devices, set config.train.accumulate. Not run yet: the
 data is not available on the development machines.
 
 On TPUs a step is compute-bound, with this number of split examples per chip
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/mv.py
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_ahead.py --config=configs/mv.py
 --topology=v5e:8x8 --config.objective.unmasked_prob=0.0`):
 
   chips      examples  model.remat  GiB a chip  of     least ms  MFU below

@@ -11,7 +11,7 @@ Hardware: as configs/sm.py. Not run yet at this size: the data is not available
 on the development machines.
 
 On 16 TPU v5e chips of 15.75 GiB, 16 examples per chip, a step is compute-bound
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_ahead.py
 --config=configs/rayzer.py --topology=v5e:4x4`): with model.remat=full, which
 the recipe uses, 12.3 GiB a chip, 728 ms, MFU below 73 %; dots does not fit
 (22.2 GiB).

@@ -11,9 +11,10 @@ Hardware: as configs/sm.py. Not run yet at this size: the data is not available
 on the development machines.
 
 On 16 TPU v5e chips of 15.75 GiB, 16 examples per chip, a step is compute-bound
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/rust.py
---topology=v5e:4x4`): with model.remat=full 3.6 GiB a chip, 109 ms, MFU below
-38 %; with dots 6.7 GiB, 100 ms, 41 %. Use dots there; LPIPS dominates.
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_ahead.py
+--config=configs/rust.py --topology=v5e:4x4`): with model.remat=full 3.6 GiB a
+chip, 109 ms, MFU below 38 %; with dots 6.7 GiB, 100 ms, 41 %. Use dots there;
+LPIPS dominates.
 
 Expected (published, not measured here): AUC@20 on RE10K of 13.8
 according to one note on the paper's table 1, 11.3 according to another.

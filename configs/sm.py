@@ -11,7 +11,7 @@ config.train.accumulate. Not run yet: the data is not available on the
 development machines.
 
 On 16 TPU chips, 16 split examples per chip, a step is compute-bound
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py --config=configs/sm.py
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_ahead.py --config=configs/sm.py
 --topology=v5e:4x4 --config.objective.unmasked_prob=0.0`):
 
   chips      model.remat  lpips_dtype  GiB a chip  of     least ms  MFU below

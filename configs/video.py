@@ -11,7 +11,7 @@ Hardware: one GPU of 8 GiB or more (not run on one yet); `train.accumulate`
 trades time for memory. LPIPS needs `pip install -e .[perceptual]`.
 
 On 4 TPU v5e chips of 15.75 GiB, 8 split examples per chip
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_ahead.py
 --config=configs/video.py --topology=v5e:2x2
 --config.objective.unmasked_prob=0.0`):
 

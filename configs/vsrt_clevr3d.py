@@ -10,7 +10,7 @@ Hardware: as configs/vsrt_nmr.py. Not run yet: the data is not available on the
 development machines.
 
 Lower bounds on the step time on 16 TPU v5e chips of 15.75 GiB, 2 scenes each
-(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_tpu.py
+(`JAX_OPTIMIZATION_LEVEL=O1 python tools/compile_ahead.py
 --config=configs/vsrt_clevr3d.py --topology=v5e:4x4`):
 
   model.remat  GiB a chip  ms of computing  of HBM

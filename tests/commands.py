@@ -31,7 +31,7 @@ _SERVER.set_forkserver_preload(
     'xfactor.data.sources.synthetic',
     'xfactor.evaluation.reports.evaluation',
     'xfactor.evaluation.transfer_test',
-    'xfactor.training.aot',
+    'xfactor.training.aot.report',
     'xfactor.training.loop',
   ]
 )

@@ -666,6 +666,9 @@ BLOCKS = {
     leaves=('runs/shared/checkpoints/2',),
     prints=('exit code 0',),
   ),
+  'docs/accelerators.md: Accelerators': Elsewhere(
+    'minutes; tests/tools/test_compile_ahead.py'
+  ),
   'docs/tpu-pods.md: One run': Elsewhere('needs TPUs; run dry above'),
   'docs/tpu-pods.md: Spot capacity': Elsewhere('needs TPUs; run dry above'),
   'docs/tpu-pods.md: What fits': Run(
@@ -727,7 +730,7 @@ BLOCKS = {
   'docs/installation.md: This site': Elsewhere('.ci/run builds it'),
   'docs/contributing.md: Set up': INSTALLS,
   'docs/contributing.md: Add a method': Run(
-    {'0.0  # For tools/compile_tpu.py.': '0.0\n\n\nMethod()'}
+    {'0.0  # For tools/compile_ahead.py.': '0.0\n\n\nMethod()'}
   ),
   'docs/contributing.md: Add a data set': Run(
     {

@@ -126,6 +126,20 @@ class Build:
       out_shardings=(self.places, NamedSharding(self.mesh, P())),
     )
 
+  def trace(
+    self,
+    kind: StepKind,
+    *,
+    weights: Params | None,
+    controlled: bool = False,
+  ):
+    """Traces `step` for this mesh."""
+    arguments = (self.abstract_state(), self.abstract_batch(), weights)
+    if controlled:
+      arguments += (control.abstract(self.mesh),)
+    with jax.set_mesh(self.mesh):
+      return self.step(kind, controlled=controlled).trace(*arguments)
+
   def compile(
     self,
     kind: StepKind,
@@ -134,18 +148,22 @@ class Build:
     controlled: bool = False,
   ):
     """Compiles `step` for this mesh ahead of time."""
-    arguments = (self.abstract_state(), self.abstract_batch(), weights)
-    if controlled:
-      arguments += (control.abstract(self.mesh),)
+    traced = self.trace(kind, weights=weights, controlled=controlled)
     with jax.set_mesh(self.mesh):
-      step = self.step(kind, controlled=controlled)
-      return step.lower(*arguments).compile()
+      return traced.lower().compile()
 
 
 def build(
-  config: ConfigDict, devices: Sequence[jax.Device] | None = None
+  config: ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+  hosts: Sequence[int] | None = None,
 ) -> Build:
   """Builds a recipe for devices (default: all) without allocating arrays.
+
+  Args:
+    config: Recipe.
+    devices: Devices of the mesh.
+    hosts: Host or slice of each device; see `sharding.make_mesh`.
 
   Raises:
     UserError: If parts of the recipe contradict each other or the devices.
@@ -155,7 +173,7 @@ def build(
   method = registry.get(config.method)
   method.check(config)
   model = method.model(**config.model)
-  mesh = sharding.make_mesh(sharding.Config(**config.mesh), devices)
+  mesh = sharding.make_mesh(sharding.Config(**config.mesh), devices, hosts)
   sharding.check_batch(mesh, data.batch, 'config.data.batch')
   if data.batch % train.accumulate:
     raise UserError(

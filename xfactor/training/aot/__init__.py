@@ -1,0 +1,1 @@
+"""Compiles train steps for absent accelerators and reports on the programs."""
