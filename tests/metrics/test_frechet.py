@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tests.golden_tolerance import assert_close
 from tests.metrics import test_inception
 from xfactor.errors import UserError
-from xfactor.metrics import frechet, lpips
+from xfactor.metrics import frechet, lpips, lpips_weights
 
 
 def gaussian(mean, covariance, count=10**6):
@@ -142,7 +142,7 @@ def test_alexnet_stands_in_under_its_own_name(alexnet):
   got = features(x)
   assert got.dtype == np.float32
   maps = jax.jit(lpips.features)(
-    lpips.load('alexnet', alexnet),
+    lpips_weights.load('alexnet', alexnet),
     jax.numpy.asarray(np.float32(x / 127.5 - 1)),
   )
   want = np.asarray(maps[-1]).mean((1, 2))

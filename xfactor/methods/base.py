@@ -147,7 +147,3 @@ class Method(abc.ABC):
   @abc.abstractmethod
   def flops(self, build: Any, kind: StepKind = StepKind.SPLIT) -> int:
     """Returns the model FLOPs of one update."""
-
-  @abc.abstractmethod
-  def executed_flops(self, build: Any, kind: StepKind) -> float:
-    """Returns the FLOPs of one update, including recomputation and LPIPS."""

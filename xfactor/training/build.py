@@ -16,7 +16,7 @@ from xfactor.errors import UserError
 from xfactor.methods import base as methods_base
 from xfactor.methods import registry
 from xfactor.methods.base import StepKind
-from xfactor.metrics import lpips
+from xfactor.metrics import lpips_weights
 from xfactor.nn import optimizer, sharding
 from xfactor.nn.functional import Functional, Params
 from xfactor.training import control, state
@@ -226,8 +226,8 @@ def load_perceptual(
   """
   path = config.perceptual_weights or None
   try:
-    weights = lpips.load(net, path)
-  except lpips.MissingWeights:
+    weights = lpips_weights.load(net, path)
+  except lpips_weights.MissingWeights:
     if required or path:
       raise
     return None

@@ -40,13 +40,6 @@ class _Baseline(clips.ClipMethod):
   def flops(self, build, kind: StepKind = StepKind.SPLIT) -> int:
     return cost.baseline_step(build.model, **self._sizes(build))
 
-  def executed_flops(self, build, kind: StepKind) -> float:
-    return cost.baseline_executed_step(
-      build.model,
-      **self._sizes(build),
-      lpips_dtype=self._lpips_dtype(build),
-    )
-
 
 class Rust(_Baseline):
   """RUST (Sajjadi et al., CVPR 2023)."""

@@ -1,4 +1,4 @@
-"""Model and executed FLOPs of SRT."""
+"""Model FLOPs of SRT."""
 
 import itertools
 
@@ -28,29 +28,6 @@ def srt_train_step(
     + _srt_layers(config, tokens, rays)
   )
   return 3 * batch * forward
-
-
-def srt_executed_step(
-  config: network.Config,
-  *,
-  batch: int,
-  views: int,
-  height: int,
-  width: int,
-  rays: int,
-) -> float:
-  """FLOPs that chips execute for one update of SRT, in bfloat16 passes.
-
-  Model FLOPs, plus the layers without their last product if they are recomputed
-  (config.remat). Recomputation inside attention kernels is not counted.
-  """
-  sizes = {'views': views, 'height': height, 'width': width, 'rays': rays}
-  total = float(srt_train_step(config, batch=batch, **sizes))
-  if config.remat == 'full':
-    rows, columns = network.token_grid(config, height, width)
-    tokens = views * rows * columns
-    total += batch * _srt_layers(config, tokens, rays, mlps=1)
-  return total
 
 
 def _convolutions(config: network.Config, height: int, width: int) -> int:
@@ -86,17 +63,15 @@ def _srt_heads(config: network.Config, rays: int) -> int:
   return 2 * each * sum(_srt_queries(config, rays))
 
 
-def _srt_layers(
-  config: network.Config, tokens: int, rays: int, mlps: int = 2
-) -> int:
-  """FLOPs of the layers, with `mlps` of the two products of each MLP."""
+def _srt_layers(config: network.Config, tokens: int, rays: int) -> int:
+  """FLOPs of the layers."""
   width, hidden = config.features, config.mlp_features
-  dense = 4 * width**2 + mlps * width * hidden
+  dense = 4 * width**2 + 2 * width * hidden
   encoder = 2 * tokens * dense + 4 * width * tokens**2
   query = (
     config.point_features if config.decoder == 'nerf' else config.ray_features
   )
-  dense = 2 * query * width + mlps * query * hidden
+  dense = 2 * query * width + 2 * query * hidden
   decoder = sum(
     2 * (count * dense + tokens * 2 * width**2) + 4 * width * count * tokens
     for count in _srt_queries(config, rays)

@@ -138,9 +138,6 @@ class SRT(methods_base.Method):
   def flops(self, build, kind: StepKind = StepKind.SPLIT) -> int:
     return cost.srt_train_step(build.model, **self._sizes(build))
 
-  def executed_flops(self, build, kind: StepKind) -> float:
-    return cost.srt_executed_step(build.model, **self._sizes(build))
-
   def _sizes(self, build) -> dict[str, int]:
     stride = build.objective.input_stride
     return {

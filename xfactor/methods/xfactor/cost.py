@@ -1,4 +1,4 @@
-"""Model and executed FLOPs of XFactor.
+"""Model FLOPs of XFactor.
 
 Model FLOPs: two per multiply-add, forward and backward (three times the
 forward), no recomputation, every query-key pair that remains after the token
@@ -7,7 +7,6 @@ once.
 """
 
 from xfactor.methods.xfactor import network
-from xfactor.metrics import lpips
 
 
 def train_step(
@@ -27,33 +26,6 @@ def train_step(
     config, views=views, tokens=tokens // halves, render=render
   )
   return 3 * batch * halves * forward
-
-
-def executed_step(
-  config: network.Config,
-  *,
-  batch: int,
-  views: int,
-  height: int,
-  width: int,
-  whole: bool = False,
-  render: bool = True,
-  lpips_dtype: str | None = None,
-) -> float:
-  """Lower bound of FLOPs that chips execute for one update, in bfloat16 passes.
-
-  Model FLOPs, plus the layers without their last product if they are recomputed
-  (config.remat), plus LPIPS if it has a dtype: TPUs take six passes for a
-  float32 convolution. Recomputation inside attention kernels is not counted.
-  """
-  sizes = {'views': views, 'height': height, 'width': width, 'whole': whole}
-  total = float(train_step(config, batch=batch, render=render, **sizes))
-  if config.remat == 'full':
-    tokens = height * width // config.patch_size**2
-    halves = 1 if whole else 2
-    again = _trunks(config, views, tokens // halves, render, dense=12)
-    total += batch * halves * again
-  return total + lpips.lpips_flops(batch, height, width, lpips_dtype)
 
 
 def forward_pass(
@@ -99,18 +71,17 @@ def _trunks(
   views: int,
   tokens: int,
   render: bool,
-  dense: int = 16,
 ) -> int:
-  """FLOPs of all layers; dense weights count `dense` times width squared."""
+  """FLOPs of all layers."""
   width, longer = config.features, tokens + config.registers
   sets, seen = _encoder_sets(config, views)
-  encoder = _layers(width, config.encoder_layers, seen, longer, dense)
-  renderer = _layers(width, config.renderer_layers, views, tokens, dense)
+  encoder = _layers(width, config.encoder_layers, seen, longer)
+  renderer = _layers(width, config.renderer_layers, views, tokens)
   return sets * encoder + render * renderer
 
 
-def _layers(width: int, depth: int, views: int, tokens: int, dense: int) -> int:
-  products = 2 * dense * width**2 * views * tokens
+def _layers(width: int, depth: int, views: int, tokens: int) -> int:
+  products = 2 * 16 * width**2 * views * tokens
   across = 4 * width * (views * tokens) ** 2
   within = 4 * width * views * tokens**2
   return depth * (products + across + within)

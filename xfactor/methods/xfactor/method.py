@@ -131,12 +131,3 @@ class XFactor(clips.ClipMethod):
       whole=kind is StepKind.WHOLE,
       render=not build.objective.contrast,
     )
-
-  def executed_flops(self, build, kind: StepKind) -> float:
-    return cost.executed_step(
-      build.model,
-      **self._sizes(build),
-      whole=kind is StepKind.WHOLE,
-      render=not build.objective.contrast,
-      lpips_dtype=self._lpips_dtype(build),
-    )
