@@ -15,7 +15,7 @@ from xfactor.training import loop
 NOTEBOOK = pathlib.Path(__file__).parents[1] / 'docs/notebooks/transfer.ipynb'
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_notebook_runs(tmp_path, monkeypatch):
   source = synthetic.Source(
     scenes=8,

@@ -2,7 +2,7 @@
 
 In every run of the tests: each command in them parses by the binary that it
 names, recipe and overrides included; files, links, options, keys and messages
-that they name are there; launch/tpu.sh prints what it would do. With `-m slow`
+that they name are there; launch/tpu.sh prints what it would do. With `-m soak`
 each block is run, as it stands but for the substitutions in BLOCKS.
 """
 
@@ -525,7 +525,7 @@ class Elsewhere:
 SHORT = (
   ' --config.train.steps=2 --config.train.log_every=1'
   ' --config.optimizer.warmup_steps=1'
-  ' --config.data.batch=4 --config.data.threads=2 --config.data.image_size=32'
+  ' --config.data.batch=8 --config.data.threads=2 --config.data.image_size=32'
   ' --config.eval.batch=4 --config.eval.examples=4 --config.eval.panel=2'
 )
 # A narrow XFactor, whatever the recipe's.
@@ -924,7 +924,7 @@ def worlds(tmp_path_factory):
   return dict.fromkeys(PAGES, shared) | {'docs/tutorial.md': tutorial}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
   'name', [name for name, how in BLOCKS.items() if isinstance(how, Run)]
 )
@@ -937,7 +937,7 @@ def test_block_runs(name, worlds):
     assert list(world.folder.glob(path)), path
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_metrics_have_the_keys_of_the_documentation(worlds):
   world = worlds['README.md']
   world.run('README.md: Two commands')

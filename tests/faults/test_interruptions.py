@@ -52,7 +52,7 @@ def logs(workdir):
   return len(list(workdir.glob('tensorboard/*')))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_survives_signals_at_random_moments(recipe, straight, tmp_path):
   """Five times SIGTERM, five SIGKILL: the end is that of the straight run.
 
@@ -144,7 +144,7 @@ def test_a_signal_while_jax_compiles_is_no_crash(tmp_path, signum):
   assert 'Fatal' not in said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_twenty_signals_while_jax_compiles_are_no_crash(tmp_path):
   rng = np.random.default_rng(0)
   codes = []
@@ -188,7 +188,7 @@ def test_the_watchdog_ends_what_hangs(recipe, straight, tmp_path):
   assert 'loop.py' in stacks
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_stop_together_and_miss_each_other(
   recipe, straight, tmp_path
 ):

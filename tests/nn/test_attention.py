@@ -130,7 +130,7 @@ def test_splash_lowers_for_any_length_and_head_dimension(tokens, keys, depth):
   check_splash(tokens, keys, depth)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize('check', [check_cudnn, check_splash])
 def test_all_lengths_lower(cudnn, check):
   """Queries ascend, keys descend, and all head dimensions are among them."""

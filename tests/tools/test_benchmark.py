@@ -103,7 +103,7 @@ def test_compilation_alone_without_the_public_formulation(tmp_path):
   assert_agree(text, table)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_pipeline_reads_the_same_pictures(tmp_path):
   text, table = measure(tmp_path, 'pipeline')
   assert 'all read the same pictures' in text
@@ -130,7 +130,7 @@ def test_start_opens_any_number_of_clips(tmp_path):
   assert_agree(text, table)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_convert_compares_ways_to_decode(tmp_path):
   text, table = measure(tmp_path, 'convert', '--noisolate')
   assert table['things'] == ['JPEGs', 'JPEGs decoded in full', 'mp4']

@@ -119,7 +119,7 @@ def test_scores_that_are_not_numbers_are_refused():
     evaluating.check_scores_equal({'a': scores, 'b': wrong}, coarse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_growth_is_measured_where_it_fits(
   recipe, no_cache, tmp_path, capsys, monkeypatch
 ):

@@ -60,14 +60,12 @@ def compile_one(folder, *args):
   return result.stdout, report
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
   ('recipe', 'topology', 'slices', 'changes', 'mesh'),
   [
     ('sm', 'v5e:4x4', 1, (*NARROW, SPLIT), 'data=2 x fsdp=8 x tensor=1'),
-    pytest.param(
-      *('mv', 'v5p:4x4x4', 1, (SPLIT,), 'data=8 x fsdp=8 x tensor=1'),
-      marks=pytest.mark.slow,
-    ),
+    ('mv', 'v5p:4x4x4', 1, (SPLIT,), 'data=8 x fsdp=8 x tensor=1'),
     ('mv', 'v6e:16x16', 1, (*NARROW, WHOLE), 'data=32 x fsdp=8 x tensor=1'),
     ('sm', 'v5e:4x4', 2, (*NARROW, SPLIT), 'data=4 x fsdp=8 x tensor=1'),
   ],
@@ -98,11 +96,12 @@ def check_traffic(report):
   assert 0 < report['mfu_bound'] < 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
   ('recipe', 'kernels'),
   [
     ('srt_nmr', 8),
-    pytest.param('vsrt_clevr3d', 12, marks=pytest.mark.slow),
+    ('vsrt_clevr3d', 12),
   ],
 )
 def test_posed_recipes_compile(tmp_path, recipe, kernels):

@@ -444,7 +444,7 @@ def test_bad_input_is_one_line_before_any_training(recipes, args, said):
   assert not list(recipes.parent.glob('out/*-seed*'))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_command(recipes):
   pytest.importorskip('cv2')
   args = (

@@ -12,7 +12,7 @@ from tests.training import small
 FLAGS = ('--config.train.steps=9', '--config.train.save_every=3')
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_goes_on_with_any_number_of_processes(tmp_path):
   """2 processes; from 3 on one; from 6 on four: the losses are the same."""
   recipe = runs.write_recipe(tmp_path, small.make_data(tmp_path / 'data'))

@@ -227,7 +227,7 @@ def fuzz(data, parse, allowed, folder, count):
 
 @pytest.mark.parametrize('name', PARSERS)
 @pytest.mark.parametrize(
-  'count', [pytest.param(2000, marks=pytest.mark.slow), 100]
+  'count', [pytest.param(2000, marks=pytest.mark.soak), 100]
 )
 @pytest.mark.filterwarnings('ignore')  # Decoders warn of what they repair.
 def test_only_its_own_errors(name, count, tmp_path):
@@ -243,7 +243,7 @@ def split(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'count', [pytest.param(2000, marks=pytest.mark.slow), 20]
+  'count', [pytest.param(2000, marks=pytest.mark.soak), 20]
 )
 @pytest.mark.parametrize(
   'pattern',

@@ -62,7 +62,7 @@ def test_a_device_sends_about_what_it_must(name):
   check(compile_for(name, MESHES['fsdp'], 'cpu:8'))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize('mesh', ['data', 'data and fsdp', 'tensor'])
 @pytest.mark.parametrize('name', RECIPES)
 def test_in_all_meshes(name, mesh):
@@ -80,7 +80,7 @@ def test_two_hosts_exchange_gradients_only():
 WIDE_ON_GPUS = {'model__features': 256, 'model__dtype': 'bfloat16'}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(
   not topologies.has_cuda(), reason='the extra [cuda] is not installed'
 )
