@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from xfactor.data import images
+from xfactor.data.formats import clock, upright
 from xfactor.errors import UserError
 
 # Formats of phones and cameras; playlists could refer to other files.
@@ -24,22 +24,6 @@ def open_video(file: str | BinaryIO) -> av.container.InputContainer:
     options={'format_whitelist': _CONTAINERS},
     metadata_errors='replace',  # Titles and the like may be in any encoding.
   )
-
-
-def _picture(frame: av.VideoFrame) -> np.ndarray:
-  """Returns a frame as uint8 [H, W, 3], upright.
-
-  Raises:
-    UserError: If it has too many pixels.
-  """
-  if frame.width * frame.height > images.MAX_MEGAPIXELS * 10**6:
-    raise UserError(
-      f'a video has frames of {frame.width} x {frame.height} pixels, which are '
-      'too large; make it smaller'
-    )
-  # Anticlockwise angle that turns the picture upright.
-  turns = round(frame.rotation / 90) % 4
-  return np.rot90(frame.to_ndarray(format='rgb24'), turns)
 
 
 def read_frames(
@@ -62,24 +46,21 @@ def read_frames(
   """
   try:
     with path.open('rb') as file, open_video(file) as container:
-      stream = container.streams.video[0]
-      _check_decoder(path, stream)
-      # Conversion runs one process per core already.
-      stream.codec_context.thread_count = 1
+      stream = _stream(path, container)
       period = float(1 / (stream.average_rate or 30))
       begin = (container.start_time or 0) / av.time_base
       first = max(times[0] + begin - period, 0.0)
       container.seek(int(first / stream.time_base), stream=stream)
       todo = list(enumerate(times))[::-1]
-      for frame, end in _spans(container, stream, begin):
+      for at, frame, end in _spans(container, stream, begin, period):
         rgb = None
         while todo and todo[-1][1] < end:
           index, time = todo.pop()
           # Some containers round timestamps to milliseconds.
-          if abs(frame.time - begin - time) > period / 2 + 1e-3:
+          if abs(at - time) > period / 2 + 1e-3:
             continue
           if rgb is None:
-            rgb = _picture(frame)
+            rgb = upright.show(frame, _pixel_aspect(stream)).rgb
           yield index, rgb
         if not todo:
           return
@@ -90,23 +71,23 @@ def read_frames(
 
 
 def _spans(
-  container: av.container.InputContainer, stream: av.VideoStream, begin: float
-) -> Iterator[tuple[av.VideoFrame, float]]:
-  """Yields each good frame and the time until which it is the nearest."""
+  container: av.container.InputContainer,
+  stream: av.VideoStream,
+  begin: float,
+  period: float,
+) -> Iterator[tuple[float, av.VideoFrame, float]]:
+  """Yields each good frame, its time, and until when it is the nearest."""
   last = None
-  for packet in container.demux(stream):
-    try:
-      frames = packet.decode()
-    except av.FFmpegError:
+  frames = upright.deinterlace(_decode(container, stream))
+  for tick in clock.repair((shown for shown, _ in frames), period):
+    if tick.frame is None:
       continue
-    for frame in frames:
-      if frame.is_corrupt or frame.time is None:
-        continue
-      if last is not None:
-        yield last, (last.time + frame.time) / 2 - begin
-      last = frame
+    time = tick.time - begin
+    if last is not None:
+      yield *last, (last[0] + time) / 2
+    last = time, tick.frame
   if last is not None:
-    yield last, math.inf
+    yield *last, math.inf
 
 
 _HOLE = 0.5  # Maximum seconds without a frame that are filled.
@@ -120,16 +101,20 @@ class Picture(NamedTuple):
     rgb: uint8 [H, W, 3], upright.
     replaced: Whether this is the last good frame in place of a missing one.
     after_hole: Whether more than `_HOLE` seconds are missing before it.
+    changes: What was done to its pixels and its time, in words.
   """
 
   time: float
   rgb: np.ndarray
   replaced: bool = False
   after_hole: bool = False
+  changes: tuple[str, ...] = ()
 
 
 def read_video(path: str) -> Iterator[Picture]:
   """Yields each frame of a video, with replacements for missing frames.
+
+  Frames look as in a player, see `upright`; their times increase, see `clock`.
 
   Frames are missing if packets cannot be decoded, or only in part. A gap of k
   frame intervals there gets k - 1 replacements at even times, unless it is
@@ -147,25 +132,26 @@ def read_video(path: str) -> Iterator[Picture]:
       'to mp4'
     ) from error
   with container:
-    if not container.streams.video:
-      raise UserError(f'{path} has no video stream; remove it')
-    stream = container.streams.video[0]
-    _check_decoder(path, stream)
-    # Conversion runs one process per core already.
-    stream.codec_context.thread_count = 1
+    stream = _stream(path, container)
     period = float(1 / (stream.average_rate or fractions.Fraction(30)))
     promised = float(container.duration or 0) / av.time_base
     count, lost, stand_ins, holes = 0, 0, 0, 0
     time, rgb = -period, None
     longest = period  # Longest interval of two frames so far.
     failed: list[float | None] = []  # Times of frames that failed.
-    for at, frame in _decode(container, stream):
-      if frame is None:
+    decoded = (
+      (at, None if frame is None else (frame, interlaced))
+      for (at, frame), interlaced in upright.deinterlace(
+        _decode(container, stream)
+      )
+    )
+    for at, found, repaired in clock.repair(decoded, period):
+      if found is None:
         lost += 1
         failed.append(at)
         continue
-      before = time
-      time = before + period * (1 + len(failed)) if at is None else at
+      frame, interlaced = found
+      before, time = time, at
       due = sum(t is None or before < t < time for t in failed)
       # Frames are in time order, packets need not be.
       failed = [t for t in failed if t is not None and t > time]
@@ -182,8 +168,10 @@ def read_video(path: str) -> Iterator[Picture]:
         if not due and not hole:
           longest = max(longest, gap)
       count += 1
-      rgb = _picture(frame)
-      yield Picture(time, rgb, after_hole=after_hole)
+      rgb, changes = upright.show(frame, _pixel_aspect(stream))
+      changes += ('frames deinterlaced',) * interlaced
+      changes += ('frames with repaired times',) * repaired
+      yield Picture(time, rgb, after_hole=after_hole, changes=changes)
   if not count:
     raise UserError(
       f'no frame of {path} can be decoded; remove it or convert it to mp4'
@@ -203,11 +191,33 @@ def read_video(path: str) -> Iterator[Picture]:
     )
 
 
-def _check_decoder(path: object, stream: av.VideoStream) -> None:
-  if stream.codec_context is None:
+def _stream(
+  path: object, container: av.container.InputContainer
+) -> av.VideoStream:
+  """Returns the stream that people mean: the largest that is no cover."""
+  streams = container.streams.video
+  if not streams:
+    raise UserError(f'{path} has no video stream; remove it')
+  decoders = [s for s in streams if s.codec_context is not None]
+  if not decoders:
     raise UserError(
       f'{path} has a codec that no decoder here knows; convert it to mp4'
     )
+  cover = av.stream.Disposition.attached_pic
+  stream = max(
+    decoders,
+    key=lambda s: (
+      not s.disposition & cover,
+      s.codec_context.width * s.codec_context.height,
+    ),
+  )
+  # Conversion runs one process per core already.
+  stream.codec_context.thread_count = 1
+  return stream
+
+
+def _pixel_aspect(stream: av.VideoStream) -> float:
+  return float(stream.sample_aspect_ratio or 0)
 
 
 def _decode(

@@ -26,6 +26,7 @@ class Frame:
     replaced: Whether a neighbour replaces the frame.
     after_hole: Whether a new shot begins because too many frames are missing
       before it.
+    changes: What was done to its pixels and its time, in words.
   """
 
   time: float | None
@@ -33,6 +34,7 @@ class Frame:
   thumbnail: np.ndarray
   replaced: bool
   after_hole: bool = False
+  changes: tuple[str, ...] = ()
 
 
 def thumbnail(rgb: np.ndarray) -> np.ndarray:

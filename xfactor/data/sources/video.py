@@ -3,7 +3,8 @@
 Reads everything below one folder:
 
 *   Each video file (mp4, mov, m4v, avi, mkv, webm) is an item. Its frames keep
-    their timestamps; rotated phone footage is turned upright.
+    timestamps, repaired where they do not increase. They look as in a player:
+    turned upright, deinterlaced, with square pixels, HDR mapped to SDR.
 *   Each folder of pictures (jpg, jpeg, png) that has no videos is an item, in
     natural order (`frame_9` before `frame_10`). It has no timestamps.
 
@@ -135,6 +136,9 @@ class Source(sources.Source):
         width=self.size,
         timestamps=None if None in times else np.array(times, np.float64),
         replaced=replaced,
+        notes=dict(
+          collections.Counter(what for frame in shot for what in frame.changes)
+        ),
       )
       clips += 1
     if last is not None:
@@ -182,7 +186,9 @@ class Source(sources.Source):
         tick = int(seconds * self.fps + 0.01)
       keep = tick > last
       frame = self._frame(picture.rgb, seconds, keep, picture.replaced)
-      yield dataclasses.replace(frame, after_hole=picture.after_hole)
+      yield dataclasses.replace(
+        frame, after_hole=picture.after_hole, changes=picture.changes
+      )
       last = max(tick, last)
 
   def _from_folder(self, path: str) -> Iterator[shots.Frame]:
