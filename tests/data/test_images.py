@@ -7,7 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+import simplejpeg
+from PIL import Image, ImageCms, features
 
 from xfactor.data import images
 
@@ -434,3 +435,50 @@ def test_pictures_above_the_limit_of_pillow():
   at = data.index(b'\xff\xc0') + 5
   data[at : at + 4] = struct.pack('>HH', 12240, 16320)
   assert images.stored_form(io.BytesIO(data)) == (12240, 16320, 1)
+
+
+@pytest.mark.parametrize('before', [b'\xff\xda', b'\xff\xd9'])
+def test_stray_bytes_between_markers(before):
+  whole = images.encode_jpeg(smooth(96, 96))
+  at = whole.rindex(before)
+  data = whole[:at] + b'\x01\x02\x03' + whole[at:]
+  with pytest.raises(ValueError, match='extraneous'):
+    simplejpeg.decode_jpeg(data, strict=True)
+  assert_close(images.decode_jpeg(data), images.decode_jpeg(whole), 1)
+  out = np.zeros((96, 96, 3), np.uint8)
+  images.decode_jpeg(data, out)
+  assert_close(out, smooth(96, 96), 6)
+  want = images.read_square(whole, 32)
+  assert_close(images.read_square(data, 32), want, 8)
+  # Half a picture stays damaged.
+  with pytest.raises(images.ImageError):
+    images.decode_jpeg(data[: at // 2])
+
+
+@pytest.mark.skipif(not features.check('avif'), reason='Pillow without AVIF')
+def test_avif():
+  out = io.BytesIO()
+  Image.fromarray(smooth(64, 96)).save(out, 'AVIF', quality=95)
+  assert_close(
+    images.read_square(out.getvalue(), 64), smooth(64, 96)[:, 16:80], 8
+  )
+
+
+def test_heic_is_read_upright(tmp_path):
+  heif = pytest.importorskip('pillow_heif')
+  rgb = smooth(64, 96)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  picture = heif.from_pillow(Image.fromarray(rgb))
+  picture.save(tmp_path / 'a.heic', quality=95, exif=exif.tobytes())
+  data = io.BytesIO((tmp_path / 'a.heic').read_bytes())
+  for file in (tmp_path / 'a.heic', data):
+    assert_close(images.read_image(file), np.rot90(rgb, -1), 12)
+
+
+def test_heic_without_a_reader(monkeypatch):
+  monkeypatch.setattr(images, '_knows_heif', lambda: False)
+  data = io.BytesIO(bytes([0, 0, 0, 24]) + b'ftypheic' + bytes(100))
+  with pytest.raises(images.ImageError, match='heif'):
+    images.read_image(data)
+  assert images.readable(images.SUFFIXES) == ('.jpg', '.jpeg', '.png', '.avif')

@@ -3,19 +3,24 @@
 import functools
 import io
 import os
+from collections.abc import Iterable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import simplejpeg
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from xfactor.geometry import cameras
 
+# What phones write; Pillow itself reads only the last.
+HEIF_SUFFIXES = ('.heic', '.heif')
+HEIF_INSTALL = "pip install 'xfactor[heif]'"
+SUFFIXES = ('.jpg', '.jpeg', '.png', *HEIF_SUFFIXES, '.avif')
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
 # What Pillow may open: other decoders run programs (EPS) or are rarely tested.
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF')
 # JPEGs are decoded at a reduced scale that leaves this many times the pixels of
 # the result: twice as fast for 720p to 256, about one grey level off.
 _MARGIN = 1.25
@@ -113,9 +118,9 @@ def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
     # Strict: otherwise a truncated picture is returned half grey.
     rgb = simplejpeg.decode_jpeg(data, 'RGB', strict=True, buffer=out)
   except ValueError as error:
-    raise ImageError(
-      f'{len(data)} bytes are not a valid JPEG: {error}'
-    ) from error
+    rgb = _despite_stray_bytes(data, error)
+    if out is not None and rgb.shape == out.shape:
+      out[:] = rgb
   if out is not None:
     _check_shape(rgb, out)
   return rgb
@@ -126,6 +131,26 @@ def _check_size(height: int, width: int) -> None:
     raise ImageError(
       f'a picture of {width} x {height} pixels is too large; make it smaller'
     )
+
+
+def _despite_stray_bytes(data: bytes, error: ValueError) -> np.ndarray:
+  """Decodes a JPEG that is whole but has bytes between its markers.
+
+  Args:
+    data: JPEG.
+    error: What simplejpeg raised, which takes any warning for an error.
+
+  Raises:
+    ImageError: If the JPEG has another fault.
+  """
+  try:
+    if 'extraneous bytes' in str(error):
+      # A warning for Pillow, which raises if pixels are missing.
+      with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
+        return np.asarray(image.convert('RGB'))
+  except Exception as second:  # Decoders of damaged files raise anything.
+    error = second
+  raise ImageError(f'{len(data)} bytes are not a valid JPEG: {error}')
 
 
 def _check_shape(rgb: np.ndarray, out: np.ndarray) -> None:
@@ -142,13 +167,46 @@ def _open(
   formats: tuple[str, ...] = _FORMATS,
 ) -> Image.Image:
   """Opens a picture; raises ImageError if it is too large."""
-  image = Image.open(file, formats=formats)
+  try:
+    image = Image.open(file, formats=formats)
+  except UnidentifiedImageError:
+    if formats != _FORMATS or not _is_heif(file):
+      raise
+    if not _knows_heif():
+      raise ImageError(f'HEIC needs {HEIF_INSTALL}') from None
+    if isinstance(file, io.BytesIO):
+      file.seek(0)
+    image = Image.open(file, formats=('HEIF',))
   if image.width * image.height > max_megapixels * 10**6:
     raise ImageError(
       f'it has {image.width} x {image.height} pixels, more than '
       f'max_megapixels={max_megapixels}; raise that'
     )
   return image
+
+
+def _is_heif(file: str | os.PathLike[str] | io.BytesIO) -> bool:
+  if isinstance(file, io.BytesIO):
+    return file.getvalue()[4:8] == b'ftyp'
+  with open(file, 'rb') as f:
+    return f.read(8)[4:] == b'ftyp'
+
+
+@functools.cache
+def _knows_heif() -> bool:
+  """Makes Pillow read HEIC; returns whether it does."""
+  try:
+    import pillow_heif
+  except ImportError:
+    return False
+  pillow_heif.register_heif_opener()
+  return True
+
+
+def readable(suffixes: Iterable[str]) -> tuple[str, ...]:
+  """Returns the suffixes whose pictures can be read with what is installed."""
+  missing = () if _knows_heif() else HEIF_SUFFIXES
+  return tuple(suffix for suffix in suffixes if suffix not in missing)
 
 
 def stored_form(file: BinaryIO) -> tuple[int, int, int]:
@@ -160,7 +218,7 @@ def stored_form(file: BinaryIO) -> tuple[int, int, int]:
     ImageError: If the file is not a picture.
   """
   try:
-    with Image.open(file) as image:
+    with Image.open(file, formats=_FORMATS) as image:
       return image.height, image.width, _orientation(image)
   except Exception as error:  # As in `read_image`.
     raise ImageError(f'no picture: {error}') from error
@@ -239,7 +297,7 @@ def _square_of_jpeg(
   try:
     rgb = simplejpeg.decode_jpeg(data, 'RGB', min_height=least, min_width=least)
   except ValueError as error:
-    raise ImageError(f'not a valid JPEG: {error}') from error
+    rgb = _despite_stray_bytes(data, error)
   if rgb.shape[:2] == (height, width):
     return centre_crop_resize(rgb, size)
   # Crop exactly the square of the full picture, so that intrinsics stay valid:

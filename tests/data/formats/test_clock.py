@@ -23,8 +23,8 @@ def base():
 
 
 def test_good_times_are_kept():
-  times = list(np.cumsum(np.random.default_rng(0).uniform(0.1, 30, COUNT)) - 99)
-  assert repaired(times) == (times, [])
+  times = np.cumsum(np.random.default_rng(0).uniform(0.1, 30, COUNT)) - 99
+  assert repaired(times.tolist()) == (times.tolist(), [])
 
 
 def test_repeated_and_swapped_times():
@@ -32,9 +32,7 @@ def test_repeated_and_swapped_times():
   times[10] = times[9]
   times[20] = times[21] = times[19]
   times[15], times[16] = times[16], times[15]
-  # Frame 15 keeps the time that it has, frame 16 is between its neighbours.
-  want = [*range(15), 16, 16.5, *range(17, COUNT)]
-  assert repaired(times) == (want, [10, 16, 20, 21])
+  assert repaired(times) == (base(), [10, 15, 16, 20, 21])
 
 
 def test_a_single_time_that_is_far_off():
@@ -69,9 +67,9 @@ def test_times_in_the_order_of_packets():
   times = [0.0]
   for i in range(0, 36, 3):
     times += [i + 3.0, i + 1.0, i + 2.0]
-  got, _ = repaired(times)
-  assert np.diff(got).min() > 0.3
-  np.testing.assert_allclose(got, range(37), atol=2.1)
+  got, which = repaired(times)
+  assert got == [float(i) for i in range(37)]
+  assert which == list(range(1, 37))
 
 
 def test_failed_frames_keep_their_place():
@@ -82,3 +80,14 @@ def test_failed_frames_keep_their_place():
   # Without times, the place of a failed frame stays free.
   out = list(clock.repair([(None, 'a'), (None, None), (None, 'b')], PERIOD))
   assert [tick.time for tick in out] == [0, None, 2]
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_times_increase_whatever_they_are(seed):
+  rng = np.random.default_rng(seed)
+  times = base()
+  for _ in range(rng.integers(1, 15)):
+    at = rng.integers(COUNT)
+    times[at] = rng.choice([None, times[at - 1], 0.0, 5.5, 30.0])
+  got, _ = repaired(times)
+  assert np.diff(got).min() > 0

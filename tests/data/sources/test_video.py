@@ -582,3 +582,45 @@ def test_too_short(tmp_path):
   write_video(tmp_path / 'a.mp4', pan(0, 6))
   with pytest.raises(errors.UserError, match='of the 6 frames .* has 6'):
     convert(tmp_path)
+
+
+def test_heic_is_named_where_it_cannot_be_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(images, '_knows_heif', lambda: False)
+  write_frames(tmp_path / 'mixed', pan(0, 12, 2))
+  for folder in ('mixed', 'phone'):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / 'f3.HEIC').write_bytes(b'....ftypheic')
+  made = video.Source(source=str(tmp_path), size=SIZE)
+  mixed, phone = made.items()
+  (clip,) = made.clips(mixed)
+  assert (len(clip.frames), clip.replaced) == (12, 0)
+  with pytest.raises(errors.UserError, match='phone are HEIC: pip install'):
+    list(made.clips(phone))
+  assert made.ignored() == {f'.heic ({images.HEIF_INSTALL})': 2}
+
+
+def test_what_was_done_to_frames_is_counted(tmp_path):
+  write_video(tmp_path / 'a.mkv', pan(0, 30))
+  swap_times(tmp_path / 'a.mkv', tmp_path / 'b.mkv', {15: 16, 16: 15})
+  (tmp_path / 'a.mkv').unlink()
+  (clip,), _ = convert(tmp_path)
+  assert clip.notes == {'frames with repaired times': 2}
+  (clip,), _ = convert(tmp_path, fps=25)
+  assert numbers(clip) == list(range(30))
+  np.testing.assert_allclose(clip.timestamps, np.arange(30) / 25, atol=2e-3)
+  # Only those that are kept.
+  (clip,), _ = convert(tmp_path, stride=2, min_length=3)
+  assert clip.notes == {'frames with repaired times': 1}
+
+
+def swap_times(source, target, swapped):
+  """Copies a video; frames get the times of others."""
+  with av.open(str(source)) as read, av.open(str(target), 'w') as container:
+    stream = container.add_stream_from_template(read.streams.video[0])
+    packets = [p for p in read.demux(video=0) if p.size]
+    times = [packet.pts for packet in packets]
+    for i, packet in enumerate(packets):
+      packet.stream = stream
+      packet.pts = times[swapped.get(i, i)]
+      packet.dts = times[max(i - 1, 0)]
+      container.mux(packet)

@@ -4,7 +4,7 @@ Decoders return frames in the order in which they are shown, but containers may
 hold times that repeat, run backwards or are missing.
 """
 
-import collections
+import math
 from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
@@ -32,10 +32,11 @@ def repair(
 ) -> Iterator[Tick[T]]:
   """Keeps the order of frames and makes their times increase.
 
-  Frames without a later time than the frame before are spread evenly up to the
-  next frame that has one. If there is none for `_WAIT` frames, or the clock
-  went back and did not return, it was set back: from there on the container's
-  times are shifted so that they continue.
+  Times of neighbours in a wrong order are exchanged. Other frames without a
+  later time than the frame before are spread evenly up to the next frame that
+  has one. If there is none for `_WAIT` frames, or the clock went back and did
+  not return, it was set back: from there on the container's times are shifted
+  so that they continue.
 
   Args:
     frames: Times in seconds, None if unknown, and frames in the order in which
@@ -45,74 +46,78 @@ def repair(
   Yields:
     All of them, in the same order.
   """
-  last: float | None = None
   shift = 0.0
-  waiting: collections.deque[tuple[float | None, T | None]] = (
-    collections.deque()
+  floor = last = -math.inf  # Times of the frames before `held` and of `held`.
+  held: list[Tick[T]] = []  # A frame whose time is good so far, if any.
+  waiting: list[Tick[T]] = []  # Those after it that have no later time.
+  for time, frame in frames:
+    tick = Tick(None if time is None else time + shift, frame)
+    later = frame is not None and time is not None and tick.time > last
+    swapped = _in_order(held + waiting, floor)
+    if later and (swapped or not _went_back(waiting, last, tick.time, period)):
+      step = (tick.time - last) / (_slots(waiting) + 1)
+      if last == -math.inf:
+        step, last = period, tick.time - (_slots(waiting) + 1) * period
+      done = swapped or held + _spread(waiting, last, step)
+      yield from done
+      done = [t.time for t in done if t.frame is not None]
+      floor = max(done, default=floor)
+      held, waiting, last = [tick], [], tick.time
+      continue
+    waiting.append(tick)
+    slots = _slots(waiting)
+    if later or (frame is not None and slots >= _WAIT):
+      begin = -period if last == -math.inf else last
+      yield from held + _spread(waiting, begin, period)
+      floor = last = begin + slots * period
+      shift += 0 if tick.time is None else last - tick.time
+      held, waiting = [], []
+  begin = -period if last == -math.inf else last
+  yield from (
+    _in_order(held + waiting, floor) or held + _spread(waiting, begin, period)
   )
 
-  def flush(begin: float, step: float) -> Iterator[Tick[T]]:
-    """Yields those that wait, with one `step` for each."""
-    number = 0
-    while waiting:
-      time, frame = waiting.popleft()
-      if frame is None and time is not None:
-        # Frames around it say where it belongs.
-        yield Tick(time + shift, None)
-        continue
-      number += 1
-      yield Tick(
-        None if frame is None else begin + number * step,
-        frame,
-        repaired=frame is not None,
-      )
 
-  for time, frame in frames:
-    if frame is None and not waiting:
-      known = time is not None
-      if known or last is None:
-        yield Tick(time + shift if known else None, None)
-        continue
-    later = (
-      frame is not None
-      and time is not None
-      and (last is None or time + shift > last)
-    )
-    slots = sum(f is not None or t is None for t, f in waiting)
-    if later and not _went_back(waiting, shift, last, time + shift, period):
-      now = time + shift
-      if slots and last is None:
-        yield from flush(now - (slots + 1) * period, period)
-      elif waiting:
-        yield from flush(last, (now - last) / (slots + 1))
-      last = now
-      # Shifted times are not counted: their intervals are the container's.
-      yield Tick(now, frame)
-      continue
-    waiting.append((time, frame))
-    slots += frame is not None or time is None
-    if later or (frame is not None and slots >= _WAIT):
-      last = -period if last is None else last
-      end = last + slots * period
-      if frame is not None and time is not None:
-        yield from flush(last, period)
-        shift = end - time
-      else:
-        yield from flush(last, period)
-      last = end
-  if waiting:
-    yield from flush(-period if last is None else last, period)
+def _slots(waiting: list[Tick[T]]) -> int:
+  """Returns how many times are needed; some failed frames have their own."""
+  return sum(t.frame is not None or t.time is None for t in waiting)
+
+
+def _spread(waiting: list[Tick[T]], begin: float, step: float) -> list[Tick[T]]:
+  """Gives each frame a time, one `step` after the one before."""
+  out, number = [], 0
+  for tick in waiting:
+    number += tick.frame is not None or tick.time is None
+    if tick.frame is not None:
+      tick = Tick(begin + number * step, tick.frame, repaired=True)
+    out.append(tick)
+  return out
+
+
+def _in_order(ticks: list[Tick[T]], floor: float) -> list[Tick[T]]:
+  """Sorts times that are only in a wrong order; [] if they are not."""
+  times = [tick.time for tick in ticks if tick.frame is not None]
+  if None in times or len(set(times)) < len(times):
+    return []
+  if not times or min(times) <= floor:
+    return []
+  ordered = iter(sorted(times))
+  out = []
+  for tick in ticks:
+    if tick.frame is not None:
+      time = next(ordered)
+      tick = Tick(time, tick.frame, repaired=time != tick.time)
+    out.append(tick)
+  return out
 
 
 def _went_back(
-  waiting: Iterable[tuple[float | None, object]],
-  shift: float,
-  last: float | None,
-  now: float,
-  period: float,
+  waiting: list[Tick[T]], last: float, now: float, period: float
 ) -> bool:
   """Returns whether the clock was set back, and only now passes `last`."""
-  times = [t + shift for t, f in waiting if f is not None and t is not None]
-  if last is None or not times or last - min(times) < 1.5 * period:
+  times = [
+    t.time for t in waiting if t.frame is not None and t.time is not None
+  ]
+  if not times or last - min(times) < 1.5 * period:
     return False
   return now - last < 0.5 * (len(times) + 1) * period

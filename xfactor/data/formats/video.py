@@ -91,6 +91,7 @@ def _spans(
 
 
 _HOLE = 0.5  # Maximum seconds without a frame that are filled.
+_FEW = 8  # Frames until the usual interval is known.
 
 
 class Picture(NamedTuple):
@@ -159,13 +160,14 @@ def read_video(path: str) -> Iterator[Picture]:
       if rgb is not None:
         hole = gap - period > _HOLE
         # Damaged files may lose packets without an error.
-        after_hole = hole and (due > 0 or gap > 3 * longest)
+        lapse = count >= _FEW and gap > 3 * longest
+        after_hole = hole and (due > 0 or lapse)
         missing = max(due, round(gap / period) - 1) if due and not hole else 0
         for i in range(1, missing + 1):
           yield Picture(before + gap * i / (missing + 1), rgb, replaced=True)
         holes += after_hole
         stand_ins += missing
-        if not due and not hole:
+        if not due and not after_hole:
           longest = max(longest, gap)
       count += 1
       rgb, changes = upright.show(frame, _pixel_aspect(stream))

@@ -5,8 +5,9 @@ Reads everything below one folder:
 *   Each video file (mp4, mov, m4v, avi, mkv, webm) is an item. Its frames keep
     timestamps, repaired where they do not increase. They look as in a player:
     turned upright, deinterlaced, with square pixels, HDR mapped to SDR.
-*   Each folder of pictures (jpg, jpeg, png) that has no videos is an item, in
-    natural order (`frame_9` before `frame_10`). It has no timestamps.
+*   Each folder of pictures (jpg, jpeg, png, avif, and heic with pillow-heif)
+    that has no videos is an item, in natural order (`frame_9` before
+    `frame_10`). It has no timestamps.
 
 An item is cut at scene changes, and each continuous shot becomes a clip; shots
 longer than `max_length` become several consecutive clips. Fades and dissolves
@@ -38,7 +39,7 @@ from xfactor.data.sources import listing, shots
 from xfactor.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+IMAGE_SUFFIXES = images.SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,12 @@ class Source(sources.Source):
     """Counts the files that are no frames and no videos; see the base class."""
     if os.path.isfile(self.source):
       return {}
-    return listing.ignored(self.source, VIDEO_SUFFIXES, IMAGE_SUFFIXES)
+    suffixes = images.readable(IMAGE_SUFFIXES)
+    found = listing.ignored(self.source, VIDEO_SUFFIXES, suffixes)
+    return {
+      f'{kind} ({images.HEIF_INSTALL})' if kind in IMAGE_SUFFIXES else kind: n
+      for kind, n in found.items()
+    }
 
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the shots of a video or frame folder; see the base class."""
@@ -193,7 +199,10 @@ class Source(sources.Source):
 
   def _from_folder(self, path: str) -> Iterator[shots.Frame]:
     """Yields the frames of a folder; neighbours replace unreadable ones."""
-    names = listing.pictures(os.listdir(path), IMAGE_SUFFIXES)
+    suffixes = images.readable(IMAGE_SUFFIXES)
+    names = listing.pictures(os.listdir(path), suffixes)
+    if not names:
+      raise UserError(f'the pictures in {path} are HEIC: {images.HEIF_INSTALL}')
     broken: list[str] = []
     good = None
     done = 0  # Frames yielded.
