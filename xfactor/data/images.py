@@ -16,7 +16,7 @@ from xfactor.geometry import cameras
 
 # What phones write; Pillow itself reads only the last.
 HEIF_SUFFIXES = ('.heic', '.heif')
-HEIF_INSTALL = "pip install 'xfactor[heif]'"
+HEIF_INSTALL = "pip install -e '.[heif]'"
 SUFFIXES = ('.jpg', '.jpeg', '.png', *HEIF_SUFFIXES, '.avif')
 _JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
 # What Pillow may open: other decoders run programs (EPS) or are rarely tested.
