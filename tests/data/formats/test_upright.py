@@ -251,6 +251,6 @@ def test_sdr_of_ten_bits_is_not_touched(tmp_path):
   frame = hdr_frame(np.full((4, 3), 0.5), 'pq')
   frame.color_trc, frame.color_primaries = 1, 1
   frame.colorspace = int(Colorspace.ITU709)
-  rgb, changes = upright.show(frame, 1.0)
+  rgb, changes = upright.Screen(1.0).show(frame)
   assert changes == ()
   assert np.abs(rgb.astype(int) - 128).max() <= 2

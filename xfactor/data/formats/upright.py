@@ -35,37 +35,50 @@ class Shown(NamedTuple):
   changes: tuple[str, ...]
 
 
-def show(frame: av.VideoFrame, pixel_aspect: float) -> Shown:
-  """Returns the picture that a player shows.
+class Screen:
+  """Shows the frames of one video as a player does."""
 
-  Args:
-    frame: Decoded frame, deinterlaced.
-    pixel_aspect: Width of a pixel divided by its height; 0 if unknown.
-  """
-  changes = []
-  form = {}
-  known = 1 / _LONGEST_PIXEL <= pixel_aspect <= _LONGEST_PIXEL
-  if known and pixel_aspect != 1:
-    # Pixels are stretched, never squeezed: nothing is lost.
-    form = {
-      'width': round(frame.width * max(pixel_aspect, 1)),
-      'height': round(frame.height / min(pixel_aspect, 1)),
-      'interpolation': 'BICUBIC',
-    }
-    changes.append('frames stretched to square pixels')
-  if transfer := _TRANSFERS.get(int(frame.color_trc)):
-    wide = int(frame.color_primaries) in (_BT2020, _UNSPECIFIED)
-    if int(frame.colorspace) == _UNSPECIFIED:
-      frame.colorspace = _BT2020_MATRIX
-    rgb = frame.to_ndarray(format='rgb48le', **form)
-    rgb = hdr.to_sdr(rgb, transfer, wide)
-    changes.append('frames tone-mapped from HDR')
-  else:
-    rgb = frame.to_ndarray(format='rgb24', **form)
-  matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-  if matrix is not None:
-    rgb = _turn(rgb, np.frombuffer(bytes(matrix), np.int32))
-  return Shown(rgb, tuple(changes))
+  def __init__(self, pixel_aspect: float):
+    """Initializes the screen.
+
+    Args:
+      pixel_aspect: Width of a pixel divided by its height; 0 if unknown.
+    """
+    known = 1 / _LONGEST_PIXEL <= pixel_aspect <= _LONGEST_PIXEL
+    self._aspect = pixel_aspect if known else 1
+    self._rotation: int | None = None
+    self._matrix: np.ndarray | None = None
+
+  def show(self, frame: av.VideoFrame) -> Shown:
+    """Returns the picture of a deinterlaced frame."""
+    changes, form = [], {}
+    if self._aspect != 1:
+      # Pixels are stretched, never squeezed: nothing is lost.
+      form = {
+        'width': round(frame.width * max(self._aspect, 1)),
+        'height': round(frame.height / min(self._aspect, 1)),
+        'interpolation': 'BICUBIC',
+      }
+      changes.append('frames stretched to square pixels')
+    if transfer := _TRANSFERS.get(int(frame.color_trc)):
+      wide = int(frame.color_primaries) in (_BT2020, _UNSPECIFIED)
+      if int(frame.colorspace) == _UNSPECIFIED:
+        frame.colorspace = _BT2020_MATRIX
+      rgb = frame.to_ndarray(format='rgb48le', **form)
+      rgb = hdr.to_sdr(rgb, transfer, wide)
+      changes.append('frames tone-mapped from HDR')
+    else:
+      rgb = frame.to_ndarray(format='rgb24', **form)
+    return Shown(self._turn(frame, rgb), tuple(changes))
+
+  def _turn(self, frame: av.VideoFrame, rgb: np.ndarray) -> np.ndarray:
+    # Only if it changes: PyAV's object for side data and the frame refer to
+    # each other, which delays the release of the frame's memory.
+    if self._rotation != frame.rotation:
+      self._rotation = frame.rotation
+      found = frame.side_data.get(Type.DISPLAYMATRIX)
+      self._matrix = found and np.frombuffer(bytes(found), np.int32)
+    return rgb if self._matrix is None else _turn(rgb, self._matrix)
 
 
 def _turn(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ def read_frames(
   try:
     with path.open('rb') as file, open_video(file) as container:
       stream = _stream(path, container)
+      screen = upright.Screen(float(stream.sample_aspect_ratio or 0))
       period = float(1 / (stream.average_rate or 30))
       begin = (container.start_time or 0) / av.time_base
       first = max(times[0] + begin - period, 0.0)
@@ -60,7 +61,7 @@ def read_frames(
           if abs(at - time) > period / 2 + 1e-3:
             continue
           if rgb is None:
-            rgb = upright.show(frame, _pixel_aspect(stream)).rgb
+            rgb = screen.show(frame).rgb
           yield index, rgb
         if not todo:
           return
@@ -134,6 +135,7 @@ def read_video(path: str) -> Iterator[Picture]:
     ) from error
   with container:
     stream = _stream(path, container)
+    screen = upright.Screen(float(stream.sample_aspect_ratio or 0))
     period = float(1 / (stream.average_rate or fractions.Fraction(30)))
     promised = float(container.duration or 0) / av.time_base
     count, lost, stand_ins, holes = 0, 0, 0, 0
@@ -170,7 +172,7 @@ def read_video(path: str) -> Iterator[Picture]:
         if not due and not after_hole:
           longest = max(longest, gap)
       count += 1
-      rgb, changes = upright.show(frame, _pixel_aspect(stream))
+      rgb, changes = screen.show(frame)
       changes += ('frames deinterlaced',) * interlaced
       changes += ('frames with repaired times',) * repaired
       yield Picture(time, rgb, after_hole=after_hole, changes=changes)
@@ -216,10 +218,6 @@ def _stream(
   # Conversion runs one process per core already.
   stream.codec_context.thread_count = 1
   return stream
-
-
-def _pixel_aspect(stream: av.VideoStream) -> float:
-  return float(stream.sample_aspect_ratio or 0)
 
 
 def _decode(
