@@ -339,6 +339,22 @@ def test_no_cut_in_one_shot(frames):
   assert [len(shot) for shot in shots] == [40, 20]
 
 
+def test_three_cuts_in_three_frames_are_fast_motion():
+  def cuts(*scenes):
+    pictures = [canvas(s)[:96, :96] for s, n in scenes for _ in range(n)]
+    frames = [
+      shots_lib.Frame(None, None, shots_lib.thumbnail(picture), False)
+      for picture in pictures
+    ]
+    marked = shots_lib.mark_cuts(frames, 0.33)
+    return [i for i, (_, cut) in enumerate(marked) if cut]
+
+  assert cuts((20, 8), (21, 8)) == [8]
+  assert cuts((20, 8), (21, 2), (22, 8)) == [8, 10]
+  # A walk through a door, at a few frames a second.
+  assert cuts((20, 8), (21, 1), (22, 1), (23, 8)) == []
+
+
 def test_change_is_symmetric_and_bounded():
   rng = np.random.default_rng(0)
   a, b = (shots_lib.thumbnail(canvas(seed)[:96, :96]) for seed in (10, 11))

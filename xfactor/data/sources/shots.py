@@ -140,7 +140,8 @@ def mark_cuts(
   """Yields each frame and whether a new shot begins with it.
 
   At a cut the picture changes by at least `threshold` and by far more than
-  around it; this separates cuts from fast motion and sparse frames.
+  around it; this separates cuts from fast motion and sparse frames. Two cuts
+  may be next to each other, three are fast motion.
   """
   past: collections.deque[float] = collections.deque(maxlen=_NEIGHBOURS)
   ahead: collections.deque[tuple[Frame, float]] = collections.deque()
@@ -152,6 +153,7 @@ def mark_cuts(
     frame, score = ahead.popleft()
     around = [*past, *(other for _, other in ahead)]
     around = [other for other in around if not math.isnan(other)]
-    usual = np.median(around) if around else 0.0
+    # The second largest, as one of them may be a cut, too.
+    usual = sorted(around)[-2] if len(around) > 1 else 0.0
     yield frame, bool(score >= max(threshold, 2 * usual))
     past.append(score)
