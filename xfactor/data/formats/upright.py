@@ -13,7 +13,9 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type
 
+from xfactor.data import images
 from xfactor.data.formats import hdr
+from xfactor.errors import UserError
 
 # Pixels of a shape outside of this are damaged metadata.
 _LONGEST_PIXEL = 4
@@ -50,7 +52,16 @@ class Screen:
     self._matrix: np.ndarray | None = None
 
   def show(self, frame: av.VideoFrame) -> Shown:
-    """Returns the picture of a deinterlaced frame."""
+    """Returns the picture of a deinterlaced frame.
+
+    Raises:
+      UserError: If it has too many pixels.
+    """
+    if frame.width * frame.height > images.MAX_MEGAPIXELS * 10**6:
+      raise UserError(
+        f'a video has frames of {frame.width} x {frame.height} pixels, which '
+        'are too large; make it smaller'
+      )
     changes, form = [], {}
     if self._aspect != 1:
       # Pixels are stretched, never squeezed: nothing is lost.
