@@ -7,7 +7,9 @@ Makes its data where they are missing: procedural rooms and levels of Freedoom
 through which a camera turns, slides, rises and pushes ahead, 64 x 64 pixels.
 Clips in which the camera only turns, stored at 32 x 32 pixels, come first; the
 others join them. Windows grow from small motions to large ones. No cameras are
-given. Hardware: two CPU cores, one hour; docs/learning.md has the results.
+given. Hardware: two CPU cores, one hour: 16 minutes make the data. Held-out
+clips in which all six freedoms move: transfer rank 97.8 %, identified 87.5 % in
+rooms; 90.0 %, 63.3 % in levels (docs/learning.md).
 """
 
 from ml_collections import ConfigDict

@@ -730,7 +730,7 @@ BLOCKS = {
   'docs/installation.md: This site': Elsewhere('.ci/run builds it'),
   'docs/contributing.md: Set up': INSTALLS,
   'docs/contributing.md: Add a method': Run(
-    {'0.0  # For tools/compile_ahead.py.': '0.0\n\n\nMethod()'}
+    {'return 0  # Shown as `mfu`.': 'return 0\n\n\nMethod()'}
   ),
   'docs/contributing.md: Add a data set': Run(
     {

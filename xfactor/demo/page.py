@@ -18,6 +18,7 @@ from xfactor.inference import latent
 _LOOPBACK = ('localhost', '127.0.0.1')
 _KEPT = 3600  # Seconds to keep uploads and results, at least.
 _WAITING = 20  # Most requests in the queue.
+_REFUSED = 'this name or site is not allowed; see --allow_host\n'
 
 
 class _OwnPages:
@@ -46,8 +47,7 @@ class _OwnPages:
       return
     start = {'type': 'http.response.start', 'status': 403, 'headers': []}
     await send(start)
-    text = b'this name or site is not allowed; see --allow_host\n'
-    await send({'type': 'http.response.body', 'body': text})
+    await send({'type': 'http.response.body', 'body': _REFUSED.encode()})
 
   def _is_own(self, scope: dict[str, Any], headers: dict[str, str]) -> bool:
     host = headers.get('host', '')
