@@ -154,6 +154,6 @@ def mark_cuts(
     around = [*past, *(other for _, other in ahead)]
     around = [other for other in around if not math.isnan(other)]
     # The second largest, as one of them may be a cut, too.
-    usual = sorted(around)[-2] if len(around) > 1 else 0.0
+    usual = sorted(around)[-2] if len(around) > 1 else sum(around)
     yield frame, bool(score >= max(threshold, 2 * usual))
     past.append(score)
