@@ -525,7 +525,8 @@ class Elsewhere:
 SHORT = (
   ' --config.train.steps=2 --config.train.log_every=1'
   ' --config.optimizer.warmup_steps=1'
-  ' --config.data.batch=8 --config.data.threads=2 --config.data.image_size=32'
+  ' --config.data.batch=4 --config.train.accumulate=1'
+  ' --config.data.threads=2 --config.data.image_size=32'
   ' --config.eval.batch=4 --config.eval.examples=4 --config.eval.panel=2'
 )
 # A narrow XFactor, whatever the recipe's.
