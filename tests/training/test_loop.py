@@ -20,7 +20,7 @@ from xfactor.errors import UserError
 from xfactor.evaluation import run as evaluation_run
 from xfactor.methods.xfactor import method as xfactor_method
 from xfactor.methods.xfactor import objective as xfactor_objective
-from xfactor.metrics import lpips
+from xfactor.metrics import lpips_weights
 from xfactor.training import build, data, loop
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 from xfactor.training.resilience import resume
@@ -427,10 +427,16 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
     loop.train(config, str(tmp_path))
 
 
-def test_a_run_that_diverges_stops_and_says_why(data_dir, tmp_path):
-  config = small.recipe(
-    data_dir, objective__l1_weight=float('nan'), train__max_skipped=2
-  )
+def test_a_run_that_diverges_stops_and_says_why(
+  data_dir, tmp_path, monkeypatch
+):
+  config = small.recipe(data_dir, train__max_skipped=2)
+  loss = xfactor_objective.loss
+
+  def diverged(*args, **kwargs):
+    return jax.tree.map(lambda x: x * jnp.nan, loss(*args, **kwargs))
+
+  monkeypatch.setattr(xfactor_objective, 'loss', diverged)
   with pytest.raises(FloatingPointError, match=r'2 steps in a row.*loss nan'):
     loop.train(config, str(tmp_path))
   found = json.loads((tmp_path / 'diagnosis-1.json').read_text())
@@ -544,7 +550,9 @@ def test_training_without_weights_for_lpips_is_refused(
   data_dir, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XFACTOR_CACHE', str(tmp_path))
-  monkeypatch.setattr(lpips.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(
+    lpips_weights.importlib.util, 'find_spec', lambda name: None
+  )
   config = small.recipe(data_dir, objective__lpips_weight=0.5)
   with pytest.raises(UserError, match=r'perceptual.*lpips_weight=0'):
     loop.train(config, str(tmp_path))
@@ -598,6 +606,8 @@ def test_every_leaf_of_the_config_is_read(run, tmp_path, monkeypatch):
     lambda self: config.to_json_best_effort(),
     raising=False,
   )
+  # It reads every number.
+  monkeypatch.setattr(configs.limits, 'check_finite', lambda config: None)
   loop.train(watched, str(tmp_path))
   unread = set(configs.leaf_paths(config)) - seen
   # Only asked for where there is no checkpoint: test_multiview.py.

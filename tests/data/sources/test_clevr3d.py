@@ -159,7 +159,7 @@ def test_wrong_folders(tmp_path):
   with pytest.raises(errors.UserError, match='holds nothing; expected meta'):
     clevr3d.Source(source=str(tmp_path)).items()
   (tmp_path / 'metadata.npz').write_bytes(b'PK\x03\x04 broken')
-  with pytest.raises(errors.UserError, match='metadata.npz cannot be read'):
+  with pytest.raises(errors.UserError, match='metadata.npz is not a readable'):
     clevr3d.Source(source=str(tmp_path)).items()
   np.savez(tmp_path / 'metadata.npz', camera_pos=np.ones((1, 3, 3)))
   with pytest.raises(errors.UserError, match='metadata.npz cannot be read'):

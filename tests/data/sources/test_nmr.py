@@ -162,7 +162,7 @@ def test_unusable_scenes_are_skipped(root, tmp_path):
   summary = convert_root(root, tmp_path)
   assert sum(split.clips for split in summary.splits.values()) == 1
   reasons = dict(summary.skipped)
-  assert 'cameras.npz cannot be read' in reasons['02691156/b_A']
+  assert 'cameras.npz is not a readable' in reasons['02691156/b_A']
   assert 'view 7 of' in reasons['02691156/v']
   assert '0003.png' in reasons['02828884/t']
   assert len(reasons) == 3
