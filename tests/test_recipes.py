@@ -190,6 +190,7 @@ def test_what_is_changed_before_is_kept():
   assert made.objective.l1_weight == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('member', TRANSFER.MEMBERS)
 def test_members_differ_in_what_they_are_about_alone(member):
   config = TRANSFER.get_config(member)

@@ -35,6 +35,7 @@ DAMAGES = {
 MORE_FLIPS = flips([i / 24 for i in range(24)])  # Of the arrays.
 
 
+@pytest.mark.slow
 def test_nothing_wrong_is_ever_loaded(tmp_path, monkeypatch, capsys):
   """Each damage changes nothing, or is seen and the one before is taken."""
   states = {step: tiny.state(step) for step in (1, 2)}

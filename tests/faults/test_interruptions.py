@@ -156,6 +156,7 @@ def test_twenty_signals_while_jax_compiles_are_no_crash(tmp_path):
   assert codes == [42] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('where', ['compile', 'evaluation'])
 def test_what_hangs_in_c_is_left_with_nothing_lost(
   recipe, straight, tmp_path, where
@@ -178,6 +179,7 @@ def test_a_second_ctrl_c_ends_all(recipe, straight, tmp_path):
     assert run.codes() == [130]
 
 
+@pytest.mark.slow
 def test_the_watchdog_ends_what_hangs(recipe, straight, tmp_path):
   flags = (*FLAGS, '--config.train.watchdog_minutes=0.35')
   with runs.Run(recipe, tmp_path, *flags, hang='data') as run:

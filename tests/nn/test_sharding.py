@@ -163,8 +163,8 @@ def one_device():
 @pytest.mark.parametrize(
   'axes',
   [
-    {'mesh__data': 8},
-    {'mesh__data': 2, 'mesh__fsdp': 4},
+    pytest.param({'mesh__data': 8}, marks=pytest.mark.slow),
+    pytest.param({'mesh__data': 2, 'mesh__fsdp': 4}, marks=pytest.mark.slow),
     {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2},
   ],
   ids=lambda axes: '-'.join(map(str, axes.values())),
@@ -201,6 +201,7 @@ def test_the_mesh_changes_no_other_objective(recipe):
     np.testing.assert_allclose(array, want[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing():
   """Also not which augmentation an example of several views gets."""
   whole, losses = three_steps(1, data__contexts=2)

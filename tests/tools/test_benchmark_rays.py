@@ -47,6 +47,7 @@ def no_cache():
   jax.config.update('jax_enable_compilation_cache', True)
 
 
+@pytest.mark.slow
 def test_tables_are_whole(recipe, no_cache, capsys, monkeypatch):
   monkeypatch.setattr(rays, 'COMPARED', ('improved SRT',))
   sizes = {'batch': 2, 'size': 16, 'count': 32}

@@ -78,6 +78,7 @@ def run(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
   want = golden('xf_clu_ckpt_expected')
   _, meta = read(run)
@@ -241,6 +242,7 @@ def untrained(workdir, **changes):
   return jax.device_get(state.params)
 
 
+@pytest.mark.slow
 def test_safetensors_keep_what_arrays_do_not_tell(tmp_path):
   """Also of a run with Muon; what is imported goes on with AdamW."""
   params = untrained(tmp_path / 'run', **small.LEARNING)

@@ -103,6 +103,7 @@ def test_gate(store, oracle, decibels):
   assert np.median(gaps) < 0.1  # Metres.
 
 
+@pytest.mark.slow
 def test_refuses_what_the_scene_does_not_show(store, oracle):
   path = orbit(store, 0)
   pictures = drawn(store, 0, path)

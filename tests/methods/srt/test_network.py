@@ -255,6 +255,7 @@ def test_the_rule_is_the_golden_one(load):
     assert_close(array, load('srt_tiny').params[path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FULL)
 def test_full_size_is_golden(golden, name):
   arrays = golden(name)
@@ -368,6 +369,7 @@ def test_noise_moves_samples_and_even_noise_does_not(load):
   assert network.sample_noise(jax.random.key(0), shape, TINY) is None
 
 
+@pytest.mark.slow
 def test_new_parameters_are_drawn_as_pytorch_does():
   """But for convolutions, cross-attention and the bias of ISRT's colours."""
   config = dataclasses.replace(TINY, features=96, conv_blocks=2)

@@ -36,6 +36,7 @@ def params(**settings):
   return jax.jit(functional(**settings).init)(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_each_setting_changes_what_it_is_about_alone():
   published = params()
   for name, settings, changed in (
