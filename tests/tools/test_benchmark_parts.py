@@ -168,7 +168,8 @@ def test_lpips_takes_random_weights(recipe, no_cache, capsys, monkeypatch):
   said = capsys.readouterr().out
   assert 'random ones are used' in said
   assert 'all compute the same' in said
-  assert table.things == ['float32', 'bfloat16', 'float32, both sides']
+  dtypes = ['mixed', 'float32', 'bfloat16']  # The recipe's first.
+  assert table.things == [*dtypes, 'float32, both sides']
   assert '1 pictures of 16 x 16' in table.title
   rows = assert_whole(table, ['GFLOP/s', 'pictures/s'])
   memory = rows['XLA temporaries, MiB']
