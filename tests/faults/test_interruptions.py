@@ -137,9 +137,10 @@ def stop_compiling(folder, signum, pause, layers):
   return process.exitcode, (folder / 'out').read_text()
 
 
+@pytest.mark.soak  # A quick machine has compiled before the signal.
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_jax_compiles_is_no_crash(tmp_path, signum):
-  code, said = stop_compiling(tmp_path, signum, 0.3, layers=40)
+  code, said = stop_compiling(tmp_path, signum, 0.3, layers=150)
   assert code == 42, said
   assert 'Fatal' not in said
 
