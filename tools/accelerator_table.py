@@ -81,7 +81,9 @@ def compile_cell(recipe: str, topology: str, path: pathlib.Path) -> None:
     numbers.unlink()
   else:
     lines = result.stderr.strip().splitlines() or ['no message']
-    cell['error'] = lines[-1].removeprefix('error: ')
+    # XLA adds a stack trace after its message.
+    errors = [x for x in lines if x.startswith('error: ') or 'Error: ' in x]
+    cell['error'] = (errors or lines)[-1].removeprefix('error: ')
   path.write_text(json.dumps(cell, indent=1))
 
 
