@@ -16,6 +16,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 from absl import app, flags
 
@@ -113,10 +114,9 @@ def _rows(cell: dict) -> list[list[str]]:
   topology = cell['topology']
   name = _NAMES.get(topology, topology)
   if 'error' in cell:
+    error = textwrap.shorten(cell['error'], 120).replace('|', ' ')
     blanks = [''] * (len(_COLUMNS) - 4)
-    return [
-      [cell['recipe'], '', name, f'not compiled: {cell["error"]}'] + blanks
-    ]
+    return [[cell['recipe'], '', name, f'not compiled: {error}'] + blanks]
   compiled = cell['compiled']
   mesh = ' x '.join(
     f'{axis} {n}' for axis, n in compiled['mesh'].items() if n > 1
