@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,13 @@ def run(*args: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(
       args, process.exitcode, stdout.read(), stderr.read()
     )
+
+
+def free_port() -> int:
+  """Returns a port of 127.0.0.1 that nothing listens to."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
 
 
 def _main(

@@ -10,6 +10,7 @@ import jax
 import pytest
 from absl import flags
 
+from tests import commands
 from xfactor import cli
 from xfactor.errors import UserError
 from xfactor.training.resilience import shutdown
@@ -89,12 +90,6 @@ def test_hosts_with_tpus_are_joined(joined, monkeypatch):
   assert len(joined) == 1
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
-
-
 @pytest.mark.parametrize(
   ('cluster', 'said'),
   [
@@ -108,7 +103,7 @@ def free_port():
 def test_clusters_that_cannot_be_are_refused(cluster, said):
   coordinator, *rest = cluster
   with pytest.raises(UserError, match=said):
-    cli.check_cluster(coordinator.format(free_port()), *rest)
+    cli.check_cluster(coordinator.format(commands.free_port()), *rest)
 
 
 def test_a_busy_port_is_refused_by_the_process_that_opens_it():
@@ -117,7 +112,7 @@ def test_a_busy_port_is_refused_by_the_process_that_opens_it():
     with pytest.raises(UserError, match='cannot be used .* another port'):
       cli.check_cluster(coordinator, 2, 0)
     cli.check_cluster(coordinator, 2, 1)
-  cli.check_cluster(f'127.0.0.1:{free_port()}', 2, 0)
+  cli.check_cluster(f'127.0.0.1:{commands.free_port()}', 2, 0)
 
 
 def test_who_waits_for_others_is_told_what_to_do(joined, monkeypatch, capsys):

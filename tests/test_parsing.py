@@ -1,4 +1,4 @@
-"""What commands make of each word on their command line."""
+"""Tests how commands parse each word of their command line."""
 
 import pytest
 from absl import flags

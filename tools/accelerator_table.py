@@ -18,7 +18,9 @@ import subprocess
 import sys
 import textwrap
 
-from absl import app, flags
+from absl import flags
+
+from xfactor import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = (
@@ -167,4 +169,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

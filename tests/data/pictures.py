@@ -19,6 +19,14 @@ def waves(height: int, width: int, seed: int) -> np.ndarray:
   ).astype(np.uint8)
 
 
+def opengl(world_to_camera: np.ndarray) -> np.ndarray:
+  """Camera-to-world [4, 4] of transforms.json: y up and z back."""
+  to_world = np.eye(4)
+  to_world[:3] = cameras.invert_pose(world_to_camera)
+  to_world[:3, 1:3] *= -1
+  return to_world
+
+
 def spot(height: int, width: int, at: np.ndarray) -> np.ndarray:
   """A bright spot at (x, y) pixels, which need not be a pixel's centre."""
   y, x = np.mgrid[:height, :width] + 0.5

@@ -99,7 +99,7 @@ def test_wrong_cameras(walk, change):
 
 
 def test_turned_together(walk):
-  """What the converter makes of pictures that EXIF turns."""
+  """Pictures and cameras turn alike, as when the converter applies EXIF."""
   frames, poses = walk
   turned = [cameras.quarter_turn(INTRINSICS, pose) for pose in poses]
   clips = Clips(

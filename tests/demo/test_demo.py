@@ -347,6 +347,23 @@ def test_recordings_without_a_length_are_measured(tmp_path):
   assert uploads.video_frames(path, longer) == 70
 
 
+def test_limits_are_for_the_stream_that_is_read(tmp_path):
+  path = str(tmp_path / 'two.mkv')
+  with av.open(path, 'w') as container:
+    thumbnail = container.add_stream('mpeg4', rate=10)
+    thumbnail.width, thumbnail.height = 32, 32
+    main = container.add_stream('mpeg4', rate=20)
+    main.width, main.height = 64, 48
+    for stream, count in (thumbnail, 10), (main, 20):
+      for i in range(count):
+        shape = (stream.height, stream.width, 3)
+        frame = av.VideoFrame.from_ndarray(np.full(shape, i, np.uint8))
+        frame.pts = i
+        container.mux(stream.encode(frame))
+      container.mux(stream.encode())
+  assert uploads.video_frames(path, LIMITS) == 20
+
+
 def test_nobody_else_can_listen(served):
   port = int(served[0].strip('/').rsplit(':', 1)[1])
   socket.create_connection(('127.0.0.1', port)).close()

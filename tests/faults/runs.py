@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import time
 
 from tests import commands
@@ -76,12 +75,6 @@ def write_recipe(folder, data):
   return path
 
 
-def free_port():
-  with contextlib.closing(socket.socket()) as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
-
-
 class Run:
   """The processes of a run; those that are left are killed in the end.
 
@@ -99,7 +92,7 @@ class Run:
     cluster = [[]]
     if processes > 1:
       shared = [
-        f'--coordinator=127.0.0.1:{free_port()}',
+        f'--coordinator=127.0.0.1:{commands.free_port()}',
         f'--processes={processes}',
         '--heartbeat=10',
       ]

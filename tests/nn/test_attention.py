@@ -99,15 +99,6 @@ def check_splash(tokens, keys, depth):
   assert len(re.findall('custom_call @tpu_custom_call', text)) == 3
 
 
-@pytest.fixture
-def cudnn(monkeypatch):
-  """A version of cuDNN, which JAX reads from the library before it lowers."""
-  monkeypatch.setattr(
-    'jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version',
-    lambda: 91100,
-  )
-
-
 @pytest.mark.parametrize(
   ('tokens', 'keys'),
   [(n, n) for n in (1, 2, 3, 127, 128, 129, 257, 299, 300)]

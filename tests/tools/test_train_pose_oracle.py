@@ -318,8 +318,10 @@ def test_the_command_trains_and_says_who_does_not_pass(data_dir, tmp_path):
 def test_the_command_needs_a_recipe_and_a_folder():
   done = run()
   assert done.returncode == 2
-  assert done.stderr.splitlines()[-1].startswith(
-    'error: give --config; usage: python tools/train_pose_oracle.py'
+  assert done.stderr.splitlines()[-1] == (
+    'error: give --config; usage: python tools/train_pose_oracle.py '
+    '--config=configs/pose_oracle.py --workdir=runs/pose_oracle (--help lists '
+    'all flags)'
   )
 
 

@@ -7,15 +7,15 @@ which a linear map explains half of it from the poses (R2 of 0.5).
 
 import dataclasses
 import pathlib
-import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from transfer_suite import members
+from transfer_suite import members, running
 
 from benchmarks.measuring import align
 from xfactor.data import files
@@ -143,9 +143,7 @@ def _train(name: str, workdir: pathlib.Path, steps: int, data_dir: str) -> None:
     f'--config.data.ramp_steps={max(1, steps // 3)}',
   ]
   log = workdir / 'log.txt'
-  with log.open('a') as file:
-    code = subprocess.run(command, stdout=file, stderr=file).returncode
-  if code:
+  if code := running.execute(command, log, threading.Event()):
     raise UserError(f'{name} ended with exit code {code}; see {log}')
 
 

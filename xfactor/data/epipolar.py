@@ -5,6 +5,8 @@ pictures that were turned, mirrored or cropped differently fail this, although
 each of them looks valid.
 """
 
+import itertools
+
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
@@ -36,12 +38,12 @@ def chosen(opened: store.FrameStore) -> list[int]:
   order = sorted(
     range(len(opened)), key=lambda i: files.unit_hash(opened.clip_id(i))
   )
-  found: list[int] = []
-  for i in order[: 8 * _CLIPS]:
-    clip = opened.clip(i)
-    if clip.posed and clip.num_frames > 1:
-      found.append(i)
-  return found[:_CLIPS]
+
+  def usable(number: int) -> bool:
+    clip = opened.clip(number)
+    return clip.posed and clip.num_frames > 1
+
+  return list(itertools.islice(filter(usable, order[: 8 * _CLIPS]), _CLIPS))
 
 
 def error(opened: store.FrameStore, number: int) -> float | None:

@@ -11,14 +11,18 @@ _DECIMAL = re.compile(r'(\d+)(\.\d+)')
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:
   """Returns a sort key: `frame_9` before `frame_10`, `0.25` before `0.5`."""
-  suffix = _SUFFIX.search(name)
-  stem = name[: suffix.start()] if suffix else name
+  stem = without_suffix(name)
   if decimal := _DECIMAL.fullmatch(stem):
     return [(-1, ''), (int(decimal[1]), ''), (-1, decimal[2])], name
   # Every other part is a number. Not by `isdigit`, which is true of '①'.
   parts = re.split(r'(\d+)', stem.lower())
   key = [(int(p), '') if i % 2 else (-1, p) for i, p in enumerate(parts)]
   return key, name
+
+
+def without_suffix(name: str) -> str:
+  """Returns a file name without its suffix; `0.25` has none."""
+  return _SUFFIX.sub('', name)
 
 
 def is_clip_id(name: str) -> bool:

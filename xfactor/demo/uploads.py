@@ -42,9 +42,9 @@ def video_frames(path: str, limits: Limits) -> int:
   name = epath.Path(path).name
   try:
     with video_lib.open_video(path) as container:
-      (stream, *_) = container.streams.video or [None]
-      if stream is None:
+      if not container.streams.video:
         raise UserError(f'{name} has no video stream; choose a video')
+      stream = video_lib.main_stream(name, container)
       seconds = float(container.duration or 0) / av.time_base
       rate = float(stream.average_rate or 30)
       pixels = stream.width * stream.height

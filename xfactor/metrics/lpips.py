@@ -227,6 +227,7 @@ def vgg16_flops(height: int, width: int) -> int:
 
 
 def net_of_name(name: str) -> Net:
+  """Returns a network by its name; raises UserError if there is none."""
   if name not in NETS:
     raise UserError(f"Unknown LPIPS network '{name}': choose vgg16 or alexnet.")
   return NETS[name]
@@ -269,7 +270,7 @@ def _convolve_in_tf32(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _convolve_forward(x, kernel, stride, mixed):
-  # Of `x`, only the shape is used.
+  # The backward pass uses only the shape of `x`.
   return _convolve(x, kernel, stride, mixed), (x, kernel)
 
 

@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
+from tests.data import pictures
 from tests.data.sources.test_re10k import (
   HEIGHT,
   INTRINSICS,
@@ -23,7 +24,6 @@ from xfactor.data.formats import camera_files
 from xfactor.data.records import store
 from xfactor.data.sources import dl3dv
 from xfactor.errors import UserError
-from xfactor.geometry import cameras
 
 IDS = [f'{number:x}' * 64 for number in range(10)]
 FACTOR = 4  # Of the full pictures, which only transforms.json knows.
@@ -34,14 +34,10 @@ def write_transforms(file, count, **changes):
   """Writes cameras as nerfstudio does, frames in the order of the disk."""
   frames = []
   for i, pose in enumerate(poses(count)):
-    to_world = np.eye(4)
-    to_world[:3] = cameras.invert_pose(pose)
-    # OpenGL: y up and z back.
-    to_world[:3, 1:3] *= -1
     frames.append(
       {
         'file_path': f'images/frame_{i + 1}.png',
-        'transform_matrix': to_world.tolist(),
+        'transform_matrix': pictures.opengl(pose).tolist(),
         'colmap_im_id': i,
       }
     )

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.data import pictures
 from tests.data.sources.test_re10k import (
   HEIGHT,
   INTRINSICS,
@@ -18,7 +19,6 @@ from tests.data.sources.test_re10k import (
 )
 from xfactor.data.sources import transforms
 from xfactor.errors import UserError
-from xfactor.geometry import cameras
 
 COUNT = 11
 
@@ -36,13 +36,10 @@ def write_file(
 ):
   frames = []
   for i, pose in enumerate(poses(COUNT)):
-    to_world = np.eye(4)
-    to_world[:3] = cameras.invert_pose(pose)
-    to_world[:3, 1:3] *= -1  # OpenGL: y up and z back.
     frames.append(
       {
         'file_path': form.format(i),
-        'transform_matrix': matrix(to_world).tolist(),
+        'transform_matrix': matrix(pictures.opengl(pose)).tolist(),
         **frame(i),
       }
     )

@@ -4,28 +4,22 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from tests import commands
 from tests.training import tiny
 from xfactor.errors import UserError
 from xfactor.training.resilience import checkpoint_files, checksums
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
-
-
 def run(workdir, what, processes=2):
   """Runs `main` in some processes of two devices; returns what each says."""
-  address = f'127.0.0.1:{free_port()}'
+  address = f'127.0.0.1:{commands.free_port()}'
   flags = '--xla_force_host_platform_device_count=2'
   started = [
     subprocess.Popen(

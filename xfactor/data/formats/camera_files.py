@@ -154,7 +154,7 @@ def _frame(
 def _rigid(matrix: np.ndarray, name: str) -> np.ndarray:
   """Returns a camera-to-world without the scale that some tools leave in it."""
   determinant = np.linalg.det(matrix[:, :3])
-  # Of a reflection, no camera is left.
+  # A reflection is no camera.
   rotation = matrix[:, :3] / np.cbrt(determinant) if determinant > 0 else None
   if rotation is None or abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
     raise ValueError(f'the transform_matrix of {name} is no rotation')

@@ -20,7 +20,7 @@ PEAK = 1000.0  # cd/m^2 that become SDR white.
 KNEE = 0.8  # Fraction of the reference white up to which light is kept.
 
 ONE = 255 << 8  # White in libswscale's pictures of 16 bits.
-_STEPS = 4095  # Of the tables of light.
+_STEPS = 4095  # Intervals in the tables of light.
 # Linear light of BT.2020's primaries to those of BT.709 (BT.2087).
 _BT2020_TO_BT709 = np.array(
   [

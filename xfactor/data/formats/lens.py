@@ -35,7 +35,7 @@ MODELS = (
   ('EUCM', 2, 6),
 )
 _PINHOLES = ('SIMPLE_PINHOLE', 'PINHOLE')
-_STEPS = 24  # Of the search for a focal length.
+_STEPS = 24  # Bisections in the search for a focal length.
 _FARTHEST = 8.0  # Maximum factor of the focal length.
 
 
@@ -132,7 +132,7 @@ def distort(camera: Camera, xy: np.ndarray) -> np.ndarray:
     factor = theta / r * (1 + _series(radial, theta * theta))
   x, y = x * factor, y * factor
   if name in ('OPENCV', 'FULL_OPENCV'):
-    # Of the directions, not of where they appear.
+    # Computed from the directions before radial distortion.
     dx, dy = _tangential(*np.moveaxis(np.asarray(xy, float), -1, 0), k[2:4])
   elif name == 'THIN_PRISM_FISHEYE':
     r2 = x * x + y * y

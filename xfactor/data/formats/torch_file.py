@@ -243,7 +243,7 @@ class _Unpickler(pickle._Unpickler):
       ('numpy', 'dtype'): self._number_type,
       ('numpy.core.multiarray', 'scalar'): self._number,
       ('numpy._core.multiarray', 'scalar'): self._number,
-      ('torch', 'Size'): self._size,
+      ('torch', 'Size'): _ints,
       ('torch', 'device'): self._device,
       ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
       ('torch._utils', '_rebuild_tensor_v3'): self._tensor_of_dtype,
@@ -254,9 +254,8 @@ class _Unpickler(pickle._Unpickler):
       return known[module, name]
     raise UserError(
       f'{self._name} holds an object of {f"{module}.{name}"[:99]}, which is '
-      'refused '
-      'because pickles can run code; save only tensors, numbers, strings, '
-      'lists and dicts'
+      'refused because pickles can run code; save only tensors, numbers, '
+      'strings, lists and dicts'
     )
 
   def persistent_load(self, pid: Any) -> _Storage:
@@ -311,9 +310,6 @@ class _Unpickler(pickle._Unpickler):
       raise ValueError(f'bytes as {encoding!r:.20}')
     self._budget.spend(len(text))
     return text.encode('latin1')
-
-  def _size(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return _ints(sizes)
 
   def _dict(self, items: Any = ()) -> _Dict:
     self._budget.spend(8 * len(items))

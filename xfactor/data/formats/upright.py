@@ -126,8 +126,7 @@ def deinterlace(frames: Iterable[Timed]) -> Iterator[tuple[Timed, bool]]:
       yield (time, frame), interlaced
 
   for time, frame in frames:
-    now = None if frame is None else (frame.width, frame.height, frame.format)
-    now = now and (*now[:2], now[2].name)
+    now = frame and (frame.width, frame.height, frame.format.name)
     if graph is not None and now != form:
       graph.vpush(None)
       yield from pull()

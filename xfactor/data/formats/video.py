@@ -1,6 +1,5 @@
 """Decodes video files."""
 
-import fractions
 import math
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -46,9 +45,7 @@ def read_frames(
   """
   try:
     with path.open('rb') as file, open_video(file) as container:
-      stream = _stream(path, container)
-      screen = upright.Screen(float(stream.sample_aspect_ratio or 0))
-      period = float(1 / (stream.average_rate or 30))
+      stream, screen, period = _prepare(path, container)
       begin = (container.start_time or 0) / av.time_base
       first = max(times[0] + begin - period, 0.0)
       container.seek(int(first / stream.time_base), stream=stream)
@@ -79,14 +76,13 @@ def _spans(
 ) -> Iterator[tuple[float, av.VideoFrame, float]]:
   """Yields each good frame, its time, and until when it is the nearest."""
   last = None
-  frames = upright.deinterlace(_decode(container, stream))
-  for tick in clock.repair((shown for shown, _ in frames), period):
+  for tick in _ticks(container, stream, period):
     if tick.frame is None:
       continue
     time = tick.time - begin
     if last is not None:
       yield *last, (last[0] + time) / 2
-    last = time, tick.frame
+    last = time, tick.frame.picture
   if last is not None:
     yield *last, math.inf
 
@@ -134,21 +130,13 @@ def read_video(path: str) -> Iterator[Picture]:
       'to mp4'
     ) from error
   with container:
-    stream = _stream(path, container)
-    screen = upright.Screen(float(stream.sample_aspect_ratio or 0))
-    period = float(1 / (stream.average_rate or fractions.Fraction(30)))
+    stream, screen, period = _prepare(path, container)
     promised = float(container.duration or 0) / av.time_base
     count, lost, stand_ins, holes = 0, 0, 0, 0
     time, rgb = -period, None
     longest = period  # Longest interval of two frames so far.
     failed: list[float | None] = []  # Times of frames that failed.
-    decoded = (
-      (at, None if frame is None else (frame, interlaced))
-      for (at, frame), interlaced in upright.deinterlace(
-        _decode(container, stream)
-      )
-    )
-    for at, found, repaired in clock.repair(decoded, period):
+    for at, found, repaired in _ticks(container, stream, period):
       if found is None:
         lost += 1
         failed.append(at)
@@ -195,10 +183,25 @@ def read_video(path: str) -> Iterator[Picture]:
     )
 
 
-def _stream(
+def _prepare(
+  path: object, container: av.container.InputContainer
+) -> tuple[av.VideoStream, upright.Screen, float]:
+  """Returns the stream to decode, its screen, and its seconds per frame."""
+  stream = main_stream(path, container)
+  # Conversion runs one process per core already.
+  stream.codec_context.thread_count = 1
+  screen = upright.Screen(float(stream.sample_aspect_ratio or 0))
+  return stream, screen, float(1 / (stream.average_rate or 30))
+
+
+def main_stream(
   path: object, container: av.container.InputContainer
 ) -> av.VideoStream:
-  """Returns the stream that people mean: the largest that is no cover."""
+  """Returns the stream that people mean: the largest that is no cover.
+
+  Raises:
+    UserError: If there is no video stream, or none that can be decoded.
+  """
   streams = container.streams.video
   if not streams:
     raise UserError(f'{path} has no video stream; remove it')
@@ -208,16 +211,34 @@ def _stream(
       f'{path} has a codec that no decoder here knows; convert it to mp4'
     )
   cover = av.stream.Disposition.attached_pic
-  stream = max(
+  return max(
     decoders,
     key=lambda s: (
       not s.disposition & cover,
       s.codec_context.width * s.codec_context.height,
     ),
   )
-  # Conversion runs one process per core already.
-  stream.codec_context.thread_count = 1
-  return stream
+
+
+class _Decoded(NamedTuple):
+  picture: av.VideoFrame
+  interlaced: bool  # Whether it was, before `upright.deinterlace`.
+
+
+def _ticks(
+  container: av.container.InputContainer,
+  stream: av.VideoStream,
+  period: float,
+) -> Iterator[clock.Tick[_Decoded]]:
+  """Yields the frames of a stream, progressive and with increasing times."""
+  frames = upright.deinterlace(_decode(container, stream))
+  return clock.repair(
+    (
+      (time, None if frame is None else _Decoded(frame, interlaced))
+      for (time, frame), interlaced in frames
+    ),
+    period,
+  )
 
 
 def _decode(

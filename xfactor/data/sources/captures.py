@@ -6,7 +6,6 @@ What the sources `colmap`, `transforms`, `dl3dv` and `mvimgnet` share.
 import collections
 import functools
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
@@ -18,7 +17,17 @@ from xfactor.data.sources import listing, posed, pyramid
 from xfactor.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
-_SUFFIX = re.compile(r'\.[A-Za-z]\w*$')
+_FRAMES = 100  # Length of a typical capture.
+
+
+def folder_id(root: epath.Path, path: str) -> str:
+  """Returns the id of a capture in a folder, which is relative to `root`."""
+  return naming.clip_id(root.resolve().name if path == '.' else path)
+
+
+def typical_size(size: int | None) -> int:
+  """Returns the bytes of a typical capture's frames of `size` pixels."""
+  return int(_FRAMES * 30_000 * ((size or 1024) / 256) ** 2)
 
 
 def level(
@@ -95,8 +104,8 @@ def match(
 
 
 def _stem(name: str) -> str:
-  # Not `stem`: names without a suffix may have dots, as 0.25 has.
-  return _SUFFIX.sub('', name.replace('\\', '/').rpartition('/')[2]).lower()
+  file = name.replace('\\', '/').rpartition('/')[2]
+  return naming.without_suffix(file).lower()
 
 
 def _common(name: str, other: str) -> int | None:

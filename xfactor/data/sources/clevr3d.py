@@ -126,7 +126,7 @@ def _metadata(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     arrays = npz.read(path)
     positions = arrays['camera_pos'][:, :VIEWS].astype(np.float64)
     objects = (arrays['shape'] > 0).sum(axis=1)
-  except (OSError, ValueError, KeyError, IndexError) as error:
+  except (ValueError, KeyError, IndexError) as error:
     raise UserError(
       f'{path} cannot be read: {error}; download it again'
     ) from error

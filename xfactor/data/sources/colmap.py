@@ -35,7 +35,6 @@ _KINDS = ('.bin', '.txt')
 _PARTS = {'cameras.bin', 'images.bin', 'cameras.txt'}
 # Folders of pictures besides images, images_2 and so on.
 _OTHERS = ('input', 'rgb', 'color')
-_FRAMES = 100  # Length of a typical capture.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +81,11 @@ class Source(posed.Source):
     if not (models or problems):
       raise posed.wrong_layout(root, _EXPECTED)
     make = functools.partial(
-      sources.Item,
-      size=int(_FRAMES * 30_000 * ((self.size or 1024) / 256) ** 2),
+      sources.Item, size=captures.typical_size(self.size)
     )
-    ids = {path: _id(root, path) for path in (*models, *problems)}
+    ids = {
+      path: captures.folder_id(root, path) for path in (*models, *problems)
+    }
     items = [
       make(ids[path], (path, _best(root, found)), group=ids[path])
       for path, found in models.items()
@@ -146,7 +146,3 @@ def _best(root: epath.Path, models: list[str]) -> str:
     return depth - numbered, -max(sizes), model
 
   return min(models, key=rank)
-
-
-def _id(root: epath.Path, path: str) -> str:
-  return naming.clip_id(root.resolve().name if path == '.' else path)

@@ -105,7 +105,7 @@ def _matrices(path: epath.Path) -> list[tuple[np.ndarray, np.ndarray]]:
       (arrays[f'world_mat_{i}'], arrays[f'camera_mat_{i}'])
       for i in range(count)
     ]
-  except (OSError, ValueError, KeyError) as error:
+  except (ValueError, KeyError) as error:
     raise UserError(
       f'{path} cannot be read: {error}; extract it again'
     ) from error

@@ -237,11 +237,11 @@ def make_clip(
       'crop and resize them'
     )
   notes |= {f'frames skipped: {why}': len(n) for why, n in lost.items() if n}
-  for what, count in (
+  for what, field in (
     ('clips without distortion, which was undone', 'undistorted'),
     ('clips whose cameras were turned with the pictures', 'turned'),
   ):
-    if any(getattr(frame, count) for frame in framed):
+    if any(getattr(frame, field) for frame in framed):
       notes[what] = 1
   times = [view.timestamp for view in kept]
   return sources.Clip(

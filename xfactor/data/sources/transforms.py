@@ -28,7 +28,6 @@ from xfactor.errors import UserError
 
 _EXPECTED = 'captures: CAPTURE/transforms.json with the pictures that it names'
 _FILE = re.compile(r'transforms.*\.json')
-_FRAMES = 100  # Length of a typical capture.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +49,7 @@ class Source(posed.Source):
     root = posed.folder(self.source, _EXPECTED)
     items = []
     for folder in listing.walk(root):
-      top = root.resolve().name if folder.path == '.' else folder.path
-      id = naming.clip_id(top)
+      id = captures.folder_id(root, folder.path)
       if folder.error is not None:
         items.append(sources.Item(id, problem=folder.error))
       found = [name for name in folder.names if _FILE.fullmatch(name)]
@@ -61,7 +59,7 @@ class Source(posed.Source):
           sources.Item(
             id=id if found == ['transforms.json'] else f'{id}/{stem}',
             payload=str(pathlib.PurePath(folder.path, name)),
-            size=int(_FRAMES * 30_000 * ((self.size or 1024) / 256) ** 2),
+            size=captures.typical_size(self.size),
             group=id,
           )
         )

@@ -172,7 +172,7 @@ def _read_npz(path: epath.Path) -> tuple[np.ndarray, np.ndarray | None]:
       raise ValueError(f'world_to_camera has the shape {poses.shape}')
     if intrinsics is not None and intrinsics.shape != (len(poses), 4):
       raise ValueError(f'intrinsics have the shape {intrinsics.shape}')
-  except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+  except (ValueError, KeyError, TypeError, UserError) as error:
     reason = f'it lacks {error}' if isinstance(error, KeyError) else error
     raise UserError(
       f'{path} is no file of cameras ({reason}); write it with numpy.savez('

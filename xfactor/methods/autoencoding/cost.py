@@ -13,16 +13,15 @@ def baseline_step(
 ) -> int:
   """Model FLOPs of one update of RUST or RayZer."""
   tokens = height * width // config.patch_size**2
-  ends, blocks = _baseline(config, views, tokens)
-  return 3 * batch * (ends + blocks)
+  return 3 * batch * _forward(config, views, tokens)
 
 
-def _baseline(
+def _forward(
   config: rust.RustConfig | rayzer.RayZerConfig,
   views: int,
   tokens: int,
-) -> tuple[int, int]:
-  """FLOPs of one example outside the blocks and in the blocks."""
+) -> int:
+  """FLOPs of the forward pass of one example."""
   width, patch = config.features, config.patch_channels
   depths = config.encoder_layers, config.scene_layers, config.decoder_layers
 
@@ -60,4 +59,4 @@ def _baseline(
     ends += contexts * (patch + rays + width) * width
     ends += tokens * (rays + patch) * width
   layers = sum(d * b for d, b in zip(depths, blocks, strict=True))
-  return 2 * ends, layers
+  return 2 * ends + layers

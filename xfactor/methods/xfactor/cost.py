@@ -1,9 +1,8 @@
 """Model FLOPs of XFactor.
 
-Model FLOPs: two per multiply-add, forward and backward (three times the
-forward), no recomputation, every query-key pair that remains after the token
-split, without LPIPS. XLA's own count is not used: it counts a scanned layer
-once.
+They are two per multiply-add, forward and backward (three times the forward),
+without recomputation and LPIPS, for every query-key pair that remains after the
+token split. XLA's own count is not used: it counts a scanned layer once.
 """
 
 from xfactor.methods.xfactor import network

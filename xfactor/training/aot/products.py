@@ -159,17 +159,18 @@ class _Walk:
     return [None] * carried + stacked
 
   def _dot(self, eqn, inputs: list, turns: int) -> None:
-    contracted, batch = eqn.params['dimension_numbers']
+    contracted, _ = eqn.params['dimension_numbers']
     out = eqn.outvars[0].aval
     work = math.prod(eqn.invars[0].aval.shape[i] for i in contracted[0])
     flops = 2 * out.size * work
     self.products.add(f'dot {_precision(eqn)}', flops, turns)
-    for known, axes in zip(inputs, contracted, strict=True):
+    for known, axes, operand in zip(
+      inputs, contracted, eqn.invars, strict=True
+    ):
       if not known:
         continue
       path, places = known
-      operand = eqn.invars[inputs.index(known)].aval
-      self.products.dtypes[path] = operand.dtype
+      self.products.dtypes[path] = operand.aval.dtype
       spec = self.specs[path]
       split = [spec[places[i]] for i in axes if places[i] is not None]
       if 'tensor' in split:

@@ -227,14 +227,11 @@ def _add_work(report: Report, parsed, build, traced) -> None:
 def step_products(build: builds.Build, traced) -> products_lib.Products:
   """Counts the products of a traced step of a build."""
   leaves = jax.tree_util.tree_flatten_with_path(traced.in_avals)[0]
-  names = [getattr(path[-1], 'key', None) for path, _ in leaves]
-  in_params = [
-    any(getattr(key, 'name', None) == 'params' for key in path)
-    for path, _ in leaves
-  ]
   paths = [
-    name if inside else None
-    for name, inside in zip(names, in_params, strict=True)
+    getattr(path[-1], 'key', None)
+    if any(getattr(key, 'name', None) == 'params' for key in path)
+    else None
+    for path, _ in leaves
   ]
   specs = {path: x.spec for path, x in build.places.params.items()}
   return products_lib.count(traced.jaxpr, paths, specs)

@@ -107,7 +107,7 @@ class Lock:
     except FileExistsError:
       return False
     except OSError:
-      self._path.unlink(missing_ok=True)  # Of a full disk: an empty file.
+      self._path.unlink(missing_ok=True)  # Empty: the disk is full.
       raise
     return True
 

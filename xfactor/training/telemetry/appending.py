@@ -42,6 +42,16 @@ class Appender:
       print(f'{self._path} can be written again', file=sys.stderr, flush=True)
     self._failed = False
 
+  def end_line(self) -> None:
+    """Ends the last line, if a killed run left it unfinished."""
+    if not self._path.exists():
+      return
+    with open(self._path, 'rb') as file:
+      file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+      last = file.read()
+    if last not in (b'', b'\n'):
+      self.append(b'\n')
+
   def _write(self, data: bytes) -> None:
     # Closed each time, because a mounted bucket uploads only then.
     with open(self._path, 'ab', buffering=0) as file:

@@ -68,9 +68,7 @@ class Goodput:
     if not active:
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    # A killed run may have left its last line unfinished.
-    if self._path.exists() and not self._path.read_bytes().endswith(b'\n'):
-      self._file.append(b'\n')
+    self._file.end_line()
     self._write([{'kind': 'start'}])
 
   def add(

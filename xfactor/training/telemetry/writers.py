@@ -55,24 +55,21 @@ class Writer:
     self._folder = epath.Path(workdir)
     name = f'{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
     events = self._folder / 'tensorboard' / f'events.out.tfevents.{name}'
+    self._lines = appending.Appender(self._folder / 'metrics.jsonl')
     try:
       events.parent.mkdir(parents=True, exist_ok=True)
       # A resumed run appends to the same file.
-      with open(self._folder / 'metrics.jsonl', 'ab+') as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        last = file.read()
+      with open(self._folder / 'metrics.jsonl', 'ab'):
+        self._lines.end_line()
     except OSError as e:
       raise UserError(
         f'cannot write to --workdir={workdir} ({e.strerror}); choose a '
         'folder that can be written'
       ) from e
-    self._lines = appending.Appender(self._folder / 'metrics.jsonl')
     # Not tensorboardX's writer, whose thread ends on a full disk, after which
     # it blocks for ever.
     self._events = appending.Appender(events)
     self._add_events(event_pb2.Event(file_version='brain.Event:2'))
-    if last not in (b'', b'\n'):  # A killed run left a part of a line.
-      self._lines.append(b'\n')
 
   def resume(self, step: int) -> None:
     """Tells TensorBoard to forget what a killed run wrote after a step."""
