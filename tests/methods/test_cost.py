@@ -106,16 +106,15 @@ def test_baselines_are_what_xla_counts(name):
   sizes |= {'dtype': 'float32', 'remat': 'none'}
   if name == 'rust':
     config, network = rust.RustConfig(**sizes), rust.Rust
+    cost = autoencoding_cost.rust_step
   else:
     config = rayzer.RayZerConfig(**sizes, scene_tokens=48)
-    network = rayzer.RayZer
+    network, cost = rayzer.RayZer, autoencoding_cost.rayzer_step
 
   def draw(model, images):
     return model.reconstruct(images, jnp.ones(1, bool))
 
-  ours = autoencoding_cost.baseline_step(
-    config, batch=1, views=3, height=64, width=96
-  )
+  ours = cost(config, batch=1, views=3, height=64, width=96)
   xla = xla_flops(
     lambda rngs: network(config, rngs=rngs), draw, (1, 3, 64, 96, 3)
   )

@@ -37,9 +37,6 @@ class _Baseline(clips.ClipMethod):
       perceptual=self._perceptual(weights, objective),
     )
 
-  def flops(self, build, kind: StepKind = StepKind.SPLIT) -> int:
-    return cost.baseline_step(build.model, **self._sizes(build))
-
 
 class Rust(_Baseline):
   """RUST (Sajjadi et al., CVPR 2023)."""
@@ -49,6 +46,9 @@ class Rust(_Baseline):
   relative = False  # Poses are relative to the scene as a whole.
   network_type = rust.Rust
 
+  def flops(self, build, kind: StepKind = StepKind.SPLIT) -> int:
+    return cost.rust_step(build.model, **self._sizes(build))
+
 
 class RayZer(_Baseline):
   """RayZer (Jiang et al., ICCV 2025)."""
@@ -56,3 +56,6 @@ class RayZer(_Baseline):
   name = 'rayzer'
   model = rayzer.RayZerConfig
   network_type = rayzer.RayZer
+
+  def flops(self, build, kind: StepKind = StepKind.SPLIT) -> int:
+    return cost.rayzer_step(build.model, **self._sizes(build))
