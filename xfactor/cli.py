@@ -15,6 +15,7 @@ from absl import app, flags
 
 from xfactor import parsing, streams
 from xfactor.errors import UserError
+from xfactor.evaluation import own_recipe
 from xfactor.training.resilience import shutdown
 
 _COORDINATOR = flags.DEFINE_string(
@@ -56,6 +57,15 @@ def run(
       # Threads of JAX may still compile: Python's own exit would crash.
       shutdown.leave(e.code)
     raise
+
+
+def parse_with_own_recipe(argv: list[str], doc: str) -> list[str]:
+  """Parses flags; without --config the recipe is that of --workdir's run."""
+  workdir = parsing.given(argv, 'workdir')
+  if workdir and parsing.given(argv, 'config') is None:
+    recipe = f'--config={own_recipe.__file__}:{workdir}'
+    argv = [argv[0], recipe, *argv[1:]]
+  return parsing.parse(argv, doc)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from absl import flags
 
 from xfactor import cli, parsing
 from xfactor.errors import UserError
-from xfactor.evaluation import oracles, own_recipe
+from xfactor.evaluation import oracles
 from xfactor.evaluation import run as evaluation_run
 from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.training.resilience import shutdown
@@ -93,18 +93,9 @@ def main(_) -> int:
   return 0
 
 
-def _parse_flags(argv: list[str], doc: str) -> list[str]:
-  """Parses flags; without --config the recipe is the run's own."""
-  workdir = parsing.given(argv, 'workdir')
-  if workdir and parsing.given(argv, 'config') is None:
-    recipe = f'--config={own_recipe.__file__}:{workdir}'
-    argv = [argv[0], recipe, *argv[1:]]
-  return parsing.parse(argv, doc)
-
-
 def run() -> None:
   """Runs the command `xfactor-eval`."""
-  cli.run(main, _parse_flags)
+  cli.run(main, cli.parse_with_own_recipe)
 
 
 if __name__ == '__main__':

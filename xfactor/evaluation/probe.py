@@ -166,7 +166,8 @@ def evaluate(
     )
     for row, probe in probes.items()
   }
-  path = _mean_motion(learnt.world_to_camera, reference)
+  inverse = np.linalg.inv(learnt.world_to_camera[:, reference, None])
+  path = mean_path(learnt.world_to_camera @ inverse)
   scores['mean motion'] = poses.score(
     tested.world_to_camera,
     np.broadcast_to(path, tested.world_to_camera.shape),
@@ -293,12 +294,11 @@ def _encode(
   return np.concatenate(out)
 
 
-def _mean_motion(
-  world_to_camera: Float[np.ndarray, 'n t 4 4'], reference: int
+def mean_path(
+  relative: Float[np.ndarray, 'n t 4 4'],
 ) -> Float[np.ndarray, 't 4 4']:
-  """Mean pose relative to the reference at each position in the window."""
-  inverse = np.linalg.inv(world_to_camera[:, reference, None])
-  mean = np.mean(world_to_camera @ inverse, axis=0)
+  """Returns the mean pose, relative to a reference, of each frame of paths."""
+  mean = np.mean(relative, axis=0)
   rotation = jnp.asarray(mean[:, :3, :3], jnp.float32)
   mean[:, :3, :3] = probe_network.nearest_rotation(rotation)
   return mean

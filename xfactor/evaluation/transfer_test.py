@@ -141,7 +141,7 @@ def evaluate(
   # One object for each excerpt: the caches look them up by identity.
   one = {_key(excerpt): excerpt for pair in pairs for excerpt in pair}
   pairs = [(one[_key(a)], one[_key(b)]) for a, b in pairs]
-  drawing, anew = _Rendering(model, store), None
+  drawing, anew = Rendering(model, store), None
   if rerender.is_possible(store):
     anew = true_pictures.TrueRenders(
       store, model.image_size, [a for a, _ in pairs]
@@ -245,7 +245,7 @@ def films(
     and, if scenes can be rendered again, `truth`, uint8 [t, h, w, 3], and
     `reference`, the frame of the motion at which the scene is not moved.
   """
-  drawing, anew = _Rendering(model, store), None
+  drawing, anew = Rendering(model, store), None
   if rerender.is_possible(store):
     anew = true_pictures.TrueRenders(store, model.image_size, [])
   out = []
@@ -284,7 +284,7 @@ class _Seen:
   target_poses: np.ndarray
 
 
-class _Rendering:
+class Rendering:
   """Renders excerpts; caches the last ones."""
 
   def __init__(self, model: latent.Model, store: store_lib.FrameStore):
@@ -301,7 +301,7 @@ class _Rendering:
     return {
       'model': list(map(self.draw, motions, scenes)),
       'autoencoded': list(map(self.draw, scenes, scenes)),
-      'frozen': list(map(self._freeze, scenes)),
+      'frozen': list(map(self.freeze, scenes)),
       _REAL: [self.see(scene).targets for scene in scenes],
     }
 
@@ -328,7 +328,7 @@ class _Rendering:
     seen, poses_a = self.see(scene), self.see(motion).target_poses
     return self._model.render(seen.contexts, seen.context_poses, poses_a)
 
-  def _freeze(self, scene: pairs_lib.Excerpt) -> np.ndarray:
+  def freeze(self, scene: pairs_lib.Excerpt) -> np.ndarray:
     reference = self.see(scene).contexts[[scene.reference]]
     return np.repeat(reference, len(scene.targets), axis=0)
 

@@ -13,8 +13,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from xfactor import streams
+from xfactor.data.formats import camera_files
 from xfactor.data.images import centre_crop_resize
 from xfactor.errors import UserError
+from xfactor.geometry import cameras as geometry
+from xfactor.inference import calibration as calibrations
 from xfactor.inference import restore
 from xfactor.nn import sharding
 from xfactor.nn.functional import Params
@@ -38,6 +41,8 @@ class Model:
     pose_dim: Channels of a latent pose.
     contexts: Largest number of views of a scene.
     window: Longest window in training, in frames; None if unknown.
+    relative: Whether poses are relative to a view, whose own pose is zero.
+    workdir: Folder of the run; None if the model was not read from one.
   """
 
   def __init__(self, restored: restore.Restored, *, batch: int, progress: bool):
@@ -49,8 +54,10 @@ class Model:
     self.contexts = build.views - 1
     ends = [part.end for part in config.data.mix.values()]
     self.window = max(ends, default=None)
+    self.workdir = restored.workdir
+    self._calibration: calibrations.Calibration | None = None
     self._params = restored.params
-    self._relative = build.method.relative
+    self.relative = build.method.relative
     self._mesh = build.mesh
     ways = sharding.batch_ways(self._mesh)
     self._batch = -(-batch // ways) * ways
@@ -79,8 +86,40 @@ class Model:
   def at(self, step: int, params: Params) -> 'Model':
     """Returns the model with other parameters, without a new compilation."""
     other = copy.copy(self)
-    other.step, other._params = step, params
+    other.step, other._params, other._calibration = step, params, None
     return other
+
+  def calibrated(self, calibration: calibrations.Calibration) -> 'Model':
+    """Returns the model with a calibration of its latent poses.
+
+    Raises:
+      UserError: If it is of another checkpoint or another kind of poses.
+    """
+    width = len(calibration.to_motions.scale)
+    if calibration.step != self.step or width != self.pose_dim:
+      raise UserError(
+        f'the calibration is of step {calibration.step} and poses of {width} '
+        f'channels, and the model of step {self.step} and {self.pose_dim} '
+        'channels; make one for this checkpoint: python -m xfactor.calibrate'
+      )
+    other = copy.copy(self)
+    other._calibration = calibration
+    return other
+
+  @property
+  def calibration(self) -> calibrations.Calibration:
+    """What camera motions the latent poses are; see `xfactor.calibrate`.
+
+    Raises:
+      UserError: If none has been made.
+    """
+    if self._calibration is None:
+      raise UserError(
+        f'the model of step {self.step} has no calibration, which camera paths '
+        'need; make it from clips with cameras: python -m xfactor.calibrate '
+        f'--workdir={self.workdir or "RUN"}'
+      )
+    return self._calibration
 
   def telling(self, say: Callable[[str], None]) -> 'Model':
     """Returns the model with its warnings passed to `say`, not to the log."""
@@ -106,7 +145,7 @@ class Model:
     _check_index('reference', reference, len(frames))
     references = np.broadcast_to(frames[reference], frames.shape)
     poses = self._map('poses', self._encode, (), references, frames)
-    if self._relative:
+    if self.relative:
       poses[reference] = 0
     return poses
 
@@ -215,15 +254,163 @@ class Model:
     pieces = segments(len(motion), reference, chain)
     self._warn(len(motion), pieces, stride)
 
+    def targets(start: int, frames: slice) -> np.ndarray:
+      poses = self.encode_poses(motion[frames], start - frames.start)
+      return _interpolate(poses, interpolate)
+
+    return self._follow(
+      scene, scene_reference, reference, pieces, targets, interpolate
+    )
+
+  def render_path(
+    self,
+    scene: Pictures,
+    cameras: Float[np.ndarray, 'n 3 4'] | camera_files.Cameras,
+    *,
+    focal: float | Float[np.ndarray, ' n'] | None = None,
+    reference: int = 0,
+    scene_reference: int | None = None,
+    chain: int | None = None,
+    by: str | None = None,
+  ) -> UInt8[np.ndarray, 'n h w 3']:
+    """Renders a scene from cameras; needs a calibration.
+
+    Warns if a motion is further from those of the calibration than 99 % of
+    these.
+
+    Args:
+      scene: uint8 views of one scene in temporal order, at most `contexts`.
+      cameras: World-to-camera poses [R|t] (OpenCV) in any world, in the unit of
+        the calibration, or cameras of a file, whose focal lengths are used.
+      focal: Focal length of the central square, divided by its side; that of
+        the calibration if None.
+      reference: Index of the camera that took the scene's reference view.
+      scene_reference: Index into `scene`; the middle one if None.
+      chain: As for `transfer`: cameras after which the picture rendered there
+        becomes the scene.
+      by: 'ridge' or 'network', as for `Calibration.poses`.
+
+    Raises:
+      UserError: If there is no calibration, options or counts are invalid, or
+        `fit` raises.
+    """
+    calibration = self.calibration
+    if isinstance(cameras, camera_files.Cameras):
+      if focal is None and np.isfinite(cameras.intrinsics).all():
+        focal = cameras.intrinsics[:, :2].max(1)  # That of the shorter side.
+      cameras = cameras.world_to_camera
+    scene = self.fit(scene, 'a view of the scene')
+    self._check_contexts(len(scene))
+    if scene_reference is None:
+      scene_reference = (len(scene) - 1) // 2
+    count = len(cameras)
+    _check_index('reference', reference, count)
+    _check_index('scene_reference', scene_reference, len(scene))
+    if chain is not None and chain < 1:
+      raise UserError(f'chain={chain} must be at least 1')
+    focal = np.broadcast_to(
+      calibration.focal if focal is None else np.asarray(focal, float), count
+    )
+
+    def motions(start: int, frames: slice) -> np.ndarray:
+      first = geometry.invert_pose(cameras[start])
+      path = cameras[frames]
+      return geometry.compose(path, np.broadcast_to(first, path.shape))
+
+    def farthest(chain: int | None) -> tuple[float, int]:
+      return max(
+        (distance, frames.start + i)
+        for start, frames in segments(count, reference, chain)
+        for i, distance in enumerate(
+          calibration.distance(motions(start, frames), focal[frames]).tolist()
+        )
+      )
+
+    distance, at = farthest(chain)
+    limit = calibration.motions.limit
+    if distance > limit:
+      shorter = range(1, chain or count)
+      fits = [x for x in shorter if farthest(x)[0] <= limit]
+      remedy = f', or give chain={fits[-1]}' if fits else ''
+      self._say_once(
+        f'camera {at} of the path is {distance:.1f} standard deviations from '
+        f'the motions of the calibration, of which 99 % are within {limit:.1f};'
+        f' pictures there are unreliable; use a smaller motion{remedy}'
+      )
+
+    def targets(start: int, frames: slice) -> np.ndarray:
+      return calibration.poses(motions(start, frames), focal[frames], by).poses
+
+    pieces = segments(count, reference, chain)
+    return self._follow(scene, scene_reference, reference, pieces, targets)
+
+  def cameras(
+    self,
+    frames: Pictures,
+    reference: int = 0,
+    *,
+    chain: int | None = None,
+    by: str | None = None,
+  ) -> calibrations.CameraPath:
+    """Returns the cameras of a video's frames; needs a calibration.
+
+    Args:
+      frames: uint8, two or more of any size, in temporal order.
+      reference: Index of the frame whose camera is the identity.
+      chain: Frames after which the pose is read relative to the frame there,
+        not to the reference, and composed with that frame's; one less than the
+        calibration's window if None.
+      by: 'ridge' or 'network', as for `Calibration.poses`.
+
+    Raises:
+      UserError: If there is no calibration, an option is invalid, or `fit`
+        raises.
+    """
+    calibration = self.calibration
+    frames = self.fit(frames, 'a frame')
+    _check_index('reference', reference, len(frames))
+    chain = calibration.window - 1 if chain is None else chain
+    if chain < 1:
+      raise UserError(f'chain={chain} must be at least 1')
+    poses = np.tile(np.eye(3, 4), (len(frames), 1, 1))
+    numbers = np.zeros((3, len(frames)))
+    for start, part in segments(len(frames), reference, chain):
+      latents = self.encode_poses(frames[part], start - part.start)
+      found = calibration.cameras(latents, by)
+      origin = np.broadcast_to(poses[start], found.world_to_camera.shape)
+      new = np.arange(part.start, part.stop) != start
+      poses[part][new] = geometry.compose(found.world_to_camera, origin)[new]
+      read = np.stack([found.degrees, found.move, found.distance])
+      numbers[:, part][:, new] = read[:, new]
+    return calibrations.CameraPath(poses, *numbers)
+
+  def _follow(
+    self,
+    scene: UInt8[np.ndarray, 'c h w 3'],
+    scene_reference: int,
+    reference: int,
+    pieces: Sequence[tuple[int, slice]],
+    targets_of: Callable[[int, slice], np.ndarray],
+    interpolate: int = 1,
+  ) -> UInt8[np.ndarray, 'n h w 3']:
+    """Renders the pieces of a motion, each from the picture at its reference.
+
+    Args:
+      scene: Views of the scene.
+      scene_reference: Index into the views.
+      reference: Frame of the motion that corresponds to it.
+      pieces: Result of `segments`.
+      targets_of: Returns the latent poses of a piece, see `_interpolate`.
+      interpolate: Pictures per frame.
+    """
+    count = max(frames.stop for _, frames in pieces)
     context, poses = scene, self.encode_poses(scene, scene_reference)
-    shape = (interpolate * (len(motion) - 1) + 1, *scene.shape[1:])
+    shape = (interpolate * (count - 1) + 1, *scene.shape[1:])
     out, done = np.empty(shape, np.uint8), np.zeros(shape[0], bool)
     for start, frames in pieces:
       if start != reference:
         context, poses = out[[start * interpolate]], poses[:1] * 0
-      targets = _interpolate(
-        self.encode_poses(motion[frames], start - frames.start), interpolate
-      )
+      targets = targets_of(start, frames)
       places = frames.start * interpolate + np.arange(len(targets))
       # The frame shared by two pieces was rendered with the first one.
       new = ~done[places]

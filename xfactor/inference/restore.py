@@ -28,12 +28,14 @@ class Restored:
     step: Number of training updates.
     build: Networks and objective built from the recipe.
     params: Parameters of the networks.
+    workdir: Folder of the run; None if they were not read from one.
   """
 
   config: ConfigDict
   step: int
   build: builds.Build
   params: Params
+  workdir: epath.Path | None = None
 
 
 def restore(
@@ -61,7 +63,7 @@ def restore(
     build = _build(config, jax.devices() if devices is None else devices)
     params = build.abstract_state().params
     step, params = checkpoints.restore_params(params, step)
-  return Restored(config, step, build, params)
+  return Restored(config, step, build, params, workdir)
 
 
 def _locate(
