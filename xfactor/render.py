@@ -5,6 +5,8 @@ r"""Renders a scene with the camera motion of a video or along a path.
   python -m xfactor.render --workdir=runs/vizdoom --out=moved.mp4 \
       --motion=vizdoom/test/freedoom1_e1m5/0000 --last=15 \
       --scene=vizdoom/test/freedoom2_map13/0001
+  python -m xfactor.render --workdir=runs/vizdoom --out=orbit.mp4 \
+      --path=orbit --scene=kitchen.jpg
   python -m xfactor.render --workdir=runs/srt_nmr --out=turn.mp4 \
       --motion=rotate --fade --scene=nmr/test/0:5
 
@@ -12,6 +14,13 @@ For an XFactor run, motion and scene are each a video, one or more pictures
 separated by commas, a folder of frames, or a clip of a converted data set,
 NAME/SPLIT/ID. Writes a video of the motion next to the moved scene and, if both
 are the same clip, the ground truth, and a strip and a GIF of the same name.
+With --cameras=FILE, a calibrated model writes the cameras of the motion, too.
+
+A calibrated XFactor run (python -m xfactor.calibrate) also renders from
+cameras: --path is orbit, dolly, pan, tilt, roll, slide, rise or spiral, with an
+amount in degrees or in the calibration's unit after a colon (orbit:10; by
+default as much as the calibration has seen), or a file of cameras:
+transforms.json, COLMAP's images.txt, text of TUM, KITTI or RealEstate10K, .npz.
 
 For a posed run (SRT), the motion is one of rotate, zoom, closeup,
 rotate_and_closeup and eyeroll, and the scene is a clip with cameras: its ID,
@@ -24,16 +33,20 @@ Exit codes are those of xfactor.main.
 
 from collections.abc import Sequence
 
+import numpy as np
 from absl import flags
 from etils import epath
+from jaxtyping import Float
 
 from xfactor import api, cli
+from xfactor.data.formats import camera_paths
 from xfactor.errors import UserError
 from xfactor.geometry import motions
 from xfactor.inference import (
   camera_path,
   flight,
   latent,
+  path_render,
   posed,
   scene_views,
   transfer,
@@ -45,6 +58,18 @@ _WORKDIR = flags.DEFINE_string(
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if unset.')
 _MOTION = flags.DEFINE_string(
   'motion', None, 'Source of the camera motion; see above.'
+)
+_PATH = flags.DEFINE_string(
+  'path', None, 'Camera path instead of a motion; see above.'
+)
+_CAMERAS = flags.DEFINE_string(
+  'cameras',
+  None,
+  'File for the cameras of the path or the motion: transforms.json, '
+  'images.txt, x.npz, x.tum, x.kitti or x.txt (RealEstate10K).',
+)
+_SCALE = flags.DEFINE_float(
+  'scale', 1.0, 'Factor of the positions in a file of cameras.', lower_bound=0
 )
 _SCENE = flags.DEFINE_string('scene', None, 'Scene to render; see above.')
 _OUT = flags.DEFINE_string('out', None, 'Video to write, x.mp4.')
@@ -69,7 +94,8 @@ _FRAMES = flags.DEFINE_integer(
 _REFERENCE = flags.DEFINE_integer(
   'reference',
   None,
-  "Frame of the motion that matches the scene's view; the first if unset.",
+  "Frame of the motion, or camera of the path, that matches the scene's view; "
+  'the first if unset.',
 )
 _SCENE_REFERENCE = flags.DEFINE_integer(
   'scene_reference',
@@ -98,7 +124,8 @@ _LOOK_AT = flags.DEFINE_string(
   'look_at',
   None,
   'Centre of a camera motion: X,Y,Z, or a distance ahead of the first view; '
-  'if unset, the origin if all views show it, else where their axes meet.',
+  'if unset, the origin if all views show it, else where their axes meet. '
+  'For --path, a distance ahead of the scene.',
 )
 _KEEP_LENS = flags.DEFINE_bool(
   'keep_lens',
@@ -116,8 +143,10 @@ _SIZE = flags.DEFINE_integer(
 )
 _OF_FOOTAGE = [_FIRST, _LAST, _STRIDE, _REFERENCE, _SCENE_REFERENCE]
 _OF_FOOTAGE += [_CHAIN, _INTERPOLATE]
-_OF_PATHS = [_FADE, _HEIGHT, _WIDTH, _LOOK_AT, _KEEP_LENS]
-flags.mark_flags_as_required(['workdir', 'motion', 'scene', 'out'])
+_OF_POSED = [_FADE, _HEIGHT, _WIDTH, _KEEP_LENS]
+_OF_VIDEO = [_FIRST, _LAST, _STRIDE, _INTERPOLATE]
+flags.mark_flags_as_required(['workdir', 'scene', 'out'])
+flags.mark_flags_as_mutual_exclusive(['motion', 'path'], required=True)
 
 
 def main(_) -> int:
@@ -127,12 +156,16 @@ def main(_) -> int:
       raise UserError(
         f'--out={out} must end with .mp4; a GIF and a strip are written as well'
       )
+    if _CAMERAS.value:
+      camera_paths.check_name(_CAMERAS.value)
     cli.avoid_idle_libtpu()
     model = api.load(_WORKDIR.value, _STEP.value, progress=True)
     data_dir = _DATA_DIR.value or model.config.data.dir
     print(f'step {model.step} of {_WORKDIR.value}')
     if isinstance(model, posed.PosedModel):
       _fly(model, data_dir, out)
+    elif _PATH.value:
+      _follow(model, data_dir, out)
     else:
       _transfer(model, data_dir, out)
   return 0
@@ -140,7 +173,10 @@ def main(_) -> int:
 
 def _fly(model: posed.PosedModel, data_dir: str, out: epath.Path) -> None:
   """Renders scenes along a camera motion."""
-  _refuse(_OF_FOOTAGE, 'posed models, which follow camera motions')
+  _refuse(
+    [*_OF_FOOTAGE, _PATH, _CAMERAS, _SCALE],
+    'posed models, which follow camera motions (--motion)',
+  )
   camera_path.check_motion(_MOTION.value)
   store, clips = scene_views.find(_SCENE.value, data_dir)
   for clip in clips:
@@ -160,10 +196,50 @@ def _fly(model: posed.PosedModel, data_dir: str, out: epath.Path) -> None:
     flight.write(flown, one, fps=_FPS.value, size=_SIZE.value)
 
 
+def _follow(model: latent.Model, data_dir: str, out: epath.Path) -> None:
+  """Renders a scene along a camera path."""
+  _refuse([*_OF_POSED, *_OF_VIDEO], '--path')
+  try:
+    distance = None if _LOOK_AT.value is None else float(_LOOK_AT.value)
+  except ValueError:
+    distance = 0.0
+  if distance is not None and not distance > 0:
+    raise UserError(
+      f'--look_at={_LOOK_AT.value} must be a distance above 0 for --path'
+    )
+  shown = path_render.follow(
+    model,
+    _PATH.value,
+    _SCENE.value,
+    data_dir=data_dir,
+    frames=_FRAMES.value,
+    distance=distance,
+    scale=_SCALE.value,
+    reference=_REFERENCE.value or 0,
+    scene_reference=_SCENE_REFERENCE.value,
+    chain=_CHAIN.value,
+  )
+  path_render.write(shown, out, fps=_FPS.value, size=_SIZE.value)
+  _write_cameras(shown.path, shown.focal)
+
+
+def _write_cameras(
+  path: Float[np.ndarray, 'n 3 4'], focal: float | Float[np.ndarray, ' n']
+) -> None:
+  if _CAMERAS.value:
+    camera_paths.write(_CAMERAS.value, path, focal)
+    print(f'{_CAMERAS.value}: {len(path)} cameras')
+
+
 def _transfer(model: latent.Model, data_dir: str, out: epath.Path) -> None:
   """Renders a scene with the camera motion of a video."""
-  _refuse(_OF_PATHS, 'models that take the motion from a video')
+  _refuse(
+    [*_OF_POSED, _LOOK_AT, _SCALE], 'models that take the motion from a video'
+  )
   motion = _MOTION.value
+  if _CAMERAS.value:
+    # Raises before the work if there is none.
+    window = model.calibration.window
   if motion in motions.MOTIONS and not epath.Path(motion).exists():
     raise UserError(
       f'--motion={motion} is a camera motion for posed models, and this one '
@@ -184,6 +260,11 @@ def _transfer(model: latent.Model, data_dir: str, out: epath.Path) -> None:
     interpolate=_INTERPOLATE.value,
   )
   transfer.write(shown, out, fps=_FPS.value, size=_SIZE.value)
+  if _CAMERAS.value:
+    apart = int(np.diff(shown.motion.numbers).max(initial=1))
+    chain = max(1, (window - 1) // apart)
+    found = model.cameras(shown.motion.frames, shown.reference, chain=chain)
+    _write_cameras(found.world_to_camera, model.calibration.focal)
 
 
 def _refuse(holders: Sequence[flags.FlagHolder], what: str) -> None:

@@ -193,7 +193,10 @@ class Calibration:
     step: Step of the checkpoint.
     window: Largest number of frames of a pair, both included.
     pairs: Number of pairs of frames.
-    unit: Unit of positions, in words.
+    move: Root mean square distance of the fitted cameras from their reference;
+      0 if they only turn.
+    one_unit: Whether positions are in the unit of the data; else they are in
+      typical moves of a clip.
     data: Data sets and splits.
   """
 
@@ -205,8 +208,16 @@ class Calibration:
   step: int
   window: int
   pairs: int
-  unit: str
+  move: float
+  one_unit: bool
   data: str
+
+  @property
+  def unit(self) -> str:
+    """Unit of positions, in words."""
+    if self.one_unit:
+      return f'the unit of {self.data}'
+    return 'typical moves of a clip (the root mean square of its pairs)'
 
   def poses(
     self,
@@ -343,9 +354,8 @@ def fit(
   focal = float(np.exp(np.log(pairs.focal).mean()))
   rows = _with_focal(moves, pairs.focal, focal)
   length = np.sqrt(np.mean(np.sum(moves[:, 3:] ** 2, 1)))
-  least = np.repeat(
-    [_LEAST_TURN, _LEAST_MOVE * (length if length > _STILL else 1)], 3
-  )
+  length = length if length > _STILL else 0.0
+  least = np.repeat([_LEAST_TURN, _LEAST_MOVE * (length or 1)], 3)
   least_pose = np.full(latents.shape[1], 1e-3 * latents.std(0).max() + 1e-12)
   rng = np.random.default_rng(seed)
   chosen = rng.permutation(clips)[: max(1, round(_HELD_OUT * len(clips)))]
@@ -362,9 +372,8 @@ def fit(
     step=step,
     window=window,
     pairs=len(rows),
-    unit=f'the unit of {pairs.name}'
-    if one_unit
-    else 'typical moves of a clip (the root mean square of its pairs)',
+    move=float(length),
+    one_unit=one_unit,
     data=pairs.name,
   )
 

@@ -312,19 +312,9 @@ class Model:
       calibration.focal if focal is None else np.asarray(focal, float), count
     )
 
-    def motions(start: int, frames: slice) -> np.ndarray:
-      first = geometry.invert_pose(cameras[start])
-      path = cameras[frames]
-      return geometry.compose(path, np.broadcast_to(first, path.shape))
-
     def farthest(chain: int | None) -> tuple[float, int]:
-      return max(
-        (distance, frames.start + i)
-        for start, frames in segments(count, reference, chain)
-        for i, distance in enumerate(
-          calibration.distance(motions(start, frames), focal[frames]).tolist()
-        )
-      )
+      distances = self.path_distances(cameras, focal, reference, chain)
+      return float(distances.max()), int(distances.argmax())
 
     distance, at = farthest(chain)
     limit = calibration.motions.limit
@@ -339,10 +329,31 @@ class Model:
       )
 
     def targets(start: int, frames: slice) -> np.ndarray:
-      return calibration.poses(motions(start, frames), focal[frames], by).poses
+      motions = _since(cameras[frames], cameras[start])
+      return calibration.poses(motions, focal[frames], by).poses
 
     pieces = segments(count, reference, chain)
     return self._follow(scene, scene_reference, reference, pieces, targets)
+
+  def path_distances(
+    self,
+    cameras: Float[np.ndarray, 'n 3 4'],
+    focal: float | Float[np.ndarray, ' n'],
+    reference: int = 0,
+    chain: int | None = None,
+  ) -> Float[np.ndarray, ' n']:
+    """Returns how far cameras are from the motions of the calibration.
+
+    In standard deviations, each relative to the camera that it is rendered
+    from; arguments are those of `render_path`.
+    """
+    focal = np.broadcast_to(focal, len(cameras))
+    out = np.zeros(len(cameras))
+    for start, frames in segments(len(cameras), reference, chain):
+      motions = _since(cameras[frames], cameras[start])
+      far = self.calibration.distance(motions, focal[frames])
+      out[frames] = np.maximum(out[frames], far)
+    return out
 
   def cameras(
     self,
@@ -525,6 +536,14 @@ class Model:
     if text not in self._said:
       self._said.add(text)
       self._say(text)
+
+
+def _since(
+  cameras: Float[np.ndarray, 'n 3 4'], start: Float[np.ndarray, '3 4']
+) -> Float[np.ndarray, 'n 3 4']:
+  """Returns poses from one camera to others."""
+  origin = np.broadcast_to(geometry.invert_pose(start), cameras.shape)
+  return geometry.compose(cameras, origin)
 
 
 def _are_finite(rows: Float[Array, 'n ...']) -> Bool[Array, ' n']:

@@ -104,10 +104,10 @@ def transfer(
     centre = (len(still) - 1) // 2
   else:
     centre = still.nearest(scene_reference)
-  if ',' in scene and not same:  # Use all listed pictures.
-    views = np.arange(len(still))
-  else:
+  if same:
     views = choose_views(still.numbers, centre, model.contexts, model.window)
+  else:
+    views = scene_views(model, scene, still, centre)
   pictures = model.transfer(
     moving.frames,
     still.frames[views],
@@ -120,6 +120,15 @@ def transfer(
   return Transfer(
     moving, start, still.frames[centre], pictures, same, interpolate
   )
+
+
+def scene_views(
+  model: latent.Model, scene: str, still: footage.Footage, centre: int
+) -> np.ndarray:
+  """Returns the views of a scene: all that are listed, or `choose_views`."""
+  if ',' in scene:
+    return np.arange(len(still))
+  return choose_views(still.numbers, centre, model.contexts, model.window)
 
 
 def choose_views(
