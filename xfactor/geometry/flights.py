@@ -70,8 +70,8 @@ def _looking(eyes: np.ndarray, distance: float) -> np.ndarray:
 
 # Name: path, and whether its amount is in degrees.
 FLIGHTS: dict[str, tuple[Callable[..., np.ndarray], bool]] = {
-  'pan': (_turn(1, 1), True),
-  'tilt': (_turn(0, 1), True),
+  'pan': (_turn(1, -1), True),
+  'tilt': (_turn(0, -1), True),
   'roll': (_turn(2, 1), True),
   'orbit': (_orbit, True),
   'slide': (_move(0, 1), False),
