@@ -45,6 +45,7 @@ BINARIES = (
   'xfactor.main',
   'xfactor.eval',
   'xfactor.render',
+  'xfactor.calibrate',
   'xfactor.demo.__main__',
   'xfactor.convert',
 )

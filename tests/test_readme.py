@@ -650,6 +650,24 @@ BLOCKS = {
     leaves=('transfer.mp4', 'transfer.gif', 'transfer.png'),
   ),
   'docs/inference.md: In a browser': SERVES,
+  'docs/cameras.md: Calibrate': Run(
+    {'--workdir=runs/tiny': f'--workdir=runs/tiny{RENDERER} --pairs=128'},
+    after=('README.md: Two commands',),
+    leaves=('runs/tiny/calibration-2.npz', 'runs/tiny/calibration-2.json'),
+    prints=('wrong path', 'mean motion'),
+  ),
+  'docs/cameras.md: Calibrate (2)': Run(
+    {"'train')])": "'train')], pairs=128)"},
+    after=('README.md: Two commands',),
+  ),
+  'docs/cameras.md: Render along a path': Run(
+    {'--path=pan': '--path=pan:2 --frames=4'},
+    after=('docs/cameras.md: Calibrate',),
+    leaves=('pan.mp4', 'pan.gif', 'pan.png', 'pan.json'),
+  ),
+  'docs/cameras.md: Render along a path (2)': Run(
+    after=('docs/cameras.md: Render along a path',), leaves=('walk.tum',)
+  ),
   'docs/inference.md: Official checkpoints': Run(
     leaves=('runs/official/checkpoints', 'exported', 'model.safetensors'),
   ),

@@ -323,6 +323,9 @@ def test_the_command_for_posed_models(place, tmp_path):
     (['--look_at=3'], '--look_at does not apply to models that take'),
     (['--workdir={0}/posed'], 'is not a camera motion, and this model'),
     (['--workdir={0}/posed', '--chain=3'], '--chain does not apply to posed'),
+    (['--cameras=x.tum'], 'no calibration, which camera paths need'),
+    (['--cameras=x.xyz'], 'must end with one of .json'),
+    (['--path=pan'], 'mutual exclusive'),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
