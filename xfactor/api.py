@@ -37,6 +37,7 @@ import jax
 from etils import epath
 
 from xfactor.data.records import store as store_lib
+from xfactor.errors import UserError
 from xfactor.inference import calibration as calibrations
 from xfactor.inference import posed, posed_pairs, restore
 from xfactor.inference.latent import Model, Pictures
@@ -106,6 +107,11 @@ def calibrate(
     UserError: If poses are relative to no view, there are too few pairs with
       cameras, a frame cannot be read, or the file cannot be written.
   """
+  if isinstance(model, posed.PosedModel):
+    raise UserError(
+      'a model of a posed method takes cameras as they are and has no latent '
+      'poses; calibrate a run of xfactor'
+    )
   window = window or model.window
   read = posed_pairs.read(model, clips, window=window, count=pairs, seed=seed)
   if one_unit is None:

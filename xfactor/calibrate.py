@@ -14,9 +14,7 @@ from etils import epath
 
 from xfactor import api, cli, parsing
 from xfactor.data.records import store as store_lib
-from xfactor.errors import UserError
 from xfactor.evaluation import camera_test, oracles, pairs
-from xfactor.inference import posed
 
 _CONFIG = parsing.define_config(
   "Recipe; default: the run's own.", required=False
@@ -56,11 +54,6 @@ def main(_) -> int:
     cli.avoid_idle_libtpu()
     config, workdir = _CONFIG.value, epath.Path(_WORKDIR.value)
     model = api.load(workdir, _STEP.value, progress=True)
-    if isinstance(model, posed.PosedModel):
-      raise UserError(
-        f'{workdir} is a run of a posed method, which takes cameras as they '
-        'are; calibrate a run of xfactor'
-      )
     names = _DATASETS.value or list(config.data.mix)
     made = api.calibrate(
       model,

@@ -156,10 +156,10 @@ def test_files(made, tmp_path):
     np.testing.assert_array_equal(one, other)
   assert calibration.load(tmp_path, 3) is None
   np.savez(path, format=1, step=2)
-  with pytest.raises(UserError, match='make it again: python -m'):
+  with pytest.raises(UserError, match='delete it and make it again: py'):
     calibration.load(tmp_path, 2)
   path.write_bytes(b'nothing')
-  with pytest.raises(UserError, match='calibration-2.npz is not a readable'):
+  with pytest.raises(UserError, match='is damaged .* delete it'):
     calibration.load(tmp_path, 2)
   with pytest.raises(UserError, match='cannot write .*none/calibration'):
     calibration.save(made, tmp_path / 'none')

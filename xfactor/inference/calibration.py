@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 from scipy.spatial.transform import Rotation
 
 from xfactor.data.formats import npz
@@ -113,7 +113,7 @@ class Regression:
   scale: np.ndarray
   out_scale: np.ndarray
   ridge: np.ndarray
-  params: Params
+  params: dict[str, np.ndarray]
   errors: dict[str, float]
 
   @property
@@ -467,7 +467,7 @@ def _residuals(
 
 @jax.jit
 def _train(
-  keys: PRNGKeyArray,
+  keys: Key[Array, ' m'],
   x: Float[Array, 'n d'],
   x0: Float[Array, 'n d'],
   y: Float[Array, 'n k'],
@@ -540,8 +540,8 @@ def load(workdir: epath.PathLike, step: int) -> Calibration | None:
   path = file_of(workdir, step)
   if not path.exists():
     return None
-  arrays = npz.read(path)
   try:
+    arrays = npz.read(path)
     if arrays.pop('format') != _FORMAT:
       raise ValueError('another format')
     values = {k: v.item() for k, v in arrays.items() if ':' not in k}
@@ -562,8 +562,8 @@ def load(workdir: epath.PathLike, step: int) -> Calibration | None:
           parts[key] = value if value.ndim else value.item()
       values[name] = cls(**parts)
     return Calibration(**values)
-  except (KeyError, TypeError, ValueError) as e:
+  except (KeyError, TypeError, ValueError, UserError) as e:
     raise UserError(
-      f'{path} is not a calibration of this version ({e}); make it again: '
-      f'python -m xfactor.calibrate --workdir={workdir}'
+      f'{path} is damaged or of another version ({e}); delete it and make it '
+      f'again: python -m xfactor.calibrate --workdir={workdir}'
     ) from e
