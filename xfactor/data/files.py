@@ -1,19 +1,57 @@
 """Reads, writes and hashes files, local or in a bucket."""
 
+import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
+import pathlib
 import socket
+from collections.abc import Iterator
 from typing import Any
 
+import fsspec
 from etils import epath
 
 from xfactor.errors import UserError
+
+# One library for buckets, whether or not TensorFlow is installed, without its
+# experimental part, which asks another service about each bucket.
+os.environ.setdefault('EPATH_USE_TF', 'false')
+os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+# Other hosts change folders, too: listings are not cached.
+fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
   """Returns whether a path is in a bucket (gs:// etc.)."""
   return '://' in os.fspath(path)
+
+
+def is_mounted_bucket(path: str | os.PathLike[str]) -> bool:
+  """Returns whether a local path is in a bucket mounted with gcsfuse."""
+  path, found = epath.Path(path).resolve(), ('', '')
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/mounts').read_text().splitlines():
+      _, place, kind, *_ = line.split(' ')
+      place = place.replace('\\040', ' ')
+      if path.is_relative_to(place) and len(place) >= len(found[0]):
+        found = place, kind
+  return found[1] == 'fuse.gcsfuse'
+
+
+@contextlib.contextmanager
+def as_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns whatever the library of a bucket raises into an OSError."""
+  try:
+    yield
+  except Exception as e:
+    kept = FileNotFoundError, FileExistsError, UserError
+    if not is_remote(path) or isinstance(e, kept):
+      raise
+    words = ' '.join(str(e).split())[:200] or type(e).__name__
+    raise OSError(errno.EIO, words, os.fspath(path)) from e
 
 
 def partial_suffix() -> str:
@@ -71,6 +109,35 @@ def data_folder(data_dir: str | os.PathLike[str]) -> epath.Path:
         'credentials (gcloud auth application-default login)'
       ) from e
   return path
+
+
+def run_folder(workdir: str | os.PathLike[str]) -> epath.Path:
+  """Returns the folder of a run, local or gs://, with `~` expanded.
+
+  Raises:
+    UserError: If it is in a bucket that does not exist, cannot be reached or is
+      of another cloud.
+  """
+  path = epath.Path(workdir).expanduser()
+  if not is_remote(path):
+    return path
+  scheme, _, rest = os.fspath(path).partition('://')
+  if scheme != 'gs':
+    raise UserError(
+      f'{path}: a run can be in a folder or in gs://; mount the bucket and '
+      'give the folder'
+    )
+  _check_bucket(f'gs://{rest.partition("/")[0]}')
+  return path
+
+
+@functools.lru_cache
+def _check_bucket(bucket: str) -> None:
+  if not data_folder(bucket).exists():
+    raise UserError(
+      f'the bucket {bucket} does not exist, or you may not list it; make it, '
+      'or give another'
+    )
 
 
 def unit_hash(text: str) -> float:

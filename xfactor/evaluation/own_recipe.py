@@ -1,5 +1,6 @@
 """The recipe that a run was trained with, and how another differs from it."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -29,13 +30,16 @@ def get_config(workdir: str) -> ConfigDict:
 
   `--config=xfactor/evaluation/own_recipe.py:WORKDIR` calls it.
   """
-  steps = _steps(epath.Path(workdir).expanduser())
+  steps = _steps(files.run_folder(workdir))
   if not steps:
     raise UserError(
       f'there is no checkpoint in {workdir}/checkpoints to read the recipe '
       'from: give the --workdir of a run, or --config=FILE'
     )
-  return read(workdir, steps[-1])
+  for step in reversed(steps[1:]):
+    with contextlib.suppress(UserError):  # Just being written to a bucket.
+      return read(workdir, step)
+  return read(workdir, steps[0])
 
 
 def read(workdir: epath.PathLike, step: int) -> ConfigDict:

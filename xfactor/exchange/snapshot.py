@@ -161,6 +161,10 @@ def complete(
 @contextlib.contextmanager
 def whole(path: epath.Path) -> Iterator[BinaryIO]:
   """Opens a file for writing and renames it to `path` when complete."""
+  if files.is_remote(path):  # Buckets show only complete files.
+    with files.as_os_errors(path), path.open('wb') as f:
+      yield f
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + files.partial_suffix())
   with partial.open('wb') as f:

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from xfactor import config as configs
+from xfactor.data import files
 from xfactor.errors import UserError
 from xfactor.nn import sharding
 from xfactor.nn.functional import Params
@@ -55,7 +56,7 @@ def restore(
     UserError: If there is no such checkpoint, it cannot be read, or it does not
       match the model of its recipe.
   """
-  workdir, step = _locate(epath.Path(path).expanduser(), step)
+  workdir, step = _locate(files.run_folder(path), step)
   checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
   with contextlib.closing(checkpoints):
     step = checkpoints.find(step)

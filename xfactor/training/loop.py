@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from xfactor import streams
+from xfactor.data import files
 from xfactor.data.pipeline import training as pipeline_training
 from xfactor.errors import UserError
 from xfactor.methods import scores as methods_scores
@@ -79,11 +80,11 @@ def _train(
 ) -> None:
   """Implements `train`; resources are `owned`, which closes them at the end."""
   check_devices(config.expected_devices)
-  if config.compile_cache:
-    keep_programs(workdir)
   main_process = jax.process_index() == 0
   if main_process:
     writers.check(workdir)
+  if config.compile_cache:
+    keep_programs(workdir)
   began = time.monotonic()
 
   # ---------------------------------------------------- model, optimizer, loss
@@ -256,6 +257,8 @@ def _train(
           if evaluates:  # Which starts a new interval.
             kept['log'] = []
           checkpoints.save(state, meta | kept)
+        writer.flush()
+        goodput.flush(upload=True)
         requests.saving()
       if checkpoints.poll() is not None:
         requests.saved()
@@ -302,6 +305,8 @@ def check_devices(expected: int) -> None:
 def keep_programs(workdir: str) -> None:
   """Keeps compiled programs in the workdir, unless JAX has a cache folder."""
   if jax.config.jax_compilation_cache_dir is None:
+    if files.is_remote(workdir):  # XLA's own caches are files.
+      jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
     jax.config.update('jax_compilation_cache_dir', f'{workdir}/compile_cache')
 
 

@@ -1,10 +1,10 @@
 """Asynchronous Orbax checkpoints that can be restored onto any mesh.
 
 The same command starts and resumes a run. A checkpoint is valid once Orbax has
-renamed its folder to the number of its step (in a bucket: has written
-commit_success.txt). A restored state is compared with the fingerprints that it
-had on the devices when it was saved. A run that has only damaged checkpoints
-stops and never starts from scratch.
+renamed its folder to the number of its step (in a bucket, mounted or not: has
+written commit_success.txt). A restored state is compared with the fingerprints
+that it had on the devices when it was saved. A run that has only damaged
+checkpoints stops and never starts from scratch.
 """
 
 import contextlib
@@ -71,20 +71,27 @@ class Checkpoints:
   def __init__(
     self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
   ):
-    self.folder = epath.Path(workdir).resolve() / 'checkpoints'
+    folder = files.run_folder(workdir) / 'checkpoints'
+    self.folder = folder if files.is_remote(folder) else folder.resolve()
     self._keep = keep
     self._writes = create
     self._pending: int | None = None
+    # Buckets copy every file to rename a folder.
+    commit = ocp.options.AtomicityMode.AUTO
+    if files.is_mounted_bucket(self.folder):
+      commit = ocp.options.AtomicityMode.COMMIT_FILE
     try:
-      self._manager = ocp.CheckpointManager(
-        self.folder,
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep,
-          enable_async_checkpointing=True,
-          create=create,
-          cleanup_tmp_directories=create,  # From killed saves.
-        ),
-      )
+      with files.as_os_errors(self.folder):
+        self._manager = ocp.CheckpointManager(
+          self.folder,
+          options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=create,
+            cleanup_tmp_directories=create,  # From killed saves.
+            atomicity_options=ocp.options.AtomicityOptions(mode=commit),
+          ),
+        )
     except OSError as e:
       raise checkpoint_files.cannot_write(self.folder, e) from e
 
@@ -182,8 +189,11 @@ class Checkpoints:
     def look():
       probe = self.folder / '.writable'
       try:
-        probe.write_text('')
-        probe.unlink()
+        with files.as_os_errors(self.folder):
+          probe.write_text('')
+          probe.unlink()
+        if files.is_remote(self.folder):
+          return 2**63
         free = shutil.disk_usage(self.folder).free
       except OSError as e:
         raise checkpoint_files.cannot_write(self.folder, e) from e
@@ -352,7 +362,8 @@ class Checkpoints:
           while (self.folder / name).exists():
             name += '+'
           try:
-            folder.rename(self.folder / name)
+            with files.as_os_errors(folder):
+              folder.rename(self.folder / name)
           except OSError as e:
             raise checkpoint_files.cannot_write(self.folder, e) from e
           action = f'now {name}'

@@ -6,6 +6,7 @@ once, that of one on another host if it shows no sign of life while we watch, so
 that clocks do not matter.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -41,7 +43,8 @@ class Lock:
 
   def __init__(self, workdir: epath.PathLike, *, active: bool = True):
     self._path = epath.Path(workdir) / _FILE
-    self._path.parent.mkdir(parents=True, exist_ok=True)
+    if not files.is_remote(workdir):
+      self._path.parent.mkdir(parents=True, exist_ok=True)
     self._workdir = workdir
     self._active = active
     self._closed = threading.Event()
@@ -60,18 +63,15 @@ class Lock:
 
   def _take(self) -> None:
     while True:
-      try:
+      with self._writing():
         if self._create():
           return
-      except OSError as e:
-        raise UserError(
-          f'cannot write {self._path} ({e.strerror}); free some space or make '
-          'it writable'
-        ) from e
       other = _read(self._path)
       if other == {}:  # Just being written, or torn.
         time.sleep(_POLL)
         other = _read(self._path)
+      if other and other.get('token') == self._owner['token']:
+        return
       if other and self._lives(other):
         minutes = max(0, time.time() - other.get('since', time.time())) / 60
         raise UserError(
@@ -79,10 +79,28 @@ class Lock:
           f'{minutes:.0f} minutes: wait for it, stop it, or give another '
           '--workdir'
         )
-      self._remove(other)
+      with self._writing():
+        self._remove(other)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      with files.as_os_errors(self._path):
+        yield
+    except OSError as e:
+      raise UserError(
+        f'cannot write {self._path} ({e.strerror or e}); free some space or '
+        'make it writable'
+      ) from e
 
   def _remove(self, dead: dict[str, Any] | None) -> None:
-    """Removes the lock of a dead owner, unless another one replaces it now."""
+    """Removes the lock of a dead owner, unless another one replaces it now.
+
+    In a bucket, replaces it by this owner's.
+    """
+    if files.is_remote(self._path):
+      _replace(self._path, dead, self._text())
+      return
     aside = self._path.with_name(f'{_FILE}.{self._owner["token"]}')
     try:
       self._path.rename(aside)
@@ -95,21 +113,20 @@ class Lock:
 
   def _create(self) -> bool:
     """Creates the file with this owner; False if another one has done so."""
-    text = json.dumps(self._owner | {'time': time.time()})
-    if files.is_remote(self._path):  # Without an exclusive way to create.
-      if self._path.exists():
-        return False
-      self._path.write_text(text)
-      return self._is_ours()
+    if files.is_remote(self._path):
+      return _replace(self._path, None, self._text())
     try:
       with open(self._path, 'x') as file:
-        file.write(text)
+        file.write(self._text())
     except FileExistsError:
       return False
     except OSError:
       self._path.unlink(missing_ok=True)  # Empty: the disk is full.
       raise
     return True
+
+  def _text(self) -> str:
+    return json.dumps(self._owner | {'time': time.time()})
 
   def _lives(self, other: dict[str, Any]) -> bool:
     if other.get('host') == self._owner['host']:
@@ -140,7 +157,8 @@ class Lock:
             flush=True,
           )
           shutdown.leave(2)
-        files.write_json(self._path, self._owner | {'time': time.time()})
+        with files.as_os_errors(self._path):
+          files.write_json(self._path, self._owner | {'time': time.time()})
       except OSError:
         continue  # Such as a full disk: tried again at the next beat.
 
@@ -160,7 +178,7 @@ class Lock:
 
 def holder(workdir: epath.PathLike) -> str:
   """Names the process that trains in a workdir; empty if none does."""
-  found = _read(epath.Path(workdir) / _FILE)
+  found = _read(files.run_folder(workdir) / _FILE)
   if not found:
     return ''
   here = found.get('host') == socket.gethostname()
@@ -176,12 +194,41 @@ def _name(owner: dict[str, Any]) -> str:
 def _read(path: epath.Path) -> dict[str, Any] | None:
   """Returns the owner; None if there is none, {} if it cannot be read."""
   try:
-    found = json.loads(path.read_text())
-    return found if isinstance(found, dict) else {}
+    with files.as_os_errors(path):
+      return _parse(path.read_text())
   except FileNotFoundError:
     return None
-  except (OSError, ValueError):
+  except OSError:
     return {}
+
+
+def _parse(text: str) -> dict[str, Any]:
+  try:
+    found = json.loads(text)
+  except ValueError:
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def _replace(path: epath.Path, old: dict[str, Any] | None, text: str) -> bool:
+  """Writes a lock in a bucket if it holds `old` until then; returns whether."""
+  from google.api_core import exceptions
+  from google.cloud import storage
+
+  bucket, _, name = str(path).removeprefix('gs://').partition('/')
+  file = storage.Client().bucket(bucket).blob(name)
+  try:
+    generation = 0
+    if old is not None:
+      file.reload()
+      generation = file.generation
+      found = file.download_as_text(if_generation_match=generation)
+      if _parse(found) != old:
+        return False
+    file.upload_from_string(text, if_generation_match=generation)
+  except (exceptions.NotFound, exceptions.PreconditionFailed):
+    return False
+  return True
 
 
 def _started(process: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import faulthandler
 import sys
+import tempfile
 import threading
 
 from etils import epath
@@ -11,6 +12,7 @@ from xfactor.training.resilience import shutdown
 EXIT_CODE = 137
 
 _LOOKS = 20  # Checks within the time allowed without progress.
+_PATIENCE = 20.0  # Seconds to write the stacks.
 
 
 class Watchdog:
@@ -63,7 +65,15 @@ class Watchdog:
         flush=True,
       )
       faulthandler.dump_traceback(sys.__stderr__)
-      with open(self._file, 'w') as f:
-        faulthandler.dump_traceback(f)
+      with tempfile.TemporaryFile('w+') as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        stacks = file.read()
+      # The disk or the bucket may be what hangs.
+      write = threading.Thread(
+        target=self._file.write_text, args=(stacks,), daemon=True
+      )
+      write.start()
+      write.join(_PATIENCE)
     finally:
       shutdown.leave(EXIT_CODE)

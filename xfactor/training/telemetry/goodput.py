@@ -42,6 +42,7 @@ from typing import Any
 
 from etils import epath
 
+from xfactor.data import files
 from xfactor.errors import UserError
 from xfactor.training.telemetry import appending
 
@@ -59,15 +60,15 @@ class Goodput:
 
   def __init__(self, workdir: epath.PathLike, *, active: bool = True):
     self._active = active
-    self._path = epath.Path(workdir) / FILE
-    self._file = appending.Appender(self._path)
     self._incarnation = uuid.uuid4().hex[:8]
     self._sums = dict.fromkeys(_SUMMED, 0.0)
     self._step = None  # The last update, and how many since the last flush.
     self._steps = 0
     if not active:
       return
-    self._path.parent.mkdir(parents=True, exist_ok=True)
+    path = epath.Path(workdir) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = appending.appender(path)
     self._file.end_line()
     self._write([{'kind': 'start'}])
 
@@ -106,8 +107,8 @@ class Goodput:
     finally:
       self.add(kind, time.monotonic() - began)
 
-  def flush(self) -> None:
-    """Writes the sums since the last flush."""
+  def flush(self, *, upload: bool = False) -> None:
+    """Writes the sums since the last flush; starts an upload to a bucket."""
     lines = []
     if self._sums['data_wait']:
       lines.append({'kind': 'data_wait', 'seconds': self._sums['data_wait']})
@@ -123,11 +124,15 @@ class Goodput:
     self._sums = dict.fromkeys(_SUMMED, 0.0)
     self._steps = 0
     self._write(lines)
+    if self._active and upload:
+      self._file.flush()
 
   def close(self) -> None:
     """Writes the remaining sums and the end of the incarnation."""
     self.flush()
     self._write([{'kind': 'end'}])
+    if self._active:
+      self._file.close()
 
   def _write(self, lines: list[dict[str, Any]]) -> None:
     if not self._active or not lines:
@@ -170,7 +175,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   Raises:
     UserError: If the run has no such file.
   """
-  path = epath.Path(workdir) / FILE
+  path = files.run_folder(workdir) / FILE
   try:
     texts = path.read_text().splitlines()
   except (FileNotFoundError, NotADirectoryError) as e:

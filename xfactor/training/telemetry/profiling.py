@@ -1,7 +1,13 @@
 """Profiles of a few steps, for xprof or TensorBoard."""
 
+import os
+import sys
+import tempfile
+
 import jax
 from etils import epath
+
+from xfactor.data import files
 
 
 class Profile:
@@ -19,6 +25,9 @@ class Profile:
       steps: Number of steps.
     """
     self._folder = epath.Path(workdir) / 'profile'
+    self._local = self._folder
+    if files.is_remote(workdir):  # Where JAX cannot write it.
+      self._local = epath.Path(tempfile.gettempdir()) / f'profile-{os.getpid()}'
     self._at = at
     self._steps = steps
     self._running = False
@@ -26,7 +35,7 @@ class Profile:
   def before(self, step: int) -> None:
     """Starts the profile before its first step."""
     if step == self._at:
-      jax.profiler.start_trace(self._folder)
+      jax.profiler.start_trace(self._local)
       self._running = True
 
   def after(self, step: int, results: jax.Array) -> None:
@@ -40,3 +49,22 @@ class Profile:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
+      if self._local != self._folder:
+        self._upload()
+
+  def _upload(self) -> None:
+    try:
+      with files.as_os_errors(self._folder):
+        for folder, _, names in self._local.walk():
+          for name in names:
+            to = self._folder / folder.relative_to(self._local) / name
+            to.write_bytes((folder / name).read_bytes())
+    except OSError as e:
+      print(
+        f'cannot upload the profile ({e.strerror or e}); it is in '
+        f'{self._local}',
+        file=sys.stderr,
+        flush=True,
+      )
+      return
+    self._local.rmtree()

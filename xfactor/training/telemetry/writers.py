@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 
-from xfactor.data import images
+from xfactor.data import files, images
 from xfactor.data.formats import tfrecord
 from xfactor.errors import UserError
 from xfactor.training.telemetry import appending
@@ -25,7 +25,9 @@ from xfactor.training.telemetry import appending
 
 def check(workdir: epath.PathLike) -> None:
   """Raises UserError if a folder for a run cannot be made or written."""
-  folder = epath.Path(workdir)
+  folder = files.run_folder(workdir)
+  if files.is_remote(folder):
+    return  # The lock is written first.
   while not folder.exists() and folder != folder.parent:
     folder = folder.parent
   if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -47,28 +49,25 @@ class Writer:
     self._failed: set[str] = set()
     if not active:
       return
-    if '://' in os.fspath(workdir):
-      raise UserError(
-        f'--workdir={workdir} must be a folder: mount the bucket (gcsfuse) or '
-        'use a shared disk'
-      )
     self._folder = epath.Path(workdir)
     name = f'{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
     events = self._folder / 'tensorboard' / f'events.out.tfevents.{name}'
-    self._lines = appending.Appender(self._folder / 'metrics.jsonl')
+    metrics = self._folder / 'metrics.jsonl'
     try:
       events.parent.mkdir(parents=True, exist_ok=True)
       # A resumed run appends to the same file.
-      with open(self._folder / 'metrics.jsonl', 'ab'):
-        self._lines.end_line()
+      self._lines = appending.appender(metrics)
+      if not files.is_remote(metrics):
+        open(metrics, 'ab').close()
+      self._lines.end_line()
+      # Not tensorboardX's writer, whose thread ends on a full disk, after which
+      # it blocks for ever.
+      self._events = appending.appender(events)
     except OSError as e:
       raise UserError(
         f'cannot write to --workdir={workdir} ({e.strerror}); choose a '
         'folder that can be written'
       ) from e
-    # Not tensorboardX's writer, whose thread ends on a full disk, after which
-    # it blocks for ever.
-    self._events = appending.Appender(events)
     self._add_events(event_pb2.Event(file_version='brain.Event:2'))
 
   def resume(self, step: int) -> None:
@@ -108,7 +107,7 @@ class Writer:
       return
 
     def plot():
-      lines = read_lines(self._folder / 'metrics.jsonl')
+      lines = _parse_lines(self._lines.read().decode())
       if lines:
         images.write_png(self._folder / 'curves.png', plot_curves(lines))
 
@@ -124,11 +123,17 @@ class Writer:
     shown = summary.text('run', f'```\n{text}\n```')
     self._add_events(event_pb2.Event(summary=shown))
 
-  def close(self) -> None:
-    """Writes what could not be written before, if that is possible now."""
+  def flush(self) -> None:
+    """Writes what could not be written before; starts uploads to a bucket."""
     if self._active:
-      self._lines.append(b'')
-      self._events.append(b'')
+      self._lines.flush()
+      self._events.flush()
+
+  def close(self) -> None:
+    """Writes or uploads the rest, if that is possible now."""
+    if self._active:
+      self._lines.close()
+      self._events.close()
 
   def _add_events(self, *events: event_pb2.Event) -> None:
     records = []
@@ -139,11 +144,12 @@ class Writer:
 
   def _try(self, name: str, write: Callable[[], Any]) -> None:
     try:
-      write()
+      with files.as_os_errors(self._folder / name):
+        write()
     except OSError as e:
       if name not in self._failed:
         print(
-          f'cannot write {self._folder / name} ({e.strerror})',
+          f'cannot write {self._folder / name} ({e.strerror or e})',
           file=sys.stderr,
           flush=True,
         )
@@ -165,8 +171,12 @@ def read_lines(path: epath.PathLike) -> list[dict[str, float]]:
   Skips unfinished lines of killed runs. Values that a resumed run wrote again
   replace earlier ones.
   """
+  return _parse_lines(epath.Path(path).read_text())
+
+
+def _parse_lines(content: str) -> list[dict[str, float]]:
   by_step = {}
-  for text in epath.Path(path).read_text().splitlines():
+  for text in content.splitlines():
     try:
       line = json.loads(text)
       by_step.setdefault(line['step'], {}).update(line)

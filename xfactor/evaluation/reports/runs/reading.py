@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from xfactor.data import files
 from xfactor.errors import UserError
 from xfactor.training import held_out
 from xfactor.training.telemetry import goodput, writers
@@ -86,7 +87,7 @@ def read(workdirs: Sequence[str]) -> list[Run]:
   """
   if not workdirs:
     raise UserError('give the --workdir of runs: tools/report.py runs/tiny')
-  paths = list(dict.fromkeys(epath.Path(x) for x in workdirs))
+  paths = list(dict.fromkeys(map(files.run_folder, workdirs)))
   names = [path.resolve().name for path in paths]
   if len(set(names)) < len(names):
     names = [str(path) for path in paths]
