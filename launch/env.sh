@@ -11,6 +11,9 @@
 : "${XFACTOR_TPU:=xfactor}"
 : "${XFACTOR_TYPE:=v5litepod-16}"
 
+# Number of TPUs of this type (slices), connected by the data centre's network;
+# more than one are created as queued resources.
+: "${XFACTOR_SLICES:=1}"
 # How to create it: on-demand, spot, queued or queued-spot.
 : "${XFACTOR_CREATE:=queued-spot}"
 # Additional flags of the create command, e.g. '--network=N --internal-ips'.
@@ -35,11 +38,11 @@ fi
 : "${XFACTOR_SOURCE:=$(dirname "${BASH_SOURCE[0]}")/..}"
 : "${XFACTOR_BRANCH:=main}"
 # Extras for pip to install, and the Python version.
-: "${XFACTOR_EXTRAS:=tpu,perceptual}"
+: "${XFACTOR_EXTRAS:=tpu,gcs,perceptual}"
 : "${XFACTOR_PYTHON:=3.12}"
 
-# Bucket, without gs://, for data sets and runs, mounted with gcsfuse on every
-# worker; empty: another shared file system (NFS) is used.
+# Bucket, without gs://, to mount with gcsfuse on every worker, for files that
+# cannot be read from gs://; empty: none. Runs and data sets can be in gs://.
 : "${XFACTOR_BUCKET:=}"
 : "${XFACTOR_MOUNT:=/gcs}"
 

@@ -5,7 +5,8 @@
 #   launch/tpu.sh setup             install the code on all workers
 #   launch/tpu.sh run COMMAND       start a command on all workers; returns
 #   launch/tpu.sh convert FLAGS     run tools/convert_datasets.py on all workers
-#   launch/tpu.sh logs [WORKER]     follow the log of worker 0, another or all
+#   launch/tpu.sh logs [WORKER]     follow the log of worker 0, another or all;
+#                                   SLICE:WORKER of several slices
 #   launch/tpu.sh status            show the state of the TPU and of each worker
 #   launch/tpu.sh wait              wait until all workers end; their exit code
 #   launch/tpu.sh stop              send SIGTERM, and SIGKILL after a while
@@ -75,12 +76,24 @@ is_queued() {
   [[ $XFACTOR_CREATE == queued* ]]
 }
 
+[[ $XFACTOR_SLICES =~ ^[1-9][0-9]*$ ]] ||
+  fail "XFACTOR_SLICES=$XFACTOR_SLICES must be a number from 1" 2
+if ((XFACTOR_SLICES == 1)); then
+  nodes=("$XFACTOR_TPU")
+  named=("--node-id=$XFACTOR_TPU")
+else
+  is_queued || fail "XFACTOR_SLICES=$XFACTOR_SLICES needs XFACTOR_CREATE=queued \
+or queued-spot" 2
+  mapfile -t nodes < <(seq -f "$XFACTOR_TPU-%.0f" 0 $((XFACTOR_SLICES - 1)))
+  named=("--node-prefix=$XFACTOR_TPU" "--node-count=$XFACTOR_SLICES")
+fi
+
 create() {
   local -a flags
   read -ra flags <<<"--accelerator-type=$XFACTOR_TYPE $XFACTOR_CREATE_FLAGS"
   [[ $XFACTOR_CREATE != *spot ]] || flags+=(--spot)
   if is_queued; then
-    tpus queued-resources create "$XFACTOR_TPU" "--node-id=$XFACTOR_TPU" \
+    tpus queued-resources create "$XFACTOR_TPU" "${named[@]}" \
       "--runtime-version=$XFACTOR_RUNTIME" "${flags[@]}"
   else
     tpus tpu-vm create "$XFACTOR_TPU" "--version=$XFACTOR_RUNTIME" "${flags[@]}"
@@ -97,8 +110,7 @@ delete() {
 
 # Prints a field of the gcloud description, or MISSING, or UNKNOWN.
 describe() {
-  if tpus "$1" describe "$XFACTOR_TPU" "--format=value($2)" \
-    2>"$staging/error"; then
+  if tpus "$1" describe "$2" "--format=value($3)" 2>"$staging/error"; then
     return
   elif grep -q NOT_FOUND "$staging/error"; then
     echo MISSING
@@ -110,15 +122,29 @@ describe() {
 
 # READY; PENDING: wait; GONE: delete; MISSING: create; UNKNOWN: no answer.
 state() {
-  local state=ACTIVE
-  ! is_queued || state=$(describe queued-resources state.state)
+  local state=ACTIVE node all=READY
+  ! is_queued ||
+    state=$(describe queued-resources "$XFACTOR_TPU" state.state)
   if [[ $state == ACTIVE ]]; then
-    state=$(describe tpu-vm state)
-    # The request remains after its machine is deleted.
-    [[ $state != MISSING ]] || ! is_queued || state=GONE
+    for node in "${nodes[@]}"; do
+      state=$(describe tpu-vm "$node" state)
+      # The request remains after its machine is deleted.
+      [[ $state != MISSING ]] || ! is_queued || state=GONE
+      state=$(reduce "$state")
+      case $state in
+        GONE | MISSING) break ;;
+        UNKNOWN) all=UNKNOWN ;;
+        PENDING) [[ $all == UNKNOWN ]] || all=PENDING ;;
+      esac
+      state=$all
+    done
   fi
-  case $state in
-    READY | GONE | MISSING | UNKNOWN) echo "$state" ;;
+  reduce "$state"
+}
+
+reduce() {
+  case $1 in
+    READY | GONE | MISSING | UNKNOWN) echo "$1" ;;
     PREEMPTED | SUSPENDED | FAILED | TERMINATED | STOPPED) echo GONE ;;
     *) echo PENDING ;;
   esac
@@ -138,11 +164,36 @@ create_and_wait() {
 
 # ------------------------------------------------------------------- workers
 
-# Runs a command on one or all workers; fails if it fails on any of them.
+# Runs a function with each node as its last argument, at the same time; fails
+# if it fails for any of them.
+on_nodes() {
+  local node pid code=0
+  local -a pids=()
+  if $dry_run || ((${#nodes[@]} == 1)); then
+    for node in "${nodes[@]}"; do "$@" "$node" || code=$?; done
+    return "$code"
+  fi
+  for node in "${nodes[@]}"; do
+    "$@" "$node" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+  return "$code"
+}
+
+# Runs a command on one worker, SLICE:WORKER or that of slice 0, or on all.
 on_workers() {
+  case $1 in
+    all) on_nodes ssh_to all "$2" ;;
+    *:*) ssh_to "${1#*:}" "$2" "${nodes[${1%%:*}]}" ;;
+    *) ssh_to "$1" "$2" "${nodes[0]}" ;;
+  esac
+}
+
+ssh_to() {
   local -a flags
   read -ra flags <<<"--worker=$1 $XFACTOR_SSH_FLAGS"
-  tpus tpu-vm ssh "$XFACTOR_TPU" "${flags[@]}" "--command=$2" \
+  tpus tpu-vm ssh "$3" "${flags[@]}" "--command=$2" \
     --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=30
 }
 
@@ -173,11 +224,15 @@ pack() {
 
 # Installs the packed code where it is not installed yet.
 setup() {
-  local -a flags
-  read -ra flags <<<"--worker=all $XFACTOR_SSH_FLAGS"
-  tpus tpu-vm scp "${luggage[@]}" "$XFACTOR_TPU:." "${flags[@]}" &&
+  on_nodes copy_to &&
     work all setup "$id" "$XFACTOR_SOURCE" "$XFACTOR_EXTRAS" \
       "$XFACTOR_PYTHON" "$XFACTOR_BUCKET" "$XFACTOR_MOUNT"
+}
+
+copy_to() {
+  local -a flags
+  read -ra flags <<<"--worker=all $XFACTOR_SSH_FLAGS"
+  tpus tpu-vm scp "${luggage[@]}" "$1:." "${flags[@]}"
 }
 
 # Prints a line per worker, as worker.sh status, which may not be installed yet.
@@ -370,7 +425,8 @@ count_failure() {
 
 # ---------------------------------------------------------------------- main
 
-dry_run=false name='' action=''
+dry_run=false action=''
+unset name
 while (($#)); do
   case $1 in
     --dry-run) dry_run=true ;;
@@ -390,9 +446,9 @@ while (($#)); do
 done
 if [[ $action == convert ]]; then
   set -- python tools/convert_datasets.py "$@"
-  action=run name=${name:-convert}
+  action=run name=${name-convert}
 fi
-name=${name:-train}
+name=${name-train}
 [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] ||
   fail "--name=$name: use letters, digits and '_', then also '.' and '-'" 2
 

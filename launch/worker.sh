@@ -83,8 +83,12 @@ mount_bucket() {
   fi
   sudo mkdir -p "$mount"
   sudo chown "$(id -u)" "$mount"
-  # Checkpoints and data sets are completed by renaming their folders.
-  gcsfuse --implicit-dirs --rename-dir-limit=100000 "$bucket" "$mount"
+  # Data sets are completed by renaming their folders. A host sees the files of
+  # the others after five seconds; what it has read of data sets is kept.
+  gcsfuse --implicit-dirs --rename-dir-limit=100000 \
+    --metadata-cache-ttl-secs=5 --kernel-list-cache-ttl-secs=0 \
+    --cache-dir="$root/gcsfuse" --file-cache-max-size-mb=50000 \
+    "$bucket" "$mount"
 }
 
 start() {

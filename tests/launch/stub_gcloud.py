@@ -1,7 +1,7 @@
 """A gcloud that has a TPU of folders: records calls, runs ssh's commands here.
 
 $STUB is its memory: calls.jsonl; plan.json, what a test wants to happen; a home
-for each worker. A file $STUB/preempt, which a run can make, takes the TPU away.
+for each worker: worker-W, or slice-S-worker-W of several slices. A file $STUB/preempt, which a run can make, takes the TPU away.
 Flags are those of the real commands (Google Cloud SDK 528), others are refused.
 """
 
@@ -24,7 +24,8 @@ FLAGS = {
   ('tpu-vm', 'delete'): set(),
   ('tpu-vm', 'ssh'): SSH | {'--command', '--ssh-flag'},
   ('tpu-vm', 'scp'): SSH,
-  ('queued-resources', 'create'): CREATE | {'--node-id', '--runtime-version'},
+  ('queued-resources', 'create'): CREATE
+  | {'--node-id', '--node-prefix', '--node-count', '--runtime-version'},
   ('queued-resources', 'describe'): set(),
   ('queued-resources', 'delete'): {'--force'},
 }
@@ -36,7 +37,9 @@ def load(name, default):
 
 
 def save(name, value):
-  (HERE / name).write_text(json.dumps(value))
+  partial = HERE / f'{name}-{os.getpid()}'  # Others read it meanwhile.
+  partial.write_text(json.dumps(value))
+  partial.replace(HERE / name)
 
 
 def fail(message):
@@ -57,20 +60,21 @@ def kill_processes():
 
 def remove():
   kill_processes()
-  for home in HERE.glob('worker-*'):
+  for home in HERE.glob('*worker-*'):
     shutil.rmtree(home)
 
 
 def preempt(tpu):
   if (HERE / 'preempt').exists():
-    (HERE / 'preempt').unlink()
+    (HERE / 'preempt').unlink(missing_ok=True)
     remove()
     tpu['node'] = 'PREEMPTED'
     if 'queued' in tpu:
       tpu['queued'] = ['SUSPENDED']
+    save('tpu.json', tpu)
 
 
-def create(kind, tpu, plan):
+def create(kind, tpu, plan, slices):
   errors = plan.get('create_errors', [])
   if errors:
     error = errors.pop(0)
@@ -83,30 +87,33 @@ def create(kind, tpu, plan):
     tpu['queued'] = requests.pop(0) if requests else ['ACTIVE']
     save('plan.json', plan)
   tpu['node'] = 'READY'
+  tpu['slices'] = slices
   (HERE / 'unreachable').unlink(missing_ok=True)
-  for worker in range(plan.get('workers', 2)):
-    (HERE / f'worker-{worker}').mkdir()
+  for prefix in [f'slice-{i}-' for i in range(slices)] if slices else ['']:
+    for worker in range(plan.get('workers', 2)):
+      (HERE / f'{prefix}worker-{worker}').mkdir()
 
 
-def describe(kind, tpu, plan):
+def describe(kind, name, tpu, plan):
   if 'describe_error' in plan:
     fail(plan['describe_error'])
   key = 'queued' if kind == 'queued-resources' else 'node'
   if key not in tpu:
     fail('NOT_FOUND: Resource was not found')
   if key == 'node':
-    print(tpu['node'])
+    print(plan.get('nodes', {}).get(name, tpu['node']))
   else:
     print(tpu['queued'][0])
     tpu['queued'] = tpu['queued'][1:] or tpu['queued']
 
 
-def homes(worker):
-  found = sorted(HERE.glob('worker-*'))
+def homes(node, worker, tpu):
+  prefix = f'slice-{node[-1]}-' if tpu['slices'] else ''
+  found = sorted(HERE.glob(f'{prefix}worker-*'))
   return found if worker == 'all' else [found[int(worker)]]
 
 
-def ssh(worker, command):
+def ssh(node, worker, tpu, command):
   """All workers at once; the exit code is that of the first that failed."""
   processes = [
     subprocess.Popen(
@@ -114,7 +121,7 @@ def ssh(worker, command):
       cwd=home,
       env={**os.environ, 'HOME': str(home), 'HOSTNAME': home.name},
     )
-    for home in homes(worker)
+    for home in homes(node, worker, tpu)
   ]
   codes = [process.wait() for process in processes]
   return next((code for code in codes if code), 0)
@@ -136,9 +143,9 @@ def main():
   preempt(tpu)
   code = 0
   if verb == 'create':
-    create(kind, tpu, plan)
+    create(kind, tpu, plan, int(flags.get('--node-count', 0)))
   elif verb == 'describe':
-    describe(kind, tpu, plan)
+    describe(kind, names[0], tpu, plan)
   elif verb == 'delete':
     remove()
     tpu = {}
@@ -147,12 +154,14 @@ def main():
   elif (HERE / 'unreachable').exists():
     code = 255
   elif verb == 'scp':
-    for home in homes(flags['--worker']):
+    node = names[-1].partition(':')[0]
+    for home in homes(node, flags['--worker'], tpu):
       for source in names[:-1]:
         shutil.copy(source, home)
   else:
-    code = ssh(flags['--worker'], flags['--command'])
-  save('tpu.json', tpu)
+    code = ssh(names[0], flags['--worker'], tpu, flags['--command'])
+  if verb not in ('ssh', 'scp'):  # Of several slices at the same time.
+    save('tpu.json', tpu)
   sys.exit(code)
 
 

@@ -159,11 +159,66 @@ def test_create_waits_until_the_tpu_is_there(cloud, mode, kind, own):
   assert all(call[3] == 'describe' for call in asked)
 
 
+def test_slices_are_one_run(cloud):
+  """Of two nodes of one queued resource, all workers run the command."""
+  env = {'XFACTOR_SLICES': '2', 'XFACTOR_CREATE': 'queued'}
+  cloud.tpu('create', **env)
+  made = cloud.calls()[0]
+  assert made[2:4] == ['queued-resources', 'create']
+  assert {'--node-count=2', '--node-prefix=xfactor'} <= set(made)
+  assert cloud.tpu('setup', **env).count('installed') == 4
+  script = 'echo from $HOSTNAME; [ $HOSTNAME != slice-1-worker-0 ] || exit 42'
+  cloud.tpu('run', 'bash', '-c', script, **env)
+  told = cloud.tpu('wait', code=42, **env)
+  assert told.count('ended 0') == 3
+  assert 'worker slice-1-worker-0 ended 42' in told
+  names = {call[4] for call in cloud.calls() if call[3] == 'ssh'}
+  assert names == {'xfactor-0', 'xfactor-1'}
+  with subprocess.Popen(
+    ['bash', str(ROOT / 'launch/tpu.sh'), 'logs', '1:0'],
+    env={**cloud.env, **env},
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  ) as follow:
+    lines = [follow.stdout.readline() for _ in range(2)]
+    os.killpg(follow.pid, 15)
+  assert lines[1] == 'from slice-1-worker-0\n'
+  cloud.plan(nodes={'xfactor-1': 'PREEMPTED'})
+  assert 'xfactor GONE' in cloud.tpu('status', **env)
+  cloud.tpu('delete', **env)
+  assert cloud.calls()[-1][2:5] == ['queued-resources', 'delete', 'xfactor']
+
+
+def test_slices_need_a_queue(cloud):
+  told = cloud.tpu('create', code=2, XFACTOR_SLICES='2', XFACTOR_CREATE='spot')
+  assert 'XFACTOR_SLICES=2 needs XFACTOR_CREATE=queued' in told
+  assert 'number from 1' in cloud.tpu('create', code=2, XFACTOR_SLICES='0')
+  assert not (cloud.stub / 'calls.jsonl').exists()
+
+
+def test_babysit_brings_all_slices_back(cloud):
+  script = (
+    f'{TRY.replace("worker-0", "slice-0-worker-0")} [ -e again ] || '
+    '{ [ $HOSTNAME != slice-1-worker-1 ] || touch again preempt; sleep 60; }'
+  )
+  told = cloud.tpu(
+    *('babysit', 'bash', '-c', script),
+    XFACTOR_SLICES='2',
+    XFACTOR_CREATE='queued-spot',
+  )
+  assert 'was pre-empted' in told
+  assert 'ended with exit code 0' in told
+  assert cloud.verbs().count('create') == 2
+  assert cloud.verbs().count('start') == 4
+
+
 def test_bad_names_are_refused_before_anything_is_called(cloud):
   assert 'on-demand, spot' in cloud.tpu('create', code=2, XFACTOR_CREATE='now')
   assert 'unknown flag --wet' in cloud.tpu('--wet', 'create', code=2)
   assert 'unknown command x' in cloud.tpu('x', code=2)
-  assert '--name=a b' in cloud.tpu('--name=a b', 'status', code=2)
+  for name in ('a b', '..', '.', '', '-x', '../x'):
+    assert f'--name={name}' in cloud.tpu(f'--name={name}', 'status', code=2)
   assert 'give run the command' in cloud.tpu('run', code=2)
   assert 'launch/tpu.sh create' in cloud.tpu(code=2)
   assert not (cloud.stub / 'calls.jsonl').exists()
@@ -185,7 +240,7 @@ def test_setup_installs_the_folder_as_it_is_and_only_once(cloud):
     }
   installs = (cloud.stub / 'uv').read_text()
   assert installs.count('--editable') == 2
-  assert 'src[tpu,perceptual]' in installs
+  assert 'src[tpu,gcs,perceptual]' in installs
 
   assert cloud.tpu('setup').count('is installed') == 2
   assert (cloud.stub / 'uv').read_text() == installs
