@@ -284,7 +284,7 @@ def start(recipe, workdir, tmp_path, *flags):
   output = str(tmp_path / 'output.txt')
   return commands.start(
     *('-m', 'xfactor.main', f'--config={recipe}', f'--workdir={workdir}'),
-    *('--config.train.steps=40', '--config.train.save_every=5', *flags),
+    *('--config.train.steps=12', '--config.train.save_every=4', *flags),
     stdout=output,
     stderr=output,
     JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'programs'),
@@ -314,7 +314,7 @@ def test_a_killed_run_goes_on_and_is_used(server, workdir, tmp_path, capsys):
   recipe = runs.write_recipe(tmp_path, data)
   complete(start(recipe, tmp_path / 'straight', tmp_path), tmp_path)
   process = start(recipe, workdir, tmp_path)
-  first = workdir / 'checkpoints/5/commit_success.txt'
+  first = workdir / 'checkpoints/4/commit_success.txt'
   while not first.exists():
     assert process.is_alive(), (tmp_path / 'output.txt').read_text()[-3000:]
     time.sleep(0.02)
@@ -326,13 +326,13 @@ def test_a_killed_run_goes_on_and_is_used(server, workdir, tmp_path, capsys):
   other, others = content(tmp_path / 'straight')
   assert jax.tree.all(jax.tree.map(np.array_equal, state, other))
   assert losses == {step: others[step] for step in losses}
-  assert 40 in losses
+  assert 12 in losses
   assert 'gs:' not in os.listdir('.')  # As a relative path of this machine.
   summary = goodput.summarize(goodput.read(workdir))
   assert summary.incarnations == 2
-  assert summary.steps == 40
+  assert summary.steps == 12
 
-  scores = json.loads(held_out.file(workdir, 40).read_text())
+  scores = json.loads(held_out.file(workdir, 12).read_text())
   config = small.recipe(
     data,
     model__features=8,
@@ -343,8 +343,8 @@ def test_a_killed_run_goes_on_and_is_used(server, workdir, tmp_path, capsys):
   )
   page = evaluation_run.Evaluation(config, str(workdir))()
   assert page.exists()
-  assert json.loads(held_out.file(workdir, 40).read_text()) == scores
-  assert api.load(str(workdir)).step == 40
+  assert json.loads(held_out.file(workdir, 12).read_text()) == scores
+  assert api.load(str(workdir)).step == 12
   file = f'{workdir}/model.safetensors'
   exchange_convert.convert(str(workdir), file, to='safetensors')
   exchange_convert.convert(file, f'{workdir}-2')
@@ -353,4 +353,4 @@ def test_a_killed_run_goes_on_and_is_used(server, workdir, tmp_path, capsys):
     config.init_from = str(workdir)
   loop.train(config, f'{workdir}-3')
   header = json.loads(epath.Path(f'{workdir}-3/run.json').read_text())
-  assert f'of {workdir}/checkpoints/40: ' in header['state']
+  assert f'of {workdir}/checkpoints/12: ' in header['state']

@@ -1,7 +1,8 @@
 """A gcloud that has a TPU of folders: records calls, runs ssh's commands here.
 
 $STUB is its memory: calls.jsonl; plan.json, what a test wants to happen; a home
-for each worker: worker-W, or slice-S-worker-W of several slices. A file $STUB/preempt, which a run can make, takes the TPU away.
+for each worker: worker-W, or slice-S-worker-W of several slices. A file
+$STUB/preempt, which a run can make, takes the TPU away.
 Flags are those of the real commands (Google Cloud SDK 528), others are refused.
 """
 

@@ -1,20 +1,25 @@
-"""The scripts as scripts: clean, and the one for Slurm."""
+"""The scripts as scripts: clean; Slurm, SkyPilot and Docker."""
 
 import os
 import pathlib
+import re
 import subprocess
 import sysconfig
 
 import pytest
+import yaml
 
-LAUNCH = pathlib.Path(__file__).resolve().parents[2] / 'launch'
-SHELLCHECK = os.path.join(sysconfig.get_path('scripts'), 'shellcheck')
+from xfactor.training.resilience import shutdown, watchdog
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / 'launch'
+TOOLS = pathlib.Path(sysconfig.get_path('scripts'))
+SHELLCHECK = TOOLS / 'shellcheck'
 SBATCH = LAUNCH / 'slurm.sbatch'
+SCRIPTS = [*sorted(LAUNCH.glob('*.sh')), SBATCH]
 
 
-@pytest.mark.parametrize(
-  'script', sorted(LAUNCH.iterdir()), ids=lambda path: path.name
-)
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_has_nothing_to_say(script):
   result = subprocess.run(
     [SHELLCHECK, '--external-sources', script.name],
@@ -62,3 +67,68 @@ def test_slurm_starts_what_jax_detects():
   assert options['ntasks-per-node'] == options['gpus-per-node']
   assert 'gpus-per-task' not in options
   assert '--gpu-bind=none' in SBATCH.read_text()
+
+
+def test_hadolint_has_nothing_to_say():
+  result = subprocess.run(
+    [TOOLS / 'hadolint', LAUNCH / 'Dockerfile'], capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+
+
+def install(text):
+  """The commands that install xfactor, without extras and line ends."""
+  text = ' '.join(text.replace('\\\n', ' ').split())
+  found = re.search(r'python3 -m venv .* install (--\S+ )*-e \S+', text)
+  return re.sub(r'--\S+ |"|\[\$EXTRAS\]', '', found[0])
+
+
+@pytest.mark.parametrize('name', ['Dockerfile', 'sky.yaml'])
+def test_images_are_installed_as_in_the_readme(name):
+  expected = 'python3 -m venv .venv && . .venv/bin/activate && pip install -e .'
+  assert expected in (ROOT / 'README.md').read_text()
+  assert install((LAUNCH / name).read_text()) == expected
+
+
+def test_skypilot_restarts_what_can_go_on():
+  task = yaml.safe_load((LAUNCH / 'sky.yaml').read_text())
+  recovery = task['resources']['job_recovery']
+  assert recovery['recover_on_exit_codes'] == [
+    shutdown.EXIT_CODE,
+    watchdog.EXIT_CODE,
+  ]
+
+
+@pytest.mark.parametrize(
+  ('extras', 'nodes', 'flags'),
+  [
+    ('cuda', 1, ''),
+    ('cuda', 2, ' --coordinator=1.1.1.1:8476 --processes=2 --process=1'),
+    ('tpu', 2, ''),
+  ],
+)
+def test_skypilot_runs_one_process_per_machine(tmp_path, extras, nodes, flags):
+  task = yaml.safe_load((LAUNCH / 'sky.yaml').read_text())
+  activate = tmp_path / '.venv/bin/activate'
+  activate.parent.mkdir(parents=True)
+  activate.write_text('python() { echo "$@"; }; exec() { "$@"; }\n')
+  result = subprocess.run(
+    ['bash', '-euc', task['run']],
+    cwd=tmp_path,
+    env={
+      'PATH': os.environ['PATH'],
+      'EXTRAS': extras,
+      'FLAGS': '--config=configs/sm.py --config.train.steps=9',
+      'WORKDIR': 'gs://bucket/run',
+      'SKYPILOT_NUM_NODES': str(nodes),
+      'SKYPILOT_NODE_IPS': '1.1.1.1\n2.2.2.2',
+      'SKYPILOT_NODE_RANK': '1',
+    },
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout == (
+    '-m xfactor.main --config=configs/sm.py --config.train.steps=9 '
+    f'--workdir=gs://bucket/run{flags}\n'
+  )
