@@ -14,7 +14,7 @@ from xfactor.data.records import store as store_lib
 from xfactor.data.sources import synthetic
 from xfactor.data.worlds.raycaster import lighting, render
 from xfactor.data.worlds.raycaster import scene as scene_lib
-from xfactor.data.worlds.rooms import camera_path, room
+from xfactor.data.worlds.rooms import camera_path, movers, room
 from xfactor.errors import UserError
 from xfactor.geometry import cameras, trajectories, wander
 
@@ -175,6 +175,20 @@ def test_even_a_tiny_fraction_tests_one_in_ten_scenes():
   assert [item.split for item in items].count('test') == 1
   items = sources.make('synthetic', scenes=10, test_fraction=0.0).items()
   assert {item.split for item in items} == {'train'}
+
+
+def test_validation_scenes_are_neither_trained_nor_tested_on():
+  options = {'scenes': 2000, 'test_fraction': 0.15}
+  without = [i.split for i in sources.make('synthetic', **options).items()]
+  source = sources.make('synthetic', val_fraction=0.1, **options)
+  splits = [item.split for item in source.items()]
+  assert 0.08 < np.mean([split == 'val' for split in splits]) < 0.12
+  assert {'val', 'test'} < set(splits[:10])
+  # They are taken from those to train on.
+  for before, now in zip(without, splits, strict=True):
+    assert now == before or (before, now) == ('train', 'val')
+  with pytest.raises(UserError, match='sum is at most 1, not 0.6 and 0.5'):
+    sources.make('synthetic', test_fraction=0.6, val_fraction=0.5)
 
 
 def test_depth_is_optional():
@@ -507,3 +521,76 @@ def test_other_data_are_not_drawn_anew(converted, key, value, monkeypatch):
   assert not rerender.is_possible(other)
   with pytest.raises(ValueError, match='synthetic cannot be rendered again'):
     rerender.rerender(other, 0, _cameras(other, 0), 48)
+
+
+@pytest.fixture(scope='module')
+def moving(tmp_path_factory):
+  """Two rooms, two walks each, in which solids move; and the same without."""
+  folder = tmp_path_factory.mktemp('moving')
+  stores = []
+  for name, count in (('moving', 3), ('still', 0)):
+    source = synthetic.Source(
+      scenes=2,
+      walks=2,
+      frames=9,
+      size=48,
+      paths='pan',
+      turn=1,
+      test_fraction=0.0,
+      movers=count,
+    )
+    convert_run.convert(source, folder, name=name, workers=0, quiet=True)
+    stores.append(store_lib.open_split(folder, name, 'train'))
+  return stores
+
+
+def _frames(store, clip):
+  found = store.clip_frames(clip, range(int(store.num_frames[clip])))
+  return np.stack([images_lib.decode(frame) for frame in found]).astype(float)
+
+
+def test_solids_move_and_the_camera_does_not_know(moving):
+  seen = 0
+  for clip in range(4):
+    poses = [_cameras(store, clip) for store in moving]
+    np.testing.assert_array_equal(*poses)
+    apart = np.abs(np.subtract(*(_frames(x, clip) for x in moving))).mean(-1)
+    changed = apart > 40
+    # Most of a picture is the room, without shadows of the solids.
+    assert changed.mean() < 0.5
+    seen += changed.any((1, 2)).sum()
+    # Which pixels they cover changes.
+    if changed[0].any() and changed[-1].any():
+      assert (changed[0] != changed[-1]).any()
+  assert seen > 18
+
+
+def test_rerendered_solids_are_as_in_the_middle_frame(moving):
+  store, still = moving
+  moved = 0
+  for clip in range(4):
+    frames, poses = _frames(store, clip), _cameras(store, clip)
+    pictures, free = rerender.rerender(store, clip, poses, 48)
+    assert free.all()
+    assert np.abs(pictures[4] - frames[4]).mean() < 4
+    moved += np.abs(pictures[0] - frames[0]).mean() > 4
+    # Seen from its own camera at any time, the room itself is the same.
+    room = np.abs(_frames(still, clip)[0] - frames[0]).max(-1) < 20
+    room &= np.abs(_frames(still, clip)[0] - pictures[0]).max(-1) < 20
+    assert np.abs(pictures[0] - frames[0])[room].mean() < 4
+  assert moved
+
+
+def test_solids_keep_away_from_cameras_and_inside_rooms():
+  source = synthetic.Source(scenes=20, movers=4)
+  for index in range(20):
+    scene, _ = source.scene(index)
+    pose = np.eye(4)[None, :3].repeat(30, 0).astype(np.float32)
+    eye = scene.centre[0] * [1, 1, 1.1]
+    pose[:, :, 3] = -eye
+    rng = np.random.default_rng(index)
+    solids = movers.sample(rng, scene, pose, 4)
+    gap = np.linalg.norm(solids.centres - eye, axis=-1)
+    assert (gap > np.linalg.norm(solids.parts.half, axis=-1) + 0.2).all()
+    inside = scene.half[0] - np.abs(solids.centres - scene.centre[0])
+    assert (inside >= solids.parts.half - 1e-4).all()

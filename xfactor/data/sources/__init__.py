@@ -29,6 +29,7 @@ NAMES = (
   'nmr',
   'obsurf_msn',
   're10k',
+  'sliding',
   'solids',
   'synthetic',
   'tfds',
@@ -38,7 +39,7 @@ NAMES = (
 )
 # Sources whose scenes can be rendered from other cameras: their classes have
 # `is_installed`, `is_free` and `rerender`, see `data.rerender`.
-RERENDERED = ('synthetic', 'vizdoom')
+RERENDERED = ('sliding', 'synthetic', 'vizdoom')
 # Ranges of options that many sources share.
 _RANGES = {'size': (1, 65_500), 'quality': (1, 100), 'min_posed': (0, 1)}
 

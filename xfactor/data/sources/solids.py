@@ -192,4 +192,4 @@ class Source(synthetic.Rendered):
     )
     intrinsics = np.tile(np.float32([FOCAL, FOCAL, 0.5, 0.5]), (len(poses), 1))
     baked = lighting.bake(self.scene(index)[0])
-    yield self.render(item.id, baked, intrinsics, poses)
+    yield self.render(item.id, [baked], intrinsics, poses)

@@ -20,6 +20,7 @@ from xfactor.data.records import codec
 from xfactor.data.worlds.raycaster import lighting, render
 from xfactor.data.worlds.raycaster import scene as scene_lib
 from xfactor.data.worlds.rooms import camera_path, room, textures
+from xfactor.data.worlds.rooms import movers as movers_lib
 from xfactor.errors import UserError
 from xfactor.geometry import cameras, trajectories, wander
 
@@ -96,9 +97,9 @@ def _fraction(index: int) -> float:
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
-# The first ten scenes always include a test scene, so that small data sets have
-# a test split.
+# The first ten scenes always include a scene of each split that is asked for.
 _ALWAYS_TEST = min(range(10), key=_fraction)
+_ALWAYS_VAL = max(range(10), key=_fraction)
 
 
 # Minimum metres to the nearest surface; closer views show little.
@@ -117,6 +118,7 @@ class Rendered(sources.Source):
     quality: JPEG quality, 1 to 100.
     test_fraction: Fraction of scenes in the split `test`, 0 to 1; a scene keeps
       its split when scenes are added.
+    val_fraction: Fraction of scenes in the split `val`, 0 to 1.
     with_depth: Whether clips have depth.
   """
 
@@ -127,6 +129,7 @@ class Rendered(sources.Source):
     'seed': (0, 2**63),
     'quality': (1, 100),
     'test_fraction': (0, 1),
+    'val_fraction': (0, 1),
   }
 
   scenes: int = 256
@@ -136,6 +139,7 @@ class Rendered(sources.Source):
   quality: int = 95
   test_fraction: float = 0.1
   with_depth: bool = True
+  val_fraction: float = 0.0
 
   def __post_init__(self):
     for option, (low, high) in self.limits.items():
@@ -145,6 +149,11 @@ class Rendered(sources.Source):
           f'the {self.name} source needs {option} between {low} and {high}, '
           f'not {value}'
         )
+    if self.test_fraction + self.val_fraction > 1:
+      raise UserError(
+        f'the {self.name} source needs test_fraction and val_fraction whose '
+        f'sum is at most 1, not {self.test_fraction} and {self.val_fraction}'
+      )
 
   def items(self) -> list[sources.Item]:
     return [
@@ -158,21 +167,41 @@ class Rendered(sources.Source):
     ]
 
   def _split(self, index: int) -> str:
-    chosen = _fraction(index) < self.test_fraction
-    forced = index == _ALWAYS_TEST and self.test_fraction > 0
-    return 'test' if chosen or forced else 'train'
+    if self.test_fraction and index == _ALWAYS_TEST:
+      return 'test'
+    if self.val_fraction and index == _ALWAYS_VAL:
+      return 'val'
+    share = _fraction(index)
+    if share < self.test_fraction:
+      return 'test'
+    return 'val' if share >= 1 - self.val_fraction else 'train'
 
   def render(
     self,
     clip_id: str,
-    baked: scene_lib.Baked,
+    baked: Sequence[scene_lib.Baked],
     intrinsics: np.ndarray,
     poses: np.ndarray,
     timestamps: np.ndarray | None = None,
   ) -> sources.Clip:
-    """Renders the clip of a scene; arrays as in `sources.Clip`."""
+    """Renders the clip of a scene.
+
+    Args:
+      clip_id: Id of the clip.
+      baked: The lit scene, one for all frames or one for each.
+      intrinsics: As in `sources.Clip`, as all arrays.
+      poses: World to camera.
+      timestamps: Times of the frames.
+    """
     images, depths = [], []
-    for image, depth in render.render(baked, intrinsics, poses, self.size):
+    share = len(poses) // len(baked)
+    rendered = (
+      view
+      for i, lit in enumerate(baked)
+      for some in [slice(i * share, (i + 1) * share)]
+      for view in render.render(lit, intrinsics[some], poses[some], self.size)
+    )
+    for image, depth in rendered:
       images.append(
         simplejpeg.encode_jpeg(
           image, quality=self.quality, colorsubsampling='444'
@@ -205,6 +234,8 @@ class Source(Rendered):
     field_of_view: Degrees across a picture; 0 samples 50 to 75 for each room.
     turn: Root mean square speed of wandering turns, degrees per frame.
     move: Root mean square speed of wandering moves, metres per frame.
+    movers: Solids that move by themselves in each clip. `rerender` shows them
+      as they are in the middle frame.
   """
 
   limits: ClassVar[dict[str, tuple[float, float]]] = Rendered.limits | {
@@ -212,6 +243,7 @@ class Source(Rendered):
     'field_of_view': (0, 120),
     'turn': (0, 30),
     'move': (0, 1),
+    'movers': (0, 100),
   }
 
   name: ClassVar[str] = 'synthetic'
@@ -225,6 +257,7 @@ class Source(Rendered):
   field_of_view: float = 0.0
   turn: float = 2.0
   move: float = 0.05
+  movers: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -267,7 +300,11 @@ class Source(Rendered):
       )
       timestamps = np.arange(self.frames) / 10
       clip_id = f'{item.id}-{walk}' if walk else item.id
-      yield self.render(clip_id, baked, intrinsics, poses, timestamps)
+      frames = [baked]
+      if self.movers:
+        moving = self._movers(scene, index, walk, poses)
+        frames = [moving.at(baked, i) for i in range(self.frames)]
+      yield self.render(clip_id, frames, intrinsics, poses, timestamps)
 
   @staticmethod
   def is_installed() -> bool:
@@ -297,7 +334,19 @@ class Source(Rendered):
 
   def _lit(self, clip: codec.Clip) -> scene_lib.Baked:
     # The walks of a room are named 000003, 000003-1 and so on.
-    return _baked(self, int(clip.id.partition('-')[0]))
+    index, _, walk = clip.id.partition('-')
+    baked = _baked(self, int(index))
+    if not self.movers:
+      return baked
+    poses = clip.world_to_camera
+    moving = self._movers(baked.scene, int(index), int(walk or 0), poses)
+    return moving.at(baked, (self.frames - 1) // 2)
+
+  def _movers(
+    self, scene: scene_lib.Scene, index: int, walk: int, poses: np.ndarray
+  ) -> movers_lib.Movers:
+    rng = np.random.default_rng([self.seed, index, 2, walk])
+    return movers_lib.sample(rng, scene, poses, self.movers)
 
   def _path(
     self,

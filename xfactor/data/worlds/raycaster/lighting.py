@@ -266,6 +266,41 @@ def _pyramid(albedo: np.ndarray):
   return np.concatenate(flat, 1).reshape(-1, 3), np.cumsum(sizes) - sizes
 
 
+def add_glowing(
+  baked: scene_lib.Baked, scene: scene_lib.Scene
+) -> scene_lib.Baked:
+  """Adds glowing primitives to a lit scene; they cast no light or shadow.
+
+  Args:
+    baked: The lit scene without them.
+    scene: The same scene with glowing primitives at the end, and no textures
+      that it did not have.
+  """
+  old = len(baked.scene.kind)
+  light = (scene.glow[old:, None, None] * scene.tint[old:]).reshape(-1, 3)
+  lengths = _chart_lengths(scene)[old:].reshape(-1, 2)
+  chart = np.ones((len(light), 4), np.int32)  # A light texel per face.
+  chart[:, 0] += len(baked.light) - 1 + np.arange(len(light))
+  chart[:, 3] = scene.texture[old:].reshape(-1)
+  chart[:, 3] *= len(baked.texels) // len(scene.albedo)
+  detail = np.log2(scene.albedo.shape[1] / lengths).mean(-1)
+  added = {
+    'light': light,
+    'chart': chart,
+    'repeats': np.ones_like(lengths),
+    'detail': detail,
+  }
+  return dataclasses.replace(
+    baked,
+    scene=scene,
+    **{
+      name: np.concatenate([table, added[name].astype(table.dtype)])
+      for name in added
+      for table in [getattr(baked, name)]
+    },
+  )
+
+
 def bake(scene: scene_lib.Scene, samples: int = 2) -> scene_lib.Baked:
   """Lights a scene.
 
