@@ -1,5 +1,7 @@
 """FLOPs against the specification's table and a small case by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,6 +52,9 @@ def test_a_small_model_by_hand():
   pixels = 2 * 4 * (4 * 16 + 16 * 4 + 4 * 3)
   want = embed + head + layer(5) + ends + pixels + layer(4)
   assert xfactor_cost.forward_pass(config, views=2, tokens=4) == want
+  more = dataclasses.replace(config, nuisance_dim=3)
+  nuisance = 2 * (4 * 4 + 4 * 3 + 3 * 4)
+  assert xfactor_cost.forward_pass(more, views=2, tokens=4) == want + nuisance
 
 
 def xla_flops(model, draw, *shapes):

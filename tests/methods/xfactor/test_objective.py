@@ -209,6 +209,20 @@ def test_quadrants_are_the_official_draws(golden):
     np.testing.assert_array_equal(ours[masked], bits[masked])
 
 
+def test_halves_are_left_and_right_or_top_and_bottom():
+  config = objective.Config(split='halves')
+  frames = jnp.zeros((64, 2), int)
+  draws = objective.sample(jax.random.key(0), frames, config)
+  found = {tuple(sorted(order[:2])) for order in draws.order.tolist()}
+  assert found == {(0, 1), (2, 3), (0, 2), (1, 3)}
+  assert (jnp.sort(draws.order) == jnp.arange(4)).all()
+  # All other draws are the same.
+  other = objective.sample(jax.random.key(0), frames, objective.Config())
+  assert len({tuple(sorted(x[:2])) for x in other.order.tolist()}) == 6
+  same = dataclasses.replace(other, order=draws.order)
+  jax.tree.map(np.testing.assert_array_equal, same, draws)
+
+
 @pytest.mark.parametrize('grid', [(2, 2), (4, 6), (8, 2)])
 def test_halves_come_back_together(grid):
   rng = np.random.default_rng(0)
@@ -470,12 +484,133 @@ def test_the_shifted_moment_is_in_the_same_order():
     ('model', 'pose', 'se3', 'config.model.pose_dim=4 must be 10'),
     ('data', 'offset_prob', 0.5, 'config.data.offset_prob=.*unmasked_prob'),
     ('data', 'offset_prob', -0.5, 'config.data.offset_prob=-0.5 must be'),
+    ('objective', 'split', 'thirds', 'split=.thirds.: choose one of quadrants'),
+    ('objective', 'nuisance_dropout', 1.5, 'nuisance_dropout=1.5 must be'),
+    ('model', 'nuisance_dim', -1, 'config.model.nuisance_dim=-1 must be'),
   ],
 )
 def test_variants_that_cannot_be_are_refused(section, key, value, said):
   recipe = small.recipe('data', **{f'{section}__{key}': value})
   with pytest.raises(UserError, match=said):
     build.build(recipe)
+
+
+def test_a_nuisance_needs_a_renderer():
+  recipe = small.recipe(
+    'data',
+    model__nuisance_dim=4,
+    objective__contrast='simclr',
+    objective__unmasked_prob=0.0,
+  )
+  with pytest.raises(UserError, match="'simclr' renders nothing that .*=4"):
+    build.build(recipe)
+
+
+def nuisance_loss(functional, params, images, draws, whole):
+  config = objective.Config(lpips_weight=0.0, self_target_prob=0.0)
+  return objective.loss(
+    functional.bind(params), images, draws, config, whole=whole
+  )[0]
+
+
+def test_without_a_nuisance_nothing_changes():
+  """The tree of parameters, their initial values, the other draws."""
+  plain, ours = variant(), variant(nuisance_dim=4)
+  before, after = (x.init(jax.random.key(0)) for x in (plain, ours))
+  added = {name for name in after if name.startswith('nuisance/')}
+  assert set(after) - set(before) == added
+  assert added
+  for name, x in before.items():
+    np.testing.assert_array_equal(after[name], x)
+  draws = [
+    objective.sample(
+      jax.random.key(1), jnp.zeros((512, 2), int), objective.Config(**changes)
+    )
+    for changes in ({}, {'nuisance_dropout': 0.0})
+  ]
+  assert 0.4 < draws[0].nuisance.mean() < 0.6
+  assert draws[1].nuisance.all()
+  same = dataclasses.replace(draws[1], nuisance=draws[0].nuisance)
+  jax.tree.map(np.testing.assert_array_equal, same, draws[0])
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_dropped_nuisance_is_none(whole):
+  """A kept one explains the patches that it is read from, and poses do not."""
+  plain, ours = variant(), variant(nuisance_dim=4)
+  params, images = alive(ours), noise(2)
+  rest = {k: x for k, x in params.items() if not k.startswith('nuisance/')}
+  config = objective.Config(self_target_prob=0.0)
+  draws = objective.sample(jax.random.key(3), frames_of(images), config)
+  dropped = dataclasses.replace(draws, nuisance=jnp.array([False, False]))
+  kept = dataclasses.replace(draws, nuisance=jnp.array([True, True]))
+  loss = jax.jit(
+    jax.value_and_grad(nuisance_loss, argnums=1), static_argnums=(0, 4)
+  )
+  want, gradient = loss(plain, rest, images, draws, whole)
+  got, ours_gradient = loss(ours, params, images, dropped, whole)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  for name, x in ours_gradient.items():
+    if name.startswith('nuisance/'):
+      assert not x.any()
+    else:
+      np.testing.assert_allclose(x, gradient[name], rtol=1e-3, atol=1e-6)
+  other, ours_gradient = loss(ours, params, images, kept, whole)
+  assert abs(other - want) > 1e-5
+  assert all(
+    x.any() for k, x in ours_gradient.items() if k.startswith('nuisance/')
+  )
+
+  @jax.jit
+  def poses_and_pictures(params, images):
+    model = ours.bind(params)
+    poses = model.encode_views(images)
+    drawn = objective.render_by_halves(model, images)
+    return poses, model.render(images[:, :1], poses), drawn
+
+  # In tests there is none.
+  other = {
+    k: 2 * x if k.startswith('nuisance/') else x for k, x in params.items()
+  }
+  for a, b in zip(
+    poses_and_pictures(params, images),
+    poses_and_pictures(other, images),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_nuisance_is_of_the_half_that_it_helps_to_draw():
+  functional = variant(nuisance_dim=4)
+  params, images = alive(functional), noise(3)
+
+  @jax.jit
+  def features(images):
+    model = functional.bind(params)
+    sets = network.encoder_pairs(images)
+    return model.nuisance(objective._encode(model, sets, HALVES, None)[1])
+
+  before = features(images)
+  assert before.shape == (2, 2, SMALL.features)
+  # HALVES: A has quadrants 0 and 3; the second context is no part of it.
+  after = features(images.at[:, 2, :8, :16].add(0.5))
+  assert (before[:, 0] != after[:, 0]).any()
+  np.testing.assert_array_equal(before[:, 1], after[:, 1])
+  np.testing.assert_array_equal(
+    before, features(images.at[:, 1].set(noise(3, seed=1)[:, 1]))
+  )
+
+  @jax.jit
+  def draw(extra):
+    model = functional.bind(params)
+    poses = objective.encode(model, network.encoder_pairs(images), HALVES)
+    return objective.render(model, images[:, :-1], poses, HALVES, extra)
+
+  moved = draw(before) != draw(before.at[:, 0].add(1.0))
+  assert moved[:, :8, :16].any()
+  assert moved[:, 8:, 16:].any()
+  assert not moved[:, :8, 16:].any()
+  assert not moved[:, 8:, :16].any()
 
 
 def test_baselines_draw_which_half_is_seen_and_the_views_order():

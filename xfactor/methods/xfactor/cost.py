@@ -57,6 +57,8 @@ def forward_pass(
     told = 1 if config.pose == 'latent' else tokens
     ends += 2 * told * (pose * 4 * width + 4 * width * width)
     ends += 2 * tokens * (4 * width * width * 2 + width * patch)
+    if config.nuisance_dim:
+      ends += 2 * (width * width + 2 * width * config.nuisance_dim)
   return ends + _trunks(config, views, tokens, render)
 
 

@@ -54,6 +54,11 @@ class XFactor(clips.ClipMethod):
         f'config.objective.contrast={name!r}: choose one of '
         f'{", ".join(contrast.OBJECTIVES)}, or leave it empty'
       )
+    if config.objective.split not in objective_lib.SPLITS:
+      raise UserError(
+        f'config.objective.split={config.objective.split!r}: choose one of '
+        f'{", ".join(objective_lib.SPLITS)}'
+      )
     for what, value in (
       ('objective.contrast', name),
       ('data.offset_prob', config.data.offset_prob),
@@ -63,6 +68,12 @@ class XFactor(clips.ClipMethod):
           f'config.{what}={value!r} needs the two halves of all examples: set '
           'config.objective.unmasked_prob=0.0'
         )
+    if name and model.nuisance_dim:
+      raise UserError(
+        f'config.objective.contrast={name!r} renders nothing that '
+        f'config.model.nuisance_dim={model.nuisance_dim} could explain: set it '
+        'to 0'
+      )
     if name and config.train.accumulate > 1:
       raise UserError(
         f'config.objective.contrast={name!r} compares all examples of a batch: '

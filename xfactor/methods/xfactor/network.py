@@ -32,6 +32,11 @@ class Config:
     pose: 'latent', or 'se3' for explicit poses (`se3`), which the renderer gets
       as rays of the pixels.
     pose_dim: Channels of a latent pose; 10 for 'se3'.
+    nuisance_dim: Channels of a second latent of the target that may explain
+      what is not camera motion, as in RayDer (arXiv 2605.31535); 0 in the
+      publication: none. The patches that are rendered determine it, and
+      training drops it in a share of the examples
+      (`config.objective.nuisance_dropout`), inference always.
     joint_encoder: Whether the pose encoder sees all views at once instead of
       the reference and one view at a time.
     registers: Extra learned tokens in each view of the pose encoder; the first
@@ -56,6 +61,7 @@ class Config:
   renderer_layers: int = limits.at_least(8, 1)
   pose: str = 'latent'
   pose_dim: int = limits.at_least(256, 1)
+  nuisance_dim: int = limits.at_least(0, 0)
   joint_encoder: bool = False
   registers: int = limits.at_least(16, 1)
   position_grid: int = limits.at_least(0, 0)
@@ -188,7 +194,10 @@ class PoseEncoder(nnx.Module):
     positions: Int[Array, '#b t 2'],
   ) -> Float[Array, 'b v c']:
     """Returns latent poses; that of the first view is exactly zero."""
-    z = self.features(patches, positions)
+    return self.poses(self.features(patches, positions))
+
+  def poses(self, z: Float[Array, 'b v f']) -> Float[Array, 'b v c']:
+    """Returns the latent poses of `features`."""
     reference = jnp.broadcast_to(z[:, :1], z.shape)
     with jax.named_scope('pose_head'):
       return self.head(jnp.concatenate([z, reference], -1)) - self.head(
@@ -231,6 +240,7 @@ class Renderer(nnx.Module):
     poses: Float[Array, 'b v z'],
     positions: Int[Array, '#b t 2'],
     grid: tuple[int, int],
+    nuisance: Float[Array, 'b f'] | None = None,
   ) -> Float[Array, 'b t p']:
     """Renders the view at the last pose.
 
@@ -239,6 +249,7 @@ class Renderer(nnx.Module):
       poses: Poses of the contexts, then of the rendered view.
       positions: Positions of the patches in all views.
       grid: Rows and columns of patches in a view.
+      nuisance: Addition to the tokens of the target, from `Nuisance`.
     """
     tokens = context.shape[2]
     if self.config.pose == 'se3':
@@ -250,12 +261,31 @@ class Renderer(nnx.Module):
       z_target = einops.repeat(
         self.embed_target(poses[:, -1:]), 'b v c -> b v t c', t=tokens
       )
+    if nuisance is not None:
+      z_target = z_target + nuisance[:, None, None]
     z_context = self.embed_context(
       jnp.concatenate([context, context_poses], axis=-1)
     )
     x_BVTC = jnp.concatenate([z_context, z_target], axis=1)
     y = self.head(self.trunk(x_BVTC, positions, jnp.s_[:, -1]))
     return layers.to_picture(y)
+
+
+class Nuisance(nnx.Module):
+  """The second latent of a target, see `Config.nuisance_dim`."""
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    width, kwargs = config.features, {'dtype': jnp.dtype(config.dtype)}
+    self.head = layers.MLP(
+      (width, width, config.nuisance_dim), rngs=rngs, **kwargs
+    )
+    self.embed_target = layers.linear(
+      config.nuisance_dim, width, rngs=rngs, **kwargs
+    )
+
+  def __call__(self, z: Float[Array, '*b f']) -> Float[Array, '*b f']:
+    """Maps the target's `PoseEncoder.features` to an input of `Renderer`."""
+    return self.embed_target(self.head(z))
 
 
 class XFactor(nnx.Module):
@@ -268,6 +298,8 @@ class XFactor(nnx.Module):
     self.config = config
     self.pose_encoder = PoseEncoder(config, rngs=rngs, kernel=kernel)
     self.renderer = Renderer(config, rngs=rngs, kernel=kernel)
+    # The last one: the others start as without it.
+    self.nuisance = Nuisance(config, rngs=rngs) if config.nuisance_dim else None
 
   def encode(self, images: Float[Array, 'b v h w 3']) -> Float[Array, 'b v c']:
     """Estimates latent poses relative to the first view; images in [-1, 1]."""

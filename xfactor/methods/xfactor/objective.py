@@ -17,7 +17,7 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from xfactor import limits
 from xfactor.methods import distances, view_order
@@ -34,6 +34,10 @@ class Config(distances.Distances):
   Attributes:
     unmasked_prob: Share of steps on whole examples, without a split.
     self_target_prob: Share of examples whose target is one of their contexts.
+    split: Shape of the two sets of a split: 'quadrants', any two of four, or
+      'halves', left and right or top and bottom.
+    nuisance_dropout: Share of examples without the nuisance latent, if the
+      model has one (`config.model.nuisance_dim`).
     augmentation: Augmentation of the pose encoder's input.
     contrast: One of `contrast.OBJECTIVES`, to train only the pose encoder.
     shifted: Whether each example has a second copy, which may be shifted in
@@ -42,6 +46,8 @@ class Config(distances.Distances):
 
   unmasked_prob: float = limits.between(0.05, 0, 1)
   self_target_prob: float = limits.between(0.05, 0, 1)
+  split: str = 'quadrants'
+  nuisance_dropout: float = limits.between(0.5, 0, 1)
   augmentation: augment.Config = augment.Config()
   contrast: str = ''
   shifted: bool = False
@@ -59,12 +65,14 @@ class Samples:
     target: Index into `views` of the target of each example: the last, or, for
       a self-target, a random context.
     augmentation: Augmentation of each encoder pair, leading axes [b, v - 1].
+    nuisance: Whether an example has its nuisance latent.
   """
 
   views: Int[Array, '*parts b v']
   order: Int[Array, '*parts b 4']
   target: Int[Array, '*parts b']
   augmentation: augment.Samples
+  nuisance: Bool[Array, '*parts b']
 
 
 @jax.tree_util.register_dataclass
@@ -95,10 +103,14 @@ def sample(
   flat = augment.sample(key_augment, batch * (views - 1), config.augmentation)
   return Samples(
     views=view_order.sample_views(key_views, frames),
-    order=sample_quadrants(key_order, batch),
+    order=SPLITS[config.split](key_order, batch),
     target=jnp.where(is_self, context, views - 1),
     augmentation=jax.tree.map(
       lambda x: x.reshape(batch, views - 1, *x.shape[1:]), flat
+    ),
+    # Not split from the key with the others, whose values it must not change.
+    nuisance=~jax.random.bernoulli(
+      jax.random.fold_in(key, 5), config.nuisance_dropout, (batch,)
     ),
   )
 
@@ -106,6 +118,15 @@ def sample(
 def sample_quadrants(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
   """Samples the order of quadrants: two for A, then two for B."""
   return jnp.argsort(quadrant_bits(key, batch), axis=1, stable=True)
+
+
+def sample_halves(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
+  """Samples the order of quadrants whose two sets are halves of the image."""
+  halves = jnp.array([[0, 1, 2, 3], [2, 3, 0, 1], [0, 2, 1, 3], [1, 3, 0, 2]])
+  return halves[jax.random.randint(key, (batch,), 0, len(halves))]
+
+
+SPLITS = {'quadrants': sample_quadrants, 'halves': sample_halves}
 
 
 def quadrant_bits(key: PRNGKeyArray, batch: int) -> Int[Array, 'b 4']:
@@ -191,6 +212,13 @@ def encode(
     order: Order of the quadrants, or None for whole examples.
     others: Input of B if it differs from `sets`.
   """
+  return _encode(model, sets, order, others)[0]
+
+
+def _encode(
+  model: XFactor, sets: Array, order: Array | None, others: Array | None
+) -> tuple[Float[Array, 'b s v z'], Float[Array, 'b s f']]:
+  """Returns poses as `encode`, and the features of the target."""
   grid, positions = model.grid(sets), model.positions(sets)
   batch, count = sets.shape[:2]
   patches = model.patches(sets)
@@ -204,12 +232,19 @@ def encode(
         is_second.reshape(-1, *(1,) * (patches.ndim - 1)), second, patches
       )
   # One encoder call for all sets, as independent examples.
-  poses = model.pose_encoder(
+  features = model.pose_encoder.features(
     einops.rearrange(patches, 'b p n t c -> (b p) n t c'),
     jnp.repeat(positions, count, axis=0) if len(positions) > 1 else positions,
   )
-  by_set = einops.rearrange(poses, '(b p) n z -> b p n z', p=count)
-  return einops.rearrange(join_sets(by_set), '(b s) v z -> b s v z', b=batch)
+  poses = einops.rearrange(
+    model.pose_encoder.poses(features), '(b p) n z -> b p n z', p=count
+  )
+  # The target is the last view of the last set.
+  target = einops.rearrange(
+    features, '(b s p) n f -> b s p n f', b=batch, p=count
+  )[:, :, -1, -1]
+  poses = einops.rearrange(join_sets(poses), '(b s) v z -> b s v z', b=batch)
+  return poses, target
 
 
 def render(
@@ -217,8 +252,17 @@ def render(
   context: Float[Array, 'b c h w 3'],
   poses: Float[Array, 'b s v z'],
   order: Int[Array, 'b 4'] | None,
+  nuisance: Float[Array, 'b s f'] | None = None,
 ) -> Float[Array, 'b h w 3']:
-  """Renders each half of the target with the pose of the other half."""
+  """Renders each half of the target with the pose of the other half.
+
+  Args:
+    model: Networks with parameters.
+    context: Clean views in [-1, 1]: reference, other contexts.
+    poses: Poses of all views from A and from B, before the swap.
+    order: Order of the quadrants, or None for whole examples.
+    nuisance: Output of `Nuisance` for A and for B; it is not swapped.
+  """
   height, width = context.shape[2:4]
   grid, positions = model.grid(context), model.positions(context)
   patches = model.patches(context)
@@ -226,7 +270,9 @@ def render(
     positions = _split_positions(positions, order, grid)
     patches = split_halves(patches, order, grid)
   swapped = einops.rearrange(poses[:, ::-1], 'b s v z -> (b s) v z')
-  drawn = model.renderer(patches, swapped, positions, grid)
+  if nuisance is not None:
+    nuisance = einops.rearrange(nuisance, 'b s f -> (b s) f')
+  drawn = model.renderer(patches, swapped, positions, grid, nuisance)
   if order is not None:
     drawn = join_halves(drawn, order, grid)
   return layers.unpatchify(drawn, model.config.patch_size, height, width)
@@ -317,7 +363,7 @@ def loss(
     others = _augmented(moved, draws, config, joint)
   images, sets = prepare(images, draws, config, joint=joint)
   order = None if whole else draws.order
-  poses = encode(model, sets, order, others)
+  poses, features = _encode(model, sets, order, others)
   if config.contrast:
     a, b = (
       einops.rearrange(x[:, 1:], 'b v z -> (b v) z')
@@ -325,7 +371,11 @@ def loss(
     )
     total = contrast.OBJECTIVES[config.contrast](a, b)
     return total, {'loss': total}
-  prediction = render(model, images[:, :-1], poses, order)
+  nuisance = None
+  if model.nuisance is not None:
+    kept = draws.nuisance[:, None, None]
+    nuisance = jnp.where(kept, model.nuisance(features), 0.0)
+  prediction = render(model, images[:, :-1], poses, order, nuisance)
   return distances.score(prediction, images[:, -1], config, perceptual)
 
 
