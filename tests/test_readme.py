@@ -634,6 +634,18 @@ BLOCKS = {
     },
     leaves=('runs/transfer/results.md', 'runs/transfer/pictures.png'),
   ),
+  'docs/experiment.md: Run it': Run(
+    {
+      '--experiment=main': '--experiment=main --plan',
+      '--experiment=all': '--experiment=main --budget=2 --seeds=0'
+      ' --members=xfactor --recipes=recipes.py --data_dir=rooms',
+    },
+    leaves=(
+      'runs/experiment/rates/scores.json',
+      'runs/experiment/main/curves.json',
+    ),
+    prints=('TFLOP', 'learning rates: xfactor'),
+  ),
   'docs/inference.md: In Python': Run(
     {
       '# The same as `moved`.': '\n'
@@ -853,13 +865,15 @@ import runpy
 
 THEIRS = runpy.run_path('configs/transfer.py')
 MEMBERS, PROBE_ONLY = THEIRS['MEMBERS'], THEIRS['PROBE_ONLY']
+RATES, RATE_OF = THEIRS['RATES'], THEIRS['RATE_OF']
 
 
 def get_config(which):
   config = THEIRS['get_config'](which)
   with config.unlocked():
-    config.data.make.synthetic.scenes = 24
+    config.data.make.turning.scenes = 24
     config.data.batch = config.eval.batch = config.eval.pairs = 4
+    config.train.accumulate = 1
     config.model.features = 16
     config.optimizer.warmup_steps = 1
   return config

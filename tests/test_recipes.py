@@ -44,7 +44,7 @@ def test_there_are_the_recipes_of_the_readme():
 def check_step(config):
   """eval_shape of the real step: LPIPS, optimizer, accumulation and all."""
   # Small recipes are for a CPU that is split, parts of a batch for those.
-  split = config.cpu_devices > 1
+  split = config.cpu_devices > 1 or config.train.accumulate > 1
   devices = jax.devices()[: config.cpu_devices] if split else None
   built = build.build(config.lock(), devices)
   weights = lpips.param_shapes('vgg16') if built.needs_lpips else None
@@ -196,6 +196,8 @@ def test_members_differ_in_what_they_are_about_alone(member):
   config = TRANSFER.get_config(member)
   plain = TRANSFER.get_config('xfactor').to_dict()
   same = 'optimizer', 'train', 'eval', 'mesh'
+  if member in TRANSFER.PROBE_ONLY:
+    plain['train']['accumulate'] = 1
   assert sections(config, *same) == {name: plain[name] for name in same}
   data = config.data.to_dict()
   differs = {key for key, value in data.items() if value != plain['data'][key]}
@@ -203,16 +205,34 @@ def test_members_differ_in_what_they_are_about_alone(member):
   built = check_step(config)
   assert (config.method == 'xfactor') == (member not in ('rust', 'rayzer'))
   assert built.model.features == plain['model']['features']
-  # The same networks on ViZDoom's walks.
-  walks = TRANSFER.get_config(f'{member},vizdoom')
-  networks = 'model', 'objective', 'optimizer', 'train'
-  assert sections(walks, *networks) == sections(config, *networks)
-  assert list(walks.data.mix) == ['vizdoom']
-  assert build.build(walks).image_size == built.image_size
+  # The same networks in all worlds with pictures of this size.
+  for suite in ('textures', 'moving', 'levels'):
+    world = TRANSFER.get_config(f'{member},{suite}')
+    networks = 'model', 'objective', 'optimizer'
+    assert sections(world, *networks) == sections(config, *networks)
+    assert suite in world.data.mix
+    assert set(world.data.mix) == set(world.data.make)
+  assert build.build(world).image_size == built.image_size
+  parallax = build.build(TRANSFER.get_config(f'{member},parallax'))
+  assert parallax.image_size == 64
   if member in ('rust', 'rayzer', 'se3'):
     full = TRANSFER.get_config(f'{member},full')
     assert full.data.batch == load('sm').get_config().data.batch
     check_step(full)
+
+
+def test_wide_poses_are_as_wide_as_they_say():
+  for width in (2, 4, 16, 64, 256):
+    for member in ('xfactor', 'autoencode'):
+      config = TRANSFER.get_config(f'{member}_{width}')
+      assert config.model.pose_dim == width
+      whole = TRANSFER.get_config(member).objective.unmasked_prob
+      assert config.objective.unmasked_prob == whole
+      assert TRANSFER.RATE_OF[f'{member}_{width}'] == member
+  for member in ('nuisance', 'rayder'):
+    assert TRANSFER.get_config(member).model.nuisance_dim == 16
+    full = TRANSFER.get_config(f'{member},full')
+    assert full.model.nuisance_dim == 256
 
 
 def test_members_that_draw_nothing_are_told():

@@ -35,6 +35,7 @@ from xfactor import config as configs
 
 MEMBERS = {'rust': {}, 'deep': {}, 'contrast': {}, 'posed': {}}
 PROBE_ONLY = {'contrast'}
+RATES, RATE_OF = (1e-3, 2e-3), {'deep': 'rust'}
 
 
 def get_config(arg):
@@ -51,10 +52,16 @@ def get_config(arg):
     if name == 'deep':
       config.model.encoder_layers = 2
       config.objective.unmasked_prob = 1.0
-    if suite == 'synthetic':
-      config.data.make = {
-        suite: {'scenes': 5, 'frames': 6, 'size': 32, 'test_fraction': 0.6}
+    config.data.make = {
+      suite: {
+        'source': 'synthetic',
+        'scenes': 7,
+        'frames': 6,
+        'size': 32,
+        'test_fraction': 0.5,
+        'val_fraction': 0.4,
       }
+    }
   return config
 """
 SCORE = {'xfactor': 0.5, 'rust': 0.2, 'contrast': 0.1}
@@ -161,7 +168,9 @@ def suite(tmp_path, monkeypatch):
     config = small.recipe('data', train__steps=steps)
     runs = running.plan(
       [
-        members.Member(x, config, 1234, 10, x in SCORE and x != 'contrast')
+        members.Member(
+          x, config, 1234, 10, x in SCORE and x != 'contrast', 'squares'
+        )
         for x in names
       ],
       seeds,
@@ -170,7 +179,7 @@ def suite(tmp_path, monkeypatch):
       options={'learned': 'weights=W'},
       stores=[store(cameras)] * 2,
       recipes='configs/transfer.py',
-      suite='synthetic',
+      suite='turning',
     )
     table = tables.Table('squares', list(oracles), dict(failures))
     return suites.complete(runs, table, tmp_path, jobs=jobs, runner=player)
@@ -376,7 +385,7 @@ def test_equal_flops_are_more_updates_of_the_smaller(recipes, tmp_path):
   chosen, failures = members.make(
     members.load(str(recipes)),
     None,
-    suite='synthetic',
+    suite='turning',
     budget='0.02TFLOP',
     data_dir=str(tmp_path),
   )
@@ -401,7 +410,7 @@ def test_too_few_updates_for_the_schedule_fail_one_by_one(recipes, tmp_path):
     members.make(
       members.load(str(recipes)),
       ['rust'],
-      suite='synthetic',
+      suite='turning',
       budget='1',
       data_dir=str(tmp_path),
     )
@@ -423,15 +432,15 @@ def run(recipes, *args):
   ('args', 'said'),
   [
     (('--budget=2',), 'give --suite'),
-    (('--suite=synthetic', '--budget=2', '--members=what'), "no member 'what'"),
-    (('--suite=vizdoom', '--budget=2'), '--dataset=vizdoom'),
-    (('--suite=synthetic', '--budget=2', '--seeds=a'), '--seeds=a: give'),
+    (('--suite=turning', '--budget=2', '--members=what'), "no member 'what'"),
+    (('--experiment=mian',), '--experiment=mian: choose from all, main, '),
+    (('--suite=turning', '--budget=2', '--seeds=a'), '--seeds=a: give'),
     (
-      ('--suite=synthetic', '--budget=2', '--oracle_options=weights=x'),
+      ('--suite=turning', '--budget=2', '--oracle_options=weights=x'),
       'give NAME:KEY=VALUE',
     ),
     (
-      ('--suite=synthetic', '--budget=2', '--oracles=learned'),
+      ('--suite=turning', '--budget=2', '--oracles=learned'),
       'train it by python tools/train_pose_oracle.py',
     ),
   ],
@@ -448,7 +457,7 @@ def test_bad_input_is_one_line_before_any_training(recipes, args, said):
 def test_the_command(recipes):
   pytest.importorskip('cv2')
   args = (
-    '--suite=synthetic',
+    '--suite=turning',
     '--budget=2',
     '--seeds=3',
     '--members=rust,posed',
@@ -468,7 +477,7 @@ def test_the_command(recipes):
     *('*true re-render*', '*frozen*', '*shuffled*', '*other motion*'),
   ]
   psnr = json.loads(held_out.file(out / 'rust-seed3', 2).read_text())['data'][
-    'synthetic'
+    'turning'
   ]['mean']['model']['psnr']
   assert cells['rust']['held-out PSNR'] == f'{psnr:.1f}'
   assert cells['rust']['updates'] == '2'

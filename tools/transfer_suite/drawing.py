@@ -32,7 +32,7 @@ def write(path: pathlib.Path, runs: Sequence[running.Run]) -> None:
   """
   config = runs[0].member.config
   store = store_lib.open_split(
-    config.data.dir, next(iter(config.data.mix)), config.eval.split
+    config.data.dir, runs[0].member.data, config.eval.split
   )
   size = config.data.image_size
   blocks = [

@@ -26,6 +26,7 @@ class Member:
     parameters: Number of parameters of its networks.
     flops: FLOPs of an update, averaged over its kinds.
     draws: Whether it has a renderer; otherwise only the probe tests it.
+    data: Data set that it is tested on.
   """
 
   name: str
@@ -33,6 +34,7 @@ class Member:
   parameters: int
   flops: int
   draws: bool
+  data: str
 
   @property
   def updates(self) -> int:
@@ -69,10 +71,11 @@ def _make(
 ) -> Member:
   config = ConfigDict(recipes['get_config'](f'{name},{suite}'))
   config.data.dir = data_dir
-  if len(config.data.mix) != 1:
+  if len(config.data.mix) != 1 and suite not in config.data.mix:
     raise UserError(
-      f'the recipe of {name} trains on {len(config.data.mix)} data sets, but '
-      'the benchmark needs one; keep one entry in config.data.mix'
+      f'the recipe of {name} trains on {len(config.data.mix)} data sets, and '
+      f'none of them is {suite}, which the benchmark tests: add it to '
+      'config.data.mix'
     )
   built = builds.build(config)
   if built.method.posed:
@@ -89,7 +92,22 @@ def _make(
     parameters=parameters(built),
     flops=flops,
     draws=name not in recipes.get('PROBE_ONLY', ()),
+    data=suite if suite in config.data.mix else next(iter(config.data.mix)),
   )
+
+
+def at_rate(member: Member, rate: float, split: str = 'test') -> Member:
+  """Returns a member with a peak learning rate that decays to a tenth.
+
+  Args:
+    member: Member, with any rate.
+    rate: Peak learning rate.
+    split: Split that it is tested on.
+  """
+  config = ConfigDict(member.config)
+  config.eval.split = split
+  config.optimizer.update(learning_rate=rate, final_learning_rate=rate / 10)
+  return dataclasses.replace(member, config=config.lock())
 
 
 def parameters(built: builds.Build) -> int:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import queue
 import subprocess
 import sys
 import threading
@@ -78,10 +80,17 @@ class Run:
     done = self._state()['done']
     return [x for x in self.stages if done.get(x.name) != x.key]
 
-  def finish(self, stage: Stage) -> None:
-    """Records that a stage is done."""
-    done = self._state()['done'] | {stage.name: stage.key}
-    self._write(done)
+  def finish(self, stage: Stage, seconds: float) -> None:
+    """Records that a stage is done, and how long it took."""
+    state = self._state()
+    self._write(
+      state['done'] | {stage.name: stage.key},
+      state['seconds'] | {stage.name: seconds},
+    )
+
+  def seconds(self) -> dict[str, float]:
+    """Returns the duration of each stage that is done, since its last start."""
+    return self._state()['seconds']
 
   def begin(self) -> None:
     """Records the recipe before the first stage.
@@ -98,17 +107,22 @@ class Run:
           f'{self.workdir} was trained with {name}={was}, not with {value}; '
           'give another --out, or delete that folder'
         )
-    self._write(state['done'])
+    self._write(state['done'], state['seconds'])
 
   def _state(self) -> dict[str, Any]:
     path = self.workdir / _STATE
     if not path.exists():
-      return {'recipe': {}, 'done': {}}
-    return files.read_json(path)
+      return {'recipe': {}, 'done': {}, 'seconds': {}}
+    return {'seconds': {}} | files.read_json(path)
 
-  def _write(self, done: dict[str, str]) -> None:
+  def _write(self, done: dict[str, str], seconds: dict[str, float]) -> None:
     self.workdir.mkdir(parents=True, exist_ok=True)
-    state = {'recipe': self.recipe, 'done': done}
+    state = {
+      'recipe': self.recipe,
+      'flops': self.member.flops * self.member.updates,
+      'done': done,
+      'seconds': seconds,
+    }
     files.write_json(self.workdir / _STATE, state)
 
 
@@ -155,6 +169,10 @@ def plan(
       f'--config.data.dir={config.data.dir}',
       f'--config.train.steps={member.updates}',
       f'--config.seed={seed}',
+      f'--config.eval.split={config.eval.split}',
+      f'--config.optimizer.learning_rate={config.optimizer.learning_rate}',
+      '--config.optimizer.final_learning_rate='
+      f'{config.optimizer.final_learning_rate}',
     ]
     tests = {
       name: [f'--oracle={name}', f'--oracle_options={options.get(name, "")}']
@@ -208,6 +226,7 @@ def complete(run: Run, runner: Runner, stop: threading.Event) -> str:
     if stop.is_set():
       raise shutdown.Interrupted
     before = run.log.stat().st_size if run.log.exists() else 0
+    began = time.monotonic()
     code = runner(stage.command, run.log, stop)
     if code == shutdown.EXIT_CODE:
       stop.set()  # Other runs must not start.
@@ -215,7 +234,7 @@ def complete(run: Run, runner: Runner, stop: threading.Event) -> str:
       raise shutdown.Interrupted
     if code:
       return f'{stage.name}: {_reason(run.log, before, code)}'
-    run.finish(stage)
+    run.finish(stage, time.monotonic() - began)
   return ''
 
 
@@ -227,6 +246,25 @@ def _reason(log: pathlib.Path, begin: int, code: int) -> str:
   if errors:
     return errors[-1].removeprefix('error: ')
   return f'exit code {code}' + (f' ({lines[-1]})' if lines else '')
+
+
+def core_shares(jobs: int) -> list[set[int]]:
+  """Divides the cores of this process among jobs; a core may be in two.
+
+  Returns:
+    Numbers of cores for each job; nothing with one job, or where the system has
+    no affinities.
+  """
+  if jobs == 1 or not hasattr(os, 'sched_setaffinity'):
+    return []
+  cores = sorted(os.sched_getaffinity(0))
+  return [set(cores[i::jobs]) or {cores[i % len(cores)]} for i in range(jobs)]
+
+
+def _pin(shares: queue.SimpleQueue) -> None:
+  """Moves a thread, and the processes that it will start, to its cores."""
+  if not shares.empty():
+    os.sched_setaffinity(0, shares.get())
 
 
 def complete_all(
@@ -246,10 +284,15 @@ def complete_all(
     began = time.monotonic()
     return run, complete(run, runner, stop), time.monotonic() - began
 
+  shares = queue.SimpleQueue()
+  for share in core_shares(jobs):
+    shares.put(share)
   with (
     shutdown.handling() as told,
     told.deferred(),
-    futures.ThreadPoolExecutor(jobs) as pool,
+    futures.ThreadPoolExecutor(
+      jobs, initializer=_pin, initargs=(shares,)
+    ) as pool,
   ):
     order = {pool.submit(timed, run): i for i, run in enumerate(runs)}
     waiting = set(order)

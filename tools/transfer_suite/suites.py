@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 from collections.abc import Sequence
 
-from transfer_suite import drawing, running, tables
+from transfer_suite import curves, drawing, running, tables
 
 
 def complete(
@@ -51,10 +51,13 @@ def complete(
         f'[{number}/{len(todo)}] {run.name}, {seconds:.0f} s: {said}',
         flush=True,
       )
+  curves.write(out / 'curves.json', runs, table.found)
   pictures = out / 'pictures.png'
   drawn = [run for run in runs if run.member.draws and not run.left()]
   if drawn and (todo or not pictures.exists()):
     drawing.write(pictures, drawn)
   print(table.markdown())
-  print(f'results in {out}: results.md, results.json, pictures.png')
+  print(
+    f'results in {out}: results.md, results.json, curves.json, pictures.png'
+  )
   return not table.failed

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from transfer_suite import running
@@ -27,6 +28,8 @@ _COMMON = {
   'heldout': ('held-out PSNR', 1),
   'heldout shuffled': ('by another pose', 1),
   'probe': ('probe AUC@20 %', 100),
+  'probe shuffled': ('probe, shuffled', 100),
+  'probe mean motion': ('mean motion', 100),
 }
 _ORACLE = {
   'accepted': ('TPS accepted %', 100),
@@ -43,6 +46,16 @@ _ORACLE = {
   'identified': ('transfer identified %', 100),
 }
 _TRUE = ('psnr', 'rank', 'identified')
+# Measures of differences by title: row of the transfer test, key, factor.
+_DIFFERENCES = {
+  'transfer rank': ('model', 'rank', 100),
+  'transfer identified': ('model', 'identified', 100),
+  'transfer PSNR': ('model', 'psnr', 1),
+  'lost rank': ('lost', 'rank', 100),
+  'lost PSNR': ('lost', 'psnr', 1),
+}
+_REFERENCE = 'xfactor'
+_EQUAL = 3.0  # Points of rank.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +94,19 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
   Returns:
     'common': numbers by the keys of the common columns; 'rows': numbers by
     oracle, row and key; 'titles': by oracle, its name and version, its number
-    of pairs, and the chance of identifying a motion by guessing.
+    of pairs, and the chance of identifying a motion by guessing; 'pairs': by
+    row ('model', 'autoencoded') and key of the comparison with the true
+    re-render, the numbers of the pairs, None where there is none.
   """
   config, workdir = run.member.config, run.workdir
   step = config.train.steps
-  (name,) = config.data.mix
+  name = run.member.data
   overrides = {}
   with contextlib.suppress(UserError):  # Checkpoints may have been deleted.
     overrides = own_recipe.overrides(config, workdir, step)
   variant = own_recipe.variant(overrides)
   folder = held_out.folder(workdir, step, variant)
-  common, rows, titles = {}, {}, {}
+  common, rows, titles, each = {}, {}, {}, {}
   path = held_out.file(workdir, step, variant)
   if run.member.draws and path.exists():
     means = files.read_json(path)['data'][name]['mean']
@@ -100,8 +115,9 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
       common['heldout shuffled'] = _plain(means['shuffled']['psnr'])
   path = folder / f'{name}_probe.json'
   if any('--probe' in stage.command for stage in run.stages):
-    mean = files.read_json(path)['rows']['probe']['mean']
-    common['probe'] = _mean(mean['auc@20'])
+    for row, result in files.read_json(path)['rows'].items():
+      key = 'probe' if row == 'probe' else f'probe {row}'
+      common[key] = _mean(result['mean']['auc@20'])
   for stage in run.stages:
     path = folder / f'{name}_tps-{stage.name}.json'
     if stage.name in (running.TRAIN, running.PROBE):
@@ -113,12 +129,89 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
       'pairs': found['rows']['model']['pairs'],
       'chance': found.get('chance'),
     }
+    # The same whichever the oracle is.
+    each = {
+      row: {k: x for k, x in found['rows'][row]['each'].items() if k in _TRUE}
+      for row in ('model', 'autoencoded')
+    }
     own = rows[stage.name]['autoencoded']
     rows[stage.name]['model'] |= {
       'autoencoded': own['auc@20'],
       **{f'autoencoded {key}': own[key] for key in _TRUE},
     }
-  return {'common': common, 'rows': rows, 'titles': titles}
+  return {'common': common, 'rows': rows, 'titles': titles, 'pairs': each}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A mean difference of two members, with two 95 % intervals.
+
+  Attributes:
+    over_seeds: Mean over seeds of the means over pairs.
+    over_scenes: Mean over scenes of the means over seeds and pairs.
+  """
+
+  over_seeds: Number
+  over_scenes: Number
+
+  @property
+  def counts(self) -> bool:
+    """Whether both intervals exclude zero."""
+    return all(
+      x.low is not None and (x.low > 0 or x.high < 0)
+      for x in (self.over_seeds, self.over_scenes)
+    )
+
+  def within(self, limit: float) -> bool:
+    """Whether both intervals are within -limit and limit."""
+    return all(
+      x.low is not None and -limit < x.low and x.high < limit
+      for x in (self.over_seeds, self.over_scenes)
+    )
+
+
+def difference(
+  ours: Float[np.ndarray, 's p'],
+  theirs: Float[np.ndarray, 's p'],
+  scenes: Sequence[str],
+) -> Difference | None:
+  """Compares two members by seed and pair.
+
+  Args:
+    ours: Numbers of a member; NaN where there is none.
+    theirs: Numbers of the member that it is compared with.
+    scenes: Name of the scene of each pair.
+
+  Returns:
+    The difference ours - theirs; None if no pair has both.
+  """
+  apart = ours - theirs
+  known = np.isfinite(apart)
+  if not known.any():
+    return None
+  by_seed = [
+    row[some].mean()
+    for row, some in zip(apart, known, strict=True)
+    if some.any()
+  ]
+  names = np.array(scenes)
+  by_scene = [
+    apart[:, names == name][known[:, names == name]].mean()
+    for name in dict.fromkeys(scenes)
+    if known[:, names == name].any()
+  ]
+  return Difference(
+    *(combine([Number(float(x)) for x in xs]) for xs in (by_seed, by_scene))
+  )
+
+
+def _pairs(found: dict[str, Any], row: str, key: str) -> np.ndarray | None:
+  """Returns the numbers of a run's pairs; None if there are none."""
+  if row == 'lost':
+    own, moved = (_pairs(found, x, key) for x in ('autoencoded', 'model'))
+    return None if own is None or moved is None else own - moved
+  values = found['pairs'].get(row, {}).get(key)
+  return None if values is None else np.array(values, float)
 
 
 def _row(row: dict[str, Any]) -> dict[str, Number | None]:
@@ -151,10 +244,18 @@ def _plain(value: float | None) -> Number | None:
 
 
 class Table:
-  """Collects the results of runs."""
+  """Collects the results of runs.
+
+  Attributes:
+    found: Results of `read` by the name of a finished run.
+  """
 
   def __init__(
-    self, title: str, oracles: Sequence[str], failures: dict[str, str]
+    self,
+    title: str,
+    oracles: Sequence[str],
+    failures: dict[str, str],
+    scenes: Sequence[str] = (),
   ):
     """Initializes an empty table.
 
@@ -162,10 +263,12 @@ class Table:
       title: Suite and budget.
       oracles: Names of the oracles.
       failures: Reasons why members have no runs, by name.
+      scenes: Names of the scenes of the pairs of the transfer test.
     """
-    self._title, self._oracles = title, oracles
+    self._title, self._oracles, self._scenes = title, oracles, scenes
     self._bad = failures
-    self._runs, self._found, self._failures = [], {}, {}
+    self._runs, self._failures = [], {}
+    self.found: dict[str, dict[str, Any]] = {}
 
   @property
   def failed(self) -> bool:
@@ -178,7 +281,7 @@ class Table:
 
   def add(self, run: running.Run) -> str:
     """Adds a finished run; returns its main numbers as text."""
-    found = self._found[run.name] = read(run)
+    found = self.found[run.name] = read(run)
     numbers = {
       title: (found['common'].get(key), scale)
       for key, (title, scale) in _COMMON.items()
@@ -220,10 +323,11 @@ class Table:
       'away than that of the right motion, 50 by chance.',
     ]
     parts += [self._section(oracle) for oracle in self._oracles]
+    parts += [text] if (text := self._differences_section()) else []
     return '\n\n'.join(parts) + '\n'
 
   def _section(self, oracle: str) -> str:
-    found = [x for x in self._found.values() if oracle in x['rows']]
+    found = [x for x in self.found.values() if oracle in x['rows']]
     columns = _COMMON | _ORACLE
     nulls = found[0]['rows'][oracle] if found else {}
     rows = {name: self._cells(name, oracle) for name in self._members()}
@@ -243,7 +347,7 @@ class Table:
     text = [f'## {oracle}', '']
     if found:
       title = found[0]['titles'][oracle]
-      first = next(k for k, x in self._found.items() if x is found[0])
+      first = next(k for k, x in self.found.items() if x is found[0])
       note = f'{title["oracle"]}, {title["pairs"]} pairs. Null rows: of {first}'
       if title['chance']:
         note += (
@@ -252,6 +356,53 @@ class Table:
         )
       text = [f'## {oracle}', '', f'{note}.', '']
     return '\n'.join(text + [f'| {" | ".join(line)} |' for line in lines])
+
+  def differences(self, member: str) -> dict[str, Difference]:
+    """Returns differences of a member to `xfactor` by measure.
+
+    They are in percent or dB, over the seeds that both have. "Lost" is own
+    minus transferred.
+    """
+    runs = {run.seed: self.found.get(run.name) for run in self._of(member)}
+    others = {
+      run.seed: self.found.get(run.name) for run in self._of(_REFERENCE)
+    }
+    both = [(runs[x], others[x]) for x in runs if runs[x] and others.get(x)]
+    out = {}
+    for title, (row, key, scale) in _DIFFERENCES.items():
+      sides = [[_pairs(found, row, key) for found in pair] for pair in both]
+      sides = [
+        pair
+        for pair in sides
+        if all(x is not None and len(x) == len(self._scenes) for x in pair)
+      ]
+      if sides:
+        ours, theirs = scale * np.array(sides).swapaxes(0, 1)
+        found = difference(ours, theirs, self._scenes)
+        out |= {title: found} if found else {}
+    return out
+
+  def _differences_section(self) -> str:
+    head = ['member', *_DIFFERENCES]
+    lines = [head, ['---'] * len(head)]
+    for name in self._members():
+      found = self.differences(name) if name != _REFERENCE else {}
+      if found:
+        cells = [
+          _text_of(title, found[title]) if title in found else '-'
+          for title in _DIFFERENCES
+        ]
+        lines.append([name, *cells])
+    if len(lines) == 2:
+      return ''
+    note = (
+      f'Means by seed and pair, minus those of {_REFERENCE}, in points or dB. '
+      'Intervals of 95 %: over seeds; over scenes. Counts: both exclude zero. '
+      f'Equal: both are within {_EQUAL:g} points of rank. Lost: own minus '
+      'transferred.'
+    )
+    table = [f'| {" | ".join(line)} |' for line in lines]
+    return '\n'.join([f'## Differences to {_REFERENCE}', '', note, '', *table])
 
   def _members(self) -> list[str]:
     return list(
@@ -263,9 +414,7 @@ class Table:
 
   def _cells(self, member: str, oracle: str) -> dict[str, Number | None]:
     found = [
-      self._found[run.name]
-      for run in self._of(member)
-      if run.name in self._found
+      self.found[run.name] for run in self._of(member) if run.name in self.found
     ]
     cells = [
       x['common'] | x['rows'].get(oracle, {}).get('model', {}) for x in found
@@ -295,7 +444,7 @@ class Table:
       seeds = [str(seed) for seed, text in failed.items() if text == reason]
       which = '' if len(seeds) == len(runs) else f' (seed {", ".join(seeds)})'
       said.append(f'failed: {_cell(reason)}{which}')
-    done = sum(run.name in self._found for run in runs)
+    done = sum(run.name in self.found for run in runs)
     if done + len(failed) < len(runs):
       said.append(f'{done} of {len(runs)} seeds so far')
     return '; '.join(said)
@@ -312,6 +461,10 @@ class Table:
         'updates': runs[0].member.updates if runs else None,
         'flops_per_update': runs[0].member.flops if runs else None,
         'remarks': self._remarks(name),
+        'differences': {
+          title: dataclasses.asdict(x)
+          for title, x in self.differences(name).items()
+        },
         'mean': {x: plain(self._cells(name, x)) for x in self._oracles},
         'runs': {
           run.name: {
@@ -322,7 +475,7 @@ class Table:
             },
           }
           for run in runs
-          if (found := self._found.get(run.name))
+          if (found := self.found.get(run.name))
         },
       }
     return {
@@ -330,6 +483,20 @@ class Table:
       'failed': self._bad | self._failures,
       'members': members,
     }
+
+
+def _text_of(title: str, found: Difference) -> str:
+  seeds, scenes = found.over_seeds, found.over_scenes
+
+  def interval(x: Number) -> str:
+    return '-' if x.low is None else f'{x.low:.1f}..{x.high:.1f}'
+
+  verdict = ''
+  if found.counts:
+    verdict = ', counts'
+  if title == 'transfer rank' and found.within(_EQUAL):
+    verdict += ', equal'
+  return f'{seeds.value:+.1f} ({interval(seeds)}; {interval(scenes)}){verdict}'
 
 
 def _cell(text: str) -> str:
