@@ -784,6 +784,9 @@ BLOCKS = {
       'assert Oracle()(np.zeros((3, 8, 8, 3), np.uint8)).ok\n'
     }
   ),
+  'docs/learning.md: Real video': Elsewhere(
+    'trains for an hour; tests/test_recipes.py builds the recipe'
+  ),
   'docs/learning.md: When it does not learn': Elsewhere(
     'tests/tools/test_benchmark_learn.py runs it'
   ),
