@@ -415,8 +415,15 @@ def test_keys_in_the_text_are_the_recipes():
   assert sorted(named - keys()) == []
 
 
-# absl's, TensorBoard's and xprof's, and that of launch/tpu.sh.
-FOREIGN = {'help', 'logdir', 'dry-run'}
+# absl's, TensorBoard's, xprof's, Docker's, gcloud's, that of launch/tpu.sh.
+FOREIGN = {
+  'help',
+  'logdir',
+  'dry-run',
+  'build-arg',
+  'node-count',
+  'node-prefix',
+}
 
 
 def test_flags_in_the_text_are_a_binarys(parsed):
