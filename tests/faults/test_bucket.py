@@ -21,6 +21,7 @@ from xfactor.errors import UserError
 from xfactor.evaluation import run as evaluation_run
 from xfactor.exchange import convert as exchange_convert
 from xfactor.training import held_out, loop
+from xfactor.training.resilience import checkpoint_files
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 from xfactor.training.resilience import lock as lock_lib
 from xfactor.training.telemetry import appending, goodput, profiling, writers
@@ -85,6 +86,18 @@ def test_a_flipped_bit_is_found_and_the_one_before_is_taken(workdir, capfd):
   assert steps == [1]
   assert (workdir / 'checkpoints/2.damaged').exists()
   assert not (workdir / 'checkpoints/2').exists()
+
+
+def test_who_does_not_respond_is_tried_again_and_who_refuses_is_not():
+  place = epath.Path('gs://bucket/run')
+  for cause in ValueError('UNAVAILABLE: try again'), OSError(5, '503'):
+    error = checkpoint_files.cannot_write(place, cause)
+    assert isinstance(error, ConnectionError)  # Exit code 1.
+  for cause in ValueError('PERMISSION_DENIED: x'), OSError('Forbidden: x'):
+    assert isinstance(checkpoint_files.cannot_write(place, cause), UserError)
+  full = OSError(28, 'No space left')
+  local = checkpoint_files.cannot_write(epath.Path('/run'), full)
+  assert isinstance(local, UserError)
 
 
 @pytest.mark.parametrize('mounted', [False, True])

@@ -54,6 +54,13 @@ def as_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     raise OSError(errno.EIO, words, os.fspath(path)) from e
 
 
+def is_refusal(error: Exception) -> bool:
+  """Returns whether a bucket has refused access, and not failed to respond."""
+  words = ('Forbidden', 'PERMISSION_DENIED', 'NOT_FOUND', 'Invalid Credentials')
+  kinds = FileNotFoundError, PermissionError
+  return isinstance(error, kinds) or any(word in str(error) for word in words)
+
+
 def partial_suffix() -> str:
   """Returns the suffix of this process's unfinished files."""
   # Hosts that share a folder may write one file at the same time.

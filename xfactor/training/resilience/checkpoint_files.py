@@ -178,8 +178,12 @@ def and_more(names: list[str]) -> str:
   return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
 
 
-def cannot_write(folder: epath.Path, cause: Exception | str) -> UserError:
+def cannot_write(folder: epath.Path, cause: Exception | str) -> Exception:
+  """Returns the error of a write that failed; a supervisor retries some."""
+  message = f'cannot write checkpoints to {folder} ({cause})'
+  if files.is_remote(folder) and not files.is_refusal(cause):
+    return ConnectionError(f'{message}; run the same command again')
   return UserError(
-    f'cannot write checkpoints to {folder} ({cause}); free some space or '
-    'make it writable, then run the same command again'
+    f'{message}; free some space or make it writable, then run the same '
+    'command again'
   )

@@ -88,6 +88,8 @@ class Lock:
       with files.as_os_errors(self._path):
         yield
     except OSError as e:
+      if files.is_remote(self._path) and not files.is_refusal(e):
+        raise  # A supervisor retries it.
       raise UserError(
         f'cannot write {self._path} ({e.strerror or e}); free some space or '
         'make it writable'
