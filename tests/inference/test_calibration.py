@@ -4,16 +4,23 @@ import dataclasses
 
 import numpy as np
 import pytest
+from etils import epath
 
 import xfactor
 from tests import test_api
 from tests.training import small
 from xfactor.data import images
-from xfactor.data.formats import camera_files
+from xfactor.data.formats import camera_files, camera_paths
 from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
 from xfactor.geometry import cameras, flights
-from xfactor.inference import calibration, latent, path_render, posed_pairs
+from xfactor.inference import (
+  calibration,
+  latent,
+  movie,
+  path_render,
+  posed_pairs,
+)
 
 CLIPS, EACH = 60, 8
 
@@ -377,3 +384,48 @@ def test_paths_that_are_not_there(model):
   turning = dataclasses.replace(model.calibration, move=0.0)
   with pytest.raises(UserError, match='only turn, so --path=dolly has no'):
     path_render.choose(model.calibrated(turning), 'dolly', 12)
+
+
+def test_files_of_a_path(model, place, tmp_path, capsys):
+  store = store_lib.open_split(place / 'data', 'skies', 'test')
+  scene = f'skies/test/{store.clip_id(1)}'
+  shown = path_render.follow(
+    model, 'pan:50', scene, data_dir=place / 'data', frames=8
+  )
+  view = middle_view(store, model)
+  np.testing.assert_array_equal(shown.scene, view)
+  np.testing.assert_array_equal(
+    shown.pictures, model.render_path(view[None], shown.path)
+  )
+  assert shown.truth is None
+  assert shown.inside[[0, 4]].all()
+  assert not shown.inside[2]
+  out = epath.Path(tmp_path / 'new/pan.mp4')
+  path_render.write(shown, out, size=64)
+  assert {x.name for x in out.parent.iterdir()} == {
+    *('pan.mp4', 'pan.gif', 'pan.png'),
+  }
+  beyond = int((~shown.inside).sum())
+  said = capsys.readouterr().out
+  assert '8 pictures along pan:50 (degrees)' in said
+  assert f'{beyond} of them beyond the calibration' in said
+  # Orange captions.
+  captions = shown.video(64)[:, : movie.line_height(64)].astype(int)
+  orange = (np.ptp(captions, axis=-1) > 40).any((1, 2))
+  np.testing.assert_array_equal(orange, ~shown.inside)
+  # The same path from its file.
+  camera_paths.write(tmp_path / 'pan.kitti', shown.path)
+  again = path_render.follow(
+    model, str(tmp_path / 'pan.kitti'), scene, data_dir=place / 'data'
+  )
+  np.testing.assert_array_equal(again.pictures, shown.pictures)
+  moved = camera_paths.read(tmp_path / 'pan.kitti').world_to_camera
+  scaled = path_render.choose(model, str(tmp_path / 'pan.kitti'), 9, scale=3.0)
+  np.testing.assert_allclose(
+    scaled[1].world_to_camera, moved * [1, 1, 1, 3], atol=1e-12
+  )
+
+
+def middle_view(store, model):
+  """The middle frame of a clip, as the model sees it."""
+  return model.fit([images.decode(store.clip_frames(1, [2])[0])])[0]
