@@ -30,7 +30,8 @@ class Shown:
     focal: Focal length of the central square, divided by its side.
     scene: Reference view of the scene.
     pictures: Rendered pictures.
-    inside: Whether a camera is within the calibration's domain.
+    distance: Standard deviations from the calibration's motions.
+    limit: Distance within which 99 % of the calibration's motions are.
     truth: True pictures, if the scene can be rendered again from all cameras.
   """
 
@@ -39,8 +40,14 @@ class Shown:
   focal: Float[np.ndarray, ' n']
   scene: UInt8[np.ndarray, 'h w 3']
   pictures: UInt8[np.ndarray, 'n h w 3']
-  inside: Bool[np.ndarray, ' n']
+  distance: Float[np.ndarray, ' n']
+  limit: float
   truth: UInt8[np.ndarray, 'n h w 3'] | None
+
+  @property
+  def inside(self) -> Bool[np.ndarray, ' n']:
+    """Whether each camera is within the calibration's domain."""
+    return self.distance <= self.limit
 
   def cells(self, at: int, size: int) -> list[np.ndarray]:
     """Returns captioned render and truth of one camera."""
@@ -124,8 +131,8 @@ def follow(
     focal=focal,
     scene=still.frames[centre],
     pictures=pictures,
-    inside=model.path_distances(poses, focal, reference, chain)
-    <= model.calibration.motions.limit,
+    distance=model.path_distances(poses, focal, reference, chain),
+    limit=model.calibration.motions.limit,
     truth=_truth(model, scene, number, relative, data_dir),
   )
 
@@ -247,5 +254,7 @@ def write(
     movie.write(out, frames, fps, shown.strip(size))
   print(
     f'{out}, {out.stem}.gif and {out.stem}.png: {len(frames)} pictures along '
-    f'{shown.name}, {int((~shown.inside).sum())} of them beyond the calibration'
+    f'{shown.name}, at most {shown.distance.max():.1f} standard deviations '
+    f'from the motions of the calibration (99 % are within {shown.limit:.1f}); '
+    f'{int((~shown.inside).sum())} of them beyond the calibration'
   )
