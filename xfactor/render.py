@@ -265,12 +265,12 @@ def _transfer(model: latent.Model, data_dir: str, out: epath.Path) -> None:
     chain = max(1, (window - 1) // apart)
     found = model.cameras(shown.motion.frames, shown.reference, chain=chain)
     _write_cameras(found.world_to_camera, model.calibration.focal)
+    limit = model.calibration.latents.limit
     print(
-      f'  in {model.calibration.unit}; standard deviations of the ensemble up to '
+      f'  in {model.calibration.unit}; uncertain by up to '
       f'{found.degrees.max():.1f} degrees and {found.move.max():.2g}; latent '
-      f'poses at most {found.distance.max():.1f} standard deviations from those '
-      f'of the calibration (99 % are within {model.calibration.latents.limit:.1f}'
-      ')'
+      f'poses at most {found.distance.max():.1f} standard deviations from '
+      f'those of the calibration (99 % are within {limit:.1f})'
     )
 
 
