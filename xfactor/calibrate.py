@@ -53,7 +53,8 @@ def main(_) -> int:
   with cli.reporting_user_errors():
     cli.avoid_idle_libtpu()
     config, workdir = _CONFIG.value, epath.Path(_WORKDIR.value)
-    model = api.load(workdir, _STEP.value, progress=True)
+    model = api.load(workdir, _STEP.value)
+    print(f'step {model.step} of {workdir}', flush=True)
     names = _DATASETS.value or list(config.data.mix)
     made = api.calibrate(
       model,

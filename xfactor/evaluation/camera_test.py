@@ -35,6 +35,8 @@ from xfactor.metrics import poses
 
 _MAPS = ('network', 'ridge')
 _RESULTS = ('psnr', 'rank', 'identified')
+# The first two are of rotations only, for cameras that do not move.
+_COLUMNS = ('rra@5', 'auc_rotation@10', *tables.COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,19 +229,19 @@ def table(name: str, result: Result) -> str:
   lines += _rows(result.found)
   still = result.found['network'].num_without_translation
   if still:
-    lines.append(f'  {still} paths of a still camera count for RRA only')
+    lines.append(f'  {still} paths of a still camera count for rotations only')
   return '\n'.join(lines)
 
 
 def _rows(
   summaries: dict[str, poses.Summary], acceptance: bool = False
 ) -> list[str]:
-  head = ['accepted'] * acceptance + [x.upper() for x in tables.COLUMNS]
-  lines = [' ' * 14 + ''.join(f'{x:>12}' for x in head)]
+  head = ['accepted'] * acceptance + [x.upper() for x in _COLUMNS]
+  lines = [' ' * 14 + ''.join(f'{x:>17}' for x in head)]
   for row, summary in summaries.items():
     cells = [tables.percent(summary.acceptance_rate)] * acceptance
-    cells += [tables.percent(summary.means[x].value) for x in tables.COLUMNS]
-    lines.append(f'  {row:12}' + ''.join(f'{x:>12}' for x in cells))
+    cells += [tables.percent(summary.means[x].value) for x in _COLUMNS]
+    lines.append(f'  {row:12}' + ''.join(f'{x:>17}' for x in cells))
   return lines
 
 
