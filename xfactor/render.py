@@ -19,7 +19,7 @@ With --cameras=FILE, a calibrated model writes the cameras of the motion, too.
 A calibrated XFactor run (python -m xfactor.calibrate) also renders from
 cameras: --path is orbit, dolly, pan, tilt, roll, slide, rise or spiral, with an
 amount in degrees or in the calibration's unit after a colon (orbit:10; by
-default as much as the calibration has seen), or a file of cameras:
+default half of what the calibration has seen), or a file of cameras:
 transforms.json, COLMAP's images.txt, text of TUM, KITTI or RealEstate10K, .npz.
 
 For a posed run (SRT), the motion is one of rotate, zoom, closeup,

@@ -15,7 +15,8 @@ from xfactor.inference import footage, latent, movie, transfer
 
 _COLUMNS = 7  # Columns of the strip.
 _FPS = 12.0
-_FARTHEST = 60.0  # Degrees, and typical moves, of a path chosen by its domain.
+# Largest amount that is chosen by the domain: degrees, or typical moves.
+_FARTHEST = 60.0
 _AHEAD = 10.0  # Typical moves to the point that orbits look at.
 _HALVINGS = 20
 
@@ -149,7 +150,7 @@ def choose(
   Args:
     model: Model with a calibration.
     path: NAME or NAME:AMOUNT with a key of `flights.FLIGHTS`, or a file of
-      `camera_paths`. The default amount is the largest in the calibration's
+      `camera_paths`. The default amount is half as far as the calibration's
       domain.
     frames: Number of cameras; the largest number for a file.
     distance: Distance ahead of the point that `orbit` and `spiral` look at.
@@ -200,7 +201,7 @@ def choose(
     for _ in range(_HALVINGS):
       middle = (low + high) / 2
       far = calibration.distance(make(middle)).max()
-      if far <= calibration.motions.limit:
+      if far <= calibration.motions.limit / 2:
         low = middle
       else:
         high = middle
