@@ -10,6 +10,7 @@ motions says how far a motion is from all that the maps have seen.
 
 import dataclasses
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int, Key
 from scipy.spatial.transform import Rotation
 
+from xfactor.data import files
 from xfactor.data.formats import npz
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
@@ -519,10 +521,14 @@ def save(calibration: Calibration, workdir: epath.PathLike) -> epath.Path:
       parts = part.items() if isinstance(part, dict) else [('', part)]
       arrays |= {f'{name}:{key}:{k}': np.asarray(v) for k, v in parts}
   path = file_of(workdir, calibration.step)
-  partial = path.with_name(f'.{path.name}.incomplete')
+  data = io.BytesIO()
+  np.savez(data, **arrays)
   try:
-    with partial.open('wb') as file:
-      np.savez(file, **arrays)
+    if files.is_remote(path):  # Buckets show only complete files.
+      path.write_bytes(data.getvalue())
+      return path
+    partial = path.with_name(path.name + files.partial_suffix())
+    partial.write_bytes(data.getvalue())
     partial.replace(path)
   except OSError as e:
     raise UserError(
