@@ -238,3 +238,26 @@ def test_places_are_told_by_sines_and_cosines():
   np.testing.assert_allclose(
     np.sort(code, -1), np.sort(waves.reshape(3, 16), -1), atol=1e-6
   )
+
+
+@both
+def test_settings_of_small_models_change_only_the_start(name):
+  published = functional(name).init(jax.random.key(0))
+  ours = functional(name, tie_qk=True, pose_gain=10.0).init(jax.random.key(0))
+  changed = {k for k, x in ours.items() if not (x == published[k]).all()}
+  width, pose = SIZES['features'], set()
+  for key, x in ours.items():
+    if key.endswith('/qkv/kernel'):
+      q, k, v = np.split(np.asarray(x), 3, -1)
+      np.testing.assert_array_equal(q, k)
+      assert not (q == v).any()
+    elif key.endswith('/kv/kernel'):
+      q = ours[key.replace('/kv/', '/q/')]
+      np.testing.assert_array_equal(x[..., :width], q)
+      np.testing.assert_array_equal(x[..., width:], published[key][..., width:])
+    elif key in changed:
+      np.testing.assert_allclose(x, 10 * published[key], rtol=1e-6)
+      pose.add(key)
+  assert pose == {
+    {'rust': 'pose/kernel', 'rayzer': 'pose/layers/1/kernel'}[name]
+  }

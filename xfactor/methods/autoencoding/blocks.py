@@ -46,6 +46,9 @@ class Config:
     encoder_layers: Depth of the pose encoder.
     scene_layers: Depth of the scene encoder.
     decoder_layers: Depth of the decoder.
+    tie_qk: Whether key projections start equal to query projections, as in
+      XFactor's settings for small models; not in the publications.
+    pose_gain: Initial factor on the last kernel of the pose head; the same.
     dtype: Type of matrix products and attention: 'float32' or 'bfloat16'.
     attention: 'auto' or the name of a kernel; see nn/attention.py.
     remat: Recomputation in the backward pass: 'none', 'dots' or 'full'.
@@ -57,6 +60,8 @@ class Config:
   encoder_layers: int = limits.at_least(8, 1)
   scene_layers: int = limits.at_least(8, 1)
   decoder_layers: int = limits.at_least(8, 1)
+  tie_qk: bool = False
+  pose_gain: float = limits.at_least(1.0, 0)
   dtype: str = 'bfloat16'
   attention: str = 'auto'
   remat: str = 'full'
@@ -90,8 +95,13 @@ class Block(block.Block):
     if cross:
       self.q = layers.linear(width, width, **kwargs)
       self.kv = layers.linear(width, 2 * width, **kwargs)
+      keys, start = self.kv.kernel, 0
     else:
       self.qkv = layers.linear(width, 3 * width, **kwargs)
+      keys, start = self.qkv.kernel, width
+    if config.tie_qk:
+      queries = (self.q if cross else self.qkv).kernel[...][:, :width]
+      keys[...] = keys[...].at[:, start : start + width].set(queries)
     self.norm_q = layers.HeadNorm(config.heads, width // config.heads)
     self.norm_k = layers.HeadNorm(config.heads, width // config.heads)
     self.out = layers.linear(width, width, rows=True, **kwargs)

@@ -47,6 +47,7 @@ class RayZer(nnx.Module):
     self.camera_estimator = blocks.Trunk(config, config.encoder_layers, **make)
     heads = {'rngs': rngs, 'dtype': jnp.float32, 'exact': True}
     self.pose = layers.MLP((2 * width, width, se3.DIM - 1), **heads)
+    self.pose.layers[-1].kernel[...] *= config.pose_gain
     self.focal = layers.MLP((width, width, 1), **heads)
     self.embed_context = layers.MLP((patch + rays, width, width), **kwargs)
     self.embed_target = layers.linear(rays, width, **kwargs)

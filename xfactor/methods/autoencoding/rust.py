@@ -44,6 +44,7 @@ class Rust(nnx.Module):
     self.pose = layers.linear(
       width, config.pose_dim, rngs=rngs, dtype=jnp.float32, exact=True
     )
+    self.pose.kernel[...] *= config.pose_gain
     self.embed_query = layers.MLP((config.pose_dim, 4 * width, width), **kwargs)
     self.decoder = blocks.Trunk(
       config, config.decoder_layers, **make, cross=True
