@@ -315,23 +315,32 @@ def run_part(part: experiment.Part, out: pathlib.Path, *, tuned: bool) -> bool:
     stores=stores,
     recipes=_RECIPES.value,
     suite=part.suite,
+    motions=part.motions,
   )
+  motions = part.motions and store_lib.open_split(
+    config.data.dir, part.motions, config.eval.split
+  )
+  by = f', motions of {part.motions}' if part.motions else ''
   table = tables.Table(
-    f'{part.suite}, {part.budget} a member',
+    f'{part.suite}, {part.budget} a member{by}',
     list(asked),
     bad,
-    scenes=scenes_of(config, stores[1]),
+    scenes=scenes_of(config, stores[1], motions),
   )
   if tuned:
     out = out / part.name
   return suites.complete(runs, table, out, jobs=_JOBS.value)
 
 
-def scenes_of(config: ConfigDict, store: store_lib.FrameStore) -> list[str]:
+def scenes_of(
+  config: ConfigDict,
+  store: store_lib.FrameStore,
+  motions: store_lib.FrameStore | None,
+) -> list[str]:
   """Returns the name of the scene of each pair; clips of one may be several."""
   return [
     re.split('[-/]', store.clip_id(scene.clip))[0]
-    for _, scene in pairs.pairs_of(config, store)
+    for _, scene in pairs.pairs_of(config, store, motions)
   ]
 
 

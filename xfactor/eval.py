@@ -7,7 +7,8 @@ folder or into --out. The recipe is that of the run; overrides of it, or another
 the newest checkpoint; --step=N selects one, --step=all all that are not
 evaluated yet. --follow waits for new checkpoints until that of the run's last
 update. --oracle=NAME also runs the transfer test: True Pose
-Similarity by that oracle, and FID. --probe also trains and tests the pose
+Similarity by that oracle, and FID; --motions=DATA_SET lets the clips of another
+data set move the scenes. --probe also trains and tests the pose
 probe. Exit codes are those of xfactor.main.
 """
 
@@ -49,6 +50,9 @@ _TARGET_ORACLE = flags.DEFINE_enum(
 _TARGET_ORACLE_OPTIONS = flags.DEFINE_string(
   'target_oracle_options', '', 'Options of --target_oracle.'
 )
+_MOTIONS = flags.DEFINE_string(
+  'motions', None, 'Data set that gives the motions; default: its own.'
+)
 _LPIPS = flags.DEFINE_multi_enum(
   'lpips', None, ['vgg16', 'alexnet'], 'LPIPS networks (default: vgg16).'
 )
@@ -70,10 +74,12 @@ def main(_) -> int:
     cli.initialize_distributed()
     stack.enter_context(shutdown.handling())
     config, workdir = _CONFIG.value, _WORKDIR.value
-    if not _ORACLE.value and (_INCEPTION.value or _TARGET_ORACLE.value):
+    if not _ORACLE.value and (
+      _INCEPTION.value or _TARGET_ORACLE.value or _MOTIONS.value
+    ):
       raise UserError(
-        '--inception and --target_oracle are for the transfer test; add '
-        '--oracle=NAME'
+        '--inception, --target_oracle and --motions are for the transfer test; '
+        'add --oracle=NAME'
       )
     evaluate = evaluation_run.Evaluation(
       config,
@@ -84,6 +90,7 @@ def main(_) -> int:
       inception=_INCEPTION.value,
       probe=_PROBE.value,
       out=_OUT.value,
+      motions=_MOTIONS.value,
     )
     for page in evaluation_run.pages(
       evaluate, config, workdir, _STEP.value, follow=_FOLLOW.value

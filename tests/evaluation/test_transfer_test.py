@@ -147,6 +147,47 @@ def test_a_perfect_transfer_and_its_null_rows(store):
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Turned(Walks):
+  """The same walks, turned around."""
+
+  name = 'turned'
+
+  def items(self):
+    return super().items()[:4]
+
+  def clips(self, item):
+    for clip in super().clips(item):
+      yield dataclasses.replace(clip, frames=clip.frames[::-1])
+
+
+def test_another_data_set_can_give_the_motions(store, tmp_path):
+  convert_run.convert(Turned(), tmp_path, workers=0, quiet=True)
+  motions = store_lib.open_split(tmp_path, 'turned', 'test')
+  pairs = pairs_lib.fixed_pairs(
+    store, 100, contexts=1, targets=5, window=16, motions=motions
+  )
+  assert len(pairs) == 4 * CLIPS
+  assert len({(a.clip, b.clip) for a, b in pairs}) == len(pairs)
+  assert all(a.store is motions and b.store is store for a, b in pairs)
+  # Pairs of one data set stay as they were.
+  assert len(pairs_of(store, count=100)) == CLIPS * (CLIPS - 1)
+  result = transfer_test.evaluate(
+    Painter(), store, pairs, Reader(), num_pictures=len(pairs)
+  )
+  auc = {row: s.means['auc@20'].value for row, s in result.summaries.items()}
+  assert auc['model'] > 0.99
+  assert auc['autoencoded'] > 0.99
+  assert auc['frozen'] == 0
+  for (motion, scene), shown, first in zip(
+    pairs, result.pictures['motion'], result.pictures['scene'], strict=True
+  ):
+    frames = motions.clip_frames(motion.clip, motion.targets)
+    np.testing.assert_array_equal(shown, [*map(images_lib.decode, frames)])
+    (frame,) = store.clip_frames(scene.clip, scene.contexts)
+    np.testing.assert_array_equal(first, images_lib.decode(frame))
+
+
 def test_clips_of_several_pairs_are_looked_at_once(store, monkeypatch):
   calls = {'clip_frames': 0, 'encode_poses': 0, 'render': 0}
 

@@ -94,7 +94,7 @@ def _truth(
   """Renders the scene from the motion's cameras; black inside walls."""
   if not rerender.is_possible(store):
     return {}
-  path = pairs.path_after(store, motion, scene, _shown(motion))
+  path = pairs.path_after(motion, scene, _shown(motion))
   pictures, _ = rerender.rerender(store, scene.clip, path, size)
   return {'true re-render': pictures}
 

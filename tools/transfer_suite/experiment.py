@@ -24,6 +24,7 @@ class Part:
     seeds: Seeds.
     budget: Budget of each run.
     oracles: Pose oracles; None: all that suit the world.
+    motions: Data set whose motions move its scenes, if it is another one.
   """
 
   name: str
@@ -32,6 +33,7 @@ class Part:
   seeds: tuple[int, ...]
   budget: str
   oracles: tuple[str, ...] | None = ('none',)
+  motions: str | None = None
 
 
 _FIVE, _THREE = tuple(range(5)), tuple(range(3))
@@ -50,6 +52,7 @@ PARTS = (
   Part('textures', 'textures', _MAIN, _FIVE, '6TFLOP'),
   Part('levels', 'levels', _MAIN, _THREE, '24TFLOP'),
   Part('tps', 'turning', _MAIN, _THREE, '15TFLOP', _TPS),
+  Part('crossing', 'levels', _MAIN, _THREE, '24TFLOP', motions='turning'),
   Part('widths', 'parallax', _WIDE, _THREE, '40TFLOP'),
   Part('members', 'turning', _OTHERS, _FIVE, '15TFLOP'),
 )
@@ -79,7 +82,8 @@ def with_earlier(part: Part) -> Part:
   earlier = [
     x.members
     for x in PARTS[: names.index(part.name)]
-    if (x.suite, x.oracles) == (part.suite, part.oracles)
+    if (x.suite, x.oracles, x.motions)
+    == (part.suite, part.oracles, part.motions)
   ]
   every = (name for some in (*earlier, part.members) for name in some)
   return dataclasses.replace(part, members=tuple(dict.fromkeys(every)))

@@ -37,14 +37,24 @@ class Stage:
   """A command of a run.
 
   Attributes:
-    name: `TRAIN`, the name of an oracle, or `PROBE` if only the probe runs.
+    name: `TRAIN`, that of a transfer test, or `PROBE` if only the probe runs.
     command: Program and arguments.
     key: Digest of everything that its result depends on.
+    oracle: Oracle of a transfer test; empty for other commands.
+    motions: Data set that gives its motions, if it is another one.
   """
 
   name: str
   command: Sequence[str]
   key: str
+  oracle: str = ''
+  motions: str = ''
+
+  @property
+  def file(self) -> str:
+    """End of the name of the file that a transfer test writes."""
+    prefix = f'by-{self.motions}_' if self.motions else ''
+    return f'{prefix}tps-{self.oracle}.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +146,7 @@ def plan(
   stores: Sequence[store_lib.FrameStore],
   recipes: str,
   suite: str,
+  motions: str | None = None,
 ) -> list[Run]:
   """Returns all runs, ordered by seed, so that early results compare members.
 
@@ -148,10 +159,13 @@ def plan(
     stores: Training and test splits.
     recipes: Path of the file of recipes.
     suite: Suite, the second argument of its `get_config`.
+    motions: Data set that gives the motions; None: that of the scenes.
   """
   digests = [store.digest for store in stores]
   versions = {k: (x.version, x.settings()) for k, x in asked.items()}
-  probed = all(x.clip(0).world_to_camera is not None for x in stores)
+  probed = not motions and all(
+    x.clip(0).world_to_camera is not None for x in stores
+  )
 
   def run(member: Member, seed: int) -> Run:
     workdir = out / f'{member.name}-seed{seed}'
@@ -178,6 +192,9 @@ def plan(
       name: [f'--oracle={name}', f'--oracle_options={options.get(name, "")}']
       for name in (asked if member.draws else ())
     }
+    if motions:
+      for words in tests.values():
+        words.append(f'--motions={motions}')
     if probed:  # Together with the first oracle, if any.
       tests.setdefault(next(iter(tests), PROBE), []).append('--probe')
     train = [sys.executable, '-m', 'xfactor.main', *arguments]
@@ -185,7 +202,12 @@ def plan(
     for name, more in tests.items():
       command = [sys.executable, '-m', 'xfactor.eval', *arguments, *more]
       key = files.digest(leaves, digests, more, versions.get(name))
-      stages.append(Stage(name, command, key))
+      if name == PROBE:
+        stages.append(Stage(name, command, key))
+        continue
+      # Does not replace the test with the motions of the data set itself.
+      called = f'{name} by {motions}' if motions else name
+      stages.append(Stage(called, command, key, name, motions or ''))
     return Run(member, seed, workdir, stages, recipe)
 
   return [run(member, seed) for seed in seeds for member in members]

@@ -119,12 +119,11 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
       key = 'probe' if row == 'probe' else f'probe {row}'
       common[key] = _mean(result['mean']['auc@20'])
   for stage in run.stages:
-    path = folder / f'{name}_tps-{stage.name}.json'
-    if stage.name in (running.TRAIN, running.PROBE):
+    if not stage.oracle:
       continue
-    found = files.read_json(path)
-    rows[stage.name] = {k: _row(row) for k, row in found['rows'].items()}
-    titles[stage.name] = {
+    found = files.read_json(folder / f'{name}_{stage.file}')
+    rows[stage.oracle] = {k: _row(row) for k, row in found['rows'].items()}
+    titles[stage.oracle] = {
       'oracle': found['oracle'],
       'pairs': found['rows']['model']['pairs'],
       'chance': found.get('chance'),
@@ -134,8 +133,8 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
       row: {k: x for k, x in found['rows'][row]['each'].items() if k in _TRUE}
       for row in ('model', 'autoencoded')
     }
-    own = rows[stage.name]['autoencoded']
-    rows[stage.name]['model'] |= {
+    own = rows[stage.oracle]['autoencoded']
+    rows[stage.oracle]['model'] |= {
       'autoencoded': own['auc@20'],
       **{f'autoencoded {key}': own[key] for key in _TRUE},
     }

@@ -16,12 +16,14 @@ class Excerpt:
   """Frames of a clip that the transfer test uses.
 
   Attributes:
+    store: Split with the clip.
     clip: Row of the clip in its split.
     contexts: int [c], equally spaced inside the window; the middle one is the
       reference.
     targets: int [t], equally spaced, from end to end of the window.
   """
 
+  store: store_lib.FrameStore
   clip: int
   contexts: np.ndarray
   targets: np.ndarray
@@ -33,7 +35,9 @@ class Excerpt:
 
 
 def pairs_of(
-  config: ConfigDict, store: store_lib.FrameStore
+  config: ConfigDict,
+  store: store_lib.FrameStore,
+  motions: store_lib.FrameStore | None = None,
 ) -> list[tuple[Excerpt, Excerpt]]:
   """Returns `fixed_pairs` with the settings of a recipe."""
   return fixed_pairs(
@@ -42,11 +46,11 @@ def pairs_of(
     contexts=config.data.contexts,
     targets=config.eval.targets,
     window=config.eval.transfer_window or config.eval.window,
+    motions=motions,
   )
 
 
 def path_after(
-  store: store_lib.FrameStore,
   motion: Excerpt,
   scene: Excerpt,
   frames: Int[np.ndarray, ' n'],
@@ -54,15 +58,14 @@ def path_after(
   """Cameras of the motion's frames, moved to start at the scene's reference.
 
   Args:
-    store: The split, with cameras.
-    motion: Excerpt that gives the motion.
-    scene: Excerpt in whose world the cameras are.
+    motion: Excerpt that gives the motion, with cameras.
+    scene: Excerpt in whose world the cameras are, with cameras.
     frames: Frames of the motion's clip.
   """
 
   def cameras(excerpt: Excerpt, frames: np.ndarray) -> np.ndarray:
     out = np.tile(np.eye(4), (len(frames), 1, 1))
-    out[:, :3] = store.clip(excerpt.clip).world_to_camera[frames]
+    out[:, :3] = excerpt.store.clip(excerpt.clip).world_to_camera[frames]
     return out
 
   def start(excerpt: Excerpt) -> np.ndarray:
@@ -78,6 +81,7 @@ def fixed_pairs(
   contexts: int,
   targets: int,
   window: int,
+  motions: store_lib.FrameStore | None = None,
 ) -> list[tuple[Excerpt, Excerpt]]:
   """Returns pairs of different clips, (motion, scene), the same in every run.
 
@@ -86,11 +90,12 @@ def fixed_pairs(
   of one pair and the scene of another.
 
   Args:
-    store: The split.
+    store: The split with the scenes.
     count: Number of pairs, if there are enough clips.
     contexts: Number of views of the scene that the model gets.
     targets: Number of views that it renders.
     window: Number of frames that contexts and targets are from.
+    motions: Split with the motions; None: the same.
 
   Raises:
     UserError: If fewer than two clips have `window` frames, or the file names
@@ -102,26 +107,33 @@ def fixed_pairs(
       f'and {contexts} contexts; change config.eval.targets or '
       '.transfer_window'
     )
+  motions = motions or store
+  key = f'contexts={contexts},targets={targets},window={window},pairs={count}'
+  if motions.name != store.name:
+    key += f',motions={motions.name}'
   chosen, path = store.remember(
     'transfer_index',
-    f'contexts={contexts},targets={targets},window={window},pairs={count}',
-    lambda: _choose(store, count, contexts, targets, window),
+    key,
+    lambda: _choose(motions, store, count, contexts, targets, window),
   )
   sides = [
     [
-      Excerpt(row, np.array(context), np.array(target))
+      Excerpt(where, row, np.array(context), np.array(target))
       for row, (_, context, target) in zip(
-        store.rows_of([clip_id for clip_id, *_ in side], path).tolist(),
+        where.rows_of([clip_id for clip_id, *_ in side], path).tolist(),
         side,
         strict=True,
       )
     ]
-    for side in zip(*chosen, strict=True)
+    for where, side in zip(
+      (motions, store), zip(*chosen, strict=True), strict=True
+    )
   ]
   return list(zip(*sides, strict=True))
 
 
 def _choose(
+  motions: store_lib.FrameStore,
   store: store_lib.FrameStore,
   count: int,
   contexts: int,
@@ -129,23 +141,32 @@ def _choose(
   window: int,
 ) -> list[list[list]]:
   """Returns [id, contexts, targets] of both clips of each pair."""
-  rows = [i for i, n in enumerate(store.num_frames) if n >= window]
-  n = len(rows)
-  if n < 2:
-    raise UserError(
-      f'{n} clips of {store.name}/{store.split} have {window} frames, but the '
-      'transfer test needs at least 2; reduce config.eval.transfer_window'
-    )
-  rows.sort(key=lambda i: (files.unit_hash(store.clip_id(i)), i))
   inside = (np.arange(contexts) + 0.5) / contexts * (window - 1)
 
-  def excerpt(row: int) -> list:
+  def rows_of(store: store_lib.FrameStore) -> list[int]:
+    rows = [i for i, n in enumerate(store.num_frames) if n >= window]
+    if len(rows) < 2:
+      raise UserError(
+        f'{len(rows)} clips of {store.name}/{store.split} have {window} '
+        'frames, but the transfer test needs at least 2; reduce '
+        'config.eval.transfer_window'
+      )
+    return sorted(rows, key=lambda i: (files.unit_hash(store.clip_id(i)), i))
+
+  def excerpt(store: store_lib.FrameStore, row: int) -> list:
     length = int(store.num_frames[row])
     context = (length - window) // 2 + np.round(inside).astype(int)
     target = views.eval_frames(length, targets, window)
     return [store.clip_id(row), context.tolist(), target.tolist()]
 
+  a, b = rows_of(motions), rows_of(store)
+  n, m = len(a), len(b)
+  # No clip moves itself.
+  most = n * (m - 1) if motions.name == store.name else n * m
   return [
-    [excerpt(rows[k % n]), excerpt(rows[(k + 1 + k // n) % n])]
-    for k in range(min(count, n * (n - 1)))
+    [
+      excerpt(motions, a[k % n]),
+      excerpt(store, b[(k % n + 1 + k // n) % m]),
+    ]
+    for k in range(min(count, most))
   ]

@@ -45,6 +45,8 @@ class Evaluation:
     probe: Whether to train and test the pose probe.
     out: Folder to write to, for a run that can only be read; by default the
       folder of the run.
+    motions: Data set that gives the motions of the transfer test; by default,
+      each gives its own.
 
   Raises:
     UserError: If data or weights are missing or do not fit.
@@ -61,6 +63,7 @@ class Evaluation:
     inception: str | None = None,
     probe: bool = False,
     out: str | None = None,
+    motions: str | None = None,
   ):
     config = restore.fit_mesh(config, jax.devices())
     self._config, self._workdir = config, workdir
@@ -86,10 +89,14 @@ class Evaluation:
     )
     if oracle is not None:
       self._features = _load_features(inception)
+      given = motions and store_lib.open_split(
+        config.data.dir, motions, config.eval.split
+      )
       self._pairs = {
-        name: pairs.pairs_of(config, store)
+        name: pairs.pairs_of(config, store, given)
         for name, store in self._stores.items()
       }
+    self._motions = motions
     self._probe = probe
 
   def __call__(self, step: int | None = None) -> epath.Path:
@@ -199,6 +206,8 @@ class Evaluation:
     """Path of the numbers of a transfer test or a probe."""
     if kind == 'tps':
       kind = f'tps-{self._oracle.name}'
+      if self._motions not in (None, name):
+        kind = f'by-{self._motions}_{kind}'
     return held_out.folder(self._out, step, variant) / f'{name}_{kind}.json'
 
   def _model_at(self, step: int, params: Params) -> latent.Model:

@@ -126,7 +126,7 @@ def evaluate(
 
   Args:
     model: Model that renders.
-    store: Split with the clips.
+    store: Split with the scenes.
     pairs: Pairs (motion, scene), from `fixed_pairs`.
     oracle: Oracle that recovers the paths; `cache.Cached` stores its results.
     target_oracle: Oracle of the paths of real frames; by default `oracle`.
@@ -141,7 +141,7 @@ def evaluate(
   # One object for each excerpt: the caches look them up by identity.
   one = {_key(excerpt): excerpt for pair in pairs for excerpt in pair}
   pairs = [(one[_key(a)], one[_key(b)]) for a, b in pairs]
-  drawing, anew = Rendering(model, store), None
+  drawing, anew = Rendering(model), None
   if rerender.is_possible(store):
     anew = true_pictures.TrueRenders(
       store, model.image_size, [a for a, _ in pairs]
@@ -164,9 +164,9 @@ def evaluate(
     if target_oracle is None:
       asked |= real
     else:
-      for row, paths in _find(target_oracle, store, real).items():
+      for row, paths in _find(target_oracle, real).items():
         targets.setdefault(row, []).extend(paths)
-    for row, paths in _find(oracle, store, asked).items():
+    for row, paths in _find(oracle, asked).items():
       found.setdefault(row, []).extend(paths)
     for row, clips in pictures.items():
       clips = [clip for clip in clips if clip is not None]
@@ -245,7 +245,7 @@ def films(
     and, if scenes can be rendered again, `truth`, uint8 [t, h, w, 3], and
     `reference`, the frame of the motion at which the scene is not moved.
   """
-  drawing, anew = Rendering(model, store), None
+  drawing, anew = Rendering(model), None
   if rerender.is_possible(store):
     anew = true_pictures.TrueRenders(store, model.image_size, [])
   out = []
@@ -287,8 +287,8 @@ class _Seen:
 class Rendering:
   """Renders excerpts; caches the last ones."""
 
-  def __init__(self, model: latent.Model, store: store_lib.FrameStore):
-    self._model, self._store = model, store
+  def __init__(self, model: latent.Model):
+    self._model = model
     self.see = functools.lru_cache(2 * _CHUNK)(self._see)
     self.draw = functools.lru_cache(2 * _CHUNK)(self._draw_anew)
 
@@ -306,8 +306,8 @@ class Rendering:
     }
 
   def _see(self, excerpt: pairs_lib.Excerpt) -> _Seen:
-    contexts = self._read(excerpt.clip, excerpt.contexts)
-    targets = self._read(excerpt.clip, excerpt.targets)
+    contexts = self._read(excerpt, excerpt.contexts)
+    targets = self._read(excerpt, excerpt.targets)
     both = np.append(contexts[[excerpt.reference]], targets, 0)
     return _Seen(
       contexts=contexts,
@@ -316,10 +316,11 @@ class Rendering:
       target_poses=self._model.encode_poses(both, 0)[1:],
     )
 
-  def _read(self, clip: int, frames: np.ndarray) -> np.ndarray:
+  def _read(self, excerpt: pairs_lib.Excerpt, frames: np.ndarray) -> np.ndarray:
+    store, clip = excerpt.store, excerpt.clip
     return self._model.fit(
-      [images.decode(data) for data in self._store.clip_frames(clip, frames)],
-      f'a frame of {self._store.clip_id(clip)}',
+      [images.decode(data) for data in store.clip_frames(clip, frames)],
+      f'a frame of {store.clip_id(clip)}',
     )
 
   def _draw_anew(
@@ -335,7 +336,6 @@ class Rendering:
 
 def _find(
   oracle: oracles_base.PoseOracle,
-  store: store_lib.FrameStore,
   asked: Mapping[
     str, tuple[Sequence[np.ndarray | None], Sequence[pairs_lib.Excerpt]]
   ],
@@ -344,13 +344,12 @@ def _find(
 
   Args:
     oracle: Oracle that finds them.
-    store: The split.
     asked: Clips and the excerpts whose scenes they show, by row.
   """
 
   def scene(row: str, excerpt: pairs_lib.Excerpt) -> oracles_base.Scene:
     frames = excerpt.targets if row in (_REAL, _MOTION) else np.array([], int)
-    return oracles_base.Scene(store, excerpt.clip, frames)
+    return oracles_base.Scene(excerpt.store, excerpt.clip, frames)
 
   clips = [
     (clip, scene(row, excerpt))
@@ -369,7 +368,8 @@ def _find(
 
 
 def _key(excerpt: pairs_lib.Excerpt) -> tuple:
-  return excerpt.clip, tuple(excerpt.contexts), tuple(excerpt.targets)
+  where = excerpt.store.name, excerpt.clip
+  return *where, tuple(excerpt.contexts), tuple(excerpt.targets)
 
 
 def _stack(results: Sequence[oracles_base.PoseResult]) -> np.ndarray:

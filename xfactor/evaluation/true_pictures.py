@@ -54,7 +54,7 @@ class TrueRenders:
     self, motion: pairs.Excerpt, scene: pairs.Excerpt
   ) -> np.ndarray | None:
     """Renders the scene from the motion's cameras; None if one is in a wall."""
-    path = pairs.path_after(self._store, motion, scene, motion.targets)
+    path = pairs.path_after(motion, scene, motion.targets)
     if not rerender.is_free(self._store, scene.clip, path).all():
       return None
     return rerender.rerender(self._store, scene.clip, path, self._size)[0]
@@ -65,10 +65,14 @@ class TrueRenders:
     """Renders the scene after the next motions of the test, of other clips."""
     k = self._motions.index(motion)
     after = self._motions[k + 1 :] + self._motions[:k]
-    clips = {motion.clip, scene.clip}
-    drawn = (self.draw(x, scene) for x in after if x.clip not in clips)
+    used = {_clip_of(motion), _clip_of(scene)}
+    drawn = (self.draw(x, scene) for x in after if _clip_of(x) not in used)
     free = (x for x in drawn if x is not None)
     return list(itertools.islice(free, _CANDIDATES - 1))
+
+
+def _clip_of(excerpt: pairs.Excerpt) -> tuple[str, int]:
+  return excerpt.store.name, excerpt.clip
 
 
 def _compare(
