@@ -90,7 +90,7 @@ def evaluate(
         f'{store.clip_id(clip)} of {store.name}/{store.split} has no cameras '
         'to test a calibration with; convert it with its cameras'
       )
-  drawing = transfer_test.Rendering(model, store)
+  drawing = transfer_test.Rendering(model)
   # One object for each excerpt, for the caches.
   one = {excerpt.clip: excerpt for pair in pairs for excerpt in pair}
   pairs = [(one[a.clip], one[b.clip]) for a, b in pairs]
