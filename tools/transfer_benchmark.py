@@ -17,8 +17,9 @@ available run; oracles named by --oracles must be available.
 --experiment runs the parts that docs/experiment.md registers, all or some of
 them (main,parallax,...), and prints their budget first. The learning rate of
 each member is chosen on validation scenes in OUT/rates; the results are in
-OUT/PART, the runs in OUT/runs. --budget, --seeds, --members and --oracles
-replace what is registered, to try the command. --plan only prints the budget.
+OUT/PART, figures in OUT/figures, the runs in OUT/runs. --budget, --seeds,
+--members and --oracles replace what is registered, to try the command. --plan
+only prints the budget.
 
 OUT/results.md has a table for each oracle and the differences to `xfactor`,
 OUT/results.json all numbers, OUT/curves.json the curves and the numbers of each
@@ -43,6 +44,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from transfer_suite import (
   experiment,
+  figures,
   members,
   rates,
   running,
@@ -400,7 +402,11 @@ def main(_: list[str]) -> int:
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{out}/compile_cache')
     if _JOBS.value > 1:
       os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-    done = [run_part(part, out, tuned=tuned) for part in parts]
+    done = []
+    for part in parts:
+      done.append(run_part(part, out, tuned=tuned))
+      if tuned and (plots := figures.write(out)):
+        print(f'figures: {", ".join(map(str, plots))}', flush=True)
     return 0 if all(done) else 1
 
 
