@@ -10,7 +10,7 @@ from xfactor.errors import UserError
 
 # Suite and budget of the runs that choose learning rates.
 RATES_SUITE, RATES_BUDGET = 'turning', '7.5TFLOP'
-_SPEED = 30.0  # GFLOP/s of a job, assumed until a run has finished.
+_SPEED = 28.0  # GFLOP/s of a job, assumed until a run has finished.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,13 @@ _OTHERS = (
 _TPS = ('none', 'rerender', 'known_scene')
 PARTS = (
   Part('main', 'turning', _MAIN, _FIVE, '15TFLOP'),
-  Part('parallax', 'parallax', _MAIN, _THREE, '40TFLOP'),
+  Part('parallax', 'parallax', _MAIN, _THREE, '36TFLOP'),
   Part('moving', 'moving', _MOVING, _FIVE, '15TFLOP'),
   Part('textures', 'textures', _MAIN, _FIVE, '6TFLOP'),
   Part('levels', 'levels', _MAIN, _THREE, '24TFLOP'),
   Part('tps', 'turning', _MAIN, _THREE, '15TFLOP', _TPS),
   Part('crossing', 'levels', _MAIN, _THREE, '24TFLOP', motions='turning'),
-  Part('widths', 'parallax', _WIDE, _THREE, '40TFLOP'),
+  Part('widths', 'parallax', _WIDE, _THREE, '36TFLOP'),
   Part('members', 'turning', _OTHERS, _FIVE, '15TFLOP'),
 )
 
