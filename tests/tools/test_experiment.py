@@ -240,6 +240,40 @@ def test_what_has_no_renderer_is_chosen_by_its_probe(tmp_path):
   np.testing.assert_allclose(rates.score(run), 70)
 
 
+def test_motions_of_another_world_are_a_test_of_their_own(tmp_path):
+  member = members.Member(
+    'rust', small.recipe('data', train__steps=40), 1, 1, True, 'squares'
+  )
+
+  def plan(motions):
+    (run,) = running.plan(
+      [member],
+      [0],
+      tmp_path,
+      {'none': benchmark.oracle()},
+      options={},
+      stores=[benchmark.store()] * 2,
+      recipes='R.py',
+      suite='levels',
+      motions=motions,
+    )
+    return run
+
+  own, crossing = plan(None), plan('turning')
+  assert own.stages[0] == crossing.stages[0]
+  assert own.stages[1].file == 'tps-none.json'
+  assert crossing.stages[1].file == 'by-turning_tps-none.json'
+  assert '--motions=turning' in crossing.stages[1].command
+  assert '--probe' not in crossing.stages[1].command
+  # One does not undo the other.
+  for run in (own, crossing):
+    run.begin()
+    for stage in run.left():
+      run.finish(stage, 1.0)
+  assert not own.left()
+  assert not crossing.left()
+
+
 def test_curves_are_small(tmp_path):
   run = rate_runs(tmp_path)['rust'][1e-2]
   run.begin()
