@@ -4,10 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import struct
 import subprocess
 import sys
 
+import google_crc32c
 import jax
 import numpy as np
 import pytest
@@ -78,13 +81,12 @@ def run(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.slow
-def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
+def outputs(run, golden, **changes):
+  """Poses and pictures of the imported model, and those of the public one."""
   want = golden('xf_clu_ckpt_expected')
   _, meta = read(run)
   config = configs.base()
-  config.model.update(meta['config']['model'])
-  config.model.dtype = 'float32'
+  config.model.update(meta['config']['model'] | changes)
   built = build.build(config)
   checkpoints = checkpoints_lib.Checkpoints(run, create=False)
   with contextlib.closing(checkpoints):  # As xfactor.eval loads it.
@@ -97,9 +99,26 @@ def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
     poses = model.encode(images)
     return poses, model.render(images[:, :1], poses)
 
-  poses, image = draw(params, want['io/images'])
-  assert_close(poses, want['io/pose'], test_network.POSES)
-  assert_close(image, want['io/render'], test_network.PICTURES)
+  got = draw(params, want['io/images'])
+  return tuple(zip(got, (want['io/pose'], want['io/render']), strict=True))
+
+
+@pytest.mark.slow
+def test_an_imported_model_draws_what_the_public_one_draws(run, golden):
+  poses, pictures = outputs(run, golden)
+  assert_close(*poses, test_network.POSES)
+  assert_close(*pictures, test_network.PICTURES)
+
+
+@pytest.mark.slow
+def test_bfloat16_costs_an_import_what_the_documents_say(run, golden):
+  for dtype, low, high in (('float32', 0, 1e-4), ('bfloat16', 1e-2, 0.2)):
+    poses, pictures = (
+      float(np.abs(got - want).max() / np.abs(want).max())
+      for got, want in outputs(run, golden, dtype=dtype)
+    )
+    print(f'{dtype}: poses {poses:.1e}, pictures {pictures:.1e}')
+    assert low <= poses < high
 
 
 def test_the_recipe_has_the_sizes_of_the_arrays(run):
@@ -120,6 +139,7 @@ def test_the_recipe_has_the_sizes_of_the_arrays(run):
   }
   assert {k: got.model[k] for k in sizes} == sizes
   assert (got.data.contexts, got.data.image_size) == (2, 64)
+  assert got.model.dtype == 'float32'  # As the public code computes.
 
 
 def test_moments_and_counts_come_along(run, theirs):
@@ -191,6 +211,42 @@ def test_an_imported_checkpoint_goes_back_bit_for_bit(run, tmp_path):
   # What was written is found again, by its folder too.
   again = exchange_convert.convert(folder, tmp_path / 'again')
   assert again['read'].startswith(str(folder / 'ckpt-1.flax'))
+
+
+def test_the_folder_has_what_clu_looks_for(run, tmp_path):
+  exchange_convert.convert(run, tmp_path, to='official')
+  folder = tmp_path / 'checkpoints-0'
+  names = (folder / 'checkpoint').read_text()
+  saved, preserved = (
+    float(re.search(rf'^{key}: ([0-9.]+)$', names, re.M)[1])
+    for key in ('all_model_checkpoint_timestamps', 'last_preserved_timestamp')
+  )
+  assert saved > preserved  # Or TensorFlow ignores it.
+  data = (folder / 'ckpt-1.data-00000-of-00001').read_bytes()
+  assert int.from_bytes(data[:8], 'little') == 1
+  index = (folder / 'ckpt-1.index').read_bytes()
+  # The index has the masked checksum of the counter.
+  crc = google_crc32c.value(data[:8])
+  masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+  assert struct.pack('<I', masked) in index
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_clu_restores_what_is_exported(run, theirs, tmp_path):
+  """Needs clu and TensorFlow, which change nothing of xfactor otherwise."""
+  checkpoint = pytest.importorskip('clu.checkpoint')
+  exchange_convert.convert(run, tmp_path, to='official')
+  manager = checkpoint.MultihostCheckpoint(str(tmp_path / 'checkpoints'), {})
+  zero = jax.tree.map(
+    np.zeros_like, serialization.msgpack_restore(FILE.read_bytes())
+  )
+  state = manager.restore_or_initialize(zero)
+  got = traverse_util.flatten_dict(state, keep_empty_nodes=True, sep='/')
+  assert got['step'] == 2
+  assert_same(under(got, 'params/'), under(theirs, 'params/'))
+  kept = tmp_path / 'checkpoints-0' / 'ckpt-1.flax'
+  assert kept.read_bytes() == FILE.read_bytes()
+  assert manager.save(state).endswith('ckpt-2')
 
 
 def test_a_run_that_was_never_imported_gets_the_rest_made_up(

@@ -1,6 +1,7 @@
 """Reads and writes checkpoints of the public XFactor code."""
 
 import re
+import time
 from collections import Counter
 from typing import Any, BinaryIO
 
@@ -50,6 +51,29 @@ _METRICS = (
   'eval_metrics/eval_loss',
   'eval_metrics/eval_lpips_loss',
 )
+
+# What clu reads next to ckpt-1.flax: the counter 1 of a
+# tf.train.Checkpoint, as TensorFlow 2.21 writes it for any model. Without
+# it the public scripts start from step 0 and overwrite the checkpoint.
+_SAVE_COUNTER = {
+  'ckpt-1.index': (
+    b'\x00\x00\x06\x08\x01\x1a\x02\x08\x01\x00\x1c\r_CHECKPOINTABLE_OBJ'
+    b"ECT_GRAPH\x08\x07\x12\x00 \x08(l5\xe2f\x8e\x98\x00'\x0bsave_count"
+    b'er/.ATTRIBUTES/VARIABLE_VALUE\x08\t\x12\x00(\x085\x01u\xdeA\x00'
+    b'\x00\x00\x00\x01\x00\x00\x00\x00ij\xc0\xa0\x00\x00\x00\x00\x01'
+    b'\x00\x00\x00\x00\xc0\xf2\xa1\xb0\x00\x01\x02t\x00r\x00\x00\x00'
+    b'\x00\x01\x00\x00\x00\x00\x8f\xben\x9fw\x08\x84\x01\x0e\x00\x00'
+    b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00'
+    b'\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00'
+    b'\x00W\xfb\x80\x8b$uG\xdb'
+  ),
+  'ckpt-1.data-00000-of-00001': (
+    b'\x01\x00\x00\x00\x00\x00\x00\x00g\xa1FE\x13\n\x16\n\x10\x08\x01'
+    b'\x12\x0csave_counter*\x02\x08\x01\nM\x12G\n\x0eVARIABLE_VALUE\x12'
+    b"\x0csave_counter\x1a'save_counter/.ATTRIBUTES/VARIABLE_VALUE*\x02"
+    b'\x08\x01'
+  ),
+}
 
 
 def read_msgpack(path: epath.Path) -> dict[str, Any]:
@@ -136,8 +160,10 @@ def _updates(rest: dict[str, Any]) -> int:
 def write_official(
   snapshot: snapshot_lib.Snapshot, target: epath.Path
 ) -> dict[str, str]:
-  """Writes a file for the public code's clu.checkpoint.load_state_dict.
+  """Writes a checkpoint that the public code's training scripts resume from.
 
+  A folder is what clu.checkpoint.MultihostCheckpoint restores; a single file
+  is its state only.
   Leaves that our state lacks are those of the import, or else default values.
   A checkpoint that was imported and not trained further is restored bit for
   bit.
@@ -178,8 +204,15 @@ def write_official(
   with snapshot_lib.whole(path) as f:
     write_msgpack(f, traverse_util.unflatten_dict(flat, sep='/'))
   if not single:
+    for name, content in _SAVE_COUNTER.items():
+      (target / name).write_bytes(content)
+    now = time.time()
+    # TensorFlow ignores checkpoints that are not newer than the last preserved.
     (target / 'checkpoint').write_text(
-      'model_checkpoint_path: "ckpt-1"\nall_model_checkpoint_paths: "ckpt-1"\n'
+      'model_checkpoint_path: "ckpt-1"\n'
+      'all_model_checkpoint_paths: "ckpt-1"\n'
+      f'all_model_checkpoint_timestamps: {now}\n'
+      f'last_preserved_timestamp: {now - 1}\n'
     )
   if snapshot.model.registers != 32:
     facts['beware'] = (

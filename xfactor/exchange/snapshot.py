@@ -92,9 +92,15 @@ def naming(path: epath.Path, method: str = 'xfactor') -> Iterator[None]:
 
 
 def recipe(method: str, config: ConfigDict | None) -> ConfigDict:
-  """Returns a copy of the given recipe, or the defaults of the method."""
+  """Returns a copy of the given recipe, or the defaults of the method.
+
+  Without a recipe the model is computed in float32, as its code did; see
+  docs/export.md for what bfloat16 costs.
+  """
   if config is None:
-    return configs.base(method)
+    config = configs.base(method)
+    config.model.dtype = 'float32'
+    return config
   if config.method != method:
     raise UserError(
       f'the checkpoint is of {_NAMES[method]}, the recipe of '
