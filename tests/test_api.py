@@ -28,9 +28,22 @@ from xfactor.training.resilience import checkpoints as checkpoints_lib
 SIZE = 32
 
 
-def save(workdir, *, contexts=1, steps=(1, 2), forget=(), extra=None):
+def save(
+  workdir,
+  *,
+  contexts=1,
+  steps=(1, 2),
+  forget=(),
+  extra=None,
+  changes=None,
+  recipe=None,
+):
   """Writes checkpoints of an untrained model whose layers all matter."""
-  config = small.recipe('none', data__contexts=contexts)
+  config = (recipe or small.recipe)(
+    'none',
+    **({} if recipe else {'data__contexts': contexts}),
+    **{f'model__{key}': value for key, value in (changes or {}).items()},
+  )
   built = build.build(config)
   state = built.init()
   checkpoints = checkpoints_lib.Checkpoints(workdir)
@@ -76,9 +89,10 @@ def pictures(count, seed=0, size=SIZE):
   return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def bare(model):
+def bare(model, **changes):
   """The networks themselves, on one device, and their parameters."""
-  config = small.recipe('none')
+  changes = {f'model__{key}': value for key, value in changes.items()}
+  config = small.recipe('none', **changes)
   built = build.build(config, jax.devices()[:1])
   params = jax.device_get(model._params)
   return built.functional.bind(jax.device_put(params, jax.devices()[0]))

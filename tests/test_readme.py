@@ -561,6 +561,7 @@ TINY = (
 )
 VENV = 'python3 -m venv .venv && . .venv/bin/activate && pip install -e . &&\n'
 INSTALLS = Elsewhere('installs what the tests have')
+EXPORTS = Elsewhere('tests/export/test_formats.py runs it')
 SERVES = Elsewhere('serves a page until it is stopped; tests/demo opens it')
 BLOCKS = {
   'README.md: Two commands': Run(
@@ -690,6 +691,17 @@ BLOCKS = {
   'docs/inference.md: Official checkpoints': Run(
     leaves=('runs/official/checkpoints', 'exported', 'model.safetensors'),
   ),
+  'docs/export.md: Export': EXPORTS,
+  'docs/export.md: StableHLO': EXPORTS,
+  'docs/export.md: ONNX': EXPORTS,
+  'docs/export.md: Safetensors': EXPORTS,
+  'docs/export.md: A page without a server': Elsewhere(
+    'serves a page until it is stopped; tests/export opens it'
+  ),
+  'docs/export.md: The public code': Elsewhere(
+    'tests/tools/test_import_checkpoint.py runs it'
+  ),
+  'docs/export.md: The public code (2)': Elsewhere('one of these tests'),
   'docs/gpus.md: GPUs': Run(
     {
       "pip install -e '.[cuda,perceptual]'\n": '',

@@ -25,6 +25,11 @@ def read_run(workdir: epath.Path) -> snapshot_lib.Snapshot:
     folder = checkpoints.folder
   step, params = int(state['step']), state['params']
   method = configs.upgraded(meta['config'])['method']
+  if method not in safetensors.TO_PUBLIC:
+    raise UserError(
+      f'{workdir} is a run of config.method={method!r}, which no other format '
+      'has: give a run of XFactor or SRT'
+    )
   recipe = configs.base(method)
   safetensors.put_model(recipe, meta['config']['model'])
   with snapshot_lib.naming(workdir, method):

@@ -1,0 +1,136 @@
+"""The exported page, from a plain file server, in a headless browser."""
+
+import functools
+import http.server
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+
+from tests import browser, test_api
+from tests.demo.serving import wait
+from xfactor import api
+from xfactor.errors import UserError
+from xfactor.export import formats, web
+from xfactor.inference import movie
+
+SHOWN = """
+const canvas = document.getElementById(arguments[0]);
+const { width, height } = canvas;
+return Array.from(
+  canvas.getContext('2d').getImageData(0, 0, width, height).data);
+"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with a run and its page; the runtime comes from npm."""
+  folder = tmp_path_factory.mktemp('place')
+  test_api.save(folder / 'run')
+  if not shutil.which('npm'):
+    pytest.skip('no npm: apt-get install npm')
+  formats.write(folder / 'run', folder / 'site', to='web')
+  size = test_api.SIZE
+  frames = [np.full((2 * size, 3 * size, 3), 20 * i, 'uint8') for i in range(8)]
+  (folder / 'walk.mp4').write_bytes(movie.mp4(np.stack(frames), 4))
+  (folder / 'broken.mp4').write_bytes(b'not a video')
+  scene = test_api.pictures(1, seed=1)[0]
+  Image.fromarray(scene).save(folder / 'kitchen.png')
+  return folder
+
+
+@pytest.fixture
+def page(place):
+  """The page, opened from a plain file server; its address is `page.at`."""
+  handler = functools.partial(Quiet, directory=place / 'site')
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  try:
+    with browser.chromium() as opened:
+      opened.at = f'127.0.0.1:{server.server_port}'
+      opened.get(f'http://{opened.at}/')
+      wait(lambda: 'Choose' in status(opened))
+      yield opened
+  finally:
+    server.shutdown()
+    server.server_close()
+
+
+def status(page):
+  return page.find_element(By.ID, 'status').text
+
+
+def choose(page, name, path):
+  page.find_element(By.ID, name).send_keys(str(path))
+
+
+def shown(page, name):
+  size = test_api.SIZE
+  pixels = np.reshape(page.execute_script(SHOWN, name), (size, size, 4))
+  assert (pixels[..., 3] == 255).all()
+  return pixels[..., :3]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::ResourceWarning')  # Selenium's.
+def test_a_video_moves_a_picture(place, page):
+  choose(page, 'video', place / 'walk.mp4')
+  choose(page, 'picture', place / 'kitchen.png')
+  found = wait(
+    lambda: re.fullmatch(
+      r'6 frames, (\d+\.\d) frames per second\.', status(page)
+    )
+  )
+  print(f'{found[1]} frames per second of 32 x 32 pixels')
+  assert float(found[1]) > 0
+  last = shown(page, 'moved')
+  # Steps back to the reference, whose pose is zero whatever the video shows.
+  slider = page.find_element(By.ID, 'shown')
+  page.execute_script(
+    'arguments[0].value = 0; arguments[0].dispatchEvent(new Event("input"))',
+    slider,
+  )
+  model = api.load(place / 'run')
+  zero = np.zeros((1, model.pose_dim), np.float32)
+  scene = np.asarray(Image.open(place / 'kitchen.png'))
+  want = model.render([scene], zero, zero)[0].astype(int)
+  first = shown(page, 'moved')
+  assert np.abs(first - want).max() <= 1  # The browser rounds halves up.
+  assert np.abs(last - first).max() > 2
+  # The middle of a dark frame, and nothing from elsewhere.
+  assert np.ptp(shown(page, 'motion')) <= 2
+  assert browser.hosts(page) == {page.at}
+  assert browser.errors(page) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::ResourceWarning')
+def test_files_that_cannot_be_read_are_named(place, page):
+  choose(page, 'picture', place / 'kitchen.png')
+  choose(page, 'video', place / 'broken.mp4')
+  said = 'this browser cannot read broken.mp4: choose another video.'
+  wait(lambda: status(page) == said)
+
+
+def test_without_npm_the_remedy_is_named(tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  with pytest.raises(UserError, match=r'npm is not installed.*Node\.js'):
+    web.write(tmp_path / 'site')
+
+
+def test_a_package_that_npm_lacks_is_one_sentence(tmp_path, monkeypatch):
+  if not shutil.which('npm'):
+    pytest.skip('no npm: apt-get install npm')
+  monkeypatch.setattr(web, 'RUNTIME', f'file:{tmp_path}/none')
+  with pytest.raises(UserError, match='npm cannot fetch') as caught:
+    web.write(tmp_path / 'site')
+  assert '\n' not in str(caught.value)
