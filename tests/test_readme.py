@@ -598,6 +598,9 @@ BLOCKS = {
     },
     leaves=('runs/vizdoom/checkpoints/2',),
   ),
+  'docs/training.md: Schedule and average': Elsewhere(
+    'tests/training/test_average.py, with fewer updates'
+  ),
   'docs/training.md: Several context views': Run(
     {
       '/data': f'all{RENDERER}{RE10K}',

@@ -54,8 +54,43 @@ def test_no_clipping_without_a_norm():
 
 
 def test_unknown_decay():
-  with pytest.raises(UserError, match='choose "cosine" or "exponential"'):
+  with pytest.raises(UserError, match='"cosine", "exponential" or "wsd"'):
     optimizer.make_schedule(optimizer.Config(decay='linear'), 10_000)
+
+
+def test_wsd_warms_up_is_stable_and_decays():
+  config = optimizer.Config(
+    decay='wsd',
+    learning_rate=8.0,
+    initial_learning_rate=0.0,
+    final_learning_rate=0.8,
+    warmup_steps=4,
+    decay_steps=4,
+  )
+  schedule = optimizer.make_schedule(config, 20)
+  rates = [float(schedule(count)) for count in range(24)]
+  np.testing.assert_allclose(rates[:5], [0, 2, 4, 6, 8], rtol=1e-6)
+  np.testing.assert_allclose(rates[4:17], 8.0, rtol=1e-6)
+  fall = 8 - 7.2 * np.sqrt([0.25, 0.5, 0.75])
+  np.testing.assert_allclose(rates[17:20], fall, rtol=1e-6)
+  np.testing.assert_allclose(rates[20:], 0.8, rtol=1e-6)
+  # The end of a run does not matter before its decay.
+  longer = optimizer.make_schedule(config, 40)
+  assert [float(longer(count)) for count in range(17)] == rates[:17]
+  assert optimizer.decay_start(config, 20) == 16
+  assert optimizer.decay_start(optimizer.Config(), 20) is None
+
+
+def test_wsd_without_decay_has_no_end():
+  config = optimizer.Config(decay='wsd', decay_steps=0, warmup_steps=2)
+  schedule = optimizer.make_schedule(config, 5)
+  assert float(schedule(5)) == float(schedule(2)) == np.float32(4e-4)
+
+
+def test_wsd_that_does_not_fit():
+  config = optimizer.Config(decay='wsd', warmup_steps=4, decay_steps=7)
+  with pytest.raises(UserError, match=r'decay_steps=7 .*steps=10 together'):
+    optimizer.make_schedule(config, 10)
 
 
 def test_the_decay_mask_is_golden():

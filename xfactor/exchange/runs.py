@@ -60,6 +60,7 @@ def read_run(workdir: epath.Path) -> snapshot_lib.Snapshot:
     params,
     **moments,
     rest=official_xfactor.read_msgpack(rest) if rest.exists() else None,
+    ema=state.get('ema') or None,
   )
 
 

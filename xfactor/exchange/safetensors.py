@@ -22,16 +22,7 @@ def read_safetensors(
   path: epath.Path, config: ConfigDict | None
 ) -> snapshot_lib.Snapshot:
   data = path.read_bytes()
-  try:
-    dotted = safetensors.numpy.load(data)
-  except KeyError as e:  # A dtype that NumPy lacks.
-    raise UserError(
-      f'{path} holds arrays of type {e.args[0]}: save them as F32'
-    ) from e
-  except Exception as e:  # The parser raises anything on damaged files.
-    raise UserError(
-      f'{path} is damaged or incomplete ({e}): fetch it again'
-    ) from e
+  dotted = _load(path, data)
   if any(name.startswith(('encoder.', 'decoder.')) for name in dotted):
     recipe = snapshot_lib.recipe('srt', config)
     if config is None:
@@ -71,6 +62,35 @@ def read_safetensors(
   )
 
 
+def read_params(path: epath.Path, method: str) -> snapshot_lib.Arrays:
+  """Reads what `write_params` wrote for a method, by our names.
+
+  Raises:
+    UserError: If the file is damaged or of another method.
+  """
+  dotted = _load(path, path.read_bytes())
+  if method not in TO_PUBLIC:
+    return {name.replace('.', '/'): array for name, array in dotted.items()}
+  with snapshot_lib.naming(path, method):
+    if method == 'srt':
+      return srt_names.to_ours(srt_names.named_parameters(dotted))
+    named = {name.replace('.', '/'): array for name, array in dotted.items()}
+    return xfactor_names.to_ours(named)
+
+
+def _load(path: epath.Path, data: bytes) -> snapshot_lib.Arrays:
+  try:
+    return safetensors.numpy.load(data)
+  except KeyError as e:  # A dtype that NumPy lacks.
+    raise UserError(
+      f'{path} holds arrays of type {e.args[0]}: save them as F32'
+    ) from e
+  except Exception as e:  # The parser raises anything on damaged files.
+    raise UserError(
+      f'{path} is damaged or incomplete ({e}): fetch it again'
+    ) from e
+
+
 def _written_model(data: bytes) -> dict[str, Any]:
   """Returns the model that `write_safetensors` put into the header, or {}."""
   header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
@@ -86,8 +106,25 @@ def put_model(recipe: ConfigDict, model: Mapping[str, Any]) -> None:
 def write_safetensors(
   snapshot: snapshot_lib.Snapshot, path: epath.Path
 ) -> dict[str, str]:
-  theirs = TO_PUBLIC[snapshot.recipe.method](snapshot.params)
-  if snapshot.recipe.method == 'srt':
+  """Writes the average of the parameters, if there is one."""
+  params = snapshot.params if snapshot.ema is None else snapshot.ema
+  write_params(
+    path, snapshot.recipe.method, snapshot.model, snapshot.step, params
+  )
+  what = 'parameters only' if snapshot.ema is None else 'average only'
+  return {'wrote': f'{path} (safetensors, {what})'}
+
+
+def write_params(
+  path: epath.Path,
+  method: str,
+  model: Any,
+  step: int,
+  params: snapshot_lib.Arrays,
+) -> None:
+  """Writes parameters by the names of the public code, if there is one."""
+  theirs = TO_PUBLIC.get(method, dict)(params)
+  if method == 'srt':
     theirs = srt_names.state_dict(theirs)
   data = safetensors.numpy.save(
     {
@@ -95,10 +132,9 @@ def write_safetensors(
       for name, array in theirs.items()
     },
     {
-      'model': json.dumps(dataclasses.asdict(snapshot.model)),
-      'step': str(snapshot.step),
+      'model': json.dumps(dataclasses.asdict(model)),
+      'step': str(step),
     },
   )
   with snapshot_lib.whole(path) as f:
     f.write(data)
-  return {'wrote': f'{path} (safetensors, parameters only)'}

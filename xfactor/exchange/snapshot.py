@@ -44,6 +44,7 @@ class Snapshot:
     nu: Second moments of Adam, by the same names; None for a run with Muon.
     rest: Other leaves of the official checkpoint by slash-joined path, in its
       order, with None for the arrays above; None for other sources.
+    ema: Average of the parameters, by the same names; None if there is none.
   """
 
   facts: dict[str, str]
@@ -55,6 +56,7 @@ class Snapshot:
   mu: Arrays | None
   nu: Arrays | None
   rest: dict[str, Any] | None
+  ema: Arrays | None = None
 
 
 def target(out: epath.Path, to: str) -> epath.Path:

@@ -26,17 +26,23 @@ class Config:
     name: 'adamw', or 'muon': Muon (Jordan 2024, scaled as by Liu et al.,
       arXiv 2502.16982) for the kernels of stacked layers, AdamW with Nesterov
       momentum for the rest, both at the same learning rate.
-    decay: 'cosine', constant after the last update, or 'exponential', which
-      reaches the final rate `warmup_steps` updates after it (stelzner/srt).
+    decay: 'cosine', constant after the last update; 'exponential', which
+      reaches the final rate `warmup_steps` updates after it (stelzner/srt); or
+      'wsd', constant until the last `decay_steps` updates (warm-up, stable,
+      decay), so that a run can be extended from the constant part.
     learning_rate: Peak learning rate, at the end of warm-up.
     initial_learning_rate: Learning rate of the first update.
     final_learning_rate: Learning rate from the last update on.
     warmup_steps: Updates of the linear warm-up.
+    decay_steps: Updates of the decay of 'wsd', at the end of a run.
     weight_decay: Decoupled decay, scaled by the learning rate; matrices only.
     b1: Decay of the first moment.
     b2: Decay of the second moment.
     eps: Number added to the root of the second moment.
     clip_norm: Largest global norm of a gradient; 0 disables clipping.
+    ema: Decay per update of an average of the parameters, which evaluation and
+      inference then use; 0 disables. After n updates it is at most
+      (1 + n) / (10 + n), so that the initial parameters are soon forgotten.
   """
 
   name: str = 'adamw'
@@ -45,11 +51,13 @@ class Config:
   initial_learning_rate: float = limits.at_least(1e-12, 0)
   final_learning_rate: float = limits.at_least(1e-4, 0)
   warmup_steps: int = limits.at_least(4000, 0)
+  decay_steps: int = limits.at_least(10_000, 0)
   weight_decay: float = limits.at_least(5e-3, 0)
   b1: float = limits.between(0.9, 0, 1)
   b2: float = limits.between(0.95, 0, 1)
   eps: float = limits.at_least(1e-8, 0)
   clip_norm: float = limits.at_least(1.0, 0)
+  ema: float = limits.between(0.0, 0, 1)
 
 
 # The first pattern that matches a whole path applies; every path must match.
@@ -83,10 +91,12 @@ def make_schedule(config: Config, steps: int) -> optax.Schedule:
       transition_steps=steps,
       decay_rate=config.final_learning_rate / config.learning_rate,
     )
+  if config.decay == 'wsd':
+    return _wsd(config, decay_start(config, steps))
   if config.decay != 'cosine':
     raise UserError(
-      f'config.optimizer.decay={config.decay!r}: choose "cosine" or '
-      '"exponential"'
+      f'config.optimizer.decay={config.decay!r}: choose "cosine", '
+      '"exponential" or "wsd"'
     )
   return optax.warmup_cosine_decay_schedule(
     init_value=config.initial_learning_rate,
@@ -94,6 +104,41 @@ def make_schedule(config: Config, steps: int) -> optax.Schedule:
     warmup_steps=config.warmup_steps,
     decay_steps=steps,
     end_value=config.final_learning_rate,
+  )
+
+
+def decay_start(config: Config, steps: int) -> int | None:
+  """Returns the updates before the decay of 'wsd'; None for other schedules.
+
+  Raises:
+    UserError: If there are no updates between warm-up and decay.
+  """
+  if config.decay != 'wsd':
+    return None
+  start = steps - config.decay_steps
+  if start < config.warmup_steps:
+    raise UserError(
+      f'config.optimizer.warmup_steps={config.warmup_steps} and '
+      f'decay_steps={config.decay_steps} must not exceed '
+      f'config.train.steps={steps} together'
+    )
+  return start
+
+
+def _wsd(config: Config, start: int) -> optax.Schedule:
+  """Warm-up, constant until `start`, then 1 - sqrt (arXiv 2405.18392)."""
+  warmup = optax.linear_schedule(
+    config.initial_learning_rate, config.learning_rate, config.warmup_steps
+  )
+
+  def decay(count):
+    part = jnp.clip(count / max(1, config.decay_steps), 0, 1)
+    fall = config.learning_rate - config.final_learning_rate
+    return config.learning_rate - fall * jnp.sqrt(part)
+
+  return optax.join_schedules(
+    (warmup, optax.constant_schedule(config.learning_rate), decay),
+    (config.warmup_steps, start),
   )
 
 

@@ -42,6 +42,8 @@ class Build:
     image_size: Height of a view, in pixels.
     image_width: Width of a view, in pixels.
     accumulate: Parts of a batch whose gradients are accumulated.
+    ema: Decay of the average of the parameters; 0: none.
+    decay_start: Updates before the decay of 'wsd'; None for other schedules.
     seed: Seed of all random numbers.
   """
 
@@ -59,6 +61,8 @@ class Build:
   image_size: int
   image_width: int
   accumulate: int
+  ema: float
+  decay_start: int | None
   seed: int
 
   def abstract_state(self) -> state.TrainState:
@@ -92,7 +96,9 @@ class Build:
 
   def init(self) -> state.TrainState:
     """Initializes the train state directly in its shardings."""
-    make = functools.partial(state.init, self.functional, self.tx)
+    make = functools.partial(
+      state.init, self.functional, self.tx, average=self.ema > 0
+    )
     with jax.set_mesh(self.mesh):
       return jax.jit(make, out_shardings=self.places)(root_keys(self.seed)[0])
 
@@ -111,6 +117,7 @@ class Build:
       objective=self.objective,
       seed=self.seed,
       accumulate=self.accumulate,
+      ema=self.ema,
       kind=kind,
     )
     in_shardings = (
@@ -199,13 +206,17 @@ def build(
     tx=tx,
     schedule=optimizer.make_schedule(optimizer_config, train.steps),
     objective=method.make_objective(config),
-    places=state.shardings(mesh, functional, tx),
+    places=state.shardings(
+      mesh, functional, tx, average=optimizer_config.ema > 0
+    ),
     batch=data.batch,
     views=method.views(data),
     frames=method.frames(data),
     image_size=data.image_size,
     image_width=data.image_width or data.image_size,
     accumulate=train.accumulate,
+    ema=optimizer_config.ema,
+    decay_start=optimizer.decay_start(optimizer_config, train.steps),
     seed=config.seed,
   )
 

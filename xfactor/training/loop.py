@@ -23,6 +23,7 @@ from xfactor.nn import sharding
 from xfactor.training import build as builds
 from xfactor.training import control, data
 from xfactor.training import held_out as held_out_lib
+from xfactor.training import state as state_lib
 from xfactor.training.resilience import (
   checkpoint_files,
   divergence,
@@ -108,16 +109,16 @@ def _train(
   owned(
     checkpoint_files.together(lambda: lock.Lock(workdir, active=main_process))
   )
+  recipe = json.loads(config.to_json_best_effort())
   writer = owned(writers.Writer(workdir, active=main_process))
   goodput = owned(Goodput(workdir, active=main_process))
 
   # --------------------------------------------------- state: resume, or start
-  meta = {
-    'config': json.loads(config.to_json_best_effort()),
-    'data': fingerprint,
-  }
+  meta = {'config': recipe, 'data': fingerprint}
   checkpoints = owned(
-    checkpoints_lib.Checkpoints(workdir, keep=config.train.keep)
+    checkpoints_lib.Checkpoints(
+      workdir, keep=config.train.keep, keep_step=build.decay_start
+    )
   )
   checkpoints.check_room(build.abstract_state())
   if checkpoints.resumable():
@@ -137,6 +138,8 @@ def _train(
         config.init_networks,
       )
       state = dataclasses.replace(state, params=params)
+      if state.ema:
+        state = state_lib.restart_average(state)
     saved = {}
   first = int(state.step)
   steps = config.train.steps
@@ -183,8 +186,8 @@ def _train(
 
   def evaluate(done: int) -> None:
     with interrupted.at_once(), goodput.measure('evaluation'):
-      results = held_out(state.params)
-      findings = probe.brief(state.params, done)
+      results = held_out(state.eval_params)
+      findings = probe.brief(state.eval_params, done)
       report(results, findings, writer, done)
     if main_process:
       for line in itertools.chain(*findings.lines.values()):
@@ -247,7 +250,7 @@ def _train(
       evaluates = every and done % every == 0 and done < steps
       if (
         done % config.train.save_every == 0
-        or done == steps
+        or done in (build.decay_start, steps)
         or evaluates
         or requests.agreed
       ):
@@ -277,8 +280,8 @@ def _train(
   # ------------------------------------------------------------------ held out
   done = int(state.step)
   with goodput.measure('evaluation'):
-    results = held_out(state.params)
-    findings = probe.full(state.params, done)
+    results = held_out(state.eval_params)
+    findings = probe.full(state.eval_params, done)
   report(results, findings, writer, done)
   if main_process:
     held_out_lib.write(workdir, done, results, findings)

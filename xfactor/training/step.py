@@ -34,6 +34,7 @@ def train_step(
   objective: Any,
   seed: int,
   accumulate: int,
+  ema: float,
   kind: StepKind,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Applies one optimizer update on a global batch.
@@ -42,8 +43,9 @@ def train_step(
   they depend neither on the mesh nor on `accumulate`.
 
   If the loss or the gradient is not finite, or the gradient is too large, the
-  parameters and the optimizer state, including its counts, do not change. Only
-  the step is incremented. Such steps therefore never damage the state.
+  parameters, their average and the optimizer state, including its counts, do
+  not change. Only the step is incremented. Such steps therefore never damage
+  the state.
 
   Args:
     state: Train state; the caller donates it.
@@ -58,6 +60,7 @@ def train_step(
     objective: Loss.
     seed: Seed of all random numbers.
     accumulate: Parts of the batch whose gradients are accumulated.
+    ema: Decay of the average of the parameters, if the state has one.
     kind: Kind of the step.
 
   Returns:
@@ -86,7 +89,12 @@ def train_step(
   )
   with jax.named_scope('optimizer'):
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  after = optax.apply_updates(state.params, updates), opt_state
+  params = optax.apply_updates(state.params, updates)
+  done = _updates_done(state.opt_state)
+  average = {}
+  if state.ema:
+    decay = jnp.minimum(ema, (1 + done) / (10 + done))
+    average = optax.incremental_update(params, state.ema, 1 - decay)
   module_norms = jnp.stack(
     [
       optax.tree.norm({k: grads[k] for k in paths})
@@ -97,21 +105,21 @@ def train_step(
   finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)
   limit = jnp.inf if control is None else control.max_grad_norm
   taken = finite & (grad_norm <= limit)
-  params, opt_state = jax.tree.map(
+  params, opt_state, average = jax.tree.map(
     functools.partial(jnp.where, taken),
-    after,
-    (state.params, state.opt_state),
+    (params, opt_state, average),
+    (state.params, state.opt_state, state.ema),
   )
   metrics |= {
     'grad_norm': grad_norm,
-    'learning_rate': schedule(_updates_done(state.opt_state)),
+    'learning_rate': schedule(done),
     'skipped': ~finite,
     'spikes': finite & ~taken,
     'module_norms': module_norms,
   }
   if control is not None:
     metrics['request'] = control.requests.max()
-  return TrainState(state.step + 1, params, opt_state), metrics
+  return TrainState(state.step + 1, params, opt_state, average), metrics
 
 
 def modules(params: Mapping[str, Any]) -> dict[str, list[str]]:

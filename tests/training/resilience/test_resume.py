@@ -27,6 +27,7 @@ def test_where_how_fast_and_how_long_is_only_told():
   found = meta(
     train__steps=9,
     train__log_every=5,
+    optimizer__decay_steps=7,
     eval__batch=4,
     data__threads=7,
     mesh__fsdp=2,
@@ -35,6 +36,7 @@ def test_where_how_fast_and_how_long_is_only_told():
   found['config']['allow_change'] = True
   assert check(meta(), found) == [
     'model.remat: full -> none',
+    'optimizer.decay_steps: 10000 -> 7',
     'mesh.fsdp: 1 -> 2',
     'data.threads: 2 -> 7',
     'train.steps: 6 -> 9',

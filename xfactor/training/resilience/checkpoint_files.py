@@ -1,7 +1,7 @@
 """Reads and verifies the files of a checkpoint."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +17,10 @@ from xfactor.training.resilience import checksums
 
 T = TypeVar('T')
 
+# From the names of the saved leaves to the tree to read: shapes, dtypes and
+# shardings, and the prefix that names of the saved leaves in it have.
+Target = Callable[[Collection[str]], tuple[Any, str]]
+
 # Transient storage errors: do not treat the checkpoint as damaged.
 _PASSING = (
   'UNAVAILABLE',
@@ -31,7 +35,7 @@ class Damaged(Exception):
 
 
 def load(
-  folder: epath.Path, target: Any, prefix: str
+  folder: epath.Path, target: Target | None
 ) -> tuple[Any, dict[str, Any]]:
   """Reads and verifies a checkpoint; without a target, reads all of it.
 
@@ -43,7 +47,7 @@ def load(
   def read():
     with _judging_errors(folder):
       meta, saved = _read_meta(folder)
-      return _read_state(folder, target, saved, prefix), meta, saved
+      return _read_state(folder, target, saved), meta, saved
 
   state, meta, saved = together(read)
   if saved is None:
@@ -74,23 +78,24 @@ def _read_meta(
 
 def _read_state(
   folder: epath.Path,
-  target: Any,
+  target: Target | None,
   saved: Mapping[str, str] | None,
-  prefix: str,
 ) -> Any:
   """Returns the part of the state that `target` describes; None: all."""
-  ours = target
   if target is None or saved is None:
     tree = _read_tree(folder)
-  if target is None:
-    ours = jax.tree.map(
-      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree
-    )
   theirs = (
     checksums.describe(tree)
     if saved is None
     else {name: text.split()[0] for name, text in saved.items()}
   )
+  if target is None:
+    prefix = ''
+    ours = jax.tree.map(
+      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree
+    )
+  else:
+    ours, prefix = target(theirs)
   differences = _differences(
     checksums.describe(ours),
     {name: x for name, x in theirs.items() if name.startswith(prefix)},

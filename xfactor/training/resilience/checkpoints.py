@@ -8,9 +8,10 @@ checkpoints stops and never starts from scratch.
 """
 
 import contextlib
+import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,11 +20,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import (
+  preservation_policy as policies,
+)
 
 from xfactor.data import files
 from xfactor.errors import UserError
 from xfactor.training.resilience import checkpoint_files, checksums
-from xfactor.training.state import TrainState
+from xfactor.training.state import TrainState, restart_average
 
 
 def warm_start(
@@ -41,7 +45,8 @@ def warm_start(
     networks: 'both', or the name of one network.
 
   Returns:
-    The parameters, and a description of what was loaded.
+    The parameters, and a description of what was loaded: the average of the
+    parameters, if the other run has one.
 
   Raises:
     UserError: If there is no checkpoint, or it is of another model.
@@ -64,12 +69,18 @@ class Checkpoints:
   Args:
     workdir: Folder of the run.
     keep: Number of newest checkpoints to keep.
+    keep_step: Step of a checkpoint that is kept as well.
     create: Whether this is the run itself, which writes; readers change
       nothing.
   """
 
   def __init__(
-    self, workdir: epath.PathLike, *, keep: int = 3, create: bool = True
+    self,
+    workdir: epath.PathLike,
+    *,
+    keep: int = 3,
+    keep_step: int | None = None,
+    create: bool = True,
   ):
     folder = files.run_folder(workdir) / 'checkpoints'
     self.folder = folder if files.is_remote(folder) else folder.resolve()
@@ -85,7 +96,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
           self.folder,
           options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=policies.AnyPreservationPolicy(
+              [policies.LatestN(keep), policies.CustomSteps([keep_step])]
+            ),
             enable_async_checkpointing=True,
             create=create,
             cleanup_tmp_directories=create,  # From killed saves.
@@ -253,6 +266,8 @@ class Checkpoints:
     """Restores the state and metadata of a checkpoint.
 
     A resumed run renames damaged checkpoints that it skips to STEP.damaged.
+    An average that the checkpoint lacks starts with its parameters; one that
+    `abstract` lacks is dropped.
 
     Args:
       abstract: Shapes, dtypes and shardings to restore to.
@@ -261,7 +276,17 @@ class Checkpoints:
     Raises:
       UserError: If there is no good checkpoint, or it is of another model.
     """
-    _, state, meta = self._restore(step, abstract)
+
+    def wanted(names):
+      found = _has_average(names)
+      ema = abstract.params if found else {}
+      return dataclasses.replace(abstract, ema=ema), ''
+
+    _, state, meta = self._restore(step, wanted)
+    if not abstract.ema:
+      state = dataclasses.replace(state, ema={})
+    elif not state.ema:
+      state = restart_average(state)
     return state, meta
 
   def restore_params(
@@ -272,6 +297,8 @@ class Checkpoints:
   ) -> tuple[int, dict[str, jax.Array]]:
     """Restores only the step and the parameters, for evaluation.
 
+    The parameters are their average, if the checkpoint has one.
+
     Args:
       abstract: Shapes, dtypes and shardings to restore to.
       step: Step of the checkpoint; the newest good one by default.
@@ -280,11 +307,17 @@ class Checkpoints:
     Raises:
       UserError: If there is no good checkpoint, or it is of another model.
     """
-    wanted = {
-      name: x for name, x in abstract.items() if name.startswith(prefix)
-    }
-    step, state, _ = self._restore(step, {'params': wanted}, f'params/{prefix}')
-    return step, state['params']
+
+    def wanted(names):
+      key = 'ema' if _has_average(names) else 'params'
+      part = {
+        name: x for name, x in abstract.items() if name.startswith(prefix)
+      }
+      return {key: part}, f'{key}/{prefix}'
+
+    step, state, _ = self._restore(step, wanted)
+    (params,) = state.values()
+    return step, params
 
   def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads the newest checkpoint of any model as NumPy arrays.
@@ -295,7 +328,7 @@ class Checkpoints:
     Raises:
       UserError: If there is no good checkpoint.
     """
-    _, state, meta = self._restore(None, None)
+    _, state, meta = self._restore(None)
     return state, meta
 
   def find(self, step: int | None) -> int:
@@ -320,7 +353,7 @@ class Checkpoints:
     return step
 
   def _restore(
-    self, step: int | None, target: Any, prefix: str = ''
+    self, step: int | None, target: checkpoint_files.Target | None = None
   ) -> tuple[int, Any, dict[str, Any]]:
     """Returns step, state and metadata; for None, of the newest good one."""
     asked, newest = step, self.find(step)
@@ -330,7 +363,7 @@ class Checkpoints:
         continue
       folder = self.folder / str(step)
       try:
-        state, meta = checkpoint_files.load(folder, target, prefix)
+        state, meta = checkpoint_files.load(folder, target)
       except checkpoint_files.Damaged as e:
         if asked is not None:
           raise UserError(
@@ -379,6 +412,10 @@ class Checkpoints:
       rename if jax.process_index() == 0 else lambda: None
     )
     self._manager.reload()
+
+
+def _has_average(names: Collection[str]) -> bool:
+  return any(name.startswith('ema/') for name in names)
 
 
 def _size(state: TrainState) -> int:

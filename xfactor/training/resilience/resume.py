@@ -19,6 +19,7 @@ from xfactor.training.telemetry import writers
 # their fingerprint; other settings affect only place, speed and duration.
 _MEANING = ('method', 'model.', 'objective.', 'optimizer.')
 _SPEED = ('model.attention', 'model.remat')
+_END = ('optimizer.decay_steps',)  # As `train.steps`, only the end of a run.
 
 
 def check(
@@ -45,7 +46,7 @@ def check(
   """
   matter, rest = [], []
   for name, old, new in _changes(saved['config'], found['config']):
-    serious = name.startswith(_MEANING) and name not in _SPEED
+    serious = name.startswith(_MEANING) and name not in (*_SPEED, *_END)
     (matter if serious else rest).append(f'{name}: {old} -> {new}')
   if not saved['data']['parts']:
     matter.append('it was imported, and its data are not known')
