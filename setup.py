@@ -25,6 +25,7 @@ EXTRAS = {
   'export': EXPORT,
   'gcs': GCS,  # gs:// paths.
   'heif': HEIF,  # Pictures of iPhones.
+  'log': ['trackio>=0.43', 'wandb>=0.31'],
   'oracles': ORACLES,
   'tpu': TPU,
   'perceptual': PERCEPTUAL,

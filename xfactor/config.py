@@ -37,6 +37,7 @@ class Recipe:
       any.
     cpu_devices: Devices that a CPU is split into; does not change results.
     compile_cache: Whether to keep compiled programs in WORKDIR/compile_cache.
+    log: Trackers besides TensorBoard, separated by commas: 'wandb', 'trackio'.
   """
 
   seed: int = limits.at_least(0, 0)
@@ -48,6 +49,7 @@ class Recipe:
   expected_devices: int = limits.at_least(0, 0)
   cpu_devices: int = limits.at_least(1, 1)
   compile_cache: bool = True
+  log: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from xfactor.inference import restore
 _NEUTRAL = (
   *('train.', 'optimizer.', 'mesh.', 'model.attention', 'model.remat'),
   *('seed', 'init_from', 'init_networks', 'allow_change', 'expected_devices'),
-  *('cpu_devices', 'compile_cache', 'perceptual_weights'),
+  *('cpu_devices', 'compile_cache', 'log', 'perceptual_weights'),
   *('data.dir', 'data.make', 'data.batch', 'data.ramp_steps', 'data.threads'),
   *('data.workers', 'data.prefetch', 'data.max_bad_fraction'),
   *('eval.batch', 'eval.panel'),

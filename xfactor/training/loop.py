@@ -36,7 +36,7 @@ from xfactor.training.resilience import requests as requests_lib
 from xfactor.training.resilience.watchdog import Watchdog
 from xfactor.training.step import modules
 from xfactor.training.telemetry import log as log_lib
-from xfactor.training.telemetry import writers
+from xfactor.training.telemetry import trackers, writers
 from xfactor.training.telemetry.goodput import Goodput
 from xfactor.training.telemetry.profiling import Profile
 
@@ -84,6 +84,7 @@ def _train(
   main_process = jax.process_index() == 0
   if main_process:
     writers.check(workdir)
+    trackers.check(config.log)
   if config.compile_cache:
     keep_programs(workdir)
   began = time.monotonic()
@@ -110,7 +111,9 @@ def _train(
     checkpoint_files.together(lambda: lock.Lock(workdir, active=main_process))
   )
   recipe = json.loads(config.to_json_best_effort())
-  writer = owned(writers.Writer(workdir, active=main_process))
+  writer = owned(
+    writers.Writer(workdir, active=main_process, log=config.log, config=recipe)
+  )
   goodput = owned(Goodput(workdir, active=main_process))
 
   # --------------------------------------------------- state: resume, or start

@@ -20,7 +20,7 @@ from tensorboardX.proto import event_pb2
 from xfactor.data import files, images
 from xfactor.data.formats import tfrecord
 from xfactor.errors import UserError
-from xfactor.training.telemetry import appending
+from xfactor.training.telemetry import appending, trackers
 
 
 def check(workdir: epath.PathLike) -> None:
@@ -42,9 +42,22 @@ class Writer:
 
   Only one process of a run should be active. What cannot be written, on a full
   disk for instance, is reported once and does not stop the run.
+
+  Args:
+    workdir: Folder of the run.
+    active: Whether to write.
+    log: Names of trackers that get the same; see `trackers.open_trackers`.
+    config: Recipe for the trackers, as JSON values.
   """
 
-  def __init__(self, workdir: epath.PathLike, *, active: bool = True):
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    active: bool = True,
+    log: str = '',
+    config: Mapping[str, Any] | None = None,
+  ):
     self._active = active
     self._failed: set[str] = set()
     if not active:
@@ -69,6 +82,7 @@ class Writer:
         'folder that can be written'
       ) from e
     self._add_events(event_pb2.Event(file_version='brain.Event:2'))
+    self._trackers = trackers.open_trackers(log, workdir, config or {})
 
   def resume(self, step: int) -> None:
     """Tells TensorBoard to forget what a killed run wrote after a step."""
@@ -89,6 +103,8 @@ class Writer:
         for key, value in values.items()
       )
     )
+    for tracker in self._trackers:
+      tracker.scalars(step, values)
 
   def image(
     self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
@@ -100,6 +116,8 @@ class Writer:
     self._try('panels', lambda: images.write_png(path, image))
     shown = summary.image(name, image, dataformats='HWC')
     self._add_events(event_pb2.Event(step=step, summary=shown))
+    for tracker in self._trackers:
+      tracker.image(step, name, image)
 
   def curves(self) -> None:
     """Plots metrics.jsonl into curves.png."""
@@ -134,6 +152,8 @@ class Writer:
     if self._active:
       self._lines.close()
       self._events.close()
+      for tracker in self._trackers:
+        tracker.close()
 
   def _add_events(self, *events: event_pb2.Event) -> None:
     records = []
