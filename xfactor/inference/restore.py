@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -67,6 +68,40 @@ def restore(
   return Restored(config, step, build, params, workdir)
 
 
+def place(
+  config: ConfigDict,
+  step: int,
+  params: Mapping[str, np.ndarray],
+  workdir: epath.Path,
+  devices: Sequence[jax.Device] | None = None,
+) -> Restored:
+  """Builds a model around parameters that are not of a checkpoint.
+
+  Args:
+    config: Recipe.
+    step: Number of training updates.
+    params: Parameters by path.
+    workdir: Folder that they were read from.
+    devices: As in `restore`.
+
+  Raises:
+    UserError: If the parameters are not those of the recipe's model.
+  """
+  build = _build(config, jax.devices() if devices is None else devices)
+  shapes = build.functional.shapes
+  for name in sorted(shapes.keys() | params.keys()):
+    theirs, ours = (
+      getattr(x.get(name), 'shape', 'absent') for x in (params, shapes)
+    )
+    if theirs != ours:
+      raise UserError(
+        f'{workdir} holds another model than its recipe describes: {name} is '
+        f'{theirs} there and {ours} here; fetch it again'
+      )
+  params = jax.device_put(dict(params), build.places.params)
+  return Restored(config, step, build, params, workdir)
+
+
 def _locate(
   path: epath.Path, step: int | None
 ) -> tuple[epath.Path, int | None]:
@@ -92,9 +127,24 @@ def recipe(folder: epath.Path) -> ConfigDict:
   Raises:
     UserError: If there is none.
   """
-  file = folder / 'meta' / 'metadata'
+  return _recipe(folder / 'meta' / 'metadata')[0]
+
+
+def published_recipe(file: epath.Path) -> tuple[ConfigDict, int]:
+  """Reads recipe and step of a published model from its config.json.
+
+  Raises:
+    UserError: If there are none.
+  """
+  config, content = _recipe(file)
+  return config, int(content.get('step', 0))
+
+
+def _recipe(file: epath.Path) -> tuple[ConfigDict, dict[str, Any]]:
+  """Returns the recipe in a JSON file, and all of its content."""
   try:
-    saved = configs.upgraded(json.loads(file.read_text())['config'])
+    content = json.loads(file.read_text())
+    saved = configs.upgraded(content['config'])
     config = configs.base(saved['method'])
     unknown = _update(config, saved)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -105,10 +155,10 @@ def recipe(folder: epath.Path) -> ConfigDict:
   if unknown:
     logging.warning(
       '%s has settings that this version does not know and ignores: %s',
-      folder,
+      file.parent.parent,
       ', '.join(unknown),
     )
-  return config
+  return config, content
 
 
 def _update(
