@@ -25,16 +25,10 @@ _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF')
 # the result: twice as fast for 720p to 256, about one grey level off.
 _MARGIN = 1.25
 _EXIF_ORIENTATION = 0x0112
-# How to turn a picture upright, by its EXIF orientation.
-_UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
+# Anticlockwise quarter turns that make a picture upright, by EXIF orientation;
+# the mirrored ones are then flipped left to right.
+TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
+MIRRORED = (2, 4, 5, 7)
 # Pictures of the largest phones have 200 million pixels.
 MAX_MEGAPIXELS = 256
 # Pillow's limit is lower, and `_open` has its own.
@@ -230,7 +224,7 @@ def _orientation(image: Image.Image) -> int:
     found = image.getexif().get(_EXIF_ORIENTATION, 1)
   except Exception:  # Damaged EXIF data raise anything.
     return 1
-  return found if found in _UPRIGHT else 1
+  return found if found in TURNS else 1
 
 
 def read_image(
@@ -256,12 +250,14 @@ def read_image(
     with _open(path, max_megapixels) as image:
       image.load()
       rgb = _to_rgb(image)
-      # Not exif_transpose: it fails if any other entry is damaged.
-      if upright and (turn := _UPRIGHT.get(_orientation(image))):
-        rgb = rgb.transpose(turn)
       if to_srgb := _to_srgb(image.info.get('icc_profile', b'')):
         rgb = to_srgb.apply(rgb)
-      return np.asarray(rgb)
+      rgb = np.asarray(rgb)
+      # Not exif_transpose: it fails if any other entry is damaged.
+      orientation = _orientation(image) if upright else 1
+    rgb = np.rot90(rgb, TURNS[orientation])
+    flip = -1 if orientation in MIRRORED else 1
+    return np.ascontiguousarray(rgb[:, ::flip])
   except Exception as error:  # Decoders of damaged files raise anything.
     name = 'the picture' if isinstance(path, io.BytesIO) else path
     raise ImageError(f'{name} cannot be read: {error}') from error
@@ -436,7 +432,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     rgba = image.convert('RGBA')
     white = Image.new('RGBA', rgba.size, 'white')
     return Image.alpha_composite(white, rgba).convert('RGB')
-  return image.convert('RGB')
+  # Not copied: it may have hundreds of millions of pixels.
+  return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _centre_crop(

@@ -40,6 +40,7 @@ from xfactor.exchange import official_xfactor
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'golden' / 'torch'
 SECONDS, MEGABYTES = 5, 600  # Limits for one input, and for all inputs.
+SMALL = {'max_megapixels': 32}  # Ten bytes per pixel while it is decoded.
 EDGES = (0, 1, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
 
 
@@ -152,12 +153,12 @@ PARSERS = {
       exif=b'Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01'
       b'\0\0\0\x06\0\0\0\0\0\0\0',
     ),
-    lambda x, _: images.read_square(x, 8),
+    lambda x, _: images.read_square(x, 8, **SMALL),
   ),
   'png': (picture('PNG'), lambda x, _: images.decode(x)),
-  'tiff': (picture('TIFF'), lambda x, _: images.fit(x, 16)),
-  'gif': (picture('GIF'), lambda x, _: images.fit(x, None)),
-  'webp': (picture('WEBP'), lambda x, _: images.fit(x, None)),
+  'tiff': (picture('TIFF'), lambda x, _: images.fit(x, 16, **SMALL)),
+  'gif': (picture('GIF'), lambda x, _: images.fit(x, None, **SMALL)),
+  'webp': (picture('WEBP'), lambda x, _: images.fit(x, None, **SMALL)),
   'npz': (zipped(), lambda x, _: npz.read(x)),
   'npz stored': (zipped(np.savez), lambda x, _: npz.read(x)),
   'torch': ((GOLDEN / 'state.pt').read_bytes(), torch('state.pt')),
@@ -322,6 +323,13 @@ def test_arrays_that_declare_more_than_they_have():
     at = good.index(begin)
     with pytest.raises(UserError, match='readable'):
       npz.read(good[:at] + bad + good[at + len(bad) :])
+
+
+def test_a_time_beyond_64_bits(tmp_path):
+  path = tmp_path / 'x.txt'
+  path.write_text(REALESTATE.replace('1000', '9' * 30))
+  with pytest.raises(UserError, match='is not a camera file'):
+    camera_files.read_realestate(path)
 
 
 def test_a_record_longer_than_its_file(tmp_path):

@@ -291,6 +291,7 @@ def test_frames_override_the_intrinsics_of_the_file(tmp_path):
     ({'fl_x': None}, 'NoneType'),
     ({'w': 0}, 'no camera for images/frame_3'),
     ({'cx': float('nan')}, 'no camera for images/frame_3'),
+    ({'w': float('inf')}, 'infinity'),
     ({'frames': [{'file_path': 'a.png'}]}, "lacks 'transform_matrix'"),
     ({'frames': [{'file_path': 'a', 'transform_matrix': [[1]]}]}, 'reshape'),
   ],

@@ -72,7 +72,7 @@ def read_realestate(path: str | os.PathLike[str]) -> RealEstateFile:
     rows = np.array([line[1:] for line in lines], np.float64)
     if rows.shape != (len(lines), 18) or not np.isfinite(rows).all():
       raise ValueError('numbers are missing')
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, ArithmeticError) as error:
     raise UserError(
       f'{path} is not a camera file of RealEstate10K ({error}): a line with '
       'the URL of the video, then 19 numbers per line; download it again'
@@ -120,7 +120,10 @@ def read_transforms(
   try:
     meta = json.loads(path.read_text())
     return [_frame(meta | frame, size_of) for frame in meta['frames']]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+    *(OSError, ValueError, ArithmeticError),
+    *(KeyError, TypeError, AttributeError),
+  ) as error:
     reason = f'it lacks {error}' if isinstance(error, KeyError) else error
     raise UserError(
       f'{path} is not a transforms.json with intrinsics and poses ({reason}); '

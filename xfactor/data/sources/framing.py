@@ -9,10 +9,6 @@ from xfactor.data import images
 from xfactor.data.formats import lens
 from xfactor.geometry import cameras
 
-# Anticlockwise quarter turns that make a picture upright, by EXIF orientation.
-_TURNS = {3: 2, 6: 3, 8: 1}
-_MIRRORED = (2, 4, 5, 7)
-
 
 class CameraError(Exception):
   """Raised if a camera is not that of its picture."""
@@ -79,8 +75,8 @@ def frame(
       f'its camera is of {camera.width} x {camera.height} pixels and the '
       f'picture has {width} x {height}'
     )
-  upright = not stored or orientation not in _MIRRORED
-  turns = _TURNS.get(orientation, 0) if stored else 0
+  upright = not (stored and orientation in images.MIRRORED)
+  turns = images.TURNS[orientation] if stored and upright else 0
   intrinsics, pose = camera.intrinsics, world_to_camera
   if undo := camera.distorted and (
     camera.fisheye if undistort is None else undistort
