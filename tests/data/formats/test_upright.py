@@ -141,10 +141,15 @@ def test_interlaced_frames_are_deinterlaced(tmp_path):
 
 
 @X264
-def test_the_largest_stream_is_read(tmp_path):
+@pytest.mark.parametrize(
+  ('codec', 'sides'), [('mpeg4', (32, 32)), ('mjpeg', (256, 512))]
+)
+def test_the_largest_stream_that_moves_is_read(tmp_path, codec, sides):
   path = tmp_path / 'a.mkv'
   with av.open(str(path), 'w') as container:
-    small, thumbnails = add(container, [corners(32, 32)])
+    small, thumbnails = add(
+      container, [corners(*sides)], codec, strict='unofficial'
+    )
     large, frames = add(container, [corners()] * 12, 'libx264')
     for stream, pictures in ((small, thumbnails), (large, frames)):
       for frame in [*pictures, None]:

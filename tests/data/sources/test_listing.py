@@ -1,11 +1,12 @@
 """Which videos and folders of pictures are found, and what they are called."""
 
 import os
+import pathlib
 
 import numpy as np
 import pytest
 
-from xfactor.data import images
+from xfactor.data import images, sources
 from xfactor.data.sources import listing, pyramid
 
 
@@ -74,6 +75,33 @@ def test_ignored_files(tmp_path):
     'pictures next to videos': 1,
     'without suffix': 1,
   }
+
+
+@pytest.mark.parametrize(
+  ('name', 'read', 'ignored'),
+  [
+    ('clevr3d', 'metadata.npz images/img_7_2.png', 'images/mask_7_2.png'),
+    ('co3dv2', 'apple/frame_annotations.jgz', 'apple/sequence_annotations.jgz'),
+    ('co3dv2', 'apple/1_2_3/images/frame1.jpg', 'apple/1_2_3/masks/frame1.png'),
+    ('co3dv2', 'apple/set_lists/set_lists_a.json', 'apple/eval_batches/a.json'),
+    ('colmap', 'a/images/b/1.JPG a/sparse/0/images.bin', 'a/sparse/0/rigs.bin'),
+    ('colmap', 'input/1.png distorted/sparse/0/cameras.txt', 'input/1.webp'),
+    ('dl3dv', '1K/0a/images_4/1.png 1K/0a/transforms.json', '1K/0a/x/1.ply'),
+    ('msn', 'msn-test.tfrecord-00000-of-00001', 'features.json'),
+    ('mvimgnet', '7/a/images/001.jpg', '7/a/images/001.webp'),
+    ('mvimgnet', '7/a/sparse/0/cameras.bin', '7/a/sparse/0/points3D.bin'),
+    ('nmr', '02/softras_test.lst 02/1a/image/0000.png', '02/1a/mask/0000.png'),
+    ('nmr', '02/1a/cameras.npz', '02/1a/visual_hull.npz'),
+    ('obsurf_msn', 'metadata.npz', 'objects.npz'),
+    ('re10k', 'train/0.torch test/a.txt', 'train/index.json'),
+    ('re10k', 'test/metadata/a.json test/images/a/1.png', 'test/full.zip'),
+    ('transforms', 'transforms_train.json train/r_0.png', 'points.ply'),
+  ],
+)
+def test_what_each_data_set_ignores(tmp_path, name, read, ignored):
+  touch(tmp_path, *read.split(), ignored)
+  source = sources.find(name)(str(tmp_path))
+  assert source.ignored() == {pathlib.Path(ignored).suffix: 1}
 
 
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):

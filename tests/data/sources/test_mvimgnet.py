@@ -145,7 +145,9 @@ def test_other_names_of_pictures(tmp_path):
   folder = tmp_path / '0' / 'a' / 'images'
   shutil.copy(folder / '001.jpg', folder / '001_mask.jpg')
   (folder / '._002.jpg').write_text('')
-  assert_shows(clip_of(tmp_path), range(FRAMES))
+  clip = clip_of(tmp_path)
+  assert_shows(clip, range(FRAMES))
+  assert clip.notes['pictures ignored next to NNN.jpg'] == 1
   (folder / '001_mask.jpg').unlink()
   for frame in range(FRAMES):
     path = folder / f'{frame + 1:03d}.jpg'

@@ -87,6 +87,7 @@ def _spans(
     yield *last, math.inf
 
 
+_STILLS = 'mjpeg', 'png', 'bmp', 'gif', 'tiff', 'webp'  # Or old cameras.
 _HOLE = 0.5  # Maximum seconds without a frame that are filled.
 _FEW = 8  # Frames until the usual interval is known.
 
@@ -197,7 +198,7 @@ def _prepare(
 def main_stream(
   path: object, container: av.container.InputContainer
 ) -> av.VideoStream:
-  """Returns the stream that people mean: the largest that is no cover.
+  """Returns the stream that people mean: the largest that is no thumbnail.
 
   Raises:
     UserError: If there is no video stream, or none that can be decoded.
@@ -215,6 +216,7 @@ def main_stream(
     decoders,
     key=lambda s: (
       not s.disposition & cover,
+      s.codec_context.name not in _STILLS,
       s.codec_context.width * s.codec_context.height,
     ),
   )

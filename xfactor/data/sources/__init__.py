@@ -12,11 +12,13 @@ add NAME to `NAMES`.
 import abc
 import dataclasses
 import importlib
+import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
+from xfactor.data import files
 from xfactor.errors import UserError
 
 NAMES = (
@@ -117,11 +119,14 @@ class Source(abc.ABC):
     name: The data set's default name on disk.
     version: Semantic version of the source's output.
     description: One sentence for the data set's metadata.
+    reads: Pattern of the paths, relative to `source` and in lower case, of the
+      files that it reads; None if the files there are not its own.
   """
 
   name: ClassVar[str]
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str]
+  reads: ClassVar[str | None] = None
 
   @abc.abstractmethod
   def items(self) -> list[Item]:
@@ -132,8 +137,16 @@ class Source(abc.ABC):
     """
 
   def ignored(self) -> dict[str, int]:
-    """Returns how many files of each kind, for example '.txt', are not read."""
-    return {}
+    """Returns how many files of each kind, for example '.txt', are not read.
+
+    Files in buckets are not counted: listing them can take hours.
+    """
+    root = getattr(self, 'source', '')
+    if self.reads is None or files.is_remote(root):
+      return {}
+    from xfactor.data.sources import listing  # Which imports this module.
+
+    return listing.others(os.path.expanduser(root), self.reads)
 
   @abc.abstractmethod
   def clips(self, item: Item) -> Iterator[Clip]:

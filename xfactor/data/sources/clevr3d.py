@@ -50,6 +50,7 @@ class Source(sources.Source):
   name: ClassVar[str] = 'clevr3d'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'CLEVR3D: solids on a plane, three views each.'
+  reads: ClassVar[str] = r'metadata\.npz|images/img_\d+_\d+\.png'
   splits: ClassVar[dict[str, tuple[int, int]]] = {
     'train': (0, 70_000),
     'val': (70_000, 75_000),

@@ -68,6 +68,10 @@ class Source(posed.Source):
   name: ClassVar[str] = 'co3dv2'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'Walks around common objects (CO3Dv2).'
+  reads: ClassVar[str] = (
+    r'[^/]+/([^/]+/images/[^/]*\.(jpe?g|png)|frame_annotations\.jgz'
+    r'|set_lists/[^/]*\.json)'
+  )
 
   set_lists: str | None = None
 

@@ -48,6 +48,10 @@ class Source(posed.Source):
   name: ClassVar[str] = 'colmap'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'Captures with cameras from COLMAP.'
+  reads: ClassVar[str] = (
+    r'(.*/)?((images(_\d+)?|input|rgb|color)/.*\.(jpe?g|png)'
+    r'|(cameras|images)\.(bin|txt))'
+  )
 
   min_posed: float = 0.0
 

@@ -56,6 +56,10 @@ class Source(posed.Source):
   name: ClassVar[str] = 'dl3dv'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'DL3DV-10K with COLMAP cameras.'
+  reads: ClassVar[str] = (
+    r'(.*/)?(images(_\d+)?/.*\.(jpe?g|png)|transforms\.json)'
+    r'|benchmark-meta\.csv'
+  )
 
   resolution: int | None = None
   benchmark: str | None = None

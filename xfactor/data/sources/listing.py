@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -56,9 +57,11 @@ def walk(root: str | os.PathLike[str]) -> Iterator[Folder]:
     for entry in entries:
       if entry.name.startswith('.'):
         continue
-      if os.path.isdir(entry.path):
+      # Only links cost a call.
+      link = entry.is_symlink()
+      if os.path.isdir(entry.path) if link else entry.is_dir():
         below = os.path.normpath(os.path.join(relative, entry.name))
-        (links if entry.is_symlink() else waiting).append(below)
+        (links if link else waiting).append(below)
       else:
         names.append(entry.name)
     yield Folder(relative, names)
@@ -136,8 +139,30 @@ def ignored(
       if name.lower().endswith(picture_suffixes):
         count['pictures next to videos'] += videos
       elif not name.lower().endswith(video_suffixes):
-        count[os.path.splitext(name)[1].lower() or 'without suffix'] += 1
+        count[_kind(name)] += 1
   return dict(+count)
+
+
+def others(root: str, pattern: str) -> dict[str, int]:
+  """Returns how many files of each kind below a folder do not fit a pattern.
+
+  Args:
+    root: Folder.
+    pattern: Regular expression of paths relative to it, in lower case.
+  """
+  fits = re.compile(pattern).fullmatch
+  return dict(
+    collections.Counter(
+      _kind(name)
+      for folder in walk(root)
+      for name in folder.names
+      if not fits(os.path.normpath(f'{folder.path}/{name}').lower())
+    )
+  )
+
+
+def _kind(name: str) -> str:
+  return os.path.splitext(name)[1].lower() or 'without suffix'
 
 
 def video_item(path: str) -> sources.Item:

@@ -52,6 +52,7 @@ class Source(sources.Source):
   name: ClassVar[str] = 'msn'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = "SRT's MultiShapeNet: ten views of many objects."
+  reads: ClassVar[str] = r'[^/]+\.tfrecord-\d{5}-of-\d{5}'
 
   source: str
   size: int | None = None

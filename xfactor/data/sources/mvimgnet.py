@@ -44,6 +44,9 @@ class Source(posed.Source):
   name: ClassVar[str] = 'mvimgnet'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'Walks around everyday objects (MVImgNet).'
+  reads: ClassVar[str] = (
+    r'.*/(images/[^/]*\.(jpe?g|png)|sparse/0/(cameras|images)\.(bin|txt))'
+  )
 
   def items(self) -> list[sources.Item]:
     """Lists one item per sequence; see the base class."""
@@ -76,7 +79,7 @@ class Source(posed.Source):
   def clips(self, item: sources.Item) -> Iterator[sources.Clip]:
     """Yields the clip of a sequence; see the base class."""
     path = posed.folder(self.source, _LAYOUT) / item.payload
-    level = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
+    level, others = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
     cameras, unposed = {}, 'no COLMAP model'
     try:
       cameras = colmap.read_model(path / 'sparse' / '0') or {}
@@ -85,7 +88,10 @@ class Source(posed.Source):
     except UserError as error:
       logging.warning('%s: no cameras: %s', item.id, error)
       unposed = 'a COLMAP model that does not fit'
-    yield captures.make_clip(self, item.id, level, cameras, unposed)
+    clip = captures.make_clip(self, item.id, level, cameras, unposed)
+    if others:
+      clip.notes['pictures ignored next to NNN.jpg'] = others
+    yield clip
 
 
 def _subfolders(
@@ -112,9 +118,11 @@ def _categories(
   return found
 
 
-def _pictures(folder: epath.Path) -> pyramid.Level:
+def _pictures(folder: epath.Path) -> tuple[pyramid.Level, int]:
+  """Returns the pictures of a sequence, and the number of other ones."""
   names = listing.pictures(
     (path.name for path in folder.iterdir()), captures.SUFFIXES
   )
   official = [name for name in names if _OFFICIAL.fullmatch(name)]
-  return folder, official or names
+  own = official or names
+  return (folder, own), len(names) - len(own)

@@ -49,6 +49,9 @@ class Source(sources.Source):
   name: ClassVar[str] = 'nmr'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'NMR ShapeNet: objects seen from 24 sides.'
+  reads: ClassVar[str] = (
+    r'[^/]+/(softras_\w+\.lst|[^/]+/(cameras\.npz|image/.*))'
+  )
 
   source: str
   size: int | None = None

@@ -68,6 +68,10 @@ class Source(posed.Source):
   name: ClassVar[str] = 're10k'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'RealEstate10K: house tours with SLAM cameras.'
+  reads: ClassVar[str] = (
+    r'[^/]+/([^/]+\.(torch|txt)|metadata/[^/]+\.json)'
+    r'|.*\.(jpe?g|png|mp4|webm|mkv)'
+  )
 
   frames: str | None = None
   videos: str | None = None

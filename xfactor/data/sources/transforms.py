@@ -41,6 +41,7 @@ class Source(posed.Source):
   name: ClassVar[str] = 'transforms'
   version: ClassVar[str] = '1.0.0'
   description: ClassVar[str] = 'Captures with cameras in transforms.json.'
+  reads: ClassVar[str] = r'(.*/)?(transforms[^/]*\.json|.*\.(jpe?g|png))'
 
   min_posed: float = 0.0
 
