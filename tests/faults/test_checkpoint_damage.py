@@ -36,7 +36,9 @@ MORE_FLIPS = flips([i / 24 for i in range(24)])  # Of the arrays.
 
 
 @pytest.mark.slow
-def test_nothing_wrong_is_ever_loaded(tmp_path, monkeypatch, capsys):
+def test_nothing_wrong_is_ever_loaded(
+  tmp_path, monkeypatch, capsys, record_property
+):
   """Each damage changes nothing, or is seen and the one before is taken."""
   states = {step: tiny.state(step) for step in (1, 2)}
   with contextlib.closing(
@@ -85,6 +87,8 @@ def test_nothing_wrong_is_ever_loaded(tmp_path, monkeypatch, capsys):
     shutil.rmtree(run)
   with capsys.disabled():
     print('\n' + table(counts))
+  record_property('tried', len(trials))
+  record_property('wrong', len(wrong))
   assert not wrong
   # Without ours most flips in the arrays would be loaded.
   assert counts['the arrays', 'flipped']['seen by us'] > len(MORE_FLIPS) / 2

@@ -226,7 +226,8 @@ def fuzz(data, parse, allowed, folder, count):
   'count', [pytest.param(2000, marks=pytest.mark.soak), 100]
 )
 @pytest.mark.filterwarnings('ignore')  # Decoders warn of what they repair.
-def test_only_its_own_errors(name, count, tmp_path):
+def test_only_its_own_errors(name, count, tmp_path, record_property):
+  record_property('tried', count)
   data, parse = PARSERS[name]
   parse(data, tmp_path)
   refused = fuzz(data, parse, ALLOWED.get(name, ()), tmp_path, count)
@@ -246,7 +247,8 @@ def split(tmp_path_factory):
   ['frames/*/manifest.json', 'clips/*/manifest.json', 'clips/*/*.npz'],
 )
 @pytest.mark.filterwarnings('ignore')
-def test_damaged_data_sets(split, pattern, count):
+def test_damaged_data_sets(split, pattern, count, record_property):
+  record_property('tried', count)
   path = sorted((split / 'squares').glob(pattern))[0]
   good = path.read_bytes()
 
