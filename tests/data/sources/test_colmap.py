@@ -88,6 +88,15 @@ def test_frames_without_a_camera_are_left_out(tmp_path):
   assert len(clip.frames) == COUNT
 
 
+def test_cameras_without_a_picture_are_counted(tmp_path):
+  write_pictures(tmp_path / 'a' / 'images')
+  write_model(tmp_path / 'a' / 'sparse' / '0', names())
+  for path in sorted((tmp_path / 'a' / 'images').iterdir())[:2]:
+    path.unlink()
+  (clip,) = clips_of(tmp_path, 'a', min_length=4)
+  assert clip.notes == {'cameras without a picture': 2}
+
+
 def test_sizes_and_suffixes_that_differ(tmp_path):
   """The model was made of PNGs of twice the size."""
   write_pictures(tmp_path / 'a' / 'images_2')

@@ -126,8 +126,9 @@ def make_clip(
   source: posed.Source,
   id: str,
   found: pyramid.Level,
-  cameras: Mapping[str, colmap.Image],
+  own: Mapping[str, colmap.Image],
   unposed: str = 'no camera is known',
+  lost: int = 0,
 ) -> sources.Clip:
   """Returns the clip of the pictures of a folder and their cameras.
 
@@ -138,13 +139,13 @@ def make_clip(
     source: Source with the options.
     id: Id of the clip.
     found: Folder and names of the pictures.
-    cameras: Cameras by name.
+    own: Cameras by picture, see `match`.
     unposed: Why there are no cameras, if there are none.
+    lost: Number of cameras without a picture.
   """
   folder, names = found
-  own = match(names, cameras)
   notes = {}
-  if lost := len(cameras) - len(own):
+  if lost:
     logging.warning('%s: %d cameras have no picture', id, lost)
     notes['cameras without a picture'] = lost
   if own and len(own) < source.min_posed * len(names):
@@ -163,42 +164,45 @@ def make_clip(
   return source._clip(id, views, unposed=unposed, notes=notes)
 
 
-def check_named(
+def match_some(
   found: pyramid.Level, cameras: Mapping[str, colmap.Image], file: object
-) -> None:
-  """Raises UserError unless a picture of a capture has a camera."""
+) -> dict[str, colmap.Image]:
+  """Calls `match`; raises UserError if no picture of a capture has a camera."""
   folder, names = found
-  if not match(names, cameras):
+  own = match(names, cameras)
+  if not own:
     first = next(iter(cameras), 'nothing')
     raise UserError(
       f'{file} has no camera for any of the {len(names)} pictures in {folder}: '
       f'it names {first}, and the first picture is {names[0]}; rename them or '
       'restore the model'
     )
+  return own
 
 
 def clips(
   source: posed.Source,
   id: str,
   found: pyramid.Level,
-  cameras: dict[str, colmap.Image],
+  own: Mapping[str, colmap.Image],
+  lost: int,
 ) -> Iterator[sources.Clip]:
-  """Yields a clip for each folder of pictures of a capture."""
+  """Yields a clip for each folder of pictures of a capture.
+
+  The arguments are those of `make_clip`; the first clip counts lost cameras.
+  """
   folders = list(_by_folder(found))
 
-  def make(name: str, level: pyramid.Level) -> sources.Clip:
-    own = (
-      id if len(folders) == 1 else f'{id}/{naming.clip_id(name or "images")}'
+  def make(number: int, name: str, level: pyramid.Level) -> sources.Clip:
+    below = f'/{naming.clip_id(name or "images")}' if len(folders) > 1 else ''
+    full = {f'{name}/{x}' if name else x: x for x in level[1]}
+    here = {full[key]: own[key] for key in full if key in own}
+    return make_clip(
+      source, id + below, level, here, lost=0 if number else lost
     )
-    inside = {
-      f'{name}/{picture}' if name else picture: picture for picture in level[1]
-    }
-    matched = match(inside, cameras)
-    here = {inside[key]: camera for key, camera in matched.items()}
-    return make_clip(source, own, level, here)
 
   yield from posed.bundle(
-    id, (functools.partial(make, *folder) for folder in folders)
+    id, (functools.partial(make, i, *x) for i, x in enumerate(folders))
   )
 
 

@@ -109,8 +109,9 @@ class Source(posed.Source):
       raise UserError(
         f'{project} has no folder images of pictures for the model in {model}'
       )
-    captures.check_named(found, cameras, model)
-    yield from captures.clips(self, item.id, found, cameras)
+    own = captures.match_some(found, cameras, model)
+    lost = len(cameras) - len(own)
+    yield from captures.clips(self, item.id, found, own, lost)
 
 
 def _has_model(names: list[str]) -> bool:

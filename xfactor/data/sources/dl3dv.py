@@ -114,8 +114,10 @@ class Source(posed.Source):
         'sequence again'
       )
     cameras = _cameras(bases)
+    own = captures.match(level[1], cameras)
+    lost = len(cameras) - len(own)
     yield captures.make_clip(
-      self, item.id, level, cameras, 'no transforms.json'
+      self, item.id, level, own, 'no transforms.json', lost
     )
 
   def _test_sequences(

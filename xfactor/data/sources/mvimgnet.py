@@ -80,15 +80,16 @@ class Source(posed.Source):
     """Yields the clip of a sequence; see the base class."""
     path = posed.folder(self.source, _LAYOUT) / item.payload
     level, others = _pictures(posed.folder(str(path / 'images'), _LAYOUT))
-    cameras, unposed = {}, 'no COLMAP model'
+    cameras, own, unposed = {}, {}, 'no COLMAP model'
     try:
       cameras = colmap.read_model(path / 'sparse' / '0') or {}
       if cameras:
-        captures.check_named(level, cameras, path / 'sparse' / '0')
+        own = captures.match_some(level, cameras, path / 'sparse' / '0')
     except UserError as error:
       logging.warning('%s: no cameras: %s', item.id, error)
       unposed = 'a COLMAP model that does not fit'
-    clip = captures.make_clip(self, item.id, level, cameras, unposed)
+    lost = len(cameras) - len(own)
+    clip = captures.make_clip(self, item.id, level, own, unposed, lost)
     if others:
       clip.notes['pictures ignored next to NNN.jpg'] = others
     yield clip

@@ -89,11 +89,12 @@ class Source(posed.Source):
           f'{file} names pictures in {folder}, and there are none in '
           f'{file.parent / folder}; put them there'
         )
-      captures.check_named(level, cameras, file)
+      own = captures.match_some(level, cameras, file)
       id = item.id
       if len(folders) > 1:
         id = f'{id}/{naming.clip_id(folder.name)}'
-      return captures.make_clip(self, id, level, cameras)
+      lost = len(cameras) - len(own)
+      return captures.make_clip(self, id, level, own, lost=lost)
 
     yield from posed.bundle(
       str(file), (functools.partial(make, *entry) for entry in folders.items())
