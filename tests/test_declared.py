@@ -22,7 +22,7 @@ PACKAGES = {
   'yaml': 'pyyaml',
 }
 # Modules that are used only where users have them.
-OPTIONAL = {'torch', 'triton', 'clu'}
+OPTIONAL = {'torch', 'triton', 'clu', 'scenedetect'}
 
 
 def package_of(module):

@@ -13,6 +13,7 @@
   python tools/benchmark.py learn [--config=configs/tiny.py] [--updates=400]
   python tools/benchmark.py scaling [--members=base,width_128] [--updates=1200]
     [--data_dir=data] [--out=runs/scaling]
+  python tools/benchmark.py cuts
   python tools/benchmark.py oracle --oracle=known_scene --data_dir=/data
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
@@ -21,8 +22,9 @@ formulation. `compile`: only the compilation of that step.
 `pipeline`: the training pipeline on records, compared with reading the same
 frames from loose files with PIL.
 `start`: time from process start to the first batch, with a million clips.
-`convert`: conversion of 720p pictures and video to records, on one core; also
-with pictures decoded in full instead of at a reduced scale.
+`convert`: conversion of 720p pictures and video to records and its --verify, on
+one core; also with pictures decoded in full instead of at a reduced scale, with
+tone mapping, and with a lens's distortion undone.
 
 The following run only if they are named:
 `rays`: the train steps of SRT and improved SRT, with the recipe's widths,
@@ -39,6 +41,8 @@ training of the renderer given the true motions, of the pose encoder supervised
 with them, and of both together; the data sets must have cameras.
 `scaling`: when poses of the members of configs/scaling.py start to transfer,
 and the rank of their transfers, after the FLOPs of --updates of the first.
+`cuts`: cuts that are found in sequences of known cuts, fades and fast pans,
+compared with PySceneDetect (pip install scenedetect-headless).
 `oracle`: error and rejection rate of a pose oracle on frames with known
 cameras, unchanged, blurred and noisy.
 
@@ -62,6 +66,7 @@ from absl import flags
 from benchmarks import (
   checkpoint,
   convert,
+  cuts,
   evaluating,
   growth,
   learn,
@@ -181,6 +186,7 @@ NAMES = ('step', 'pipeline', 'start', 'convert')
 # Run only if they are named.
 ASKED = (
   'compile',
+  'cuts',
   'oracle',
   'rays',
   'checkpoint',
@@ -313,6 +319,7 @@ def _run(names: list[str]) -> dict[str, Any]:
       data_dir=_DATA_DIR.value or 'data',
       out=_OUT.value or 'runs/scaling',
     ),
+    'cuts': cuts.run,
     'oracle': _oracle,
   } | {
     name: functools.partial(

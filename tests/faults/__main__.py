@@ -34,6 +34,7 @@ FAULTS = {
     'faults/test_checkpoint_damage.py::test_nothing_wrong_is_ever_loaded',
   ),
   'storage: two trainings in one folder': ('training/resilience/test_lock.py',),
+  'storage: runs in a bucket': ('faults/test_bucket.py',),
   'storage: a crash, then the curves': (
     'training/telemetry/test_writers.py::'
     'test_curves_do_not_run_backwards_after_a_crash',
