@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from selenium.webdriver.common.by import By
 
@@ -124,7 +125,7 @@ def test_files_that_cannot_be_read_are_named(place, page):
 def test_without_npm_the_remedy_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', str(tmp_path))
   with pytest.raises(UserError, match=r'npm is not installed.*Node\.js'):
-    web.write(tmp_path / 'site')
+    web.write(epath.Path(tmp_path / 'site'))
 
 
 def test_a_package_that_npm_lacks_is_one_sentence(tmp_path, monkeypatch):
@@ -132,5 +133,5 @@ def test_a_package_that_npm_lacks_is_one_sentence(tmp_path, monkeypatch):
     pytest.skip('no npm: apt-get install npm')
   monkeypatch.setattr(web, 'RUNTIME', f'file:{tmp_path}/none')
   with pytest.raises(UserError, match='npm cannot fetch') as caught:
-    web.write(tmp_path / 'site')
+    web.write(epath.Path(tmp_path / 'site'))
   assert '\n' not in str(caught.value)

@@ -1,6 +1,7 @@
 """Writes networks as StableHLO and as ONNX, for any number of examples."""
 
 import logging
+import warnings
 
 import jax
 from etils import epath
@@ -51,13 +52,16 @@ def write_onnx(network: Network, folder: epath.Path) -> epath.Path:
       f'ONNX is written by jax2onnx, which cannot be imported ({e}): pip '
       "install -e '.[export]'"
     ) from e
-  model = jax2onnx.to_onnx(
-    network.apply,
-    [('batch', *shape) for shape in network.inputs.values()],
-    input_names=list(network.inputs),
-    output_names=[network.output],
-    model_name=network.name,
-  )
+  with warnings.catch_warnings():
+    # It reads parameters as older releases of Flax have them.
+    warnings.simplefilter('ignore', DeprecationWarning)
+    model = jax2onnx.to_onnx(
+      network.apply,
+      [('batch', *shape) for shape in network.inputs.values()],
+      input_names=list(network.inputs),
+      output_names=[network.output],
+      model_name=network.name,
+    )
   path = folder / f'{network.name}.onnx'
   with snapshot.whole(path) as file:
     file.write(model.SerializeToString())
