@@ -301,7 +301,8 @@ def test_what_pip_installs_can_be_installed():
 def test_programs_in_blocks_are_known():
   """Else nothing above has looked at them."""
   known = {'python', 'python3', 'pip', '.', 'export', 'sbatch', 'launch/tpu.sh'}
-  known |= {'mkdocs', 'pre-commit'}  # Others', without options of ours.
+  # Others', without options of ours.
+  known |= {'mkdocs', 'pre-commit', 'mkdir', 'cp'}
   assert {command[0] for command in COMMANDS} <= known, (
     'teach tests/test_readme.py how to check these'
   )
