@@ -74,12 +74,6 @@ def convert(
       f'{source} is of SRT, whose public format cannot be written: give '
       '--to=safetensors'
     )
-  if to != 'ours' and snapshot.recipe.model.get('nuisance_dim'):
-    raise UserError(
-      f'a model with config.model.nuisance_dim='
-      f'{snapshot.recipe.model.nuisance_dim} cannot be written with the names '
-      'of the public code, which has no such latent'
-    )
   if contexts is not None:
     snapshot.recipe.data.contexts = contexts
   if image_size is not None:

@@ -105,7 +105,8 @@ def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Inverts `to_ours`; returns views in the order of the official tree.
 
   Raises:
-    UserError: If a path is not a parameter of our XFactor.
+    UserError: If a path is not a parameter of our XFactor, or of its nuisance
+      latent, which the public code lacks.
   """
   official = {}
   for path, array in ours.items():
@@ -115,6 +116,11 @@ def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       official |= {f'{network}/layers_{i}/{name}': layer for i, layer in layers}
     elif path in _OUR_ENDS:
       official[_OUR_ENDS[path]] = array
+    elif path.startswith('nuisance/'):
+      raise UserError(
+        'the public code has no name for the nuisance latent of a model with '
+        'config.model.nuisance_dim above 0: keep it as a run of ours'
+      )
     else:
       raise UserError(f'{path!r} is no parameter of XFactor')
   return dict(sorted(official.items()))
