@@ -133,11 +133,17 @@ def test_start_opens_any_number_of_clips(tmp_path):
 @pytest.mark.soak
 def test_convert_compares_ways_to_decode(tmp_path):
   text, table = measure(tmp_path, 'convert', '--noisolate')
-  assert table['things'] == ['JPEGs', 'JPEGs decoded in full', 'mp4']
+  assert table['things'] == [
+    *('JPEGs', 'JPEGs decoded in full', 'mp4', 'mp4 in HDR'),
+    *('with cameras', 'undistorted'),
+  ]
   rows = table['rows']
-  assert set(rows) == {'frames/s', 'frames/CPU s', 'KiB written a frame'}
+  assert set(rows) == {
+    *('frames/s', 'frames/CPU s', 'verified frames/CPU s'),
+    'KiB written a frame',
+  }
   assert_agree(text, table)
-  reduced, full, _ = (
+  reduced, full, *_ = (
     rows['KiB written a frame'][x]['median'] for x in table['things']
   )
   assert reduced == pytest.approx(full, rel=0.1)
