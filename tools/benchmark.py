@@ -4,7 +4,7 @@
     [--config=configs/tiny.py] [--nobaseline]
   python tools/benchmark.py compile [--config=configs/tiny.py] [--nobaseline]
   python tools/benchmark.py rays [--config=configs/srt_tiny.py] [--batch=8]
-    [--size=64] [--rays=1024]
+    [--size=64] [--rays=1024] [--torch]
   python tools/benchmark.py [checkpoint] [eval] [--config=configs/tiny.py]
   python tools/benchmark.py [attention] [lpips] [augment]
     [--config=configs/tiny.py]
@@ -18,7 +18,8 @@
     --name=synthetic [--oracle_options=...] [--clips=N] [--out=paths.png]
 
 `step`: the recipe's train step with the token split, compared with the public
-formulation. `compile`: only the compilation of that step.
+formulation with the same number of registers and with the published 32.
+`compile`: only the compilation of that step.
 `pipeline`: the training pipeline on records, compared with reading the same
 frames from loose files with PIL.
 `start`: time from process start to the first batch, with a million clips.
@@ -29,7 +30,7 @@ tone mapping, and with a lens's distortion undone.
 The following run only if they are named:
 `rays`: the train steps of SRT and improved SRT, with the recipe's widths,
 compared with a plain formulation and without each optimization; rays rendered
-per second.
+per second. With --torch only these steps, compared with PyTorch on a CPU.
 `checkpoint`: how long saving the recipe's train state takes and how long it
 blocks training; time to restore it.
 `eval`: held-out reconstruction in batches, compared with one by one.
@@ -156,6 +157,9 @@ _SIZE = flags.DEFINE_integer(
 _RAYS = flags.DEFINE_integer(
   'rays', 1024, 'Rays per scene and update, for `rays`.', lower_bound=1
 )
+_TORCH = flags.DEFINE_bool(
+  'torch', False, 'Compare `rays` with PyTorch: pip install -e .[torch].'
+)
 _FACTORS = flags.DEFINE_list(
   'factors',
   ['0.5', '2'],
@@ -280,6 +284,11 @@ def _run(names: list[str]) -> dict[str, Any]:
   numbers = {'machine': measuring.machine()}
   print(', '.join(f'{k}: {v}' for k, v in numbers['machine'].items()))
   common = {'repeats': _REPEATS.value, 'isolate': _ISOLATE.value}
+  sizes_of_rays = {
+    'batch': _BATCH.value or 8,
+    'size': _SIZE.value or 64,
+    'count': _RAYS.value,
+  }
   steps = functools.partial(
     step.run,
     config,
@@ -295,13 +304,15 @@ def _run(names: list[str]) -> dict[str, Any]:
       config, clips=max(_CLIPS.value or 1_000_000, 1000), **common
     ),
     'convert': lambda: convert.run(sizes=sizes, **common),
-    'rays': lambda: rays.run(
-      config,
-      batch=_BATCH.value or 8,
-      size=_SIZE.value or 64,
-      count=_RAYS.value,
-      repeats=_REPEATS.value,
-      compiles=_COMPILES.value,
+    'rays': lambda: (
+      rays.run_torch(config, **sizes_of_rays, **common)
+      if _TORCH.value
+      else rays.run(
+        config,
+        **sizes_of_rays,
+        repeats=_REPEATS.value,
+        compiles=_COMPILES.value,
+      )
     ),
     'checkpoint': lambda: checkpoint.run(config, repeats=_REPEATS.value),
     'eval': lambda: evaluating.run(config, repeats=_REPEATS.value),

@@ -13,6 +13,7 @@ from benchmarks import (
 )
 
 from xfactor import config as configs
+from xfactor.errors import UserError
 from xfactor.methods.srt import objective as objectives
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -95,6 +96,26 @@ def test_tables_are_whole(recipe, no_cache, capsys, monkeypatch):
       for cell in row.values():
         assert math.isfinite(cell['median'])
         assert cell['median'] > 0
+
+
+@pytest.mark.slow
+def test_pytorch_computes_the_same(recipe, capsys):
+  pytest.importorskip('torch')
+  tables = rays.run_torch(
+    recipe, batch=2, size=16, count=32, repeats=1, isolate=False
+  )
+  said = capsys.readouterr().out
+  for name, table in zip(rays.COMPARED, tables, strict=True):
+    assert f'{name}: all give the same loss' in said
+    assert table.things == ['ours', 'PyTorch']
+    rows = 'step, wall s', 'step, CPU s', 'peak RSS at the end, MiB'
+    assert tuple(table.rows) == rows
+
+
+def test_without_pytorch_the_command_is_told(recipe, monkeypatch):
+  monkeypatch.setattr(rays.importlib.util, 'find_spec', lambda _: None)
+  with pytest.raises(UserError, match=r'pip install -e \.\[torch\]'):
+    rays.run_torch(recipe, batch=2, size=16, count=32, repeats=1, isolate=False)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Dense attention under a segment mask over all patches and two copies of the
 register tokens, float32, unrolled layers with full rematerialization, one pass
 over whole images, augmentation with a switch per image. Follows sections 2 and
 3 of the model's specification; parameters have our names
-(`xfactor_names.to_ours`).
+(`xfactor_names.to_ours`), but each layer has its own (`unstack`).
 """
 
 import functools
@@ -14,6 +14,21 @@ import jax.numpy as jnp
 
 from xfactor.methods.xfactor import augment
 from xfactor.nn import layers
+
+
+def unstack(params):
+  """Gives each layer its own parameters, as in the public code.
+
+  A slice of stacked parameters has a gradient as large as all layers.
+  """
+  unstacked = {}
+  for name, x in params.items():
+    prefix, stack, leaf = name.rpartition('/stack/layers/')
+    if stack:
+      unstacked |= {f'{prefix}{stack}{i}/{leaf}': y for i, y in enumerate(x)}
+    else:
+      unstacked[name] = x
+  return unstacked
 
 
 def dense(params, name, x):
@@ -31,8 +46,9 @@ def mlp(params, name, x):
 
 def norm(params, name, x):
   mean = x.mean(-1, keepdims=True)
-  y = (x - mean) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
-  y = y * jnp.broadcast_to(params[f'{name}/scale'], y.shape)
+  variance = (x**2).mean(-1, keepdims=True) - mean**2
+  scale = jnp.broadcast_to(params[f'{name}/scale'], x.shape)
+  y = (x - mean) * (jax.lax.rsqrt(variance + 1e-6) * scale)
   bias = params.get(f'{name}/bias')
   return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
@@ -86,13 +102,9 @@ def layer(params, x, ids, rope, heads):
 
 
 def trunk(params, x, ids, rope, heads):
-  prefix = 'stack/layers/'
-  stacked = {
-    k.removeprefix(prefix): v for k, v in params.items() if prefix in k
-  }
   run = jax.checkpoint(functools.partial(layer, heads=heads))
-  for i in range(len(stacked['qkv/kernel'])):
-    x = run(jax.tree.map(lambda p, i=i: p[i], stacked), x, ids, rope)
+  for i in range(sum(k.endswith('/qkv/kernel') for k in params)):
+    x = run(sub(params, f'stack/layers/{i}'), x, ids, rope)
   return x
 
 

@@ -3,12 +3,14 @@
 The plain formulation is plain_srt.py: float32 colours and rays from the host,
 all channels convolved, unrolled layers, dense attention, no recomputation; with
 the same weights, rays and optimizer. The other variants omit one optimization
-each, to show its gain.
+each, to show its gain. `run_torch` compares with torch_srt.py, the same in
+PyTorch.
 """
 
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,10 +33,13 @@ from benchmarks.measuring import (
   alternate,
   is_exact,
   number,
+  peak_mib,
+  place,
   ratio,
   temporaries,
   timed,
 )
+from xfactor.errors import UserError
 from xfactor.exchange import srt_names
 from xfactor.geometry import cameras
 from xfactor.inference import posed, restore
@@ -336,6 +341,52 @@ class Trainer:
       jax.block_until_ready((self._state, metrics))
     return result, {key: float(metrics[key]) for key in ('loss', 'grad_norm')}
 
+  def peak(self) -> float:
+    """Returns the peak resident size of the process in MiB."""
+    return peak_mib()
+
+
+class TorchTrainer:
+  """The train step of torch_srt.py, with the methods of `Trainer`."""
+
+  def __init__(self, config: ConfigDict, drawn: dict[str, np.ndarray]):
+    """Initializes with a batch as returned by `host_batch`."""
+    import torch
+
+    from benchmarks import torch_srt
+
+    build = builds.build(config, jax.devices()[:1])
+    params = srt_names.to_public(make_weights(build.functional.shapes))
+    self._params = {
+      name: torch.from_numpy(x.copy()).requires_grad_()
+      for name, x in params.items()
+    }
+    self._optimizer = torch.optim.Adam(self._params.values(), lr=1e-4)
+    batch = {name: torch.from_numpy(x) for name, x in drawn.items()}
+    self._loss = functools.partial(
+      torch_srt.loss,
+      self._params,
+      [batch[k] for k in ('images', 'origins', 'directions')],
+      [batch[k] for k in ('colors', 'ray_origins', 'ray_directions')],
+      heads=build.model.heads,
+      decoder_heads=build.model.decoder_heads,
+    )
+
+  def step(self) -> tuple[Time, dict[str, float]]:
+    """Runs a step; returns its time, loss and gradient norm."""
+    with timed() as result:
+      self._optimizer.zero_grad()
+      loss = self._loss()
+      loss.backward()
+      self._optimizer.step()
+    squares = (float((x.grad**2).sum()) for x in self._params.values())
+    metrics = {'loss': loss.item(), 'grad_norm': math.sqrt(sum(squares))}
+    return result, metrics
+
+  def peak(self) -> float:
+    """Returns the peak resident size of the process in MiB."""
+    return peak_mib()
+
 
 def check_steps_equal(
   metrics: dict[str, dict[str, float]], tolerance: float
@@ -424,16 +475,84 @@ def run(
   jax.config.update('jax_enable_compilation_cache', False)
   recipe = recipe.copy_and_resolve_references()
   recipe.train.accumulate = 1
-  small = recipe.copy_and_resolve_references()
-  small.data.update(batch=batch, image_size=size, image_width=None)
-  small.objective.rays = count
-  configs = models(small)
+  configs = models(_sized(recipe, batch, size, count))
   tables = [
     _compare_steps(name, configs[name], repeats, compiles) for name in COMPARED
   ]
   tables.append(_compare_loaders(configs['SRT'], repeats))
   recipe.data.batch = 1
   return [*tables, _measure_pictures(models(recipe), repeats)]
+
+
+def run_torch(
+  recipe: ConfigDict,
+  *,
+  batch: int,
+  size: int,
+  count: int,
+  repeats: int,
+  isolate: bool,
+) -> list[Table]:
+  """Compares train steps of SRT and improved SRT with PyTorch, on a CPU.
+
+  Args:
+    recipe: Recipe of any SRT, for its widths and numbers of views.
+    batch: Scenes per update.
+    size: Image size of views, in pixels.
+    count: Rays per scene and update.
+    repeats: Number of runs of each.
+    isolate: Whether each runs in its own process.
+
+  Raises:
+    Unequal: If the two do not compute the same.
+    UserError: If PyTorch is missing, or the sizes do not fit the recipe.
+  """
+  if importlib.util.find_spec('torch') is None:
+    raise UserError('--torch needs PyTorch; run `pip install -e .[torch]`')
+  if jax.default_backend() != 'cpu':
+    raise UserError('--torch compares on a CPU; set JAX_PLATFORMS=cpu')
+  configs = models(_sized(recipe, batch, size, count))
+  where = place(isolate)
+  return [
+    _compare_torch(name, configs[name], repeats, where) for name in COMPARED
+  ]
+
+
+def _compare_torch(
+  name: str, config: ConfigDict, repeats: int, where: type
+) -> Table:
+  build, views = _build(config)
+  drawn = host_batch(views, build.objective, _first_pixels(build, views))
+  with contextlib.ExitStack() as stack:
+    trainers = {
+      'ours': where(stack, Trainer, config, views, drawn, Way()),
+      'PyTorch': where(stack, TorchTrainer, config, drawn),
+    }
+    table = Table(
+      f'{name}: train step of {build.method.describe(build)}, '
+      f'{build.model.dtype}',
+      list(trainers),
+    )
+    trainers['ours']('compile')
+    # The first step is also the warm-up.
+    first = {key: call('step')[1] for key, call in trainers.items()}
+    print(f'{name}: {check_steps_equal(first, _TOLERANCE)}', flush=True)
+    for key in alternate(trainers, repeats):
+      result, _ = trainers[key]('step')
+      table.add('step, wall s', key, result.wall)
+      table.add('step, CPU s', key, result.cpu)
+    for key, call in trainers.items():
+      table.add('peak RSS at the end, MiB', key, call('peak'))
+  return table
+
+
+def _sized(recipe: ConfigDict, batch: int, size: int, count: int) -> ConfigDict:
+  """Returns the recipe with these sizes of an update."""
+  recipe = recipe.copy_and_resolve_references()
+  recipe.train.accumulate = 1
+  recipe.data.update(batch=batch, image_size=size, image_width=None)
+  recipe.objective.rays = count
+  return recipe
 
 
 def _build(config: ConfigDict) -> tuple[builds.Build, dict[str, np.ndarray]]:

@@ -49,6 +49,17 @@ def assert_gradients_equal(got, want):
   assert_all_close(got, want, GRADIENTS)
 
 
+def dense_gradients(params, config, images, pairs, mask):
+  """Loss and gradients of the reference, for our parameters."""
+
+  def loss(params):
+    return plain_xfactor.masked_l1(
+      plain_xfactor.unstack(params), config, images, pairs, mask
+    )
+
+  return jax.value_and_grad(loss)(params)
+
+
 @pytest.fixture(scope='module')
 def golden_params(golden):
   return xfactor_names.to_ours(golden('xf_params_pert'))
@@ -62,7 +73,7 @@ def golden_step(golden, golden_params):
 
   @jax.jit
   def gradients(params, images, encoder_images, mask):
-    return jax.value_and_grad(plain_xfactor.masked_l1)(
+    return dense_gradients(
       params, GOLDEN, images, encoder_images[:, None], mask
     )
 
@@ -75,6 +86,7 @@ def test_masked_poses_and_renders_are_golden(golden, golden_params):
 
   @jax.jit
   def run(params, images, mask, poses):
+    params = plain_xfactor.unstack(params)
     return (
       plain_xfactor.encode(params, GOLDEN, images, mask),
       plain_xfactor.render(params, GOLDEN, images[:, :1], poses, mask),
@@ -141,13 +153,8 @@ def images():
 def dense(params, images):
   """Loss and gradients of the reference for a patch mask."""
 
-  @jax.jit
-  def gradients(params, images, pairs, mask):
-    return jax.value_and_grad(plain_xfactor.masked_l1)(
-      params, SMALL, images, pairs, mask
-    )
-
-  return lambda mask: gradients(params, *images, mask)
+  gradients = jax.jit(dense_gradients, static_argnums=1)
+  return lambda mask: gradients(params, SMALL, *images, mask)
 
 
 @pytest.fixture(scope='module')
@@ -198,9 +205,7 @@ def test_the_split_equals_the_reference_at_awkward_sizes():
     mask = plain_xfactor.mask_of(order, (2, 6))
     return (
       jax.value_and_grad(loss)(params),
-      jax.value_and_grad(plain_xfactor.masked_l1)(
-        params, config, images, pairs, mask
-      ),
+      dense_gradients(params, config, images, pairs, mask),
     )
 
   (loss, got), (want_loss, want) = both(params, images, pairs)
