@@ -29,7 +29,7 @@ EXTRAS = {
   'hub': HUB,  # hf:// models.
   'log': ['trackio>=0.43', 'wandb>=0.31'],
   'oracles': ORACLES,
-  'torch': ['torch>=2.14.1'],  # For `tools/benchmark.py rays --torch`.
+  'torch': ['torch>=2.13'],  # For `tools/benchmark.py rays --torch`.
   'tpu': TPU,
   'perceptual': PERCEPTUAL,
   'vizdoom': VIZDOOM,
