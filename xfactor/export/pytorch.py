@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -10,7 +12,6 @@ from etils import epath
 from xfactor.errors import UserError
 from xfactor.exchange import snapshot
 from xfactor.export.networks import Networks
-from xfactor.nn.functional import Params
 
 # A file for users: it imports torch, and nothing of xfactor.
 _MODULE = pathlib.Path(__file__).with_name('xfactor_torch.py')
@@ -35,7 +36,7 @@ def write(networks: Networks, folder: epath.Path) -> list[epath.Path]:
   return [module, arrays]
 
 
-def state_dict(params: Params) -> dict[str, np.ndarray]:
+def state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Returns parameters by PyTorch's names: layers apart, kernels transposed.
 
   Those of `nuisance`, which inference does not use, are skipped.
