@@ -5,8 +5,7 @@
 The first command's model and rooms (stored at 64 x 64 pixels), and changes of
 one setting at a time. `published` has the published initialization, positions
 and optimizer at the same size, `published_128` at a width of 128. Hardware: two
-CPU cores, minutes per member. The members were not trained to the end yet, so
-no document has results.
+CPU cores, minutes per member. docs/learning.md has the results of five members.
 """
 
 from ml_collections import ConfigDict

@@ -813,6 +813,9 @@ BLOCKS = {
       'assert Oracle()(np.zeros((3, 8, 8, 3), np.uint8)).ok\n'
     }
   ),
+  'docs/learning.md: How it scales': Elsewhere(
+    'trains for hours; tests/tools/test_benchmark_scaling.py has the report'
+  ),
   'docs/learning.md: Real video': Elsewhere(
     'trains for an hour; tests/test_recipes.py builds the recipe'
   ),
