@@ -133,7 +133,7 @@ def _turning() -> ConfigDict:
   config = _small()
   made = configs.beside(__file__, 'tiny').data.make.rooms.to_dict()
   made |= {'scenes': 280, 'test_fraction': 0.15, 'val_fraction': 0.1}
-  made['with_depth'] = True  # An oracle needs it.
+  made['with_depth'] = True  # Oracles need it.
   config.data.mix = {'turning': configs.part(begin=3, end=8)}
   config.data.make = {'turning': made}
   return config
@@ -186,6 +186,7 @@ def _parallax() -> ConfigDict:
   config.data.make = {
     name: laptop.data.make[f'rooms_{kind}'] for kind, name in names.items()
   }
+  config.data.make.parallax.with_depth = True  # Oracles need it.
   return config
 
 

@@ -93,11 +93,11 @@ def test_the_budget_counts_rates_once_and_measures_the_speed(tmp_path):
   assert '40 GFLOP/s each (of 1 finished runs)' in said
   # What another part has trained is only tested.
   said = experiment.budget(
-    experiment.chosen(['main', 'tps']), rate_of, grid, tmp_path, 1
+    experiment.chosen(['parallax', 'tps']), rate_of, grid, tmp_path, 1
   )
   assert said.splitlines()[2].split() == [
     'tps',
-    'turning',
+    'parallax',
     '0',
     '0',
     '0',
@@ -235,7 +235,10 @@ def test_what_has_no_renderer_is_chosen_by_its_probe(tmp_path):
   assert [x.name for x in run.stages] == [running.TRAIN, running.PROBE]
   folder = held_out.folder(run.workdir, 40)
   folder.mkdir(parents=True)
-  rows = {'probe': {'mean': {'auc@20': benchmark.mean(0.7)}}}
+  # A camera that only turns has no AUC@20.
+  none = dict.fromkeys(('value', 'low', 'high'))
+  means = {'auc@20': none, 'auc_rotation@5': benchmark.mean(0.7)}
+  rows = {'probe': {'mean': means}}
   (folder / 'squares_probe.json').write_text(json.dumps({'rows': rows}))
   np.testing.assert_allclose(rates.score(run), 70)
 

@@ -134,7 +134,7 @@ class Player:
         json.dumps({'oracle': f'{what} 7', 'rows': rows, 'chance': 0.125})
       )
     if '--probe' in command:
-      row = {'mean': {'auc@20': mean(score)}}
+      row = {'mean': dict.fromkeys(('auc@20', 'auc_rotation@5'), mean(score))}
       (folder / 'squares_probe.json').write_text(
         json.dumps({'rows': {'probe': row}})
       )

@@ -51,7 +51,7 @@ PARTS = (
   Part('moving', 'moving', _MOVING, _FIVE, '15TFLOP'),
   Part('textures', 'textures', _MAIN, _FIVE, '6TFLOP'),
   Part('levels', 'levels', _MAIN, _THREE, '24TFLOP'),
-  Part('tps', 'turning', _MAIN, _THREE, '15TFLOP', _TPS),
+  Part('tps', 'parallax', _MAIN, _THREE, '36TFLOP', _TPS),
   Part('crossing', 'levels', _MAIN, _THREE, '24TFLOP', motions='turning'),
   Part('widths', 'parallax', _WIDE, _THREE, '36TFLOP'),
   Part('members', 'turning', _OTHERS, _FIVE, '15TFLOP'),

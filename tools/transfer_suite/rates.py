@@ -57,10 +57,11 @@ def plan(
 def score(run: running.Run) -> float:
   """Returns the number that is compared, in percent; more is better.
 
-  The rank of transfer; for members without a renderer, AUC@20 of the probe.
+  The rank of transfer; for members without a renderer, AUC@5 of the rotations
+  that the probe predicts.
   """
   if not run.member.draws:
-    return 100 * tables.read(run)['common']['probe'].value
+    return 100 * tables.read(run)['common']['rotation'].value
   path = held_out.file(run.workdir, run.member.updates)
   return files.read_json(path)['data'][run.member.data]['transfer']['rank']
 

@@ -28,8 +28,10 @@ _COMMON = {
   'heldout': ('held-out PSNR', 1),
   'heldout shuffled': ('by another pose', 1),
   'probe': ('probe AUC@20 %', 100),
-  'probe shuffled': ('probe, shuffled', 100),
-  'probe mean motion': ('mean motion', 100),
+  # Also of cameras that only turn.
+  'rotation': ('probe rotations AUC@5 %', 100),
+  'rotation shuffled': ('the same, shuffled', 100),
+  'rotation mean motion': ('the same, mean motion', 100),
 }
 _ORACLE = {
   'accepted': ('TPS accepted %', 100),
@@ -116,8 +118,10 @@ def read(run: running.Run) -> dict[str, dict[str, Any]]:
   path = folder / f'{name}_probe.json'
   if any('--probe' in stage.command for stage in run.stages):
     for row, result in files.read_json(path)['rows'].items():
-      key = 'probe' if row == 'probe' else f'probe {row}'
-      common[key] = _mean(result['mean']['auc@20'])
+      key = 'rotation' if row == 'probe' else f'rotation {row}'
+      common[key] = _mean(result['mean']['auc_rotation@5'])
+      if row == 'probe':
+        common[row] = _mean(result['mean']['auc@20'])
   for stage in run.stages:
     if not stage.oracle:
       continue
