@@ -129,11 +129,8 @@ def test_clips_of_unknown_scale():
   shared = fit(pairs)
   assert each.to_latents.errors['ridge'] < 0.2
   assert shared.to_latents.errors['ridge'] > 0.4
-  units = calibration._clip_units(
-    np.float64(pairs.latents),
-    calibration.motions_of(pairs.relative),
-    pairs.clip,
-  )
+  moved = calibration.motions_of(pairs.relative)
+  units = calibration._clip_units(np.float64(pairs.latents), moved, pairs.clip)
   found = np.log(units[::EACH] / scales[::EACH, 0])
   lengths = np.sum(moved[:, 3:] ** 2, 1)
   lengths = np.sqrt(lengths.reshape(CLIPS, EACH).mean(1))
@@ -207,7 +204,6 @@ def model(place, bare):
 
 def relative(scale=0.1, count=5):
   """A path of cameras from the reference's."""
-  del model
   turns = np.linspace(0, scale, count)[:, None] * [0.3, 1, 0.2, 0.5, -0.5, 1]
   return calibration.relative_of(turns)
 

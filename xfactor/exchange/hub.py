@@ -30,7 +30,7 @@ _NAME = r'[\w.-]+/[\w.-]+'
 
 def is_published(path: epath.PathLike) -> bool:
   """Returns whether a folder is a published one."""
-  folder = epath.Path(path).expanduser()
+  folder = files.run_folder(path)
   return all((folder / name).exists() for name in (_CONFIG, _WEIGHTS))
 
 
