@@ -123,7 +123,7 @@ def test_far_motions_are_said_to_be_far_and_uncertain(made):
 def test_clips_of_unknown_scale():
   """Scales of clips do not matter, and are found better than by their size."""
   rng = np.random.default_rng(3)
-  scales = np.repeat(np.exp(rng.normal(0, 1.5, CLIPS)), EACH)[:, None]
+  scales = np.repeat(np.exp(rng.normal(0, 1, CLIPS)), EACH)[:, None]
   pairs = pairs_of(motions(), bend=0.1, channels=8, scales=scales)
   each = fit(pairs, one_unit=False)
   shared = fit(pairs)
