@@ -325,7 +325,7 @@ def test_the_command_for_posed_models(place, tmp_path):
     (['--workdir={0}/posed', '--chain=3'], '--chain does not apply to posed'),
     (['--cameras=x.tum'], 'no calibration, which camera paths need'),
     (['--cameras=x.xyz'], 'must end with one of .json'),
-    (['--path=pan'], 'mutual exclusive'),
+    (['--path=pan'], 'Exactly one of (motion, path)'),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
