@@ -133,7 +133,7 @@ def budget(
 
 
 def _flops(budget: str) -> float:
-  # Of updates of one FLOP.
+  # Updates of one FLOP.
   return members.updates(budget, 1)
 
 

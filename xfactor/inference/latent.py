@@ -296,8 +296,7 @@ class Model:
     """
     calibration = self.calibration
     if isinstance(cameras, camera_files.Cameras):
-      if focal is None and np.isfinite(cameras.intrinsics).all():
-        focal = cameras.intrinsics[:, :2].max(1)  # That of the shorter side.
+      focal = cameras.focal if focal is None else focal
       cameras = cameras.world_to_camera
     scene = self.fit(scene, 'a view of the scene')
     self._check_contexts(len(scene))

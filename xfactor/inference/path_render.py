@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import Bool, Float, UInt8
 
 from xfactor.data import rerender
-from xfactor.data.formats import camera_paths
+from xfactor.data.formats import camera_files, camera_paths
 from xfactor.data.records import folders
 from xfactor.errors import UserError
 from xfactor.geometry import cameras, flights
@@ -144,7 +144,7 @@ def choose(
   frames: int,
   distance: float | None = None,
   scale: float = 1.0,
-) -> tuple[str, camera_paths.CameraPath]:
+) -> tuple[str, camera_files.Cameras]:
   """Returns a path in words, and its cameras.
 
   Args:
@@ -173,7 +173,7 @@ def choose(
     poses = found.world_to_camera[some] * np.array([1, 1, 1, scale])
     return (
       f'{path}, with positions in {calibration.unit} (--scale multiplies them)'
-    ), camera_paths.CameraPath(found.intrinsics[some], poses)
+    ), camera_files.Cameras(found.intrinsics[some], poses)
   in_degrees = flights.FLIGHTS[name][1]
   typical = calibration.move
   if distance is None:
@@ -207,7 +207,7 @@ def choose(
         high = middle
     amount = low
   lens = np.full((frames, 4), np.nan)
-  return f'{name}:{amount:.3g} ({unit})', camera_paths.CameraPath(
+  return f'{name}:{amount:.3g} ({unit})', camera_files.Cameras(
     lens, make(amount)
   )
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 from xfactor.data.formats import lens
 from xfactor.errors import UserError
 from xfactor.geometry import cameras
 
 # Converts camera axes between OpenCV and OpenGL.
-_FLIP = np.array([1.0, -1.0, -1.0, 1.0])
+FLIP = np.array([1.0, -1.0, -1.0, 1.0])
 _FISHEYES = ('OPENCV_FISHEYE', 'SIMPLE_RADIAL_FISHEYE', 'RADIAL_FISHEYE')
 
 
@@ -28,6 +29,12 @@ class Cameras(NamedTuple):
 
   intrinsics: np.ndarray
   world_to_camera: np.ndarray
+
+  @property
+  def focal(self) -> Float[np.ndarray, ' n'] | None:
+    """Focal lengths of the central square, divided by its side, if known."""
+    focal = self.intrinsics[:, :2].max(1)  # That of the shorter side.
+    return focal if np.isfinite(focal).all() else None
 
 
 def from_rows(rows: np.ndarray) -> Cameras:
@@ -150,7 +157,7 @@ def _frame(
   return Frame(
     path=name,
     camera=lens.make_camera(*_model(values, width, height, pixels)),
-    world_to_camera=cameras.invert_pose(_rigid(matrix, name) * _FLIP),
+    world_to_camera=cameras.invert_pose(_rigid(matrix, name) * FLIP),
   )
 
 

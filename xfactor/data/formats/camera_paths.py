@@ -32,28 +32,19 @@ from xfactor.geometry import cameras
 _RATE = 30.0  # Frames per second of the times that are written.
 _PIXELS = 512  # Side of the pictures that pixels are written for.
 _SLACK = 1e-3  # Largest entry of R R^T - 1 that is rounding.
-_FLIP = np.array([1.0, -1.0, -1.0, 1.0])  # Between OpenCV and OpenGL.
 FORMATS = ('.json', 'images.txt', '.npz', '.tum', '.kitti', '.txt')
 
 
-class CameraPath(camera_files.Cameras):
-  """Cameras of a path; without a lens, intrinsics are NaN."""
-
-  __slots__ = ()
-
-  @property
-  def focal(self) -> Float[np.ndarray, ' n'] | None:
-    """Focal lengths of the central square, divided by its side, if known."""
-    focal = self.intrinsics[:, :2].max(1)  # That of the shorter side.
-    return focal if np.isfinite(focal).all() else None
+def _without_lens(world_to_camera: np.ndarray) -> camera_files.Cameras:
+  return camera_files.Cameras(
+    np.full((len(world_to_camera), 4), np.nan), world_to_camera
+  )
 
 
-def _without_lens(world_to_camera: np.ndarray) -> CameraPath:
-  return CameraPath(np.full((len(world_to_camera), 4), np.nan), world_to_camera)
-
-
-def read(path: str | os.PathLike[str]) -> CameraPath:
+def read(path: str | os.PathLike[str]) -> camera_files.Cameras:
   """Reads the cameras of a file, in its order (COLMAP: by picture name).
+
+  Without a lens in the file, intrinsics are NaN.
 
   Raises:
     UserError: If the file cannot be read, or is of another convention.
@@ -88,7 +79,7 @@ def read(path: str | os.PathLike[str]) -> CameraPath:
   return found
 
 
-def _read_json(path: epath.Path) -> CameraPath:
+def _read_json(path: epath.Path) -> camera_files.Cameras:
   try:
     keys = json.loads(path.read_text()).keys()
   except (OSError, ValueError, AttributeError):
@@ -99,13 +90,13 @@ def _read_json(path: epath.Path) -> CameraPath:
       'transforms.json'
     )
   frames = camera_files.read_transforms(path)
-  return CameraPath(
+  return camera_files.Cameras(
     np.stack([frame.camera.intrinsics for frame in frames]),
     np.stack([frame.world_to_camera for frame in frames]),
   )
 
 
-def _read_npz(path: epath.Path) -> CameraPath:
+def _read_npz(path: epath.Path) -> camera_files.Cameras:
   arrays = npz.read(path)
   poses = arrays.get('world_to_camera', np.zeros(0))
   if poses.ndim != 3 or poses.shape[1:] not in ((3, 4), (4, 4)):
@@ -123,10 +114,10 @@ def _read_npz(path: epath.Path) -> CameraPath:
       f'intrinsics of {path} must have the shape ({len(poses)}, 4): fx, fy, '
       'cx, cy, divided by the width and height of the picture'
     )
-  return CameraPath(intrinsics, found.world_to_camera)
+  return camera_files.Cameras(intrinsics, found.world_to_camera)
 
 
-def _read_colmap(path: epath.Path) -> CameraPath:
+def _read_colmap(path: epath.Path) -> camera_files.Cameras:
   images = colmap.read_model(path.parent)
   if not images:
     raise UserError(
@@ -134,13 +125,13 @@ def _read_colmap(path: epath.Path) -> CameraPath:
       'next to it, or no image; put both files of the model in one folder'
     )
   named = sorted(images, key=naming.natural)
-  return CameraPath(
+  return camera_files.Cameras(
     np.stack([images[name].camera.intrinsics for name in named]),
     np.stack([images[name].world_to_camera for name in named]),
   )
 
 
-def _read_text(path: epath.Path) -> CameraPath:
+def _read_text(path: epath.Path) -> camera_files.Cameras:
   try:
     lines = [
       line.split()
@@ -152,7 +143,7 @@ def _read_text(path: epath.Path) -> CameraPath:
       f'{path} is not a text file of cameras ({e}); give another file'
     ) from e
   if len(lines) > 1 and len(lines[0]) == 1 and len(lines[1]) == 19:
-    return CameraPath(*camera_files.read_realestate(path).cameras)
+    return camera_files.Cameras(*camera_files.read_realestate(path).cameras)
   try:
     rows = np.array(lines, np.float64)
     if not np.isfinite(rows).all():
@@ -288,7 +279,7 @@ def _colmap_cameras(intrinsics: np.ndarray) -> str:
 def _transforms(outward: np.ndarray, intrinsics: np.ndarray) -> str:
   frames = []
   for i, (pose, lens) in enumerate(zip(outward, intrinsics, strict=True), 1):
-    matrix = np.vstack([pose * _FLIP, [0, 0, 0, 1]])
+    matrix = np.vstack([pose * camera_files.FLIP, [0, 0, 0, 1]])
     pixels = float(lens[0]) * _PIXELS
     frames.append(
       {

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
-import simplejpeg
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from xfactor.data import depth as depth_lib
 from xfactor.data import sources
 from xfactor.data.records import codec
 from xfactor.data.sources import synthetic
@@ -24,7 +22,7 @@ from xfactor.geometry import cameras, wander
 
 _KINDS = ('slide', 'rise', 'slide+rise')
 _FOCAL = 0.8  # By the width of a picture.
-_TEXELS, _PERIOD = 128, 4.0  # Of the texture; units between repeats.
+_TEXELS, _PERIOD = 128, 4.0  # Side of the texture; units between repeats.
 _SMOOTH = 3.0  # Deviation of the Gaussian, texels.
 _PLANE = 1.0  # The textured plane is at this x.
 # Limits of cameras that see only the plane: largest x, smallest slope of rays.
@@ -81,29 +79,11 @@ class Source(synthetic.Rendered):
       np.float32([_FOCAL, _FOCAL, 0.5, 0.5]), (len(poses), 1)
     )
     drawn = self._draw(item.payload, intrinsics, poses)
-    pictures = [
-      simplejpeg.encode_jpeg(x, quality=self.quality, colorsubsampling='444')
-      for x in drawn
-    ]
     # All pixels are at the same depth.
     plane = np.full((self.size, self.size), _PLANE, np.float32)
-    yield sources.Clip(
-      id=item.id,
-      frames=pictures,
-      height=self.size,
-      width=self.size,
-      timestamps=np.arange(self.frames) / 10,
-      intrinsics=intrinsics,
-      world_to_camera=poses,
-      depth=[depth_lib.encode_depth(plane)] * len(poses)
-      if self.with_depth
-      else None,
-    )
-
-  @staticmethod
-  def is_installed() -> bool:
-    """Returns True: planes can always be rendered."""
-    return True
+    views = ((picture, plane) for picture in drawn)
+    timestamps = np.arange(self.frames) / 10
+    yield self.encode(item.id, views, intrinsics, poses, timestamps)
 
   def is_free(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']

@@ -7,7 +7,7 @@ camera path through its free space. `worlds.raycaster` renders it.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -155,6 +155,11 @@ class Rendered(sources.Source):
         f'sum is at most 1, not {self.test_fraction} and {self.val_fraction}'
       )
 
+  @staticmethod
+  def is_installed() -> bool:
+    """Returns True: these scenes can always be rendered."""
+    return True
+
   def items(self) -> list[sources.Item]:
     return [
       sources.Item(
@@ -193,15 +198,26 @@ class Rendered(sources.Source):
       poses: World to camera.
       timestamps: Times of the frames.
     """
-    images, depths = [], []
     share = len(poses) // len(baked)
-    rendered = (
+    views = (
       view
       for i, lit in enumerate(baked)
       for some in [slice(i * share, (i + 1) * share)]
       for view in render.render(lit, intrinsics[some], poses[some], self.size)
     )
-    for image, depth in rendered:
+    return self.encode(clip_id, views, intrinsics, poses, timestamps)
+
+  def encode(
+    self,
+    clip_id: str,
+    views: Iterable[tuple[np.ndarray, np.ndarray]],
+    intrinsics: np.ndarray,
+    poses: np.ndarray,
+    timestamps: np.ndarray | None = None,
+  ) -> sources.Clip:
+    """Encodes pictures and depths as a clip; see `render` for the arguments."""
+    images, depths = [], []
+    for image, depth in views:
       images.append(
         simplejpeg.encode_jpeg(
           image, quality=self.quality, colorsubsampling='444'
@@ -305,11 +321,6 @@ class Source(Rendered):
         moving = self._movers(scene, index, walk, poses)
         frames = [moving.at(baked, i) for i in range(self.frames)]
       yield self.render(clip_id, frames, intrinsics, poses, timestamps)
-
-  @staticmethod
-  def is_installed() -> bool:
-    """Returns True: rooms can always be rendered."""
-    return True
 
   def is_free(
     self, clip: codec.Clip, world_to_camera: Float[np.ndarray, 'n 3 4']

@@ -10,7 +10,7 @@ from xfactor.data.worlds.raycaster import lighting
 from xfactor.data.worlds.raycaster import scene as scene_lib
 
 _SIZE = (0.1, 0.25)  # Half extents, metres.
-_DISTANCE = (1.2, 2.5)  # Of the middle of a path from the first camera, metres.
+_DISTANCE = (1.2, 2.5)  # From the first camera to a path's middle, metres.
 _ASIDE = 1.0  # Largest angle to the first view, radians.
 _REACH = (0.2, 0.7)  # Half of the length of a path along each axis, metres.
 _PERIOD = (25.0, 60.0)  # Frames.
