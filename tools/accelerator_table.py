@@ -21,6 +21,7 @@ import textwrap
 from absl import flags
 
 from xfactor import cli
+from xfactor.evaluation import tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = (
@@ -100,16 +101,13 @@ def table(cells: list[dict]) -> str:
   commits = sorted({cell['commit'] for cell in cells})
   dates = sorted({cell['date'] for cell in cells})
   versions = {cell['compiled']['jax'] for cell in cells if 'compiled' in cell}
-  rows = [_COLUMNS, ['---'] * len(_COLUMNS)]
-  for cell in cells:
-    rows += _rows(cell)
-  lines = [f'| {" | ".join(row)} |' for row in rows]
+  rows = [row for cell in cells for row in _rows(cell)]
   caption = (
     f'*`JAX_OPTIMIZATION_LEVEL=O1 python tools/accelerator_table.py`, '
     f'{" to ".join(dates)}, commit '
     f'{", ".join(commits)}, jax {", ".join(sorted(versions))}.*'
   )
-  return '\n'.join([*lines, '', caption])
+  return f'{tables.markdown(_COLUMNS, rows)}\n\n{caption}'
 
 
 def _rows(cell: dict) -> list[list[str]]:

@@ -46,6 +46,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from xfactor import cli, parsing  # noqa: E402
 from xfactor.errors import UserError  # noqa: E402
+from xfactor.evaluation import tables  # noqa: E402
 from xfactor.training import build as builds  # noqa: E402
 from xfactor.training.aot import report as reports  # noqa: E402
 from xfactor.training.aot import search, topologies  # noqa: E402
@@ -112,7 +113,7 @@ def table(found: dict[str, list[reports.Report]]) -> str:
   """Returns a Markdown table with one row per report."""
   columns = ['topology', 'program', 'compile s', 'GiB a device', 'of']
   columns += ['sent GB', 'ratio', 'least ms', 'bound by', 'MFU below']
-  rows = [columns, ['---'] * len(columns)]
+  rows = []
   for name, programs in found.items():
     for x in programs:
       cells = [name, x.program, f'{x.compile_seconds:.0f}']
@@ -129,7 +130,7 @@ def table(found: dict[str, list[reports.Report]]) -> str:
         else ['-'] * 3
       )
       rows.append(cells)
-  return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+  return tables.markdown(columns, rows)
 
 
 def summary(config: ConfigDict, topology: topologies.Topology) -> dict:

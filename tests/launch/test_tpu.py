@@ -74,6 +74,19 @@ class Cloud:
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout + result.stderr
 
+  def second_line(self, host, **env):
+    """Returns the second line of a host's log; the first names the host."""
+    with subprocess.Popen(
+      ['bash', str(ROOT / 'launch/tpu.sh'), 'logs', host],
+      env={**self.env, **env},
+      stdout=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    ) as follow:
+      lines = [follow.stdout.readline() for _ in range(2)]
+      os.killpg(follow.pid, 15)
+    return lines[1]
+
   def up(self):
     self.tpu('create')
     self.tpu('setup')
@@ -174,16 +187,7 @@ def test_slices_are_one_run(cloud):
   assert 'worker slice-1-worker-0 ended 42' in told
   names = {call[4] for call in cloud.calls() if call[3] == 'ssh'}
   assert names == {'xfactor-0', 'xfactor-1'}
-  with subprocess.Popen(
-    ['bash', str(ROOT / 'launch/tpu.sh'), 'logs', '1:0'],
-    env={**cloud.env, **env},
-    stdout=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  ) as follow:
-    lines = [follow.stdout.readline() for _ in range(2)]
-    os.killpg(follow.pid, 15)
-  assert lines[1] == 'from slice-1-worker-0\n'
+  assert cloud.second_line('1:0', **env) == 'from slice-1-worker-0\n'
   cloud.plan(nodes={'xfactor-1': 'PREEMPTED'})
   assert 'xfactor GONE' in cloud.tpu('status', **env)
   cloud.tpu('delete', **env)
@@ -327,16 +331,7 @@ def test_run_needs_setup_and_logs_follow(cloud):
   assert 'No such file' in cloud.tpu('run', 'true', code=127)
   cloud.tpu('setup')
   cloud.tpu('run', 'bash', '-c', 'echo hello from $HOSTNAME; sleep 60')
-  with subprocess.Popen(
-    ['bash', str(ROOT / 'launch/tpu.sh'), 'logs', '1'],
-    env=cloud.env,
-    stdout=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  ) as follow:
-    lines = [follow.stdout.readline() for _ in range(2)]
-    os.killpg(follow.pid, 15)
-  assert lines[1] == 'hello from worker-1\n'
+  assert cloud.second_line('1') == 'hello from worker-1\n'
 
 
 def test_stop_lets_the_command_save_and_ends_only_its_own(cloud):

@@ -141,8 +141,7 @@ def _host_rays(
   """Returns the origins of views and the directions of all their pixels."""
   poses = views['world_to_camera']
   if objective.canonical:
-    first = cameras.invert_pose(poses[:, :1])
-    poses = cameras.compose(poses, np.broadcast_to(first, poses.shape))
+    poses = cameras.relative_to(poses, poses[:, :1])
   height, width = views['images'].shape[2:4]
   u, v = np.meshgrid(
     (np.arange(width, dtype=np.float32) + 0.5) / width,

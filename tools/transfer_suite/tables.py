@@ -19,7 +19,7 @@ from scipy import stats
 from transfer_suite import running
 from xfactor.data import files
 from xfactor.errors import UserError
-from xfactor.evaluation import own_recipe
+from xfactor.evaluation import own_recipe, tables
 from xfactor.training import held_out
 
 _NULLS = ('true re-render', 'frozen', 'shuffled', 'other motion')
@@ -340,7 +340,7 @@ class Table:
         del columns[key]
     titles = [title for title, _ in columns.values()]
     head = ['member', 'parameters', 'updates', *titles, 'remarks']
-    lines = [head, ['---'] * len(head)]
+    lines = []
     for name, cells in rows.items():
       texts = [
         x.text(scale) if (x := cells.get(key)) else '-'
@@ -358,7 +358,7 @@ class Table:
           f'motions, {100 * title["chance"]:.1f} % by chance'
         )
       text = [f'## {oracle}', '', f'{note}.', '']
-    return '\n'.join(text + [f'| {" | ".join(line)} |' for line in lines])
+    return '\n'.join([*text, tables.markdown(head, lines)])
 
   def differences(self, member: str) -> dict[str, Difference]:
     """Returns differences of a member to `xfactor` by measure.
@@ -387,7 +387,7 @@ class Table:
 
   def _differences_section(self) -> str:
     head = ['member', *_DIFFERENCES]
-    lines = [head, ['---'] * len(head)]
+    lines = []
     for name in self._members():
       found = self.differences(name) if name != _REFERENCE else {}
       if found:
@@ -396,7 +396,7 @@ class Table:
           for title in _DIFFERENCES
         ]
         lines.append([name, *cells])
-    if len(lines) == 2:
+    if not lines:
       return ''
     note = (
       f'Means by seed and pair, minus those of {_REFERENCE}, in points or dB. '
@@ -404,8 +404,8 @@ class Table:
       f'Equal: both are within {_EQUAL:g} points of rank. Lost: own minus '
       'transferred.'
     )
-    table = [f'| {" | ".join(line)} |' for line in lines]
-    return '\n'.join([f'## Differences to {_REFERENCE}', '', note, '', *table])
+    title = f'## Differences to {_REFERENCE}'
+    return '\n\n'.join([title, note, tables.markdown(head, lines)])
 
   def _members(self) -> list[str]:
     return list(

@@ -118,7 +118,10 @@ def evaluate(
     judge = true_pictures.TrueRenders(store, model.image_size, motions)
     _, numbers, candidates = judge.judge(motions, scenes, drawn)
     pictures = {
-      row: {name: _mean([x[row][name] for x in numbers]) for name in _RESULTS}
+      row: {
+        name: tables.finite_mean([x[row][name] for x in numbers])
+        for name in _RESULTS
+      }
       for row in drawn
     }
   if oracle is not None:
@@ -132,7 +135,7 @@ def evaluate(
   choices = np.array(candidates)
   return Result(
     pictures=pictures,
-    chance=_mean(1 / choices[choices > 1]),
+    chance=tables.finite_mean(1 / choices[choices > 1]),
     pairs=len(pairs),
     drawn=truth,
     found=_found(model, drawing, tested, known),
@@ -195,12 +198,6 @@ def _found(
     row: poses.aggregate(poses.score(known, guess), everyone)
     for row, guess in guesses.items()
   }
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-  values = np.asarray(values, float)
-  values = values[np.isfinite(values)]
-  return float(values.mean()) if len(values) else np.nan
 
 
 def table(name: str, result: Result) -> str:

@@ -1,6 +1,7 @@
 """Tables of pose scores."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,19 @@ def as_json(summary: poses.Summary, scores: poses.Scores) -> dict[str, Any]:
 
 def plain(value: float) -> float | None:
   return value if np.isfinite(value) else None
+
+
+def finite_mean(values: Sequence[float] | np.ndarray) -> float:
+  """Returns the mean of the finite values; NaN if there are none."""
+  values = np.asarray(values, float)
+  values = values[np.isfinite(values)]
+  return float(values.mean()) if len(values) else np.nan
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Formats a table in Markdown."""
+  lines = [head, ['---'] * len(head), *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def percent(value: float) -> str:

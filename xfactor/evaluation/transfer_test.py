@@ -102,12 +102,12 @@ class Result:
   @property
   def chance(self) -> float:
     """Share that guesses would identify; NaN if there is no choice."""
-    return _mean(1 / self.candidates[self.candidates > 1])
+    return tables.finite_mean(1 / self.candidates[self.candidates > 1])
 
   def true_mean(self, row: str, name: str) -> float:
     """Mean of the finite values of one of `truth`, else NaN."""
     values = self.truth.get(row, {}).get(name, np.empty(0))
-    return _mean(values[np.isfinite(values)])
+    return tables.finite_mean(values)
 
 
 def evaluate(
@@ -395,10 +395,6 @@ def write(path: epath.PathLike, result: Result) -> None:
     saved['candidates'] = result.candidates.tolist()
     saved['chance'] = tables.plain(result.chance)
   files.write_json(path, saved)
-
-
-def _mean(values: np.ndarray) -> float:
-  return float(values.mean()) if len(values) else np.nan
 
 
 def table(name: str, result: Result) -> str:

@@ -39,7 +39,7 @@ def read_safetensors(
       recipe,
       {k: written[k] for k in snapshot_lib.NOT_IN_ARRAYS if k in written},
     )
-    named = {name.replace('.', '/'): array for name, array in dotted.items()}
+    named = _with_slashes(dotted)
     with snapshot_lib.naming(path):
       model = snapshot_lib.read_xfactor(named, recipe)
     params, told = xfactor_names.to_ours(named), {}
@@ -70,12 +70,15 @@ def read_params(path: epath.Path, method: str) -> snapshot_lib.Arrays:
   """
   dotted = _load(path, path.read_bytes())
   if method not in TO_PUBLIC:
-    return {name.replace('.', '/'): array for name, array in dotted.items()}
+    return _with_slashes(dotted)
   with snapshot_lib.naming(path, method):
     if method == 'srt':
       return srt_names.to_ours(srt_names.named_parameters(dotted))
-    named = {name.replace('.', '/'): array for name, array in dotted.items()}
-    return xfactor_names.to_ours(named)
+    return xfactor_names.to_ours(_with_slashes(dotted))
+
+
+def _with_slashes(dotted: snapshot_lib.Arrays) -> snapshot_lib.Arrays:
+  return {name.replace('.', '/'): array for name, array in dotted.items()}
 
 
 def _load(path: epath.Path, data: bytes) -> snapshot_lib.Arrays:

@@ -79,7 +79,6 @@ def load(workdir: epath.PathLike, contexts: int | None = None) -> Networks:
   params = jax.device_put(restored.params, jax.devices()[0])
   picture = (build.image_size, build.image_width, 3)
   pose = (model.pose_dim,)
-  ends = [part.end for part in restored.config.data.mix.values()]
   return Networks(
     Network(
       'encoder',
@@ -104,7 +103,7 @@ def load(workdir: epath.PathLike, contexts: int | None = None) -> Networks:
       'height': build.image_size,
       'width': build.image_width,
       'contexts': contexts,
-      'window': max(ends, default=None),
+      'window': restored.window,
       'model': dataclasses.asdict(model),
     },
   )

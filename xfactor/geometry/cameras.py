@@ -74,6 +74,14 @@ def compose(
   )
 
 
+def relative_to(
+  poses: Float[Any, '*n 3 4'], start: Float[Any, '*#n 3 4'], xnp: Any = np
+) -> Float[Any, '*n 3 4']:
+  """Returns world-to-camera poses in the coordinates of the camera `start`."""
+  origin = xnp.broadcast_to(invert_pose(start, xnp), poses.shape)
+  return compose(poses, origin, xnp)
+
+
 def transform(
   pose: Float[Any, '*n 3 4'], points: Float[Any, '*n 3'], xnp: Any = np
 ) -> Float[Any, '*n 3']:

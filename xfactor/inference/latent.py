@@ -52,8 +52,7 @@ class Model:
     self.image_size = build.image_size
     self.pose_dim = build.model.pose_dim
     self.contexts = build.views - 1
-    ends = [part.end for part in config.data.mix.values()]
-    self.window = max(ends, default=None)
+    self.window = restored.window
     self.workdir = restored.workdir
     self._calibration: calibrations.Calibration | None = None
     self._params = restored.params
@@ -328,7 +327,7 @@ class Model:
       )
 
     def targets(start: int, frames: slice) -> np.ndarray:
-      motions = _since(cameras[frames], cameras[start])
+      motions = geometry.relative_to(cameras[frames], cameras[start])
       return calibration.poses(motions, focal[frames], by).poses
 
     pieces = segments(count, reference, chain)
@@ -349,7 +348,7 @@ class Model:
     focal = np.broadcast_to(focal, len(cameras))
     out = np.zeros(len(cameras))
     for start, frames in segments(len(cameras), reference, chain):
-      motions = _since(cameras[frames], cameras[start])
+      motions = geometry.relative_to(cameras[frames], cameras[start])
       far = self.calibration.distance(motions, focal[frames])
       out[frames] = np.maximum(out[frames], far)
     return out
@@ -535,14 +534,6 @@ class Model:
     if text not in self._said:
       self._said.add(text)
       self._say(text)
-
-
-def _since(
-  cameras: Float[np.ndarray, 'n 3 4'], start: Float[np.ndarray, '3 4']
-) -> Float[np.ndarray, 'n 3 4']:
-  """Returns poses from one camera to others."""
-  origin = np.broadcast_to(geometry.invert_pose(start), cameras.shape)
-  return geometry.compose(cameras, origin)
 
 
 def _are_finite(rows: Float[Array, 'n ...']) -> Bool[Array, ' n']:

@@ -120,8 +120,7 @@ def follow(
     chain=chain,
   )
   poses = found.world_to_camera
-  first = cameras.invert_pose(poses[reference])
-  relative = cameras.compose(poses, np.broadcast_to(first, poses.shape))
+  relative = cameras.relative_to(poses, poses[reference])
   focal = found.focal
   if focal is None:
     focal = np.full(len(poses), model.calibration.focal)

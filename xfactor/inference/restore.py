@@ -39,6 +39,12 @@ class Restored:
   params: Params
   workdir: epath.Path | None = None
 
+  @property
+  def window(self) -> int | None:
+    """Longest window in training, in frames; None if unknown."""
+    ends = [part.end for part in self.config.data.mix.values()]
+    return max(ends, default=None)
+
 
 def restore(
   path: epath.PathLike,

@@ -7,13 +7,14 @@ transfer tests and probes of the same step.
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from etils import epath
 
 from xfactor.data import files
+from xfactor.evaluation import tables
 from xfactor.inference import restore
 from xfactor.methods import scores as methods_scores
 from xfactor.training import held_out
@@ -103,7 +104,9 @@ def _data(restored: restore.Restored, workdir: epath.Path) -> str:
   ]
   if not rows:
     return 'Not known: the checkpoint was imported.'
-  table = _table(['data set', 'split', 'share', 'longest window'], rows)
+  table = tables.markdown(
+    ['data set', 'split', 'share', 'longest window'], rows
+  )
   facts = workdir / 'run.json'
   if facts.exists() and (clips := files.read_json(facts).get('data')):
     table += f'\n\nClips that were long enough: {clips}.'
@@ -132,7 +135,7 @@ def _scores(workdir: epath.Path, step: int) -> list[str]:
       f'{data["examples"]} held-out examples; all rows but the first are '
       'controls.'
     )
-    out.append(_table(['', *(_SCORES[x] for x in metrics)], rows))
+    out.append(tables.markdown(['', *(_SCORES[x] for x in metrics)], rows))
     if 'transfer' in data:
       out.append(_transfer(data['transfer']))
     for test in sorted(held_out.folder(workdir, step).glob(f'{name}_*.json')):
@@ -171,11 +174,11 @@ def _test(kind: str, found: Mapping[str, Any]) -> list[str]:
     )
   title = 'Pose probe' if kind == 'probe' else f'Transfer test, {kind[4:]}'
   head = ['', 'pairs', 'accepted, %', 'AUC@20, %', 'PSNR', 'rank', 'identified']
-  return [f'{title}:', _table(head, rows)]
+  return [f'{title}:', tables.markdown(head, rows)]
 
 
 def _limits(restored: restore.Restored) -> str:
-  config, build = restored.config, restored.build
+  build = restored.build
   lines = [
     'Scores are of held-out clips of the data above. Other footage was not '
     'tested.',
@@ -188,11 +191,10 @@ def _limits(restored: restore.Restored) -> str:
       'Camera motions are latent poses, which have no unit, do not compose and '
       'have no inverse.'
     )
-    ends = [part.end for part in config.data.mix.values()]
-    if ends:
+    if restored.window:
       lines.append(
-        f'Motions longer than {max(ends)} frames, or that leave the view of '
-        'their reference, are outside of the training.'
+        f'Motions longer than {restored.window} frames, or that leave the '
+        'view of their reference, are outside of the training.'
       )
   return '\n'.join(f'* {line}' for line in lines)
 
@@ -204,11 +206,6 @@ def _licence(license: str) -> str:
     else f'Weights: {license}.'
   )
   return f'{weights} The licences of the training data apply as well.'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [head, ['---'] * len(head), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def _number(value: float | None) -> str:

@@ -125,10 +125,7 @@ def to_canonical(
   world_to_camera: Float[Array, 'b v 3 4'],
 ) -> Float[Array, 'b v 3 4']:
   """Transforms poses to the coordinates of the first view's camera."""
-  first = cameras.invert_pose(world_to_camera[:, :1], jnp)
-  return cameras.compose(
-    world_to_camera, jnp.broadcast_to(first, world_to_camera.shape), jnp
-  )
+  return cameras.relative_to(world_to_camera, world_to_camera[:, :1], jnp)
 
 
 def inputs_of(
