@@ -490,7 +490,8 @@ def test_the_command_imports_and_tells_what(tmp_path):
   assert done.stderr == ''
   for said in (
     'ckpt-2.flax',
-    'features 16, heads 2, patch_size 8, layers 1 + 1, pose_dim 8',
+    'features 16, heads 2, patch_size 8, encoder_layers 1, renderer_layers 1',
+    'pose_dim 8',
     '36,536 in 59 arrays',
     '2 updates',
     '59 gradient accumulators',

@@ -26,6 +26,12 @@ NOT_IN_ARRAYS = (
   *('dtype', 'attention', 'remat', 'position_grid'),
   *('layer_scale', 'tie_qk', 'pose_gain'),
 )
+# What is said about a model: the fields of either method that set its size.
+_SIZES = (
+  *('encoder', 'decoder', 'features', 'heads', 'decoder_heads'),
+  *('mlp_features', 'patch_size', 'conv_blocks', 'encoder_layers'),
+  *('renderer_layers', 'decoder_layers', 'pose_dim', 'registers'),
+)
 _NAMES = {'xfactor': 'XFactor', 'srt': 'SRT'}
 
 
@@ -126,20 +132,8 @@ def sizes(
 ) -> dict[str, str]:
   """Returns facts about the model; `arrays` counts those of the source."""
   count = sum(x.size for x in params.values())
-  if isinstance(model, srt_network.Config):
-    sizes = (
-      f'encoder {model.encoder}, decoder {model.decoder}, features '
-      f'{model.features}, heads {model.heads} + {model.decoder_heads}, '
-      f'mlp_features {model.mlp_features}, conv_blocks {model.conv_blocks}, '
-      f'layers {model.encoder_layers} + {model.decoder_layers}'
-    )
-  else:
-    sizes = (
-      f'features {model.features}, heads {model.heads}, patch_size '
-      f'{model.patch_size}, layers {model.encoder_layers} + '
-      f'{model.renderer_layers}, pose_dim {model.pose_dim}, registers '
-      f'{model.registers}'
-    )
+  fields = dataclasses.asdict(model)
+  sizes = ', '.join(f'{x} {fields[x]}' for x in _SIZES if x in fields)
   return {'model': sizes, 'parameters': f'{count:,} in {arrays} arrays'}
 
 
