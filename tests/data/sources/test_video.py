@@ -324,11 +324,20 @@ def passer_by():
   return frames
 
 
+def fade(a, b):
+  """The scene of frames `a` fades to black, that of `b` appears from it."""
+  for i, share in enumerate(np.linspace(1, 0, 8)):
+    a[i - 8] = (a[i - 8] * share).astype(np.uint8)
+    b[i] = (b[i] * (1 - share)).astype(np.uint8)
+  return a + b
+
+
 @pytest.mark.parametrize(
   'frames',
   [
     *(plain_pan(seed, 40, step) for seed in (0, 1, 2) for step in (0, 5, 20)),
     *(exposure_ramp(), flash(), zoom(), passer_by()),
+    fade(plain_pan(12, 40, 1)[:20], plain_pan(12, 40, 1)[20:]),
   ],
 )
 def test_no_cut_in_one_shot(frames):
@@ -337,6 +346,14 @@ def test_no_cut_in_one_shot(frames):
   made = video.Source(source='', size=64)
   shots = list(made._shots(made._frame(f, None, keep=True) for f in frames))
   assert [len(shot) for shot in shots] == [40, 20]
+
+
+def test_a_fade_to_black_between_scenes_is_a_cut():
+  frames = fade(plain_pan(13, 20, 1), plain_pan(14, 20, 1))
+  made = video.Source(source='', size=64)
+  shots = list(made._shots(made._frame(f, None, keep=True) for f in frames))
+  # The black frames end the first.
+  assert [len(shot) for shot in shots] == [21, 19]
 
 
 def test_three_cuts_in_three_frames_are_fast_motion():

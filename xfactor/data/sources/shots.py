@@ -13,6 +13,8 @@ from PIL import Image
 THUMBNAIL = 32  # Pixels; enough to distinguish scenes.
 _REACH = 8  # Maximum shift by a pan per frame, in thumbnail pixels.
 _NEIGHBOURS = 3  # Changes on each side that a cut must exceed.
+_DARK = 0.05  # Mean brightness of a frame that shows nothing.
+_UNRELATED = 0.4  # Least `displacement_error` across a fade between scenes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +122,11 @@ def _changes(frames: Iterable[Frame]) -> Iterator[tuple[Frame, float]]:
 
   The change is the smallest of comparing this and the next frame with the two
   before, so that a single odd frame, such as a flash, has no effect. It is NaN
-  for the first frame.
+  for the first frame, and infinite after a fade to black: where a bright frame
+  follows dark ones and shows another scene than the last bright one.
   """
   before: list[np.ndarray] = []
+  bright, faded = None, False
   for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
     now = [frame.thumbnail] + ([after.thumbnail] if after else [])
     score = change(before[0], now[0]) if before else math.nan
@@ -130,6 +134,12 @@ def _changes(frames: Iterable[Frame]) -> Iterator[tuple[Frame, float]]:
     if score > 0.1:
       pairs = list(itertools.product(before, now))[1:]
       score = min([score] + [change(a, b) for a, b in pairs])
+    if frame.thumbnail.mean() < _DARK:
+      faded = bright is not None
+    else:
+      if faded and displacement_error(bright, frame.thumbnail) > _UNRELATED:
+        score = math.inf
+      bright, faded = frame.thumbnail, False
     yield frame, score
     before = [frame.thumbnail, *before[:1]]
 
