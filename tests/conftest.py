@@ -81,8 +81,10 @@ GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 def no_coroutines_left(monkeypatch):
   """Clears coroutines away, before their log records get hold of them."""
   monkeypatch.setattr(logging.getLogger('asyncio'), 'disabled', True)
+  gc.freeze()  # Or what all tests before have made is searched, too: seconds.
   yield
   gc.collect()
+  gc.unfreeze()
 
 
 @pytest.fixture(scope='session')

@@ -162,6 +162,7 @@ def test_a_run_without_checkpoints(tmp_path):
     xfactor.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_recipes_of_other_versions(tmp_path, warned):
   save(
     tmp_path,

@@ -127,6 +127,7 @@ def test_a_recipe_with_mistakes_is_named(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_flags_that_are_missing_are_named():
   done = run('-m', 'xfactor.main', '--config=configs/tiny.py')
   assert done.returncode == 2

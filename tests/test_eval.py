@@ -57,6 +57,7 @@ def test_all_are_those_not_evaluated_yet(tmp_path, state):
   assert list(steps(tmp_path, 'all')) == [1, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('which', 'expected'), [('all', [1, 2, 4, 6]), ('latest', [2, 6])]
 )
@@ -139,6 +140,7 @@ def pages(workdir, evaluate, which='all', **options):
   )
 
 
+@pytest.mark.slow
 def test_checkpoints_that_training_deletes_are_passed_over(
   tmp_path, state, capsys
 ):

@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['xfactor', 'srt', 'rust', 'rayzer'])
 def test_a_run_opens_with_the_scores_that_it_had(folder, name):
   restored = restore.restore(folder / name, devices=jax.devices()[:1])

@@ -291,6 +291,7 @@ def test_the_command(place, clip, tmp_path):
   assert {x.name for x in tmp_path.iterdir()} == {'x.mp4', 'x.gif', 'x.png'}
 
 
+@pytest.mark.slow
 def test_the_command_for_posed_models(place, tmp_path):
   done = command(
     place,

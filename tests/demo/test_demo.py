@@ -199,6 +199,7 @@ def status(request):
       return error.code
 
 
+@pytest.mark.slow
 def test_move_a_scene_in_a_browser(place, mover, served, tmp_path):
   address, *_ = served
   with browser.chromium(height=1400, downloads=tmp_path) as opened:

@@ -80,6 +80,7 @@ def test_recovers_poses_that_latents_hold(scale, reference):
   assert np.abs(guess[:, 1] - truth).max() < 0.3 * scale
 
 
+@pytest.mark.slow
 def test_latents_that_hold_nothing_score_as_chance_does():
   rng = np.random.default_rng(0)
   train, _ = clips(0, 1000)
@@ -94,6 +95,7 @@ def test_latents_that_hold_nothing_score_as_chance_does():
   assert auc(got) < 0.2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_probe():
   rows = probe_network.training_rows(entangle(clips(0, 20)[1]), clips(0, 20)[0])
   config = probe_network.Config(steps=20, warmup_steps=5)
@@ -106,6 +108,7 @@ def test_the_same_seed_gives_the_same_probe():
   assert np.abs(one.predict(x) - other.predict(x)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_longer_helps():
   motion = clips(0, 200)[1]
   rows = probe_network.training_rows(entangle(motion), clips(0, 200)[0])
@@ -317,6 +320,7 @@ def test_what_is_learnt_from_and_tested_on(results):
   assert (summary.num_pairs, summary.acceptance_rate) == (TEST, 1)
 
 
+@pytest.mark.slow
 def test_windows_are_fixed_and_batches_full(walks, results):
   model = Surveyor()
   again = evaluate(model, walks)
@@ -342,6 +346,7 @@ def test_windows_of_a_clip_share_no_frame(walks):
   assert frames == views_lib.eval_frames(LENGTH, TARGETS, WINDOW).tolist()
 
 
+@pytest.mark.slow
 def test_clips_without_cameras_are_left_out_and_still_ones_told(tmp_path):
   last = TRAIN + TEST - 1
   stores = splits(

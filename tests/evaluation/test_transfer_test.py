@@ -265,6 +265,7 @@ def test_frechet_distances_are_to_the_scenes_real_frames(store, monkeypatch):
   assert lines[-1].split()[-1] == '-'
 
 
+@pytest.mark.slow
 def test_synthetic_scenes_are_drawn_anew(tmp_path):
   source = synthetic.Source(scenes=8, frames=8, size=SIZE)
   convert_run.convert(source, tmp_path, workers=0, quiet=True)

@@ -87,6 +87,7 @@ def result(store, pairs):
   )
 
 
+@pytest.mark.slow
 def test_blurred_truth_is_identified_and_other_pictures_by_chance(result):
   assert set(result.truth) == set(transfer_test.ROWS) - {'shuffled'}
   assert 2 < result.candidates.min() <= result.candidates.max() <= 8
@@ -100,6 +101,7 @@ def test_blurred_truth_is_identified_and_other_pictures_by_chance(result):
   assert np.isnan(result.truth['true re-render']['psnr']).all()
 
 
+@pytest.mark.slow
 def test_psnr_is_to_the_truth_without_the_reference(store, pairs, result):
   free = result.accepted['true re-render']
   np.testing.assert_array_equal(
@@ -120,6 +122,7 @@ def test_psnr_is_to_the_truth_without_the_reference(store, pairs, result):
   assert got == pytest.approx((-10 * np.log10(error)).mean(), abs=0.01)
 
 
+@pytest.mark.slow
 def test_truth_in_tables(result, tmp_path):
   title, head, model, *_ = transfer_test.table('rooms', result).splitlines()
   assert f'{100 * result.chance:.1f} by chance' in title

@@ -163,6 +163,7 @@ def test_a_run_with_an_export_in_its_folder_is_a_run(run, published, tmp_path):
   assert not hub_lib.is_published(tmp_path / 'run')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['srt', 'rust'])
 def test_other_methods_are_published(method, tmp_path):
   if method == 'srt':
@@ -279,6 +280,7 @@ def test_a_missing_package_is_named(monkeypatch):
     hub_lib.fetch('hf://me/squares')
 
 
+@pytest.mark.slow
 def test_the_tool_uploads_model_and_space(run, published, hub):
   args = ['tools/publish.py', f'--workdir={run}', '--repo=me/new', '--space']
   done = commands.run(*args)

@@ -97,6 +97,7 @@ def test_the_example_reads_the_parameters(place, monkeypatch):
   assert len(names['arrays']) == 59
 
 
+@pytest.mark.slow
 def test_stablehlo_is_for_all_platforms(place):
   data = (export(place, 'stablehlo') / 'encoder.stablehlo').read_bytes()
   program = jax.export.deserialize(data)
@@ -107,6 +108,7 @@ def test_stablehlo_is_for_all_platforms(place):
   assert all('HIGHEST' in product for product in products)
 
 
+@pytest.mark.slow
 def test_a_model_of_several_views(tmp_path):
   test_api.save(tmp_path / 'run', contexts=3, steps=(1,))
   out = tmp_path / 'out'
@@ -128,6 +130,7 @@ def other(folder, method):
   return folder / method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('method', 'to', 'said'),
   [
@@ -144,6 +147,7 @@ def test_other_methods_are_refused(place, tmp_path, method, to, said):
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_explicit_poses_are_refused_for_torch(tmp_path):
   changes = {'pose': 'se3', 'pose_dim': 10}
   test_api.save(tmp_path / 'run', steps=(1,), changes=changes)
@@ -165,6 +169,7 @@ def test_without_jax2onnx_the_command_is_named(place, tmp_path, monkeypatch):
     formats.write(place / 'run', tmp_path / 'out', to='onnx')
 
 
+@pytest.mark.slow
 def test_the_command(place, tmp_path):
   flags = f'--workdir={place}/run', f'--out={tmp_path}/out'
   done = commands.run('tools/export.py', *flags, '--to=safetensors')

@@ -171,6 +171,7 @@ def test_what_hangs_in_c_is_left_with_nothing_lost(
   assert newest(tmp_path) == {'compile': 0, 'evaluation': 2}[where]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_all(recipe, straight, tmp_path):
   with runs.Run(recipe, tmp_path, *FLAGS, hang='data') as run:
     assert run.until(run.hangs), run.output()

@@ -93,6 +93,7 @@ def test_both_directions_on_other_motions(made):
   assert not np.allclose(by_ridge, poses)
 
 
+@pytest.mark.slow
 def test_what_a_linear_map_reads_the_ridge_reads_exactly():
   straight = fit(pairs_of(motions(), bend=1e-4, channels=6))
   other = pairs_of(motions(1), bend=1e-4, channels=6)
@@ -138,6 +139,7 @@ def test_clips_of_unknown_scale():
   assert 'typical moves' in each.describe()
 
 
+@pytest.mark.slow
 def test_cameras_that_only_turn():
   moved = motions() * [1, 1, 1, 0, 0, 0]
   for one_unit in (True, False):

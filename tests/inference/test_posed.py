@@ -119,6 +119,7 @@ def bare(model, seen, targets, height, width):
   return drawn.color.reshape(*shape, 3), depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changes',
   [{}, {'objective__canonical': False, 'objective__input_stride': 3}, VOLUME],
@@ -139,6 +140,7 @@ def test_against_the_bare_networks(changes):
     assert model.span is None
 
 
+@pytest.mark.slow
 def test_parts_do_not_show(volume, monkeypatch):
   whole = draw(volume, count=5)
   calls = []
@@ -161,6 +163,7 @@ def test_parts_do_not_show(volume, monkeypatch):
     np.testing.assert_allclose(drawn.depth, whole.depth, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_device_draws_what_eight_draw(volume):
   one = make(jax.devices()[:1], **VOLUME)
   a, b = draw(one), draw(volume)

@@ -48,6 +48,7 @@ def batch(images, mask=None):
   }
 
 
+@pytest.mark.slow
 def test_padding_does_not_count(evaluate, params, images):
   mask = np.arange(8) < 5
   batches = [batch(images[:8]), batch(images[8:], mask)]

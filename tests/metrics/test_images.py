@@ -61,6 +61,7 @@ def test_white_noise_matches_scikit_image():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('metric', [images.psnr, images.ssim])
 def test_batches_of_any_rank_under_jit(metric):
   a, b = pair(0, 2, 3, 16, 20, 3)
@@ -149,6 +150,7 @@ def test_an_image_is_scored_as_a_viewer_gets_it():
     np.testing.assert_array_equal(values, want[name])
 
 
+@pytest.mark.slow
 def test_batches_and_devices_change_nothing(alexnet):
   a, b = uint8_pair(11)
   lpips = {'lpips': alexnet}

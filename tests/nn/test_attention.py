@@ -32,6 +32,7 @@ def test_einsum_is_softmax_attention(tokens, keys):
   np.testing.assert_allclose(out, plain(q, k, v), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('tokens', 'keys'), [(40, 40), (130, 72)])
 def test_splash_pads_and_equals_einsum(tokens, keys):
   q, k, v = draw(tokens, keys)

@@ -160,6 +160,7 @@ def rounding_error(built, platform):
 ESTIMATES = ('stereo', 'rust', 'rayzer', 'volumetric srt')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('platform', KERNELS)
 @pytest.mark.parametrize('family', ESTIMATES)
 def test_rounding_hardly_changes_poses_and_rays(family, platform):

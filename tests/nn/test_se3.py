@@ -59,6 +59,7 @@ def patches_of_cameras(poses, grid, size):
   return np.asarray(layers.patchify(jnp.float32(rays), size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('grid', [(4, 4), (2, 6), (4, 2)])
 def test_rays_are_those_of_the_pixels(grid):
   poses = 0.5 * random_poses(3, 2)
@@ -70,6 +71,7 @@ def test_rays_are_those_of_the_pixels(grid):
   )
 
 
+@pytest.mark.slow
 def test_some_patches_in_any_order_have_their_own_rays():
   """As the halves that an example is split into."""
   grid, poses = (4, 6), 0.5 * random_poses(2, 3)
@@ -82,6 +84,7 @@ def test_some_patches_in_any_order_have_their_own_rays():
   np.testing.assert_allclose(found, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_at_the_reference_are_finite_and_say_something():
   grid = (2, 2)
 

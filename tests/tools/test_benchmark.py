@@ -150,6 +150,7 @@ def test_convert_compares_ways_to_decode(tmp_path):
   assert reduced != full  # Or else the full decoding was not measured.
 
 
+@pytest.mark.slow
 def test_oracle_is_measured_on_known_cameras(tmp_path):
   rooms = synthetic.Source(scenes=2, frames=8, size=64, test_fraction=0.0)
   convert_run.convert(rooms, tmp_path, workers=0, quiet=True)

@@ -42,6 +42,7 @@ def assert_positive(table):
       assert cell['median'] > 0
 
 
+@pytest.mark.slow
 def test_checkpoints_are_saved_and_restored(recipe, capsys, no_coroutines_left):
   (table,) = checkpoint.run(recipe, repeats=2)
   assert 'all restore the state' in capsys.readouterr().out
@@ -85,6 +86,7 @@ def test_another_state_is_refused(recipe):
     checkpoint.check_states_equal(state, {'ours': state, 'other': other})
 
 
+@pytest.mark.slow
 def test_evaluation_scores_the_same_one_by_one(recipe, capsys, monkeypatch):
   seen = {}
 

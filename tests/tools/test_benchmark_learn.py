@@ -79,6 +79,7 @@ def test_the_conclusion_follows_from_the_last_rows(better, pan, both, sentence):
   assert re.search(sentence, learn.conclude(last))
 
 
+@pytest.mark.slow
 def test_true_motions_have_a_deviation_of_one(folder):
   _, fitted, _ = learn._open(recipe_of(folder), updates=4)
   scale = learn._scale(fitted)

@@ -118,6 +118,7 @@ def test_without_pytorch_the_command_is_told(recipe, monkeypatch):
     rays.run_torch(recipe, batch=2, size=16, count=32, repeats=1, isolate=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'objective',
   [

@@ -174,6 +174,7 @@ def pretending(folder, *args):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('batch', 'code', 'words'),
   [
@@ -194,6 +195,7 @@ def test_search_finds_the_largest_batch_and_the_fastest(
   assert lines[-1].startswith(f'best for config.data.batch={batch}: {words} ')
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_remedies(tmp_path):
   result = pretending(tmp_path, '--config.data.batch=512')
   assert result.returncode == 1, result.stderr

@@ -317,6 +317,7 @@ def test_safetensors_keep_what_arrays_do_not_tell(tmp_path):
   assert meta['config']['optimizer']['name'] == 'adamw'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [
@@ -335,6 +336,7 @@ def test_what_the_public_code_has_not_is_not_written_for_it(
   assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('to', ['official', 'safetensors'])
 def test_a_nuisance_has_no_name_in_the_public_code(tmp_path, to):
   untrained(tmp_path / 'run', model__nuisance_dim=4)
@@ -443,6 +445,7 @@ def test_a_rest_of_another_model_is_refused(run, theirs, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_unasked(run, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(run, workdir)

@@ -163,6 +163,7 @@ def test_mirrored_pictures_have_the_mirrored_motion():
   assert np.abs(place_a - place_b).max() > 0.05
 
 
+@pytest.mark.slow
 def test_degrading_leaves_the_rest_alone_and_stays_in_range():
   rng = np.random.default_rng(0)
   pictures = jnp.asarray(rng.uniform(-1, 1, (64, 2, 16, 16, 3)), jnp.float32)
@@ -289,6 +290,7 @@ def run(*args):
   return commands.run('tools/train_pose_oracle.py', *args, XLA_FLAGS=QUICK)
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_says_who_does_not_pass(data_dir, tmp_path):
   done = run(
     '--config=configs/pose_oracle.py',

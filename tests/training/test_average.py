@@ -59,6 +59,7 @@ def largest_difference(a, b):
   return max(float(np.abs(np.asarray(a[k]) - b[k]).max()) for k in a)
 
 
+@pytest.mark.slow
 def test_a_step_averages_what_it_takes():
   built = build.build(recipe('none', mesh__fsdp=2), jax.devices()[:4])
   assert built.places.ema == built.places.params
@@ -82,12 +83,14 @@ def test_a_step_averages_what_it_takes():
   assert largest_difference(state.params, expected) > 1e-5
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_the_decay_is_kept(run):
   checkpoints = checkpoints_lib.Checkpoints(run, create=False)
   with contextlib.closing(checkpoints):
     assert checkpoints.steps() == [4, 6]
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_loaded_and_exported(data, run, tmp_path):
   config = recipe(data)
   built, state = read(config, run)

@@ -158,6 +158,7 @@ def test_without_pairs_nothing_is_transferred(muon):
   assert not list(workdir.glob('transfer.*'))
 
 
+@pytest.mark.slow
 def test_going_on_equals_never_having_stopped(run, data_dir, tmp_path):
   """Bit for bit: parameters, moments, and so the data and all draws."""
   config, workdir, *_ = run
@@ -252,6 +253,7 @@ def test_data_are_made_once_and_other_options_are_refused(
     data.make(config)
 
 
+@pytest.mark.slow
 def test_data_can_have_another_name_than_their_source(tmp_path, capsys):
   config = small.recipe(tmp_path)
   rooms = {'source': 'synthetic', 'scenes': 10, 'frames': 2, 'size': 8}
@@ -336,6 +338,7 @@ def test_hands_that_only_change_speed_are_no_other_data(
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
+@pytest.mark.slow
 def test_unreadable_examples_are_in_the_log(data_dir, tmp_path):
   """By data set, where there are any; a bad checksum has another clip read."""
   shutil.copytree(data_dir, tmp_path / 'data')
@@ -366,6 +369,7 @@ def test_values_that_make_no_sense_are_named(section, key, value):
     build.build(small.recipe('data', **{f'{section}__{key}': value}))
 
 
+@pytest.mark.slow
 def test_older_checkpoints_can_be_evaluated(run):
   config, workdir, *_ = run
   evaluation_run.Evaluation(config, str(workdir))(3)
@@ -374,6 +378,7 @@ def test_older_checkpoints_can_be_evaluated(run):
     evaluation_run.Evaluation(config, str(workdir))(4)
 
 
+@pytest.mark.slow
 def test_overrides_are_named_and_overwrite_no_scores(run, tmp_path, capsys):
   config, workdir, *_ = run
   evaluation_run.Evaluation(config, str(workdir))(3)
@@ -427,6 +432,7 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
     loop.train(config, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_and_says_why(
   data_dir, tmp_path, monkeypatch
 ):
@@ -481,6 +487,7 @@ def eventful(data_dir, tmp_path_factory):
   return config, workdir
 
 
+@pytest.mark.slow
 def test_a_poisoned_batch_is_left_out(eventful):
   config, workdir = eventful
   lines = writers.read_lines(workdir / 'metrics.jsonl')
@@ -493,6 +500,7 @@ def test_a_poisoned_batch_is_left_out(eventful):
   assert np.isfinite(optax.tree.norm(state.params))
 
 
+@pytest.mark.slow
 def test_it_saves_by_time(eventful):
   _, workdir = eventful
   checkpoints = checkpoints_lib.Checkpoints(workdir, create=False)
@@ -502,11 +510,13 @@ def test_it_saves_by_time(eventful):
   assert len(steps) > 1
 
 
+@pytest.mark.slow
 def test_a_profile_on_request(eventful):
   _, workdir = eventful
   assert list(workdir.glob('profile/**/*.xplane.pb'))
 
 
+@pytest.mark.slow
 def test_where_the_time_went_is_known(eventful):
   _, workdir = eventful
   summary = goodput.summarize(goodput.read(workdir))
@@ -524,6 +534,7 @@ def test_fewer_devices_than_expected_are_said(data_dir, tmp_path):
     loop.train(config, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_nothing_slips_onto_the_devices(run, tmp_path, monkeypatch):
   config, *_ = run
   make = loop.control.make

@@ -71,6 +71,7 @@ def test_any_number_of_hosts_and_threads(data, start, threads, count):
   assert_divided_alike(data, start, count, threads=threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('workers', 'count'), [(1, 2), (2, 1), (2, 2)])
 def test_any_number_of_workers(data, parsed_flags, workers, count):
   assert_divided_alike(data, 5, count, workers=workers, threads=2)

@@ -581,6 +581,7 @@ def test_rerendered_solids_are_as_in_the_middle_frame(moving):
   assert moved
 
 
+@pytest.mark.slow
 def test_solids_keep_away_from_cameras_and_inside_rooms():
   source = synthetic.Source(scenes=20, movers=4)
   for index in range(20):

@@ -140,6 +140,7 @@ def make(root, builder='ds/cfg:1.0.0', **options):
   return tfds.Source(source=str(root), builder=builder, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
 def test_videos_of_all_splits(tmp_path, file_format):
   features = dictionary(video=video(), label=LABEL)

@@ -81,6 +81,7 @@ def blurred(pictures, decibels):
   return by(low)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decibels', [16, 18, 20])
 def test_gate(store, oracle, decibels):
   """Medians below 2 degrees of rotation and 10 of direction; its scale."""
@@ -152,6 +153,7 @@ def test_frozen_camera(store, oracle):
   )
 
 
+@pytest.mark.slow
 def test_is_repeatable_and_kept(store, tmp_path):
   path = orbit(store, 0)
   pictures = blurred(drawn(store, 0, path), 20)

@@ -91,6 +91,7 @@ def seen(name):
   return run
 
 
+@pytest.mark.slow
 @both
 def test_a_target_is_drawn_from_its_pose_alone(name):
   """All that a picture knows of it has as many dimensions as a pose.
@@ -240,6 +241,7 @@ def test_places_are_told_by_sines_and_cosines():
   )
 
 
+@pytest.mark.slow
 @both
 def test_settings_of_small_models_change_only_the_start(name):
   published = functional(name).init(jax.random.key(0))

@@ -398,6 +398,7 @@ def test_new_parameters_are_drawn_as_pytorch_does():
   assert np.abs(first - second).max() > 0.1
 
 
+@pytest.mark.slow
 def test_colours_count_from_the_start():
   """As little grey pictures differ, their tokens differ as with their rays."""
   config = dataclasses.replace(TINY, encoder='isrt', decoder='isrt')
@@ -464,6 +465,7 @@ def test_bad_settings_name_their_key(change, names):
     make(dataclasses.replace(TINY, **change))
 
 
+@pytest.mark.slow
 def test_splash_takes_many_rays_to_few_tokens():
   rng = np.random.default_rng(0)
   q, k, v = (

@@ -44,6 +44,7 @@ def test_pixels_of_an_example_differ_from_those_of_the_next():
   assert len(np.intersect1d(*chosen)) < 25
 
 
+@pytest.mark.slow
 def test_targets_are_the_pixels_of_whole_views(views):
   images, intrinsics, poses = views
   pixels = np.stack([np.arange(0, V * H * W, 5), np.arange(3, V * H * W, 5)])
@@ -59,6 +60,7 @@ def test_targets_are_the_pixels_of_whole_views(views):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stride', [1, 2, 4])
 def test_inputs_are_every_nth_pixel(views, stride):
   images, intrinsics, poses = views
@@ -159,6 +161,7 @@ def test_coarse_pictures_count_as_well(views):
   np.testing.assert_allclose(parts['coarse_mse'], parts['mse'], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_input_views_may_be_targets(views):
   config = objective.Config(
     rays=V * H * W, inputs=2, include_inputs=True, canonical=False

@@ -103,6 +103,7 @@ def test_merging_orders_samples_with_what_they_hold():
   np.testing.assert_array_equal(triples[..., 1], 2 * depths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('density', [0.0, 1e-3, 1e3])
 def test_gradients_are_finite_in_clear_and_in_solid_rays(density):
   depths = jnp.linspace(2.0, 4.0, 8)[None, None]

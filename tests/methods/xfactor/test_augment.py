@@ -84,6 +84,7 @@ def test_draws_keep_to_their_ranges():
     assert 0.95 * spread < off.max() <= spread * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_all_frames_of_an_example_are_changed_alike(images):
   frames = jnp.repeat(images[:, :1], 2, axis=1)
   draws = augment.sample(jax.random.key(1), len(frames), augment.Config())

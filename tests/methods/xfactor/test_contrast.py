@@ -75,6 +75,7 @@ def simclr():
   return built, built.init().params, small.three_steps(config, 1)[0]
 
 
+@pytest.mark.slow
 def test_only_the_pose_encoder_learns(simclr):
   """The rest decays, as all kernels do."""
   built, start, end = simclr
@@ -91,6 +92,7 @@ def test_only_the_pose_encoder_learns(simclr):
   assert learned > 10
 
 
+@pytest.mark.slow
 def test_pixels_are_not_counted(simclr):
   built = simclr[0]
   drawing = build.build(small.recipe('data'), jax.devices()[:1])

@@ -51,6 +51,7 @@ def test_each_setting_changes_what_it_is_about_alone():
   assert set(params(position_grid=4)) == set(published)
 
 
+@pytest.mark.slow
 def test_keys_start_as_queries_and_values_do_not():
   q, k, v, own_q, own_k, own_v = np.split(params(tie_qk=True)[QKV], 6, -1)
   np.testing.assert_array_equal(q, k)
@@ -63,6 +64,7 @@ def test_keys_start_as_queries_and_values_do_not():
   assert np.std(q) == pytest.approx(wide, rel=0.1)
 
 
+@pytest.mark.slow
 def test_gain_and_scale_start_as_told():
   np.testing.assert_allclose(
     params(pose_gain=10.0)[HEAD], 10 * params()[HEAD], rtol=1e-6
@@ -80,6 +82,7 @@ def test_no_two_places_look_alike():
   np.testing.assert_array_equal(layers.sine_positions(some, 8, 16), places[5:9])
 
 
+@pytest.mark.slow
 def test_positions_reach_the_tokens_of_both_networks():
   made = functional(position_grid=4)
   weights = params(position_grid=4)

@@ -190,6 +190,7 @@ def test_patches_are_golden_and_come_back(golden):
   )
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near(params, forward):
   """Of the pose, the image, the loss, and the gradient's norm and direction.
 

@@ -169,6 +169,7 @@ def test_the_reference_is_the_official_one(golden):
     np.testing.assert_array_equal(drawn, tables[f'prox/select_key{seed}'])
 
 
+@pytest.mark.slow
 def test_views_are_put_in_the_official_order(views_step):
   """The golden step's own order, its self-target included."""
   step = views_step
@@ -267,6 +268,7 @@ def test_no_pixel_leaks_from_target_to_its_own_half(params, step, whole):
   assert all((part.max() > 0) == whole for part in own)
 
 
+@pytest.mark.slow
 def test_self_targets_show_a_context_and_have_no_motion(params, step):
   images = to_float(step['mid/x'])
   config = objective.Config(self_target_prob=1.0)
@@ -352,6 +354,7 @@ def noise(views, seed=0):
   return jnp.float32(rng.uniform(-1, 1, (2, views, 16, 32, 3)))
 
 
+@pytest.mark.slow
 def test_a_joint_encoder_sees_what_pairs_do_not():
   """Of two views the same; of three, each pose depends on all."""
   pairs, joint = variant(), variant(joint_encoder=True)
@@ -378,6 +381,7 @@ def test_a_joint_encoder_sees_what_pairs_do_not():
     assert same == (functional is pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changes',
   [{'pose': 'se3', 'pose_dim': 10}, {'joint_encoder': True}],
@@ -433,6 +437,7 @@ def shifted_loss(images, shifted, params, functional, **changes):
   )[0]
 
 
+@pytest.mark.slow
 def test_b_sees_the_moment_that_is_shifted():
   """A shift by nothing changes nothing; A never sees the other moment."""
   functional = variant()
@@ -458,6 +463,7 @@ def test_b_sees_the_moment_that_is_shifted():
   assert not np.allclose(before[:, 1], after[:, 1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_shifted_moment_is_in_the_same_order():
   """Of three views the most central is the reference in both."""
   functional = variant()
@@ -539,6 +545,7 @@ def test_without_a_nuisance_nothing_changes():
   assert_same(same, draws[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('whole', [False, True])
 def test_a_dropped_nuisance_is_none(whole):
   """A kept one explains the patches that it is read from, and poses do not."""
@@ -585,6 +592,7 @@ def test_a_dropped_nuisance_is_none(whole):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_nuisance_is_of_the_half_that_it_helps_to_draw():
   functional = variant(nuisance_dim=4)
   params, images = alive(functional), noise(3)

@@ -170,6 +170,7 @@ def split(functional, params, images):
   return lambda order: gradients(params, *images, order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('deal', DEALS)
 def test_the_split_equals_the_masked_reference(dense, split, deal):
   order = jnp.array(DEALS[deal])

@@ -111,12 +111,14 @@ def test_data_parallel_steps_must_add_their_gradients():
   }
 
 
+@pytest.mark.slow
 def test_fsdp_must_gather_twice():
   found, size, _ = least(mesh__data=1, mesh__fsdp=8)
   # But for what is not split.
   assert 0.8 < found['gather'] / (2 * size * 7 / 8) <= 1
 
 
+@pytest.mark.slow
 def test_the_tensor_axis_adds_products():
   """Of the last layers of attention and MLPs forward, of the first backward."""
   found, _, counted = least(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)

@@ -96,6 +96,7 @@ def test_one_process_takes_what_two_saved(saved):
   assert tiny.same(got, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['flipped', 'unlucky'])
 def test_all_fall_back_together(saved, tmp_path, kind):
   workdir = tmp_path / 'run'

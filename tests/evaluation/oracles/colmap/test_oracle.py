@@ -366,6 +366,7 @@ def assert_accurate(result, world_to_camera):
   assert step @ found > 0
 
 
+@pytest.mark.slow
 @needs_pycolmap
 def test_room(room):
   scene, shown, clip = room

@@ -121,6 +121,7 @@ def assert_near(result, want, degrees, distance):
   assert np.linalg.norm(gap, axis=-1).max() < distance
 
 
+@pytest.mark.slow
 def test_localises_frames_that_it_has_not_seen(store, held_out):
   for name in 'room/0', 'room/1':
     where = scene(store, name)

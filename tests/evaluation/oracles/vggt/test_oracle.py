@@ -109,6 +109,7 @@ def test_poses_and_similarity_equal_official(oracle, official):
   check_similarity(target, transfer, official, 'tps', 0)
 
 
+@pytest.mark.slow
 def test_batch_equals_official(oracle, official):
   """Five frames, so that the middle one is unambiguous."""
   images = [
