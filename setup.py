@@ -65,6 +65,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['xfactor', 'xfactor.*']),
   package_data={
     'xfactor': ['py.typed'],
+    'xfactor.demo': ['site/*'],
     'xfactor.evaluation.reports': ['*.html'],
     'xfactor.evaluation.reports.runs': ['*.html'],
     'xfactor.export': ['site/*'],

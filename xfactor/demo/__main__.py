@@ -5,8 +5,10 @@ r"""Serves a web page that moves scenes with a model and browses data sets.
   python -m xfactor.demo --workdir=runs/sm --data_dir=/data --port=7861
 
 With --workdir, a tab applies the camera motion of a video to a scene with a
-trained XFactor model; with data sets, another tab browses them. Without --host
-only this machine can open the page. The page loads nothing from other hosts.
+trained XFactor model, and another moves a camera through a picture by keys if
+the model has a calibration (xfactor.calibrate). With data sets, the last tab
+browses them. Without --host only this machine can open the page. The page loads
+nothing from other hosts.
 
 Needs `pip install -e '.[demo]'`. Exit codes are those of xfactor.main.
 """
@@ -73,6 +75,7 @@ def main(_) -> int:
 
 
 def _serve() -> None:
+  from xfactor.demo import fly, motion
   from xfactor.demo import page as page_lib
   from xfactor.demo import uploads as uploads_lib
 
@@ -97,12 +100,14 @@ def _serve() -> None:
         f'{data_dir} has no data sets; pass the --data_dir of a conversion'
       )
     limits = uploads_lib.Limits(_MEGABYTES.value, _SECONDS.value)
-    built = page_lib.build(model, _WORKDIR.value or '', data_dir, limits)
+    mover = model and motion.Mover(model, data_dir, limits)
+    built = page_lib.build(mover, _WORKDIR.value or '', data_dir)
     address = page_lib.launch(
       built,
       host=_HOST.value,
       port=_PORT.value,
       limits=limits,
+      routes=fly.routes(mover) if mover else (),
       names=_ALLOW_HOST.value or (),
     )
     print(f'open {address} in a browser; Ctrl-C stops it', flush=True)

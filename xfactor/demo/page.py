@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 from etils import epath
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
-from xfactor.demo import explorer, motion, uploads
+from xfactor.demo import explorer, fly, motion, uploads
 from xfactor.errors import UserError
-from xfactor.inference import latent
 
 _LOOPBACK = ('localhost', '127.0.0.1')
 _KEPT = 3600  # Seconds to keep uploads and results, at least.
@@ -64,29 +64,29 @@ class _OwnPages:
 
 
 def build(
-  model: latent.Model | None,
-  name: str,
-  data_dir: epath.PathLike,
-  limits: uploads.Limits,
+  mover: motion.Mover | None, name: str, data_dir: epath.PathLike
 ) -> gr.Blocks:
   """Builds the page.
 
   Args:
-    model: Model of the first tab; None omits the tab.
+    mover: Model of the first tabs; None omits them.
     name: Name of the model on the page.
-    data_dir: Folder of converted data sets, for the second tab.
-    limits: Limits of uploads.
+    data_dir: Folder of converted data sets, for the last tab.
   """
   with gr.Blocks(
     title='xfactor', analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
   ) as page:
-    if model:
+    if mover:
+      model = mover.model
       with gr.Tab('Move a scene'):
         gr.Markdown(
           'The camera moves through the scene as it does in the video. '
           f'Model: {name}, {model.step:,} updates, {model.image_size} pixels.'
         )
-        motion.tab(motion.Mover(model, data_dir, limits))
+        motion.tab(mover)
+      if model.relative:  # Other poses are no camera motions.
+        with gr.Tab('Fly'):
+          fly.tab(model)
     with gr.Tab('Data sets'):
       explorer.tab(data_dir)
   return page
@@ -98,6 +98,7 @@ def launch(
   host: str,
   port: int,
   limits: uploads.Limits,
+  routes: Sequence[BaseRoute] = (),
   names: Sequence[str] = (),
 ) -> str:
   """Serves the page in background threads; returns its address.
@@ -107,6 +108,7 @@ def launch(
     host: Address to listen on.
     port: Port to listen on.
     limits: Limits of uploads.
+    routes: Further addresses, for the same visitors as the page.
     names: Further names under which browsers may open the page.
 
   Raises:
@@ -134,7 +136,10 @@ def launch(
       enable_monitoring=False,
       # Gradio's test of the page has a short time limit.
       _frontend=False,
-      app_kwargs={'middleware': [Middleware(_OwnPages, names=own)]},
+      app_kwargs={
+        'middleware': [Middleware(_OwnPages, names=own)],
+        'routes': list(routes),
+      },
       theme=gr.themes.Default(
         font=['system-ui', 'sans-serif'],
         font_mono=['ui-monospace', 'monospace'],

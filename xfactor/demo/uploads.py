@@ -1,11 +1,15 @@
 """Checks uploads of visitors for size and file format."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import av
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
+from xfactor.data import images
 from xfactor.data.formats import video as video_lib
 from xfactor.data.sources import video
 from xfactor.errors import UserError
@@ -103,3 +107,24 @@ def check_pictures(paths: Sequence[str], limits: Limits) -> None:
       f'the scene has {len(paths)} pictures and at most {limits.pictures} are '
       'taken; choose fewer'
     )
+
+
+def read_picture(data: bytes) -> UInt8[np.ndarray, 'h w 3']:
+  """Reads an uploaded picture.
+
+  Raises:
+    UserError: If it is not a picture, is damaged, or has too many pixels.
+  """
+  try:
+    height, width, _ = images.stored_form(io.BytesIO(data))
+    if height * width > _MOST_PIXELS:
+      raise UserError(
+        f'the picture has {width} x {height} pixels; make it smaller than '
+        '4096 x 4096'
+      )
+    return images.read_image(io.BytesIO(data))
+  except images.ImageError as e:
+    raise UserError(
+      'the file cannot be read as a picture; choose a JPEG, PNG, WebP, AVIF, '
+      'TIFF or BMP picture'
+    ) from e

@@ -126,6 +126,16 @@ class Model:
     other._said, other._say = set(), say
     return other
 
+  def one_by_one(self) -> 'Model':
+    """Returns the model with the smallest batch and without progress bars.
+
+    Parameters are shared. Batches are padded, so this is the fastest model of
+    single pictures.
+    """
+    other = copy.copy(self)
+    other._batch, other._progress = sharding.batch_ways(self._mesh), False
+    return other
+
   def encode_poses(
     self, frames: Pictures, reference: int = 0
   ) -> Float32[np.ndarray, 'n z']:
