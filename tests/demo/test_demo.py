@@ -282,6 +282,14 @@ def test_files_are_not_served(place, served):
     assert status(f'{served[0]}gradio_api/file={file}') == 403
 
 
+def test_the_command_of_a_calibration_is_named(served):
+  with urllib.request.urlopen(f'{served[0]}config', timeout=PATIENCE) as answer:
+    found = answer.read()
+  assert b'To fly: the model of step 2 has no calibration' in found
+  assert b'python -m xfactor.calibrate --workdir=' in found
+  assert status(f'{served[0]}fly/facts.json') == 404
+
+
 def test_large_uploads_are_refused(served):
   boundary = b'xxx'
   body = (

@@ -1,8 +1,10 @@
 """The tab that flies: what its page asks for, and the page in a browser."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import shutil
 import urllib.error
 import urllib.request
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from starlette.testclient import TestClient
 
 import xfactor
@@ -34,16 +37,17 @@ def place(tmp_path_factory):
   """A folder with a run that has a calibration, its data, and a picture."""
   folder = tmp_path_factory.mktemp('place')
   small.make_posed_data(folder / 'data')
-  test_api.save(folder / 'run')
+  test_api.save(folder / 'run', steps=(2,))
   store = store_lib.open_split(folder / 'data', 'skies', 'train')
   with pytest.MonkeyPatch.context() as patch:  # Short trainings.
-    patch.setattr(calibration, '_STEPS', 200)
+    patch.setattr(calibration, '_STEPS', 50)
     patch.setattr(calibration, '_MEMBERS', 2)
     calibration._train.clear_cache()
-    xfactor.calibrate(xfactor.load(folder / 'run'), [store], pairs=128)
+    xfactor.calibrate(xfactor.load(folder / 'run'), [store], pairs=64)
   calibration._train.clear_cache()
   noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
   Image.fromarray(noise).save(folder / 'kitchen.png')
+  (folder / 'broken.png').write_bytes(b'not a picture')
   return folder
 
 
@@ -261,76 +265,53 @@ def test_without_a_calibration_there_is_nothing_to_ask(mover):
 # The page
 # ==============================================================================
 
+PIXELS = 'return document.getElementById(arguments[0]).toDataURL()'
 
-@pytest.mark.filterwarnings('ignore::ResourceWarning')  # Selenium's.
-def test_fly_in_a_browser(place, tmp_path):
-  folder, downloads = tmp_path / 'served', tmp_path / 'downloads'
-  folder.mkdir()
-  flags = f'--workdir={place}/run', f'--data_dir={place}/data'
-  with (
-    serving.serve(folder, *flags) as (address, _),
-    browser.chromium(downloads=downloads) as opened,
-  ):
-    assert status_from_elsewhere(f'{address}fly/view') == 403
+
+class Page:
+  """The tab of the page in a browser."""
+
+  def __init__(self, opened, address):
+    self.opened, self.address = opened, address
     opened.get(address)
     tabs = wait(lambda: opened.find_elements(By.CSS_SELECTOR, '[role=tab]'))
     next(tab for tab in tabs if tab.text == 'Fly').click()
     frame = wait(lambda: opened.find_elements(By.CSS_SELECTOR, 'iframe'))[0]
     opened.switch_to.frame(frame)
+    wait(lambda: 'standard deviations' in self.text('status'))
 
-    def text(name):
-      return opened.find_element(By.ID, name).text
+  def find(self, name):
+    return self.opened.find_element(By.ID, name)
 
-    def pixels(name):
-      return opened.execute_script(PIXELS, name)
+  def text(self, name):
+    return self.find(name).text
 
-    def length():
-      return int((text('length') or 'Path of 0').split()[2])
+  def pixels(self, name):
+    return self.opened.execute_script(PIXELS, name)
 
-    wait(lambda: 'standard deviations' in text('status'))
-    assert length() == 1
-    start, drawn = pixels('view'), pixels('path')
-    canvas = opened.find_element(By.ID, 'view')
-    canvas.send_keys('d')
-    hold = ActionChains(opened).key_down('w').pause(1).key_up('w')
+  def length(self):
+    """Number of cameras of the path."""
+    return int(self.text('length').split()[2])
+
+  def hold(self, key):
+    self.find('view').click()
+    hold = ActionChains(self.opened).key_down(key).pause(1).key_up(key)
     hold.perform()
-    wait(lambda: length() >= 3 and 'pictures a second' in text('where'))
-    assert pixels('view') != start
-    assert pixels('path') != drawn
-    assert '0.00 ahead' not in text('where')
-    # Dragging turns; far away there is a warning in orange.
-    assert 'turned 0.0° right, 0.0° up' in text('where')
-    drag = ActionChains(opened).drag_and_drop_by_offset
-    drag(canvas, 200, 100).perform()
-    wait(lambda: 'turned 0.0°' not in text('where'))
 
-    def is_beyond():
-      drag(canvas, 200, 100).perform()
-      return 'the picture is unreliable' in text('status')
-
-    wait(is_beyond)
-    (status,) = opened.find_elements(By.CSS_SELECTOR, '#status.beyond')
-    assert status.value_of_css_property('color') == 'rgba(200, 80, 0, 1)'
-    # The path turns, too.
-    drawn = pixels('path')
-    drag(opened.find_element(By.ID, 'path'), 50, 0).perform()
-    assert pixels('path') != drawn
-    opened.find_element(By.ID, 'save-mp4').click()
-    opened.find_element(By.ID, 'save-cameras').click()
-    wait(lambda: {x.name for x in downloads.glob('*')} == FILES)
-    canvas.send_keys('r')
-    wait(lambda: length() == 1)
-    wait(lambda: pixels('view') == start)
-    assert browser.errors(opened) == []
-    assert browser.hosts(opened) == {address.strip('/').split('//')[1]}
-  with av.open(str(downloads / 'fly.mp4')) as video:
-    count = len(list(video.decode(video=0)))
-  found = camera_paths.read(downloads / 'transforms.json')
-  assert len(found.world_to_camera) == count >= 3
+  def drag(self, name, right, down):
+    actions = ActionChains(self.opened)
+    actions.drag_and_drop_by_offset(self.find(name), right, down).perform()
 
 
-FILES = {'fly.mp4', 'transforms.json'}
-PIXELS = 'return document.getElementById(arguments[0]).toDataURL()'
+@contextlib.contextmanager
+def serve(place, run, folder):
+  (folder / 'served').mkdir()
+  flags = f'--workdir={place / run}', f'--data_dir={place}/data'
+  with (
+    serving.serve(folder / 'served', *flags) as (address, _),
+    browser.chromium(downloads=folder / 'downloads') as opened,
+  ):
+    yield Page(opened, address)
 
 
 def status_from_elsewhere(address):
@@ -340,4 +321,77 @@ def status_from_elsewhere(address):
   )
   with pytest.raises(urllib.error.HTTPError) as caught:
     urllib.request.urlopen(request, timeout=PATIENCE)
-  return caught.value.code
+  with caught.value as error:
+    return error.code
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::ResourceWarning')  # Selenium's.
+def test_fly_in_a_browser(place, tmp_path):
+  with serve(place, 'run', tmp_path) as page:
+    assert status_from_elsewhere(f'{page.address}fly/view') == 403
+    assert page.length() == 1
+    assert not page.find('save-mp4').is_enabled()
+    start, drawn = page.pixels('view'), page.pixels('path')
+    page.hold('w')
+    wait(lambda: 'pictures a second' in page.text('where'))
+    assert page.length() >= 3
+    assert page.pixels('view') != start
+    assert page.pixels('path') != drawn
+    assert '0.00 right, 0.00 down' in page.text('where')
+    assert '0.00 ahead' not in page.text('where')
+    # Dragging turns; far away there is a warning in orange.
+    assert 'turned 0.0° right, 0.0° up' in page.text('where')
+    page.drag('view', 100, 50)
+    wait(lambda: '° left, ' in page.text('where'))
+
+    def is_beyond():
+      page.drag('view', 200, 100)
+      return 'the picture is unreliable' in page.text('status')
+
+    wait(is_beyond)
+    colour = page.find('status').value_of_css_property('color')
+    assert colour == 'rgba(200, 80, 0, 1)'
+    # The path turns, too.
+    drawn = page.pixels('path')
+    page.drag('path', 50, 0)
+    assert page.pixels('path') != drawn
+    files = (
+      tmp_path / 'downloads/fly.mp4',
+      tmp_path / 'downloads/transforms.json',
+    )
+    count = page.length()
+    for button, file in zip(('save-mp4', 'save-cameras'), files, strict=True):
+      page.find(button).click()
+      wait(file.exists)
+    page.hold('r')
+    wait(lambda: page.length() == 1)
+    wait(lambda: page.pixels('view') == start)
+    # A picture of the visitor's.
+    page.find('picture').send_keys(str(place / 'kitchen.png'))
+    wait(lambda: page.pixels('view') != start)
+    page.find('picture').send_keys(str(place / 'broken.png'))
+    wait(lambda: 'cannot be read as a picture' in page.text('status'))
+    complaints = [x for x in browser.errors(page.opened) if ' 400 ' not in x]
+    assert complaints == []
+    host = page.address.strip('/').split('//')[1]
+    assert browser.hosts(page.opened) == {host}
+  with av.open(str(files[0])) as video:
+    assert len(list(video.decode(video=0))) == count
+  assert len(camera_paths.read(files[1]).world_to_camera) == count
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::ResourceWarning')
+def test_only_turning_cameras_do_not_move(place, tmp_path):
+  shutil.copytree(place / 'run', place / 'turning')
+  known = xfactor.load(place / 'turning').calibration
+  still = dataclasses.replace(known, move=0.0)
+  calibration.save(still, place / 'turning')
+  with serve(place, 'turning', tmp_path) as page:
+    assert 'the keys that move do nothing' in page.text('only-turns')
+    page.hold('w')
+    assert page.length() == 1
+    page.hold(Keys.ARROW_RIGHT)
+    wait(lambda: page.length() > 1)
+    assert page.text('where').startswith('turned ')

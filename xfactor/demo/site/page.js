@@ -7,6 +7,7 @@ const RATE = 10;  // Degrees per second that arrow keys turn.
 const TAP = 0.1;  // Seconds that the first step of a key takes.
 const LONGEST = 0.25;  // Seconds that any other step takes at most.
 const FRAMES = 10;  // Pictures that the rate is the average of.
+const DIRECTIONS = 40;  // Most cameras of the path whose direction is drawn.
 const MOVES = {
   KeyW: [0, 0, 1], KeyS: [0, 0, -1], KeyA: [-1, 0, 0], KeyD: [1, 0, 0],
   KeyQ: [0, -1, 0], KeyE: [0, 1, 0],
@@ -179,9 +180,11 @@ function draw() {
     context.fillText(name, ...flat(tip));
   }
   pyramid(START, GREY, 1);
+  const often = Math.ceil(path.length / DIRECTIONS);
   path.forEach((camera, i) => {
     const colour = camera.beyond ? ORANGE : BLUE;
     if (i) line(colour, 2, path[i - 1].at, camera.at);
+    if (i % often) return;
     line(colour, 1, camera.at, along(camera.at, axes(camera), [0, 0, size]));
   });
   if (path.length) {
