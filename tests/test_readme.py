@@ -678,6 +678,7 @@ BLOCKS = {
     leaves=('transfer.mp4', 'transfer.gif', 'transfer.png'),
   ),
   'docs/inference.md: In a browser': SERVES,
+  'docs/cameras.md: Fly': SERVES,
   'docs/cameras.md: Calibrate': Run(
     {'--workdir=runs/tiny': f'--workdir=runs/tiny{RENDERER} --pairs=128'},
     after=('README.md: Two commands',),

@@ -40,7 +40,7 @@ def place(tmp_path_factory):
   test_api.save(folder / 'run', steps=(2,))
   store = store_lib.open_split(folder / 'data', 'skies', 'train')
   with pytest.MonkeyPatch.context() as patch:  # Short trainings.
-    patch.setattr(calibration, '_STEPS', 50)
+    patch.setattr(calibration, '_STEPS', 150)
     patch.setattr(calibration, '_MEMBERS', 2)
     calibration._train.clear_cache()
     xfactor.calibrate(xfactor.load(folder / 'run'), [store], pairs=64)
@@ -67,9 +67,9 @@ def scene(client):
   return client.post('/clip', json={'clip': CLIP}).json()['scene']
 
 
-def cameras(count, scale=0.1):
+def cameras(count, scale=1.0):
   """A path of cameras that starts at the picture's."""
-  moved = np.linspace(0, scale, count)[:, None] * [0, 1, 0, 0.5, -0.5, 1]
+  moved = np.linspace(0, scale, count)[:, None] * [0, 0.1, 0, 0.5, -0.5, 1]
   return calibration.relative_of(moved)
 
 
@@ -236,7 +236,7 @@ def test_too_many_requests_wait(mover, monkeypatch):
 
 def test_a_path_is_downloaded(client, scene, mover, tmp_path):
   made = mover.model.calibration
-  path = cameras(6, 4.0)
+  path = cameras(6, 20.0)
   inside = made.distance(path) <= made.motions.limit
   assert inside[0]
   assert not inside[-1]
