@@ -9,8 +9,11 @@ import pytest
 
 
 @contextlib.contextmanager
-def chromium(width=1280, height=1000, downloads=None) -> Iterator:
-  """Yields a Selenium driver; skips the test where there is no browser."""
+def chromium(width=1280, height=1000, downloads=None, webgpu=False) -> Iterator:
+  """Yields a Selenium driver; skips the test where there is no browser.
+
+  WebGPU is computed on the CPU.
+  """
   webdriver = pytest.importorskip('selenium.webdriver')
   browser, driver = shutil.which('chromium'), shutil.which('chromedriver')
   if not (browser and driver):
@@ -25,6 +28,9 @@ def chromium(width=1280, height=1000, downloads=None) -> Iterator:
     f'--window-size={width},{height}',
   ):
     options.add_argument(argument)
+  if webgpu:
+    options.add_argument('--enable-unsafe-webgpu')
+    options.add_argument('--use-webgpu-adapter=swiftshader')
   options.set_capability(
     'goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'}
   )

@@ -49,14 +49,14 @@ def place(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def page(place):
+@pytest.fixture(params=['CPU'])
+def page(place, request):
   """The page, opened from a plain file server; its address is `page.at`."""
   handler = functools.partial(Quiet, directory=place / 'site')
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
-    with browser.chromium() as opened:
+    with browser.chromium(webgpu=request.param == 'GPU') as opened:
       opened.at = f'127.0.0.1:{server.server_port}'
       opened.get(f'http://{opened.at}/')
       wait(lambda: 'Choose' in status(opened))
@@ -82,16 +82,18 @@ def shown(page, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('page', ['CPU', 'GPU'], indirect=True)
 @pytest.mark.filterwarnings('ignore::ResourceWarning')  # Selenium's.
-def test_a_video_moves_a_picture(place, page):
+def test_a_video_moves_a_picture(place, page, request):
+  where = request.node.callspec.params['page']
   choose(page, 'video', place / 'walk.mp4')
   choose(page, 'picture', place / 'kitchen.png')
   found = wait(
     lambda: re.fullmatch(
-      r'6 frames, (\d+\.\d) frames per second\.', status(page)
+      rf'6 frames, (\d+\.\d) frames per second on the {where}\.', status(page)
     )
   )
-  print(f'{found[1]} frames per second of 32 x 32 pixels')
+  print(f'{found[1]} frames per second of 32 x 32 pixels on the {where}')
   assert float(found[1]) > 0
   last = shown(page, 'moved')
   # Steps back to the reference, whose pose is zero whatever the video shows.

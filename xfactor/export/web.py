@@ -16,6 +16,10 @@ _RUNTIME_FILES = (
   'ort.wasm.min.mjs',
   'ort-wasm-simd-threaded.mjs',
   'ort-wasm-simd-threaded.wasm',
+  # WebGPU; a browser loads these or those above.
+  'ort.webgpu.min.mjs',
+  'ort-wasm-simd-threaded.asyncify.mjs',
+  'ort-wasm-simd-threaded.asyncify.wasm',
 )
 _SITE = pathlib.Path(__file__).with_name('site')
 

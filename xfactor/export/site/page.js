@@ -1,19 +1,35 @@
 // Applies the camera motion of a video to a picture, with two ONNX networks.
-import * as ort from './ort/ort.wasm.min.mjs';
-
-// More threads need headers that plain file servers do not send.
-ort.env.wasm.numThreads = 1;
-ort.env.wasm.wasmPaths = new URL('ort/', import.meta.url).href;
-ort.env.logLevel = 'error';
-
 const element = (id) => document.getElementById(id);
 const say = (text) => { element('status').textContent = text; };
 const facts = await (await fetch('model.json')).json();
 const { width, height } = facts;
-const open = (name) => ort.InferenceSession.create(
-  `${name}.onnx`, { executionProviders: ['wasm'], logSeverityLevel: 3 });
 
-let networks, frames = [], moved = [], playing = null, run = 0;
+let ort, where, networks, frames = [], moved = [], playing = null, run = 0;
+
+// Opens both networks, on the GPU ('webgpu') or the CPU ('wasm').
+async function open(provider) {
+  ort = await import(`./ort/ort.${provider}.min.mjs`);
+  // More threads need headers that plain file servers do not send.
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmPaths = new URL('ort/', import.meta.url).href;
+  ort.env.logLevel = 'error';
+  const options = { executionProviders: [provider], logSeverityLevel: 3 };
+  const [encoder, renderer] = [
+    await ort.InferenceSession.create('encoder.onnx', options),
+    await ort.InferenceSession.create('renderer.onnx', options)];
+  where = provider === 'wasm' ? 'CPU' : 'GPU';
+  return { encoder, renderer };
+}
+
+// On the GPU if there is one that works.
+async function load() {
+  try {
+    if (await navigator.gpu?.requestAdapter()) return await open('webgpu');
+  } catch (error) {
+    console.warn(`WebGPU cannot be used (${error.message})`);
+  }
+  return open('wasm');
+}
 
 // The central part of a picture or video frame as pixels of the model's size.
 function fit(source, sourceWidth, sourceHeight) {
@@ -125,7 +141,7 @@ async function transfer() {
     await new Promise((done) => setTimeout(done));  // Lets the page draw.
   }
   const rate = read.length / (performance.now() - start) * 1000;
-  say(`${read.length} frames, ${rate.toFixed(1)} frames per second.`);
+  say(`${read.length} frames, ${rate.toFixed(1)} frames per second on the ${where}.`);
   element('shown').max = read.length - 1;
   element('shown').disabled = element('play').disabled = false;
 }
@@ -170,7 +186,7 @@ document.addEventListener('drop', (event) => {
   attempt();
 });
 try {
-  networks = { encoder: await open('encoder'), renderer: await open('renderer') };
+  networks = await load();
   say('Choose a video and a picture.');
   attempt();
 } catch (error) {
