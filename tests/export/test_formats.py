@@ -7,14 +7,16 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from tests import commands, test_api
 from tests.training import small
 from xfactor import api
 from xfactor.errors import UserError
-from xfactor.export import formats, pytorch
+from xfactor.export import formats, networks, programs, pytorch
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / 'docs/export.md'
 # What small models have that the published ones lack.
@@ -88,6 +90,16 @@ def test_the_example_gives_what_the_run_gives(
     np.testing.assert_allclose(
       np.asarray(got), right, rtol=0, atol=1e-5 * np.abs(right).max()
     )
+
+
+@pytest.mark.slow
+def test_onnx_leaves_jax_as_it_was(tmp_path):
+  pytest.importorskip('jax2onnx')
+  before = dict(vars(jnp))
+  network = networks.Network('sine', jnp.sin, {'x': (3,)}, 'y')
+  assert programs.write_onnx(network, epath.Path(tmp_path)).exists()
+  after = vars(jnp)
+  assert [x for x in before if after[x] is not before[x]] == []
 
 
 def test_the_example_reads_the_parameters(place, monkeypatch):

@@ -4,6 +4,7 @@ import logging
 import warnings
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax import export
 
@@ -52,16 +53,20 @@ def write_onnx(network: Network, folder: epath.Path) -> epath.Path:
       f'ONNX is written by jax2onnx, which cannot be imported ({e}): pip '
       "install -e '.[export]'"
     ) from e
+  cumsum = jnp.cumsum
   with warnings.catch_warnings():
     # It reads parameters as older releases of Flax have them.
     warnings.simplefilter('ignore', DeprecationWarning)
-    model = jax2onnx.to_onnx(
-      network.apply,
-      [('batch', *shape) for shape in network.inputs.values()],
-      input_names=list(network.inputs),
-      output_names=[network.output],
-      model_name=network.name,
-    )
+    try:
+      model = jax2onnx.to_onnx(
+        network.apply,
+        [('batch', *shape) for shape in network.inputs.values()],
+        input_names=list(network.inputs),
+        output_names=[network.output],
+        model_name=network.name,
+      )
+    finally:
+      jnp.cumsum = cumsum  # It leaves another one, which lacks arguments.
   path = folder / f'{network.name}.onnx'
   with snapshot.whole(path) as file:
     file.write(model.SerializeToString())
