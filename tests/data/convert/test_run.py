@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from etils import epath
+from etils.epath import backend
 from fsspec.implementations import local
 
 from tests import commands
@@ -868,8 +869,12 @@ def bucket(tmp_path, monkeypatch):
   """Returns the folder that gs:// stands for."""
   monkeypatch.setattr(_Bucket, 'folder', str(tmp_path / 'gs'))
   monkeypatch.setattr(claims_lib, '_SETTLE', 0)
+  real = fsspec.get_filesystem_class('gcs')
   fsspec.register_implementation('gcs', _Bucket, clobber=True)
-  return tmp_path / 'gs'
+  backend.fsspec_backend._get_filesystem.cache_clear()
+  yield tmp_path / 'gs'
+  fsspec.register_implementation('gcs', real, clobber=True)
+  backend.fsspec_backend._get_filesystem.cache_clear()
 
 
 def test_bucket_holds_the_same(bucket, straight):

@@ -98,3 +98,12 @@ def test_who_was_suspended_and_replaced_leaves(tmp_path, quick, monkeypatch):
   wait(lambda: codes)
   lock.close()
   assert codes[0] == 2
+
+
+def test_a_lock_that_cannot_be_read_is_not_waited_for_without_end(
+  tmp_path, quick, monkeypatch
+):
+  monkeypatch.setattr(lock_lib, '_POLL', 0.001)
+  monkeypatch.setattr(lock_lib.Lock, '_create', lambda self: False)
+  with pytest.raises(UserError, match='can neither be made nor read.*remove'):
+    lock_lib.Lock(tmp_path)

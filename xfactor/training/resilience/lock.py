@@ -28,6 +28,7 @@ _FILE = 'lock.json'
 _BEAT = 10.0  # Seconds between signs of life.
 _WATCH = 3 * _BEAT  # Seconds without one after which an owner counts as dead.
 _POLL = 1.0
+_TRIES = 60  # To take a lock that other processes take and release.
 
 
 class Lock:
@@ -62,7 +63,9 @@ class Lock:
     self._thread.start()
 
   def _take(self) -> None:
-    while True:
+    for attempt in range(_TRIES):
+      if attempt > 1:
+        time.sleep(_POLL)
       with self._writing():
         if self._create():
           return
@@ -81,6 +84,11 @@ class Lock:
         )
       with self._writing():
         self._remove(other)
+    raise UserError(
+      f'{self._path} can neither be made nor read, as if processes were taking '
+      'and releasing it all the time: check that none trains there and that '
+      'the folder can be read, then remove the file'
+    )
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
