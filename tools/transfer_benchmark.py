@@ -16,10 +16,11 @@ available run; oracles named by --oracles must be available.
 
 --experiment runs the parts that docs/experiment.md registers, all or some of
 them (main,parallax,...), and prints their budget first. The learning rate of
-each member is chosen on validation scenes in OUT/rates; the results are in
-OUT/PART, figures in OUT/figures, the runs in OUT/runs. --budget, --seeds,
---members and --oracles replace what is registered, to try the command. --plan
-only prints the budget.
+each member is chosen on validation scenes in OUT/rates, or taken from
+OUT/rates/scores.json (a copy of docs/experiment/rates.json, to continue on
+another machine). The results are in OUT/PART, figures in OUT/figures, the runs
+in OUT/runs. --budget, --seeds, --members and --oracles replace what is
+registered, to try the command. --plan only prints the budget.
 
 OUT/results.md has a table for each oracle and the differences to `xfactor`,
 OUT/results.json all numbers, OUT/curves.json the curves and the numbers of each
@@ -215,14 +216,43 @@ def parse_oracle_options(texts: Sequence[str]) -> dict[str, str]:
 def choose_rates(
   names: Sequence[str], recipes: dict[str, Any], out: pathlib.Path
 ) -> tuple[dict[str, float], dict[str, str]]:
-  """Trains members with each rate; returns the best, or why there is none.
+  """Returns the best rate of each member, or why there is none.
 
-  Writes all scores to OUT/rates/scores.json.
+  Trains the members that have no scores in OUT/rates/scores.json, and writes
+  those.
 
   Args:
     names: Members that need a rate.
     recipes: Result of `members.load`, with `RATES`.
     out: Folder of the experiment.
+  """
+  scores_file = out / 'rates/scores.json'
+  known = rates.read(scores_file, recipes['RATES'])
+  wanted = [name for name in names if name not in known]
+  failures = {}
+  if wanted:
+    made, failures = try_rates(wanted, recipes, out / 'rates')
+    rates.write(scores_file, made)
+    known |= made
+  best = rates.best({name: known[name] for name in names if name in known})
+  for name in set(names) - set(best) - set(failures):
+    failures[name] = 'training failed with every learning rate'
+  print(
+    'learning rates: '
+    + ', '.join(f'{name} {rate:g}' for name, rate in best.items())
+  )
+  return best, failures
+
+
+def try_rates(
+  names: Sequence[str], recipes: dict[str, Any], out: pathlib.Path
+) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
+  """Trains members with each rate; returns scores, and why members have none.
+
+  Args:
+    names: Members to train.
+    recipes: Result of `members.load`, with `RATES`.
+    out: Folder of the runs.
   """
   suite = experiment.RATES_SUITE
   chosen, failures = members.make(
@@ -235,7 +265,7 @@ def choose_rates(
   runs = rates.plan(
     chosen,
     recipes['RATES'],
-    out / 'rates',
+    out,
     stores=open_data(chosen[0].config, chosen[0].data, rates.SPLIT),
     recipes=_RECIPES.value,
     suite=suite,
@@ -249,15 +279,7 @@ def choose_rates(
   ):
     said = f'failed: {failure}' if failure else f'{rates.score(run):.1f} %'
     print(f'{run.workdir}, {seconds:.0f} s: {said}', flush=True)
-  best, scores = rates.choose(runs)
-  rates.write(out / 'rates/scores.json', scores)
-  for name in set(runs) - set(best):
-    failures[name] = 'training failed with every learning rate'
-  print(
-    'learning rates: '
-    + ', '.join(f'{name} {rate:g}' for name, rate in best.items())
-  )
-  return best, failures
+  return rates.scores(runs), failures
 
 
 def run_part(part: experiment.Part, out: pathlib.Path, *, tuned: bool) -> bool:

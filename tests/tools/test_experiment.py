@@ -218,16 +218,29 @@ def test_rates_are_chosen_on_validation_scenes(tmp_path):
     path.write_text(json.dumps(scores))
     run.finish(stage, 3.0)
     assert run.seconds() == {'train': 3.0}
-  best, scores = rates.choose(runs)
-  assert best == {'rust': 1e-2}
+  scores = rates.scores(runs)
   assert scores == {'rust': {'0.001': 60.0, '0.01': 80.0}}
+  assert rates.best(scores) == {'rust': 1e-2}
   # Better a bad rate than one that diverged; none if all did.
   (tmp_path / '0.01/rust-seed1000/benchmark.json').unlink()
-  best, scores = rates.choose(runs)
-  assert best == {'rust': 1e-3}
-  assert scores['rust']['0.01'] is None
+  scores = rates.scores(runs)
+  assert scores == {'rust': {'0.001': 60.0, '0.01': None}}
+  assert rates.best(scores) == {'rust': 1e-3}
   (tmp_path / '0.001/rust-seed1000/benchmark.json').unlink()
-  assert rates.choose(runs)[0] == {}
+  assert rates.best(rates.scores(runs)) == {}
+
+
+def test_whole_scores_of_earlier_rates_are_taken(tmp_path):
+  path = tmp_path / 'rates/scores.json'
+  assert rates.read(path, [1e-3, 1e-2]) == {}
+  whole = {'0.001': 60.0, '0.01': 80.0}
+  rates.write(path, {'rust': whole})
+  rates.write(path, {'deep': {'0.001': 60.0, '0.01': None}})
+  assert rates.read(path, [1e-3, 1e-2]) == {'rust': whole}
+  assert rates.read(path, [1e-3, 3e-3, 1e-2]) == {}
+  published = ROOT / 'docs/experiment/rates.json'
+  known = rates.read(published, RECIPES['RATES'])
+  assert rates.best(known) == {'xfactor': 3e-3, 'autoencode': 3e-3}
 
 
 def test_what_has_no_renderer_is_chosen_by_its_probe(tmp_path):

@@ -66,34 +66,57 @@ def score(run: running.Run) -> float:
   return files.read_json(path)['data'][run.member.data]['transfer']['rank']
 
 
-def write(
-  path: pathlib.Path, scores: Mapping[str, Mapping[str, float | None]]
-) -> None:
-  """Adds the scores of members to a JSON file."""
-  known = files.read_json(path) if path.exists() else {}
-  files.write_json(path, known | scores)
-
-
-def choose(
+def scores(
   runs: Mapping[str, Mapping[float, running.Run]],
-) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
-  """Returns the best rate of each member that has one, and all scores.
+) -> dict[str, dict[str, float | None]]:
+  """Returns the score at each rate (`0.003`) by member; None if a run failed.
 
   Args:
     runs: Result of `plan`; runs that have not finished have failed.
   """
-  scores = {
+  return {
     name: {
-      rate: None if run.left() else score(run) for rate, run in by_rate.items()
+      f'{rate:g}': None if run.left() else score(run)
+      for rate, run in by_rate.items()
     }
     for name, by_rate in runs.items()
   }
-  best = {}
-  for name, by_rate in scores.items():
-    known = {rate: x for rate, x in by_rate.items() if x is not None}
-    if known:
-      best[name] = max(known, key=known.get)
-  return best, {
-    name: {f'{rate:g}': x for rate, x in by_rate.items()}
-    for name, by_rate in scores.items()
+
+
+def best(
+  known: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, float]:
+  """Returns the rate with the highest score of each member that has one."""
+  chosen = {}
+  for name, by_rate in known.items():
+    finished = {rate: x for rate, x in by_rate.items() if x is not None}
+    if finished:
+      chosen[name] = float(max(finished, key=finished.get))
+  return chosen
+
+
+def read(
+  path: pathlib.Path, rates: Sequence[float]
+) -> dict[str, dict[str, float | None]]:
+  """Returns the scores, by member, of those that were scored at all `rates`.
+
+  Args:
+    path: File of `write`, for example of an experiment on another machine.
+    rates: Peak learning rates.
+  """
+  known = files.read_json(path) if path.exists() else {}
+  grid = {f'{rate:g}' for rate in rates}
+  return {
+    name: by_rate
+    for name, by_rate in known.items()
+    if set(by_rate) == grid and None not in by_rate.values()
   }
+
+
+def write(
+  path: pathlib.Path, known: Mapping[str, Mapping[str, float | None]]
+) -> None:
+  """Adds the scores of members to a JSON file."""
+  before = files.read_json(path) if path.exists() else {}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  files.write_json(path, before | known)
