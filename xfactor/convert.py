@@ -26,7 +26,7 @@ import sys
 from absl import app, flags
 
 from xfactor import parsing, streams
-from xfactor.data import findings, preview, sources, verify
+from xfactor.data import sources
 from xfactor.data.convert import options, plan, splits
 from xfactor.data.convert import run as convert_run
 from xfactor.data.convert import summary as convert_summary
@@ -116,6 +116,9 @@ def _look(args: list[str]) -> int:
     raise UserError(
       f'{args[0]}: --verify and --preview take no data set options; remove it'
     )
+  # Not above: each worker process imports what this module imports.
+  from xfactor.data import findings, preview, verify
+
   if _VERIFY.value is not None:
     report = verify.verify(_VERIFY.value, _WORKERS.value)
     print(findings.table(report))
