@@ -75,6 +75,8 @@ class Films(test_run.Fake):
     ),
     ([(0, 96, 0, 'train'), (0, 80, 4, 'test'), (2, 80, 0, 'test')], ['0', '1']),
     ([(0, 96, 0, 'train'), (0, 64, 0, 'train'), (1, 64, 0, 'test')], []),
+    # No picture is large enough to be compared.
+    ([(0, 6, 0, 'train'), (1, 6, 0, 'test')], []),
   ],
 )
 def test_films_in_two_splits(tmp_path, films, expected):

@@ -149,6 +149,8 @@ def _pairs(found: Sequence[findings.Found]) -> Iterator[Pair]:
   bits, owners, splits, offsets = map(
     np.concatenate, (bits, owners, splits, offsets)
   )
+  if not len(bits):
+    return
   queries = _queries(owners)
   counts = np.bincount(owners[queries], minlength=clips)
   hits: dict[tuple[int, int], dict[int, int]] = {}
@@ -177,7 +179,6 @@ def _queries(owners: np.ndarray) -> np.ndarray:
       np.unique(np.linspace(a, b - 1, _QUERIES).astype(int))
       for a, b in zip(begins, ends, strict=True)
     ]
-    or [np.zeros(0, int)]
   )
 
 
