@@ -141,3 +141,18 @@ def test_how_it_ends_is_in_the_exit_code(error, code, capsys):
   said = capsys.readouterr().err
   assert len(said.splitlines()) == 1
   assert str(error) in said
+
+
+def test_warnings_are_said_once():
+  code = """
+from absl import flags, logging
+import orbax.checkpoint  # Adds a handler to the root logger.
+from xfactor import cli
+def main(_):
+  logging.warning('one warning')
+cli.run(main, parse=lambda argv, _: flags.FLAGS(argv))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.stderr.count('one warning') == 1, done.stderr

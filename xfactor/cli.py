@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -47,6 +48,8 @@ def run(
       of the module of `main`.
   """
   streams.survive()
+  # absl adds its own. Orbax's import has added one that repeats each line.
+  logging.root.handlers.clear()
   shutdown.leave_when_told()
   doc = sys.modules[main.__module__].__doc__
   try:

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+import urllib.request
 
 import fsspec
 import jax
@@ -13,10 +14,12 @@ import pytest
 from etils import epath
 
 from tests import bucket, commands
+from tests.demo import serving
 from tests.faults import runs
 from tests.training import small, tiny
 from xfactor import api
 from xfactor.data import files
+from xfactor.data.records import store
 from xfactor.errors import UserError
 from xfactor.evaluation import run as evaluation_run
 from xfactor.exchange import convert as exchange_convert
@@ -363,6 +366,16 @@ def test_a_killed_run_goes_on_and_is_used(server, workdir, tmp_path, capsys):
   assert page.exists()
   assert psnr(workdir) == pytest.approx(scores)
   assert api.load(str(workdir)).step == 12
+  clips = store.open_split(data, 'squares', 'test').clip_ids()
+  motion, scene = (f'squares/test/{clip}' for clip in clips[:2])
+  commands.run(
+    *('-m', 'xfactor.render', f'--workdir={workdir}', f'--data_dir={data}'),
+    *(f'--motion={motion}', f'--scene={scene}', f'--out={workdir}/moved.mp4'),
+  )
+  assert epath.Path(f'{workdir}/moved.mp4').read_bytes()[4:8] == b'ftyp'
+  flags = f'--workdir={workdir}', f'--data_dir={data}'
+  with serving.serve(tmp_path, *flags) as (address, _):
+    assert urllib.request.urlopen(address).status == 200
   file = f'{workdir}/model.safetensors'
   exchange_convert.convert(str(workdir), file, to='safetensors')
   exchange_convert.convert(file, f'{workdir}-2')
