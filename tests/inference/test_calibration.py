@@ -1,6 +1,7 @@
 """Maps between motions and latent poses, on poses that hold motions."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -321,21 +322,19 @@ def test_cameras_of_a_video_are_composed(model):
   window = model.calibration.window
   assert window == model.window == 6
   found = model.cameras(frames, 1)
+  # Batches of other sizes may be added up in another order.
+  near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
   first = model.calibration.cameras(model.encode_poses(frames[1:7]))
-  np.testing.assert_array_equal(
-    found.world_to_camera[1:7], first.world_to_camera
-  )
-  np.testing.assert_array_equal(found.distance[2:7], first.distance[1:])
+  near(found.world_to_camera[1:7], first.world_to_camera)
+  near(found.distance[2:7], first.distance[1:])
   second = model.calibration.cameras(model.encode_poses(frames[6:]))
-  np.testing.assert_allclose(
+  near(
     found.world_to_camera[8],
     cameras.compose(second.world_to_camera[2], found.world_to_camera[6]),
   )
-  np.testing.assert_array_equal(found.move[7:], second.move[1:])
+  near(found.move[7:], second.move[1:])
   before = model.calibration.cameras(model.encode_poses(frames[:2], 1))
-  np.testing.assert_array_equal(
-    found.world_to_camera[0], before.world_to_camera[0]
-  )
+  near(found.world_to_camera[0], before.world_to_camera[0])
 
 
 def test_models_without_a_calibration(bare, model, place):

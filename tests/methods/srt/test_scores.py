@@ -99,9 +99,11 @@ def test_pixels_in_parts_are_those_of_the_whole(parts, result, monkeypatch):
   np.testing.assert_allclose(
     again.scores['model']['psnr'], result.scores['model']['psnr'], rtol=1e-4
   )
-  np.testing.assert_array_equal(
-    again.images['prediction'], result.images['prediction']
+  # Products of other sizes may be added up in another order.
+  difference = (
+    np.int32(again.images['prediction']) - result.images['prediction']
   )
+  assert abs(difference).max() <= 1
 
 
 def test_some_pixels_estimate_all(parts, result):
