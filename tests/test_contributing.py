@@ -44,6 +44,7 @@ def install(monkeypatch):
   return install
 
 
+@pytest.mark.slow
 def test_add_a_method(install, monkeypatch, tmp_path):
   install('xfactor.methods.pairs.method', 'Add a method')
   monkeypatch.setitem(registry._CLASSES, 'pairs', ('pairs', 'Method'))

@@ -59,7 +59,15 @@ def check_step(config):
   return built
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('mv', 'srt_msn', 'tiny')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in RECIPES
+  ],
+)
 def test_the_train_step_keeps_the_states_shapes(name):
   check_step(load(name).get_config())
 

@@ -11,6 +11,8 @@ from xfactor.errors import UserError
 from xfactor.evaluation import camera_test
 from xfactor.inference import calibration, posed_pairs
 
+pytestmark = pytest.mark.slow
+
 store = test_true_pictures.store
 pairs = test_true_pictures.pairs
 
@@ -73,7 +75,6 @@ def result(model, store, pairs):
   return camera_test.evaluate(model, store, pairs, Knowing(path))
 
 
-@pytest.mark.slow
 def test_cameras_move_scenes_as_the_motion_itself(result):
   rows = result.pictures
   assert list(rows) == ['network', 'ridge', 'transfer', 'wrong path', 'frozen']
@@ -85,7 +86,6 @@ def test_cameras_move_scenes_as_the_motion_itself(result):
   assert result.chance < 0.4
 
 
-@pytest.mark.slow
 def test_paths_are_found(result):
   auc = {row: x.means['auc@20'].value for row, x in result.found.items()}
   assert auc['ridge'] > 0.8
@@ -93,7 +93,6 @@ def test_paths_are_found(result):
   assert result.paths == 7
 
 
-@pytest.mark.slow
 def test_the_oracle_is_compared_with_what_was_asked(result, pairs):
   """Only the first pair asks for the path that this oracle always finds."""
   drawn = result.drawn['network']
@@ -102,7 +101,6 @@ def test_the_oracle_is_compared_with_what_was_asked(result, pairs):
   assert same <= drawn.means['auc@10'].value < 1
 
 
-@pytest.mark.slow
 def test_table_and_file(result, tmp_path):
   text = camera_test.table('rooms', result)
   for word in ('network', 'wrong path', 'mean motion', 'IDENTIFIED'.lower()):

@@ -58,6 +58,7 @@ def auc(scores):
   return scores.metrics['auc@30'].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('scale', 'reference'), [(1.0, 0), (250.0, 2)])
 def test_recovers_poses_that_latents_hold(scale, reference):
   train, motion = clips(0, 1000, scale=scale, reference=reference)

@@ -18,6 +18,8 @@ from xfactor.evaluation import transfer_test
 from xfactor.evaluation.oracles import base as oracles_base
 from xfactor.inference import latent
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 
 
@@ -87,7 +89,6 @@ def result(store, pairs):
   )
 
 
-@pytest.mark.slow
 def test_blurred_truth_is_identified_and_other_pictures_by_chance(result):
   assert set(result.truth) == set(transfer_test.ROWS) - {'shuffled'}
   assert 2 < result.candidates.min() <= result.candidates.max() <= 8
@@ -101,7 +102,6 @@ def test_blurred_truth_is_identified_and_other_pictures_by_chance(result):
   assert np.isnan(result.truth['true re-render']['psnr']).all()
 
 
-@pytest.mark.slow
 def test_psnr_is_to_the_truth_without_the_reference(store, pairs, result):
   free = result.accepted['true re-render']
   np.testing.assert_array_equal(
@@ -122,7 +122,6 @@ def test_psnr_is_to_the_truth_without_the_reference(store, pairs, result):
   assert got == pytest.approx((-10 * np.log10(error)).mean(), abs=0.01)
 
 
-@pytest.mark.slow
 def test_truth_in_tables(result, tmp_path):
   title, head, model, *_ = transfer_test.table('rooms', result).splitlines()
   assert f'{100 * result.chance:.1f} by chance' in title

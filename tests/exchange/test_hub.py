@@ -22,6 +22,8 @@ from xfactor.inference import calibration, restore
 from xfactor.training import build
 from xfactor.training.resilience import checkpoints as checkpoints_lib
 
+pytestmark = pytest.mark.slow
+
 STEP = 3
 
 
@@ -163,7 +165,6 @@ def test_a_run_with_an_export_in_its_folder_is_a_run(run, published, tmp_path):
   assert not hub_lib.is_published(tmp_path / 'run')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('method', ['srt', 'rust'])
 def test_other_methods_are_published(method, tmp_path):
   if method == 'srt':
@@ -280,7 +281,6 @@ def test_a_missing_package_is_named(monkeypatch):
     hub_lib.fetch('hf://me/squares')
 
 
-@pytest.mark.slow
 def test_the_tool_uploads_model_and_space(run, published, hub):
   args = ['tools/publish.py', f'--workdir={run}', '--repo=me/new', '--space']
   done = commands.run(*args)

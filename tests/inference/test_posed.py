@@ -192,6 +192,7 @@ def test_floats_are_levels(light):
   )
 
 
+@pytest.mark.slow
 def test_loading(tmp_path):
   model = xfactor.load(save(tmp_path))
   assert isinstance(model, posed.PosedModel)

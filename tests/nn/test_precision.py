@@ -109,7 +109,15 @@ def products(text):
 
 
 @pytest.mark.parametrize('platform', KERNELS)
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+  'family',
+  [
+    family
+    if family in ('stereo', 'srt')
+    else pytest.param(family, marks=pytest.mark.slow)
+    for family in FAMILIES
+  ],
+)
 def test_no_product_is_rounded_but_the_allowed(family, platform, cudnn):
   built = half(FAMILIES[family](), attention=KERNELS[platform])
   weights = lpips.param_shapes('vgg16') if built.needs_lpips else None
@@ -167,6 +175,7 @@ def test_rounding_hardly_changes_poses_and_rays(family, platform):
   assert rounding_error(half(FAMILIES[family]()), platform) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('platform', KERNELS)
 def test_rounded_heads_would_change_poses(platform, monkeypatch):
   """The test above sees a head without a precision."""

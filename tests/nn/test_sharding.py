@@ -83,6 +83,7 @@ def test_what_an_axis_does_not_divide_stays_whole():
   assert place.spec == P(None, 'tensor')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'axes',
   [
@@ -163,8 +164,8 @@ def one_device():
 @pytest.mark.parametrize(
   'axes',
   [
-    pytest.param({'mesh__data': 8}, marks=pytest.mark.slow),
-    pytest.param({'mesh__data': 2, 'mesh__fsdp': 4}, marks=pytest.mark.slow),
+    {'mesh__data': 8},
+    {'mesh__data': 2, 'mesh__fsdp': 4},
     {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2},
   ],
   ids=lambda axes: '-'.join(map(str, axes.values())),

@@ -487,6 +487,7 @@ def command(*args):
   )
 
 
+@pytest.mark.slow
 def test_the_command_imports_and_tells_what(tmp_path):
   done = command(f'--source={FOLDER}', f'--out={tmp_path}/run')
   assert done.returncode == 0, done.stderr

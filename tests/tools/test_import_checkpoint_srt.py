@@ -547,6 +547,7 @@ def test_no_program_in_a_file_is_run(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_the_command_imports_and_tells_what(tmp_path):
   done = subprocess.run(
     [

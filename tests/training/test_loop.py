@@ -232,6 +232,7 @@ def test_a_killed_runs_half_line_is_passed_over(tmp_path):
   assert picture_size(tmp_path / 'curves.png')[0] > 500
 
 
+@pytest.mark.slow
 def test_data_are_made_once_and_other_options_are_refused(
   tmp_path, capsys, monkeypatch
 ):
@@ -582,6 +583,7 @@ def test_a_workdir_that_cannot_be_written_is_said(data_dir, tmp_path):
     loop.train(small.recipe(data_dir), str(blocked / 'run'))
 
 
+@pytest.mark.slow
 def test_every_leaf_of_the_config_is_read(run, tmp_path, monkeypatch):
   """A key that nothing reads would be a promise that nobody keeps."""
   config, workdir, *_ = run

@@ -105,6 +105,7 @@ def test_a_target_is_drawn_from_its_pose_alone(name):
     assert (spread[FREEDOM[name] :] < 1e-5 * spread[0]).all()
 
 
+@pytest.mark.slow
 def test_rust_never_sees_the_half_that_it_draws():
   _, told = seen('rust')(params('rust'), views(2), LEFT)
   left, right = np.abs(told[..., :HALF, :]), np.abs(told[..., HALF:, :])
@@ -130,6 +131,7 @@ def test_rust_draws_the_half_that_it_does_not_see():
   np.testing.assert_array_equal(truth[1], images[1, -1, :, HALF:])
 
 
+@pytest.mark.slow
 def test_rayzer_draws_the_whole_target():
   drawn, _ = seen('rayzer')(params('rayzer'), views(2), LEFT)
   _, _, picture = program('rayzer')(params('rayzer'), views(2))

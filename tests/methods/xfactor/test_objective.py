@@ -408,6 +408,7 @@ def test_no_variant_leaks(changes):
   assert gradient[:, 8:, :16].max() > 0
 
 
+@pytest.mark.slow
 def test_explicit_poses_are_drawn_by_the_patches_own_rays():
   """Halves in another order give the same picture from the same poses."""
   functional = variant(pose='se3', pose_dim=10)

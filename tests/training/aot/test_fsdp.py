@@ -44,23 +44,16 @@ def check(found):
   assert found.sent_bytes > 0.6 * found.least_bytes, str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name',
   [
-    'stereo',
-    *(
-      pytest.param(name, marks=pytest.mark.slow)
-      for name in RECIPES
-      if name not in ('stereo', 'volumetric srt')
-    ),
+    *(name for name in RECIPES if name != 'volumetric srt'),
     pytest.param(
       'volumetric srt',
-      marks=[
-        pytest.mark.slow,
-        # By estimate gradients of the decoder, which is asked twice, are
-        # reduced for each time.
-        pytest.mark.xfail(reason='1.37 times the bound', strict=True),
-      ],
+      # By estimate gradients of the decoder, which is asked twice, are reduced
+      # for each time.
+      marks=pytest.mark.xfail(reason='1.37 times the bound', strict=True),
     ),
   ],
 )
