@@ -69,6 +69,7 @@ setuptools.setup(
     'xfactor.evaluation.reports': ['*.html'],
     'xfactor.evaluation.reports.runs': ['*.html'],
     'xfactor.export': ['site/*'],
+    'xfactor.inference': ['site/*'],
     'xfactor.training.aot': ['gpu_targets/*.txtpb'],
   },
   install_requires=[

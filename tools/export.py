@@ -7,10 +7,12 @@ writes the newest checkpoint of a run into a folder:
   stablehlo    encoder.stablehlo, renderer.stablehlo: jax.export, for CPU,
                CUDA and TPU
   onnx         encoder.onnx, renderer.onnx
+               (both: and calibration, if the checkpoint has one)
   safetensors  model.safetensors: parameters with the names of the public code
   torch        model.safetensors, xfactor_torch.py: a PyTorch state dict and its
                module
-  web          a static page that moves a picture like a video, in the browser
+  web          a static page, in which a picture is moved by keys or like a
+               video, in the browser
 
 and, but for safetensors, model.json with the sizes. docs/export.md has an
 example of each. Exit codes: 0 written, 2 bad input (one line on stderr says

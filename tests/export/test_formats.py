@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 import jax
@@ -13,10 +14,12 @@ import pytest
 from etils import epath
 
 from tests import commands, test_api
+from tests.inference import test_calibration
 from tests.training import small
 from xfactor import api
 from xfactor.errors import UserError
 from xfactor.export import formats, networks, programs, pytorch
+from xfactor.inference import calibration
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / 'docs/export.md'
 # What small models have that the published ones lack.
@@ -96,7 +99,7 @@ def test_the_example_gives_what_the_run_gives(
 def test_onnx_leaves_jax_as_it_was(tmp_path):
   pytest.importorskip('jax2onnx')
   before = dict(vars(jnp))
-  network = networks.Network('sine', jnp.sin, {'x': (3,)}, 'y')
+  network = networks.Network('sine', jnp.sin, {'x': (3,)}, ('y',))
   assert programs.write_onnx(network, epath.Path(tmp_path)).exists()
   after = vars(jnp)
   assert [x for x in before if after[x] is not before[x]] == []
@@ -118,6 +121,37 @@ def test_stablehlo_is_for_all_platforms(place):
   products = re.findall(r'stablehlo.dot_general.*', text)
   assert products
   assert all('HIGHEST' in product for product in products)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('to', ['onnx', 'stablehlo'])
+def test_a_calibration_is_a_third_network(place, tmp_path, to):
+  run = tmp_path / 'run'
+  shutil.copytree(place / 'run', run)
+  moved = test_calibration.motions()
+  with pytest.MonkeyPatch.context() as patch:  # Short trainings.
+    patch.setattr(calibration, '_STEPS', 150)
+    calibration._train.clear_cache()
+    made = test_calibration.fit(test_calibration.pairs_of(moved, bend=5.0))
+  calibration._train.clear_cache()
+  calibration.save(made, run)
+  formats.write(run, tmp_path / 'out', to=to)
+  cameras = calibration.relative_of(moved[:5])
+  camera = np.float32(cameras)
+  path = tmp_path / f'out/calibration.{to}'
+  if to == 'onnx':
+    runtime = pytest.importorskip('onnxruntime')
+    pose, distance = runtime.InferenceSession(path).run(
+      None, {'camera': camera}
+    )
+  else:
+    pose, distance = jax.export.deserialize(path.read_bytes()).call(camera)
+  wanted = made.poses(cameras)
+  scale = np.abs(wanted.poses).max()
+  np.testing.assert_allclose(pose, wanted.poses, atol=1e-5 * scale)
+  np.testing.assert_allclose(distance, wanted.distance, rtol=1e-4)
+  facts = json.loads((tmp_path / 'out/model.json').read_text())
+  assert facts['calibration'] == made.facts()
 
 
 @pytest.mark.slow

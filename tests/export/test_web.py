@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from tests import browser, test_api
 from tests.demo.serving import wait
+from tests.inference import test_calibration
 from xfactor import api
+from xfactor.data.formats import camera_paths
 from xfactor.errors import UserError
 from xfactor.export import formats, web
-from xfactor.inference import movie
+from xfactor.inference import calibration, movie
 
 SHOWN = """
 const canvas = document.getElementById(arguments[0]);
@@ -37,6 +41,15 @@ def place(tmp_path_factory):
   """A folder with a run and its page; the runtime comes from npm."""
   folder = tmp_path_factory.mktemp('place')
   test_api.save(folder / 'run')
+  with pytest.MonkeyPatch.context() as patch:  # Short trainings.
+    patch.setattr(calibration, '_STEPS', 150)
+    patch.setattr(calibration, '_MEMBERS', 2)
+    calibration._train.clear_cache()
+    made = test_calibration.fit(
+      test_calibration.pairs_of(test_calibration.motions())
+    )
+  calibration._train.clear_cache()
+  calibration.save(made, folder / 'run')
   if not shutil.which('npm'):
     pytest.skip('no npm: apt-get install npm')
   formats.write(folder / 'run', folder / 'site', to='web')
@@ -56,7 +69,9 @@ def page(place, request):
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
-    with browser.chromium(webgpu=request.param == 'GPU') as opened:
+    with browser.chromium(
+      webgpu=request.param == 'GPU', downloads=place / 'downloads'
+    ) as opened:
       opened.at = f'127.0.0.1:{server.server_port}'
       opened.get(f'http://{opened.at}/')
       wait(lambda: 'Choose' in status(opened))
@@ -66,8 +81,12 @@ def page(place, request):
     server.server_close()
 
 
+def text(page, name):
+  return page.find_element(By.ID, name).text
+
+
 def status(page):
-  return page.find_element(By.ID, 'status').text
+  return text(page, 'status')
 
 
 def choose(page, name, path):
@@ -111,6 +130,44 @@ def test_a_video_moves_a_picture(place, page, request):
   assert np.abs(last - first).max() > 2
   # The middle of a dark frame, and nothing from elsewhere.
   assert np.ptp(shown(page, 'motion')) <= 2
+  assert browser.hosts(page) == {page.at}
+  assert browser.errors(page) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::ResourceWarning')
+def test_keys_fly_through_a_picture(place, page):
+  choose(page, 'picture', place / 'kitchen.png')
+  wait(lambda: 'standard deviations' in text(page, 'distance'))
+  start = shown(page, 'view')
+  view = page.find_element(By.ID, 'view')
+  for key in 'w', Keys.ARROW_RIGHT, 'q':
+    view.click()
+    ActionChains(page).key_down(key).pause(0.5).key_up(key).perform()
+  wait(lambda: 'pictures a second' in text(page, 'where'))
+  print(re.search(r'[\d.]+ pictures a second', text(page, 'where'))[0])
+  page.find_element(By.ID, 'save-cameras').click()
+  file = place / 'downloads/transforms.json'
+  wait(file.exists)
+  path = camera_paths.read(file)
+  count = int(text(page, 'length').split()[2])
+  assert len(path.world_to_camera) == count > 3
+  # What is shown is what the model renders from the same cameras.
+  model = api.load(place / 'run')
+  np.testing.assert_allclose(path.focal, model.calibration.focal)
+  scene = np.asarray(Image.open(place / 'kitchen.png'))
+  want = model.render_path([scene], path.world_to_camera[[0, -1]]).astype(int)
+  last = shown(page, 'view')
+  assert np.abs(last - want[1]).max() <= 1
+  assert np.abs(start - want[0]).max() <= 1
+  assert np.abs(last - start).max() > 2
+  (far,) = model.calibration.distance(path.world_to_camera[-1:])
+  said = float(text(page, 'distance').split()[0])
+  assert said == pytest.approx(far, abs=0.06)
+  view.click()
+  ActionChains(page).send_keys('r').perform()
+  wait(lambda: text(page, 'length').split()[2] == '1')
+  np.testing.assert_array_equal(shown(page, 'view'), start)
   assert browser.hosts(page) == {page.at}
   assert browser.errors(page) == []
 

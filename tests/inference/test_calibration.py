@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -70,6 +71,19 @@ def bent():
 @pytest.fixture(scope='module')
 def made(bent):
   return fit(bent)
+
+
+@pytest.mark.parametrize('bend', [1.0, 5.0])  # Ridge, or networks.
+def test_exported_maps_are_the_same(bend):
+  made = fit(pairs_of(motions(), bend=bend, channels=8))
+  moved = np.concatenate([motions(1)[:20], 10 * motions(2)[:20], [[0] * 6]])
+  assert np.linalg.norm(moved[:, :3], axis=1).max() > 2  # Radians.
+  relative = calibration.relative_of(moved)
+  wanted = made.poses(relative)
+  pose, distance = jax.jit(made.traced)(np.float32(relative))
+  scale = abs(wanted.poses).max()
+  np.testing.assert_allclose(pose, wanted.poses, atol=1e-5 * scale)
+  np.testing.assert_allclose(distance, wanted.distance, rtol=1e-4)
 
 
 def test_motions_and_poses_are_inverse():

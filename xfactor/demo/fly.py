@@ -8,31 +8,35 @@ import collections
 import hashlib
 import json
 import pathlib
-import tempfile
 import threading
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from etils import epath
 from jaxtyping import Float, UInt8
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import (
+  FileResponse,
+  JSONResponse,
+  PlainTextResponse,
+  Response,
+)
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from xfactor.data import images
-from xfactor.data.formats import camera_paths
 from xfactor.demo import motion, uploads
 from xfactor.errors import UserError
 from xfactor.evaluation.oracles import base as oracles
 from xfactor.inference import footage, latent, movie, path_render
 
 _SITE = pathlib.Path(__file__).with_name('site')
+_SHARED = resources.files('xfactor.inference') / 'site/fly.js'
 CAMERAS = 300  # Most cameras of a path.
 _SCENES = 64  # Most scenes in memory, at the size of the model.
 _AT_ONCE = 8  # Most requests that are answered at the same time.
@@ -62,14 +66,12 @@ class Flyer:
     """Returns what the page needs to know about the model and its limits."""
     calibration = self._model.calibration
     return {
-      'size': self._model.image_size,
+      'width': self._model.image_size,
+      'height': self._model.image_size,
       'clips': self._mover.clips,
       'clip': self._mover.defaults()[1],
-      'focal': calibration.focal,
-      'move': calibration.move,
-      'unit': calibration.unit,
-      'limit': calibration.motions.limit,
       'cameras': CAMERAS,
+      **calibration.facts(),
       'megabytes': self.limits.megabytes,
     }
 
@@ -135,13 +137,6 @@ class Flyer:
       truth=None,
     )
 
-  def transforms(self, cameras: Float[np.ndarray, 'n 3 4']) -> bytes:
-    """Returns cameras as a transforms.json."""
-    with tempfile.TemporaryDirectory() as folder:
-      path = epath.Path(folder) / 'transforms.json'
-      camera_paths.write(path, cameras, self._model.calibration.focal)
-      return path.read_bytes()
-
   def _fit(self, picture: np.ndarray) -> UInt8[np.ndarray, 'h w 3']:
     return self._model.telling(lambda _: None).fit([picture])[0]
 
@@ -186,10 +181,6 @@ def application(flyer: Flyer) -> Starlette:
     shown = flyer.fly(asked.get('scene'), cameras)
     return Response(movie.mp4(shown.video(_SIZE), rate), media_type='video/mp4')
 
-  def transforms(data: bytes) -> Response:
-    cameras = _cameras(_object(data))
-    return Response(flyer.transforms(cameras), media_type='application/json')
-
   at_once = threading.BoundedSemaphore(_AT_ONCE)
 
   def post(
@@ -213,7 +204,7 @@ def application(flyer: Flyer) -> Starlette:
       post('/picture', picture, flyer.limits.megabytes),
       post('/view', view),
       post('/fly.mp4', video),
-      post('/transforms.json', transforms),
+      Route('/fly.js', lambda _: FileResponse(_SHARED)),
       Mount('/', StaticFiles(directory=_SITE, html=True)),
     ],
     exception_handlers={

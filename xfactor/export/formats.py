@@ -23,8 +23,7 @@ def _both(write: Callable[..., epath.Path]) -> Callable[..., Paths]:
   def written(workdir: epath.Path, out: epath.Path) -> Paths:
     networks = networks_lib.load(workdir)
     return [
-      write(networks.encoder, out),
-      write(networks.renderer, out),
+      *(write(network, out) for network in networks.all()),
       write_facts(networks, out),
     ]
 
@@ -42,8 +41,7 @@ def _web(workdir: epath.Path, out: epath.Path) -> Paths:
   runtime = web.write(out)  # First: it may need the network.
   return [
     *runtime,
-    programs.write_onnx(networks.encoder, out),
-    programs.write_onnx(networks.renderer, out),
+    *(programs.write_onnx(network, out) for network in networks.all()),
     write_facts(networks, out),
   ]
 

@@ -1,4 +1,4 @@
-"""The two networks of a trained XFactor as functions of arrays."""
+"""The networks of a trained XFactor as functions of arrays."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Array, Float
 
 from xfactor.errors import UserError
+from xfactor.inference import calibration as calibrations
 from xfactor.inference import restore
 from xfactor.nn.functional import Functional, Params
 
@@ -20,16 +21,16 @@ class Network:
   """A function of named float32 arrays, with its parameters in it.
 
   Attributes:
-    name: 'encoder' or 'renderer'.
+    name: 'encoder', 'renderer' or 'calibration'.
     apply: The function.
     inputs: Shape of each argument behind the batch axis, by name.
-    output: Name of the output.
+    outputs: Names of the outputs.
   """
 
   name: str
-  apply: Callable[..., Array]
+  apply: Callable[..., Array | tuple[Array, ...]]
   inputs: dict[str, tuple[int, ...]]
-  output: str
+  outputs: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Networks:
   Attributes:
     encoder: (reference, frame) to the latent pose of the frame.
     renderer: (context, context_poses, pose) to the picture at the pose.
+    calibration: (camera,) relative to the reference's to its latent pose and
+      its distance from the motions of the calibration; None without one.
     model: Sizes of the networks.
     params: Parameters by our names, on one device.
     facts: What programs need to know, as JSON.
@@ -46,9 +49,15 @@ class Networks:
 
   encoder: Network
   renderer: Network
+  calibration: Network | None
   model: Any
   params: Params
   facts: dict[str, Any]
+
+  def all(self) -> list[Network]:
+    """Returns the networks that there are."""
+    found = self.encoder, self.renderer, self.calibration
+    return [network for network in found if network]
 
 
 def load(workdir: epath.PathLike, contexts: int | None = None) -> Networks:
@@ -79,12 +88,13 @@ def load(workdir: epath.PathLike, contexts: int | None = None) -> Networks:
   params = jax.device_put(restored.params, jax.devices()[0])
   picture = (build.image_size, build.image_width, 3)
   pose = (model.pose_dim,)
+  known = calibrations.load(restored.workdir, restored.step)
   return Networks(
     Network(
       'encoder',
       functools.partial(_encode, functional, params),
       {'reference': picture, 'frame': picture},
-      'pose',
+      ('pose',),
     ),
     Network(
       'renderer',
@@ -94,7 +104,11 @@ def load(workdir: epath.PathLike, contexts: int | None = None) -> Networks:
         'context_poses': (contexts, *pose),
         'pose': pose,
       },
-      'picture',
+      ('picture',),
+    ),
+    known
+    and Network(
+      'calibration', known.traced, {'camera': (3, 4)}, ('pose', 'distance')
     ),
     model,
     params,
@@ -105,6 +119,7 @@ def load(workdir: epath.PathLike, contexts: int | None = None) -> Networks:
       'contexts': contexts,
       'window': restored.window,
       'model': dataclasses.asdict(model),
+      'calibration': known and known.facts(),
     },
   )
 

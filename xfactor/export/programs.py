@@ -62,7 +62,7 @@ def write_onnx(network: Network, folder: epath.Path) -> epath.Path:
         network.apply,
         [('batch', *shape) for shape in network.inputs.values()],
         input_names=list(network.inputs),
-        output_names=[network.output],
+        output_names=list(network.outputs),
         model_name=network.name,
       )
     finally:

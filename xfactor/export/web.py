@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import tarfile
 import tempfile
+from importlib import resources
 
 from etils import epath
 
@@ -22,6 +23,7 @@ _RUNTIME_FILES = (
   'ort-wasm-simd-threaded.asyncify.wasm',
 )
 _SITE = pathlib.Path(__file__).with_name('site')
+_SHARED = resources.files('xfactor.inference') / 'site/fly.js'
 
 
 def write(folder: epath.Path) -> list[epath.Path]:
@@ -31,7 +33,8 @@ def write(folder: epath.Path) -> list[epath.Path]:
     UserError: If the runtime cannot be fetched with npm.
   """
   content = {f'ort/{name}': data for name, data in _runtime().items()}
-  content |= {path.name: path.read_bytes() for path in sorted(_SITE.iterdir())}
+  pages = [*sorted(_SITE.iterdir()), _SHARED]
+  content |= {path.name: path.read_bytes() for path in pages}
   for name, data in content.items():
     with snapshot.whole(folder / name) as file:
       file.write(data)

@@ -221,6 +221,15 @@ class Calibration:
       return f'the unit of {self.data}'
     return 'typical moves of a clip (the root mean square of its pairs)'
 
+  def facts(self) -> dict[str, float | str]:
+    """Returns what programs that move a camera need, as JSON."""
+    return {
+      'focal': self.focal,
+      'move': self.move,
+      'unit': self.unit,
+      'limit': self.motions.limit,
+    }
+
   def poses(
     self,
     relative: Float[np.ndarray, 'n 3 4'],
@@ -244,6 +253,39 @@ class Calibration:
       np.sqrt(np.mean(spread**2, 1)),
       self.distance(relative, focal),
     )
+
+  def traced(
+    self, relative: Float[Array, 'n 3 4']
+  ) -> tuple[Float[Array, 'n z'], Float[Array, ' n']]:
+    """Returns poses and distances as `poses` does, to JAX and in float32.
+
+    For programs that are exported. The focal length is the typical one, and
+    turns are of less than 180 degrees.
+
+    Args:
+      relative: Poses from the reference's camera to each camera.
+    """
+    turn, moved = relative[:, :, :3], relative[:, :, 3]
+    skew = (turn - turn.swapaxes(1, 2)) / 2
+    axis = jnp.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], 1)
+    sine = jnp.linalg.norm(axis, axis=1, keepdims=True)
+    cosine = (jnp.trace(turn, axis1=1, axis2=2)[:, None] - 1) / 2
+    angle = 2 * jnp.arctan(sine / (1 + cosine))
+    vector = axis * (angle / jnp.maximum(sine, 1e-12))
+    eye = -jnp.sum(turn * moved[:, :, None], 1)
+    row = jnp.concatenate([vector, eye, jnp.zeros_like(sine)], 1)
+    to, domain = self.to_latents, self.motions
+    x = row / np.float32(to.scale[None])
+    pose = x @ np.float32(to.ridge)
+    if to.best == 'network':
+      # One after the other: jax2onnx has no batched layers.
+      count = len(next(iter(to.params.values())))
+      for i in range(count):
+        member = {k: jnp.asarray(v[i]) for k, v in to.params.items()}
+        pose += _residual(member, x, jnp.zeros_like(x)) / count
+    left = row - np.float32(domain.mean[None])
+    distance = jnp.linalg.norm(left @ np.float32(domain.whitening.T), axis=1)
+    return pose * np.float32(to.out_scale[None]), distance
 
   def distance(
     self,

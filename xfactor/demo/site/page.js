@@ -1,35 +1,13 @@
-// Moves a camera by keys and mouse; the server renders what it sees.
-//
-// Axes are those of the scene's picture: x right, y down, z ahead. A pose is
-// the camera's place, its yaw (to the right) and its pitch (up), in radians.
-
-const RATE = 10;  // Degrees per second that arrow keys turn.
-const TAP = 0.1;  // Seconds that the first step of a key takes.
-const LONGEST = 0.25;  // Seconds that any other step takes at most.
-const FRAMES = 10;  // Pictures that the rate is the average of.
-const DIRECTIONS = 40;  // Most cameras of the path whose direction is drawn.
-const MOVES = {
-  KeyW: [0, 0, 1], KeyS: [0, 0, -1], KeyA: [-1, 0, 0], KeyD: [1, 0, 0],
-  KeyQ: [0, -1, 0], KeyE: [0, 1, 0],
-};
-const TURNS = {
-  ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1],
-};
-const ORANGE = 'rgb(200, 80, 0)', BLUE = '#48c', GREY = '#888';
+// Chooses scenes; the server renders what the camera sees.
+import { download, open } from './fly.js';
 
 const element = (id) => document.getElementById(id);
 const say = (text, beyond = false) => {
   element('status').textContent = text;
   element('status').classList.toggle('beyond', beyond);
 };
-const [view, map] = [element('view'), element('path')];
-const START = { at: [0, 0, 0], yaw: 0, pitch: 0 };
 
-let facts, scene = null, flying = false, rate = null, run = 0;
-let pose = START, shown = null;  // Where the camera is, and what is shown.
-let path = [];  // Cameras shown since the start, the last ones if many.
-let look = { yaw: -0.6, pitch: 0.5 };  // From where the path is seen.
-const held = new Set(), pressed = new Set();  // Keys.
+let facts, flight, scene = null;
 
 async function ask(name, body) {
   let answer;
@@ -42,161 +20,16 @@ async function ask(name, body) {
   return answer;
 }
 
-const attempt = (what) => (...values) => what(...values).catch((error) => {
-  held.clear();
-  pressed.clear();
-  say(`${error.message}.`);
-});
+const attempt = (what) => (...values) =>
+  what(...values).catch((error) => say(`${error.message}.`));
 
-// Right, down and ahead of a camera.
-function axes({ yaw, pitch }) {
-  const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch),
-    Math.sin(pitch)];
-  return [[cy, 0, -sy], [sy * sp, cp, cy * sp], [sy * cp, -sp, cy * cp]];
-}
-
-const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-const along = (at, directions, steps) => at.map((value, i) =>
-  value + dot(steps, directions.map((direction) => direction[i])));
-
-// World to camera, [R|t].
-const matrix = (pose) => axes(pose).map(
-  (axis) => [...axis, -dot(axis, pose.at)]);
-
-function turned(pose, right, up) {
-  const most = Math.PI / 2 - 0.01;
-  return { ...pose, yaw: pose.yaw + right,
-    pitch: Math.max(-most, Math.min(most, pose.pitch + up)) };
-}
-
-// Moves by the keys for some seconds.
-function step(seconds) {
-  const angle = RATE * Math.PI / 180 * seconds, length = facts.move * seconds;
-  for (const key of new Set([...held, ...pressed])) {
-    if (key in TURNS) {
-      pose = turned(pose, ...TURNS[key].map((x) => x * angle));
-    } else {
-      const steps = MOVES[key].map((x) => x * length);
-      pose = { ...pose, at: along(pose.at, axes(pose), steps) };
-    }
-  }
-  pressed.clear();
-}
-
-// Shows pictures, one request at a time, until the camera stays.
-async function fly() {
-  if (flying || scene === null) return;
-  flying = true;
-  const times = [];
-  try {
-    while (held.size || pressed.size || shown !== pose) {
-      const now = performance.now() / 1000;
-      const last = times.at(-1) ?? now - TAP;
-      times.push(now);
-      step(Math.min(now - last, LONGEST));
-      const [mine, where] = [run, pose];
-      const answer = await ask('view', JSON.stringify(
-        { scene, cameras: [matrix(where)] }));
-      const picture = await createImageBitmap(await answer.blob());
-      if (mine !== run) continue;  // Started again while it was rendered.
-      view.getContext('2d').drawImage(picture, 0, 0);
-      shown = where;
-      const distance = Number(answer.headers.get('X-Distance'));
-      path.push({ ...where, beyond: distance > facts.limit });
-      path = path.slice(-facts.cameras);
-      if (times.length > 1) {
-        const recent = times.slice(-FRAMES);
-        rate = recent.length / (performance.now() / 1000 - recent[0]);
-      }
-      tell(distance);
-      draw();
-    }
-  } finally {
-    flying = false;
-  }
-}
-
-function tell(distance) {
-  const beyond = distance > facts.limit, { at, yaw, pitch } = pose;
-  view.classList.toggle('beyond', beyond);
-  const far = distance.toFixed(1), limit = facts.limit.toFixed(1);
-  say(`${far} standard deviations from the motions of the calibration (99 % ` +
-    `are within ${limit})` + (beyond ?
-      ': the picture is unreliable; go back, or press R.' : '.'), beyond);
-  const degrees = (angle, positive, negative) =>
-    `${Math.abs(angle * 180 / Math.PI).toFixed(1)}° ` +
-    (angle < 0 ? negative : positive);
-  const [x, y, z] = at.map((value) => value.toFixed(2));
-  const place = `Position ${x} right, ${y} down, ${z} ahead in ${facts.unit}; `;
-  element('where').textContent = (facts.move ? place : '') +
-    `turned ${degrees(yaw, 'right', 'left')}, ${degrees(pitch, 'up', 'down')}` +
-    (rate ? `; ${rate.toFixed(1)} pictures a second` : '');
-  element('length').textContent = `Path of ${path.length} cameras` +
-    (path.length === facts.cameras ? ' (the last ones):' : ':');
-  for (const id of ['save-mp4', 'save-cameras']) {
-    element(id).disabled = path.length < 2;
-  }
-}
-
-// The path and its cameras, in parallel projection.
-function draw() {
-  const context = map.getContext('2d');
-  const { width, height } = map;
-  context.clearRect(0, 0, width, height);
-  const places = [START, ...path].map(({ at }) => at);
-  const [low, high] = [Math.min, Math.max].map((end) =>
-    [0, 1, 2].map((i) => end(...places.map((at) => at[i]))));
-  const middle = low.map((value, i) => (value + high[i]) / 2);
-  const extent = Math.max(
-    ...low.map((value, i) => high[i] - value), facts.move || 1);
-  const directions = axes(look), scale = 0.5 * width / extent;
-  const flat = (at) => {
-    const from = at.map((value, i) => value - middle[i]);
-    return [width / 2 + scale * dot(from, directions[0]),
-      height / 2 + scale * dot(from, directions[1])];
+async function render(camera) {
+  const answer = await ask('view', JSON.stringify(
+    { scene, cameras: [camera] }));
+  return {
+    picture: await createImageBitmap(await answer.blob()),
+    distance: Number(answer.headers.get('X-Distance')),
   };
-  const line = (colour, thick, ...points) => {
-    context.beginPath();
-    context.strokeStyle = colour;
-    context.lineWidth = thick;
-    points.map(flat).forEach(([x, y]) => context.lineTo(x, y));
-    context.stroke();
-  };
-  // What a camera sees at some distance is drawn as a pyramid.
-  const size = (facts.move ? 0.12 : 0.4) * extent;
-  const pyramid = (pose, colour, thick) => {
-    const half = size / 2 / facts.focal;
-    const corners = [[-1, -1], [1, -1], [1, 1], [-1, 1]].map(([x, y]) =>
-      along(pose.at, axes(pose), [x * half, y * half, size]));
-    line(colour, thick, ...corners, corners[0]);
-    corners.forEach((corner) => line(colour, thick, pose.at, corner));
-  };
-  context.font = '15px system-ui, sans-serif';
-  context.fillStyle = GREY;
-  for (const [name, end] of [['right', [1, 0, 0]], ['up', [0, -1, 0]],
-    ['ahead', [0, 0, 1]]]) {
-    const tip = end.map((x) => 0.5 * extent * x);
-    line(GREY, 1, START.at, tip);
-    context.fillText(name, ...flat(tip));
-  }
-  pyramid(START, GREY, 1);
-  const often = Math.ceil(path.length / DIRECTIONS);
-  path.forEach((camera, i) => {
-    const colour = camera.beyond ? ORANGE : BLUE;
-    if (i) line(colour, 2, path[i - 1].at, camera.at);
-    if (i % often) return;
-    line(colour, 1, camera.at, along(camera.at, axes(camera), [0, 0, size]));
-  });
-  if (path.length) {
-    pyramid(path.at(-1), path.at(-1).beyond ? ORANGE : BLUE, 2);
-  }
-}
-
-// Starts again at the picture of the scene.
-function reset() {
-  run++;
-  [pose, path, shown] = [{ ...START }, [], null];
-  return fly();
 }
 
 async function chooseClip(frame) {
@@ -207,7 +40,7 @@ async function chooseClip(frame) {
   element('frame').value = found.frame;
   element('picture').value = '';
   scene = found.scene;
-  await reset();
+  await flight.reset();
 }
 
 async function choosePicture() {
@@ -219,77 +52,35 @@ async function choosePicture() {
   }
   say('Reading the picture.');
   scene = (await (await ask('picture', file)).json()).scene;
-  view.focus();
-  await reset();
+  flight.view.focus();
+  await flight.reset();
 }
 
-async function save(name, body) {
-  const cameras = path.map(matrix);
-  say(`Making ${name}.`);
-  const answer = await ask(name, JSON.stringify({ ...body, cameras }));
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(await answer.blob());
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  say(`${name} is made.`);
+async function saveVideo() {
+  say('Making fly.mp4.');
+  const rate = Math.max(1, Math.min(60, flight.rate() ?? 5));
+  const answer = await ask('fly.mp4', JSON.stringify(
+    { scene, rate, cameras: flight.path() }));
+  download('fly.mp4', await answer.blob());
+  say('fly.mp4 is made.');
 }
-
-// Calls with the shares of the canvas that the mouse moves, right and down.
-function onDrag(canvas, move) {
-  canvas.addEventListener('pointerdown', (event) => {
-    canvas.setPointerCapture(event.pointerId);
-  });
-  canvas.addEventListener('pointermove', (event) => {
-    if (!canvas.hasPointerCapture(event.pointerId)) return;
-    move(event.movementX / canvas.clientWidth,
-      event.movementY / canvas.clientHeight);
-  });
-}
-
-onDrag(view, (right, down) => {
-  // The scene stays below the mouse.
-  const field = 2 * Math.atan(0.5 / facts.focal);
-  pose = turned(pose, -right * field, down * field);
-  attempt(fly)();
-});
-onDrag(map, (right, down) => {
-  look = turned(look, -3 * right, 3 * down);
-  draw();
-});
-addEventListener('keydown', (event) => {
-  const { code, target } = event;
-  const busy = target.tagName === 'SELECT' ||
-    (target.tagName === 'INPUT' && code in TURNS);
-  if (busy || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (code === 'KeyR') attempt(reset)();
-  if (!(code in TURNS) && !(code in MOVES && facts.move)) return;
-  event.preventDefault();
-  held.add(code);
-  pressed.add(code);
-  attempt(fly)();
-});
-addEventListener('keyup', (event) => held.delete(event.code));
-addEventListener('blur', () => held.clear());
-element('clip').addEventListener('change', attempt(async () => {
-  view.focus();
-  await chooseClip();
-}));
-element('frame').addEventListener('change', attempt(
-  () => chooseClip(element('frame').valueAsNumber)));
-element('picture').addEventListener('change', attempt(choosePicture));
-element('save-mp4').addEventListener('click', attempt(
-  () => save('fly.mp4', { scene, rate: Math.max(1, Math.min(60, rate ?? 5)) })));
-element('save-cameras').addEventListener('click', attempt(
-  () => save('transforms.json', {})));
 
 await attempt(async () => {
   facts = await (await fetch('facts.json')).json();
+  flight = open(element('flight'), facts, render, say);
+  element('save').append(element('save-mp4'));
+  element('flight').addEventListener('moved', () => {
+    element('save-mp4').disabled = flight.path().length < 2;
+  });
   element('clip').append(...facts.clips.map((clip) => new Option(clip)));
   element('clip').value = facts.clip;
-  element('only-turns').hidden = facts.move > 0;
-  element('moves').hidden = facts.move === 0;
-  Object.assign(view, { width: facts.size, height: facts.size });
-  draw();
+  element('clip').addEventListener('change', attempt(async () => {
+    flight.view.focus();
+    await chooseClip();
+  }));
+  element('frame').addEventListener('change', attempt(
+    () => chooseClip(element('frame').valueAsNumber)));
+  element('picture').addEventListener('change', attempt(choosePicture));
+  element('save-mp4').addEventListener('click', attempt(saveVideo));
   await chooseClip();
 })();

@@ -1,12 +1,14 @@
-// Applies the camera motion of a video to a picture, with two ONNX networks.
+// Applies the camera motion of a video, or of keys and mouse, to a picture.
+import { open as openFlight } from './fly.js';
+
 const element = (id) => document.getElementById(id);
 const say = (text) => { element('status').textContent = text; };
 const facts = await (await fetch('model.json')).json();
 const { width, height } = facts;
 
-let ort, where, networks, frames = [], moved = [], playing = null, run = 0;
+let ort, where, networks, flight, last = Promise.resolve(), frames = [], moved = [], playing = null, run = 0;
 
-// Opens both networks, on the GPU ('webgpu') or the CPU ('wasm').
+// Opens the networks, on the GPU ('webgpu') or the CPU ('wasm').
 async function open(provider) {
   ort = await import(`./ort/ort.${provider}.min.mjs`);
   // More threads need headers that plain file servers do not send.
@@ -14,11 +16,14 @@ async function open(provider) {
   ort.env.wasm.wasmPaths = new URL('ort/', import.meta.url).href;
   ort.env.logLevel = 'error';
   const options = { executionProviders: [provider], logSeverityLevel: 3 };
-  const [encoder, renderer] = [
-    await ort.InferenceSession.create('encoder.onnx', options),
-    await ort.InferenceSession.create('renderer.onnx', options)];
+  const names = ['encoder', 'renderer'];
+  if (facts.calibration) names.push('calibration');
+  const opened = {};
+  for (const name of names) {
+    opened[name] = await ort.InferenceSession.create(`${name}.onnx`, options);
+  }
   where = provider === 'wasm' ? 'CPU' : 'GPU';
-  return { encoder, renderer };
+  return opened;
 }
 
 // On the GPU if there is one that works.
@@ -29,6 +34,25 @@ async function load() {
     console.warn(`WebGPU cannot be used (${error.message})`);
   }
   return open('wasm');
+}
+
+// Runs a network. They run one after the other.
+function evaluate(name, inputs) {
+  const next = () => networks[name].run(inputs);
+  return last = last.then(next, next);
+}
+
+// The picture that the scene shows at a pose, as pixels.
+async function render(context, pose) {
+  const dim = facts.model.pose_dim;
+  const { picture } = await evaluate('renderer', {
+    context,
+    // The context's own pose is zero.
+    context_poses: new ort.Tensor(
+      'float32', new Float32Array(dim), [1, 1, dim]),
+    pose,
+  });
+  return toPixels(picture.data);
 }
 
 // The central part of a picture or video frame as pixels of the model's size.
@@ -120,21 +144,17 @@ async function transfer() {
   const scene = await readPicture(picture);
   const read = await readVideo(video, number('frames'), number('seconds'));
   const batch = [1, height, width, 3], dim = facts.model.pose_dim;
+  const zero = new ort.Tensor('float32', new Float32Array(dim), [1, dim]);
   const reference = toTensor(read[0], batch);
   const context = toTensor(scene, [1, 1, height, width, 3]);
-  const zeros = new Float32Array(dim), drawn = [];
+  const drawn = [];
   const start = performance.now();
   for (const [i, frame] of read.entries()) {
     // The reference's own pose is zero.
-    const values = i === 0 ? zeros : (await networks.encoder.run(
-      { reference, frame: toTensor(frame, batch) })).pose.data;
-    const { picture } = await networks.renderer.run({
-      context,
-      context_poses: new ort.Tensor('float32', zeros, [1, 1, dim]),
-      pose: new ort.Tensor('float32', values, [1, dim]),
-    });
+    const { pose } = i === 0 ? { pose: zero } : await evaluate('encoder',
+      { reference, frame: toTensor(frame, batch) });
+    drawn.push(await render(context, pose));
     if (mine !== run) return;
-    drawn.push(toPixels(picture.data));
     [frames, moved] = [read, drawn];
     show(i);
     say(`Frame ${i + 1} of ${read.length}.`);
@@ -144,6 +164,31 @@ async function transfer() {
   say(`${read.length} frames, ${rate.toFixed(1)} frames per second on the ${where}.`);
   element('shown').max = read.length - 1;
   element('shown').disabled = element('play').disabled = false;
+}
+
+// Puts the camera of the keys into the picture.
+async function chooseScene() {
+  const [picture] = element('picture').files;
+  if (!networks?.calibration || !picture) return;
+  const context = toTensor(
+    await readPicture(picture), [1, 1, height, width, 3]);
+  const sayHere = (text, beyond = false) => {
+    element('distance').textContent = text;
+    element('distance').classList.toggle('beyond', beyond);
+  };
+  const see = async (camera) => {
+    const { pose, distance } = await evaluate('calibration', {
+      camera: new ort.Tensor(
+        'float32', Float32Array.from(camera.flat()), [1, 3, 4]) });
+    const pixels = await render(context, pose);
+    return { picture: await createImageBitmap(pixels),
+      distance: distance.data[0] };
+  };
+  flight ??= openFlight(element('flight'),
+    { ...facts, ...facts.calibration, cameras: 300 },
+    (camera) => flight.see(camera), sayHere);
+  flight.see = see;
+  await flight.reset();
 }
 
 function stop() {
@@ -160,6 +205,8 @@ function play() {
     (element('shown').valueAsNumber + 1) % moved.length), pause);
 }
 
+const attemptScene = () => chooseScene().catch(
+  (error) => say(`${error.message}.`));
 const attempt = () => transfer().catch((error) => say(`${error.message}.`));
 
 element('frames').value = Math.min(facts.window ?? 16, 16);
@@ -169,6 +216,7 @@ for (const id of ['motion', 'moved']) {
 for (const id of ['video', 'picture', 'frames', 'seconds']) {
   element(id).addEventListener('change', attempt);
 }
+element('picture').addEventListener('change', attemptScene);
 element('shown').addEventListener('input', () => {
   stop();
   show(element('shown').valueAsNumber);
@@ -184,11 +232,17 @@ document.addEventListener('drop', (event) => {
     element(kind).files = one.files;
   }
   attempt();
+  attemptScene();
 });
+if (!facts.calibration) {
+  element('distance').textContent = 'This model cannot: its run had no ' +
+    'calibration when it was exported (python -m xfactor.calibrate).';
+}
 try {
   networks = await load();
-  say('Choose a video and a picture.');
+  say('Choose a picture and a video.');
   attempt();
+  attemptScene();
 } catch (error) {
   say(`The model cannot be loaded (${error.message}): export it again.`);
 }
