@@ -278,7 +278,7 @@ def _encode(
       [
         model.fit(
           [images.decode(data) for data in store.clip_frames(clip, frames)],
-          f'a frame of {store.clip_id(clip)}',
+          f'a frame of {store.name}',
         )
         for clip, frames in zip(
           windows.clips[part].tolist(), windows.frames[part], strict=True

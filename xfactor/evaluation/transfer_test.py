@@ -320,7 +320,7 @@ class Rendering:
     store, clip = excerpt.store, excerpt.clip
     return self._model.fit(
       [images.decode(data) for data in store.clip_frames(clip, frames)],
-      f'a frame of {store.clip_id(clip)}',
+      f'a frame of {store.name}',
     )
 
   def _draw_anew(
