@@ -17,13 +17,12 @@ const TURNS = {
   ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1],
 };
 const ORANGE = 'rgb(200, 80, 0)', BLUE = '#48c', GREY = '#888';
-
 const START = { at: [0, 0, 0], yaw: 0, pitch: 0 };
 const PIXELS = 512;  // Side of the pictures that transforms.json is for.
 
 const element = (id) => document.getElementById(id);
 
-// What moves here is inside of `root`.
+// Content of the element that `open` fills.
 const PARTS = `
   <style>
     #fly { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem;
@@ -109,12 +108,13 @@ export function download(name, blob) {
 //
 // facts: width and height of a picture in pixels; focal, move, unit and limit
 //   of the calibration; cameras, the longest path.
-// render: returns (a promise of) the picture that a camera sees, of which
-//   drawImage takes, and its distance, for [R|t] from the scene's camera.
-// say: shows a sentence; in orange if the second argument is true.
-// Returns `reset`, which starts at a new scene, the canvas `view`, and `path`
-// and `rate`, which return the cameras and the pictures per second. `root` gets
-// the event 'moved' at each picture.
+// render: takes a camera, [R|t] relative to that of the scene; returns a
+//   promise of { picture, distance }. The picture is one that drawImage takes.
+// say: shows a sentence, in orange if the second argument is true.
+//
+// Returns the canvas `view` and three functions: `reset` starts at a new scene,
+// `path` returns the cameras, `rate` the pictures per second. Each picture
+// sends the event 'moved' to `root`.
 export function open(root, facts, render, say) {
   root.innerHTML = PARTS;
   const [view, map] = [element('view'), element('path')];
